@@ -1,0 +1,32 @@
+"""finemoe: Mixture-of-Experts models whose experts do not fit on the device, and the FineMoE paper's artifact.
+
+The names below load what they need on first use, so that `import finemoe` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finemoe.runtime.engine import Engine, offload
+    from finemoe.runtime.recorder import record
+    from finemoe.traces import RoutingTrace
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "RoutingTrace", "offload", "record"]
+
+_HOMES = {
+    "Engine": "finemoe.runtime.engine",
+    "RoutingTrace": "finemoe.traces",
+    "offload": "finemoe.runtime.engine",
+    "record": "finemoe.runtime.recorder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'finemoe' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

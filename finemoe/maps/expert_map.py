@@ -1,0 +1,39 @@
+"""Expert maps: one iteration's gate distributions over all experts, layer by layer (section 4.1).
+
+A map is an array [L, J]; a row is the gate's softmax over all J routed experts *before* top-K and before any
+renormalisation, so a row sums to 1. Several maps stack to [n, L, J]. Shared experts are not in a map.
+"""
+
+import numpy as np
+
+from finemoe.errors import EngineError, FinemoeError
+
+
+def from_logits(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in float32: gate logits [..., J] to map rows [..., J]."""
+    logits = np.asarray(logits, dtype=np.float32)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def require_distribution(probs: np.ndarray, layer: int) -> None:
+    """Refuse a gate output that is not a distribution (a router that emits NaN must not pass in silence).
+
+    Args:
+        probs: [B, J]; layer: index of the MoE layer, for the message.
+    Raises:
+        EngineError: some row is NaN or does not sum to 1.
+    """
+    sums = probs.sum(axis=-1)
+    if not (np.abs(sums - 1.0) < 1e-2).all():  # false for NaN too
+        raise EngineError(f"the router of MoE layer {layer} emitted NaN or no distribution (row sum {sums.min():.3g})")
+
+
+def activation_counts(maps: np.ndarray, top_k: int) -> np.ndarray:
+    """Coarse counts [L, J] that the maps [n, L, J] generalise: the top K of every row, summed over iterations (4.1)."""
+    if not 1 <= top_k <= maps.shape[-1]:
+        raise FinemoeError(f"top_k is {top_k}, must lie in 1..{maps.shape[-1]}")
+    activated = np.argsort(-maps, axis=-1, kind="stable")[..., :top_k]
+    counts = np.zeros(maps.shape, dtype=np.int64)
+    np.put_along_axis(counts, activated, 1, axis=-1)
+    return counts.sum(axis=0)

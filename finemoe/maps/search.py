@@ -1,0 +1,66 @@
+"""Trajectory search (section 4.2.2, Eq. 5) with incremental prefix cosines.
+
+Eq. 5 compares the observed prefix P_1..P_m with the same prefix of all C stored maps. Each layer only adds its own product to
+running dots [B, C], so a layer's search costs one [B, J] x [J, C] product however long the prefix is.
+"""
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_records
+from finemoe.maps.store import ExpertMapStore
+
+
+class TrajectorySearch:
+    """One iteration's search over a store that does not change meanwhile.
+
+    Args:
+        store: the records searched.
+        num_rows: B, rows of the iteration (one per sequence in decode, one per token in prefill).
+    """
+
+    def __init__(self, store: ExpertMapStore, num_rows: int) -> None:
+        self._store = store
+        self._num_layers_seen = 0
+        self._dots = np.zeros((num_rows, len(store)), dtype=np.float32)
+        self._squares = np.zeros(num_rows, dtype=np.float32)
+        self._codes = store.map_codes
+        self._inverse_norms = store.inverse_prefix_norms[:, : len(store)]
+
+    def observe(self, layer: int, probs: np.ndarray) -> None:
+        """Extend the prefix by the gate output of `layer`, [B, J] float32.
+
+        Raises:
+            FinemoeError: layers are not observed in order, or the shape is wrong.
+        """
+        if layer != self._num_layers_seen:
+            raise FinemoeError(f"layer {layer} observed after {self._num_layers_seen} layers; a prefix grows layer by layer")
+        if probs.shape != (len(self._dots), self._store.num_experts):
+            raise FinemoeError(f"gate output must be {(len(self._dots), self._store.num_experts)}, not {probs.shape}")
+        self._num_layers_seen += 1
+        advance_prefix(self._codes[layer], probs, self._dots, self._squares)
+
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eq. 5: the record with the most similar prefix for each row, and that cosine: records [B], scores [B].
+
+        Raises:
+            FinemoeError: nothing was observed, or the store is empty.
+        """
+        if not self._num_layers_seen or not self._dots.shape[1]:
+            raise FinemoeError("nothing to search: observe a layer first, and search a store that holds records")
+        num_rows = len(self._dots)
+        records, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
+        norms = self._inverse_norms[self._num_layers_seen - 1]
+        nearest_records(self._dots, norms, self._squares, records, scores)
+        return records, scores
+
+    def guide(self, records: np.ndarray, layer: int) -> np.ndarray:
+        """The stored distribution P_l of each row's record, [B, J] float32."""
+        return guide(self._store, records, layer)
+
+
+def guide(store: ExpertMapStore, records: np.ndarray, layer: int) -> np.ndarray:
+    """P_l of the given records, [B, J] float32."""
+    rows = np.empty((len(records), store.num_experts), dtype=np.float32)
+    gather_rows(store.map_codes[layer], records, rows)
+    return rows

@@ -1,0 +1,188 @@
+"""Expert Map Store: up to C records of an expert map and a semantic embedding (section 4.4, Fig. 5).
+
+Maps are kept as 16-bit fixed point (step 1/65535) and unit embeddings as signed 16 bits: a cosine changes by less than 1e-4 and
+a record takes 2·(L·J + h) bytes. Prefix norms are kept per layer, which makes a search incremental (search.py).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.files import load_arrays, save_arrays
+from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots
+
+_KIND = "expert-map-store"
+_VERSION = 1
+
+
+class ExpertMapStore:
+    """A bounded collection of (map, embedding) records with redundancy-based replacement.
+
+    Args:
+        num_layers, num_experts: L and J of the model.
+        embedding_dim: h, or 0 where no embeddings exist (top-k traces): redundancy then rests on the maps alone.
+        capacity: C, the most records held.
+        prefetch_distance: d, which weighs semantic against trajectory similarity in RDY.
+        model: identity of the model whose maps these are; checked on loading.
+    Raises:
+        FinemoeError: a size is out of range.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        embedding_dim: int,
+        capacity: int = 1000,
+        prefetch_distance: int = 3,
+        model: str = "",
+    ) -> None:
+        if min(num_layers, num_experts, capacity) < 1 or embedding_dim < 0:
+            raise FinemoeError(
+                f"a store needs positive sizes, not L={num_layers}, J={num_experts}, C={capacity}, h={embedding_dim}"
+            )
+        if not 1 <= prefetch_distance <= num_layers:
+            raise FinemoeError(f"prefetch_distance is {prefetch_distance}, must lie in 1..{num_layers} (the number of layers)")
+        self.num_layers, self.num_experts, self.embedding_dim = num_layers, num_experts, embedding_dim
+        self.capacity, self.prefetch_distance, self.model = capacity, prefetch_distance, model
+        self.map_codes = np.zeros((num_layers, num_experts, capacity), dtype=np.uint16)
+        self.embedding_codes = np.zeros((embedding_dim, capacity), dtype=np.int16)
+        self.inverse_prefix_norms = np.zeros((num_layers, capacity), dtype=np.float32)
+        self.inverse_embedding_norms = np.zeros(capacity, dtype=np.float32)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records at full capacity."""
+        arrays = (self.map_codes, self.embedding_codes, self.inverse_prefix_norms, self.inverse_embedding_norms)
+        return sum(array.nbytes for array in arrays)
+
+    def maps(self) -> np.ndarray:
+        """The stored maps, [n, L, J] float32."""
+        return self.map_codes[:, :, : len(self)].transpose(2, 0, 1).astype(np.float32) * MAP_SCALE
+
+    def embeddings(self) -> np.ndarray:
+        """The stored embeddings, [n, h] float32, each of length 1."""
+        return self.embedding_codes[:, : len(self)].T.astype(np.float32) * EMBEDDING_SCALE
+
+    def add(self, maps: np.ndarray, embeddings: np.ndarray | None = None) -> None:
+        """Enter records one after the other; at capacity each replaces the record it is most redundant with (4.4).
+
+        Args:
+            maps: [n, L, J]; embeddings: [n, h], or None in a store without embeddings.
+        Raises:
+            FinemoeError: shapes differ from the store's, or a map row is no distribution.
+        """
+        maps = np.asarray(maps, dtype=np.float32)
+        units = self._unit_embeddings(embeddings, len(maps))
+        self._check_maps(maps)
+        for map_, unit in zip(maps, units, strict=True):
+            self._write(self._place_for(map_, unit), map_, unit)
+
+    def redundancy(self, map_: np.ndarray, unit_embedding: np.ndarray) -> np.ndarray:
+        """RDY = d/L · semantic score + (L-d)/L · trajectory score of a record with every stored one, [n] (4.4)."""
+        scores = self._map_scores(map_)
+        if not self.embedding_dim:
+            return scores
+        share = self.prefetch_distance / self.num_layers
+        return share * self.semantic_scores(unit_embedding) + (1 - share) * scores
+
+    def semantic_scores(self, unit_embedding: np.ndarray) -> np.ndarray:
+        """Eq. 4: cosine of one unit embedding [h] with every stored one, [n] float32."""
+        dots = np.zeros(len(self), dtype=np.float32)
+        weights = np.asarray(unit_embedding, dtype=np.float32) * EMBEDDING_SCALE
+        accumulate_dots(self.embedding_codes, weights, len(self), dots)
+        return dots * self.inverse_embedding_norms[: len(self)]
+
+    def nearest_embeddings(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eq. 4 for a batch: the best record of each row and its cosine.
+
+        Args:
+            embeddings: [B, h], of any length.
+        Returns:
+            records [B] int64 and scores [B] float32; the store must not be empty.
+        """
+        units = self._unit_embeddings(embeddings, len(embeddings))
+        records = np.empty(len(units), dtype=np.int64)
+        scores = np.empty(len(units), dtype=np.float32)
+        for row, unit in enumerate(units):
+            cosines = self.semantic_scores(unit)
+            records[row] = best = int(cosines.argmax())
+            scores[row] = cosines[best]
+        return records, scores
+
+    def save(self, path: str | Path) -> None:
+        """Write the store to one file, atomically."""
+        used = len(self)
+        arrays = {
+            "map_codes": self.map_codes[:, :, :used],
+            "embedding_codes": self.embedding_codes[:, :used],
+            "inverse_prefix_norms": self.inverse_prefix_norms[:, :used],
+            "inverse_embedding_norms": self.inverse_embedding_norms[:used],
+        }
+        meta = {
+            "num_layers": self.num_layers,
+            "num_experts": self.num_experts,
+            "embedding_dim": self.embedding_dim,
+            "capacity": self.capacity,
+            "prefetch_distance": self.prefetch_distance,
+            "model": self.model,
+        }
+        save_arrays(path, _KIND, _VERSION, arrays, meta)
+
+    @classmethod
+    def load(cls, path: str | Path, model: str | None = None) -> "ExpertMapStore":
+        """Read a store that `save` wrote.
+
+        Args:
+            model: if given, the identity that the store's model must have.
+        Raises:
+            FinemoeError: the file is missing, truncated, damaged, of another format, or of another model.
+        """
+        arrays, meta = load_arrays(path, _KIND, _VERSION)
+        if model is not None and meta["model"] != model:
+            raise FinemoeError(f"{path}: holds maps of {meta['model']!r}, not of {model!r}; build a store for this model")
+        store = cls(**meta)
+        store._size = arrays["map_codes"].shape[-1]
+        for name, array in arrays.items():
+            getattr(store, name)[..., : len(store)] = array
+        return store
+
+    def _unit_embeddings(self, embeddings: np.ndarray | None, num_rows: int) -> np.ndarray:
+        if embeddings is None:
+            embeddings = np.zeros((num_rows, 0), dtype=np.float32)
+        embeddings = np.asarray(embeddings, dtype=np.float32)
+        if embeddings.shape != (num_rows, self.embedding_dim):
+            raise FinemoeError(f"embeddings must be {(num_rows, self.embedding_dim)}, not {embeddings.shape}")
+        return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-20)
+
+    def _check_maps(self, maps: np.ndarray) -> None:
+        if maps.shape[1:] != (self.num_layers, self.num_experts):
+            raise FinemoeError(f"maps must be [n, {self.num_layers}, {self.num_experts}], not {maps.shape}")
+        if not (np.abs(maps.sum(axis=-1) - 1) < 0.02).all():
+            raise FinemoeError("a map row does not sum to 1; maps hold the gate's softmax over all experts")
+
+    def _map_scores(self, map_: np.ndarray) -> np.ndarray:
+        dots = np.zeros(len(self), dtype=np.float32)
+        flat_codes = self.map_codes.reshape(-1, self.capacity)
+        accumulate_dots(flat_codes, map_.reshape(-1) * MAP_SCALE, len(self), dots)
+        return dots * self.inverse_prefix_norms[-1, : len(self)] / np.linalg.norm(map_)
+
+    def _place_for(self, map_: np.ndarray, unit: np.ndarray) -> int:
+        if len(self) < self.capacity:
+            self._size += 1
+            return len(self) - 1
+        return int(self.redundancy(map_, unit).argmax())
+
+    def _write(self, record: int, map_: np.ndarray, unit: np.ndarray) -> None:
+        codes = np.rint(map_ / MAP_SCALE).astype(np.uint16)
+        self.map_codes[:, :, record] = codes
+        squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=1)
+        self.inverse_prefix_norms[:, record] = 1.0 / np.sqrt(np.cumsum(squares))
+        self.embedding_codes[:, record] = np.rint(unit / EMBEDDING_SCALE)
+        norm = np.linalg.norm(self.embedding_codes[:, record].astype(np.float32) * EMBEDDING_SCALE)
+        self.inverse_embedding_norms[record] = 1.0 / norm if norm else 0.0

@@ -1,0 +1,108 @@
+"""FineMoE (sections 4.2-4.5): semantic search guides layers 1..d, trajectory search the others, d layers ahead.
+
+With a history the store is filled from it and frozen; without one it starts empty and every finished iteration enters it before
+the next one starts.
+"""
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.maps.search import TrajectorySearch, guide
+from finemoe.maps.selection import select_experts, threshold_of
+from finemoe.maps.store import ExpertMapStore
+from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch
+from finemoe.traces import RoutingTrace
+
+
+class FineMoE(Policy):
+    """The paper's system.
+
+    Args:
+        setup: model sizes, d, C, history.
+    Raises:
+        FinemoeError: the history is of another model's sizes.
+    """
+
+    default_eviction = "finemoe"
+
+    def __init__(self, setup: PolicySetup) -> None:
+        super().__init__(setup)
+        self.store = store_from(setup)
+        self._learns = setup.history is None
+        self._search = TrajectorySearch(self.store, 0)
+        self._context = Context(0, None, False)
+        self._gates: list[np.ndarray] = []
+
+    def start_iteration(self, context: Context) -> list[Prefetch]:
+        self.predicted_layers[:] = False
+        self._context, self._gates = context, []
+        self._search = TrajectorySearch(self.store, context.num_rows)
+        if not len(self.store) or context.embeddings is None or not self.store.embedding_dim:
+            return []
+        records, scores = self.store.nearest_embeddings(context.embeddings)
+        return [self._prefetch(layer, records, scores) for layer in range(self.setup.prefetch_distance)]
+
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prefetch]:
+        if self._learns:
+            self._gates.append(probs)
+        if not len(self.store):
+            return []
+        target = layer + self.setup.prefetch_distance
+        if target >= self.setup.num_layers:
+            return []
+        self._search.observe(layer, probs)
+        return [self._prefetch(target, *self._search.nearest())]
+
+    def end_iteration(self) -> None:
+        if self._learns and len(self._gates) == self.setup.num_layers:
+            self.store.add(np.stack(self._gates, axis=1), self._context.embeddings)
+
+    def _prefetch(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prefetch:
+        probs = guide(self.store, records, layer)
+        selected = select_experts(probs, threshold_of(scores), self.setup.top_k).any(axis=0)
+        self.expected[layer] = probs.max(axis=0)
+        self.predicted_layers[layer] = True
+        experts = np.flatnonzero(selected)
+        return Prefetch(layer, experts, self.expected[layer, experts])
+
+
+def store_from(setup: PolicySetup) -> ExpertMapStore:
+    """The store a run starts with: the one given, one built from a history trace, or an empty one.
+
+    Raises:
+        FinemoeError: the history is of another model's sizes, or neither a trace nor a store.
+    """
+    history = setup.history
+    if isinstance(history, ExpertMapStore):
+        return _require_sizes(history, setup)
+    if history is not None and not isinstance(history, RoutingTrace):
+        raise FinemoeError(f"history must be a RoutingTrace or an ExpertMapStore, not {type(history).__name__}")
+    has_embeddings = history is None or history.embedding_table is not None
+    store = ExpertMapStore(
+        setup.num_layers,
+        setup.num_experts,
+        setup.embedding_dim if has_embeddings else 0,
+        setup.store_capacity,
+        setup.prefetch_distance,
+        setup.model,
+    )
+    return store if history is None else fill_store(store, history)
+
+
+def fill_store(store: ExpertMapStore, history: RoutingTrace, block_rows: int = 4096) -> ExpertMapStore:
+    """Enter every iteration row of a history trace, in order, in bounded blocks; returns the store."""
+    for begin in range(0, history.num_rows, block_rows):
+        rows = slice(begin, begin + block_rows)
+        store.add(history.maps(rows), history.embeddings(rows) if store.embedding_dim else None)
+    return store
+
+
+def _require_sizes(store: ExpertMapStore, setup: PolicySetup) -> ExpertMapStore:
+    expected = (setup.num_layers, setup.num_experts)
+    if (store.num_layers, store.num_experts) != expected:
+        raise FinemoeError(
+            f"the store holds maps of {store.num_layers} x {store.num_experts} experts, the model has {expected[0]} x {expected[1]}"
+        )
+    return store

@@ -1,0 +1,23 @@
+"""On-demand loading: no prediction at all, the honest floor of every comparison (PAPER section 3)."""
+
+import numpy as np
+
+from finemoe.policies.base import Context, Policy, Prefetch
+
+
+class OnDemand(Policy):
+    """Loads what the gate selected when it is missing, and nothing else; evicts by LRU unless told otherwise."""
+
+    needs_context = False
+    default_eviction = "lru"
+
+    def start_iteration(self, context: Context) -> list[Prefetch]:
+        return []
+
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prefetch]:
+        return []
+
+    def end_iteration(self) -> None:
+        return None

@@ -1,0 +1,42 @@
+"""Byte counts and rates as people write them: "6GiB", "24GB/s"."""
+
+import re
+
+from finemoe.errors import FinemoeError
+
+_FACTORS = {
+    "": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate(["", "k", "M", "G", "T"])},
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate(["", "K", "M", "G", "T"])},
+}
+_FACTORS["KB"] = 1000
+_QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a text such as "512MiB" (binary) or "6GB" (decimal).
+
+    Raises:
+        FinemoeError: the text is not a number with a known unit.
+    """
+    match = _QUANTITY.fullmatch(text)
+    if not match or match.group(2) not in _FACTORS:
+        raise FinemoeError(f"{text!r} is not a byte count; write a number with a unit, such as '6GiB' or '512MB'")
+    return int(float(match.group(1)) * _FACTORS[match.group(2)])
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second in a text such as "24GB/s"."""
+    if not text.endswith("/s"):
+        raise FinemoeError(f"{text!r} is not a rate; write bytes per second, such as '24GB/s'")
+    return float(parse_bytes(text.removesuffix("/s")))
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A byte count for people, in binary units: 1536 -> "1.5 KiB"."""
+    value = float(num_bytes)
+    for unit in ["B", "KiB", "MiB", "GiB"]:
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
