@@ -115,11 +115,14 @@ class ExpertCache:
         assert self.state[layer, expert] == LOADING
         self.state[layer, expert] = RESIDENT
 
-    def _choose_victim(self) -> int:
+    def evictable(self) -> np.ndarray:
+        """Flat ids of the experts that may be victims now; awaited prefetches only when nothing else is left."""
         movable = (self.state == RESIDENT) & ~self._running
         candidates = np.flatnonzero(movable & ~self._awaiting)
-        if not len(candidates):
-            candidates = np.flatnonzero(movable)
+        return candidates if len(candidates) else np.flatnonzero(movable)
+
+    def _choose_victim(self) -> int:
+        candidates = self.evictable()
         return self.rule.victim(candidates, self._layer) if len(candidates) else -1
 
     def _evict(self, flat: int) -> bool:

@@ -38,19 +38,20 @@ class Context:
     """What is known when an iteration starts.
 
     Attributes:
-        num_rows: B, one row per sequence in decode, one per token in prefill.
-        embeddings: [B, h] float32 semantic embeddings, or None.
+        embeddings: [B, h] float32 semantic embeddings, or None; a row is a sequence in decode, a token in prefill.
         is_prefill: whether this is a prefill.
     """
 
-    num_rows: int
     embeddings: np.ndarray | None
     is_prefill: bool
 
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Experts of one layer that a policy wants loaded: ids [n] ascending and their probabilities [n] (maximum over rows)."""
+    """Experts of one layer that a policy wants loaded: ids [n] ascending and their probabilities [n] (maximum over rows).
+
+    It also tells the executor that `expected[layer]` is now a prediction, whose recall is measured when the gate fires.
+    """
 
     layer: int
     experts: np.ndarray
@@ -64,7 +65,6 @@ class Policy(ABC):
         needs_context: whether the executor must hand over embeddings and gate outputs at all.
         default_eviction: name of the system's own eviction rule.
         expected: [L, J] float32, the last predicted distribution of each layer (maximum over rows), 1/J before there is any.
-        predicted_layers: [L] bool, layers predicted for in the running iteration.
     """
 
     needs_context = True
@@ -73,7 +73,6 @@ class Policy(ABC):
     def __init__(self, setup: PolicySetup) -> None:
         self.setup = setup
         self.expected = np.full((setup.num_layers, setup.num_experts), 1.0 / setup.num_experts, dtype=np.float32)
-        self.predicted_layers = np.zeros(setup.num_layers, dtype=np.bool_)
 
     @abstractmethod
     def start_iteration(self, context: Context) -> list[Prefetch]:

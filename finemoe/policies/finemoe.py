@@ -30,13 +30,11 @@ class FineMoE(Policy):
         self.store = store_from(setup)
         self._learns = setup.history is None
         self._search = TrajectorySearch(self.store, 0)
-        self._context = Context(0, None, False)
+        self._context = Context(None, False)
         self._gates: list[np.ndarray] = []
 
     def start_iteration(self, context: Context) -> list[Prefetch]:
-        self.predicted_layers[:] = False
         self._context, self._gates = context, []
-        self._search = TrajectorySearch(self.store, context.num_rows)
         if not len(self.store) or context.embeddings is None or not self.store.embedding_dim:
             return []
         records, scores = self.store.nearest_embeddings(context.embeddings)
@@ -47,6 +45,8 @@ class FineMoE(Policy):
     ) -> list[Prefetch]:
         if self._learns:
             self._gates.append(probs)
+        if layer == 0:
+            self._search = TrajectorySearch(self.store, len(probs))
         if not len(self.store):
             return []
         target = layer + self.setup.prefetch_distance
@@ -56,14 +56,14 @@ class FineMoE(Policy):
         return [self._prefetch(target, *self._search.nearest())]
 
     def end_iteration(self) -> None:
-        if self._learns and len(self._gates) == self.setup.num_layers:
+        has_embeddings = self._context.embeddings is not None or not self.store.embedding_dim
+        if self._learns and has_embeddings and len(self._gates) == self.setup.num_layers:
             self.store.add(np.stack(self._gates, axis=1), self._context.embeddings)
 
     def _prefetch(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prefetch:
         probs = guide(self.store, records, layer)
         selected = select_experts(probs, threshold_of(scores), self.setup.top_k).any(axis=0)
         self.expected[layer] = probs.max(axis=0)
-        self.predicted_layers[layer] = True
         experts = np.flatnonzero(selected)
         return Prefetch(layer, experts, self.expected[layer, experts])
 

@@ -1,0 +1,234 @@
+"""One device's expert memory: the cache's accounting, the slots behind it, and the worker that prefetches into them.
+
+Demand goes first: while a demanded expert is being copied, the worker starts no further chunk (section 4.5, "On-demand load").
+A prefetch is chosen when the link is free, by the priority it has *then*; one whose layer has come is dropped.
+"""
+
+import threading
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from finemoe.cache.expert_cache import ABSENT, LOADING, RESIDENT, Access, ExpertCache
+from finemoe.errors import EngineError
+from finemoe.maps.selection import prefetch_priority
+from finemoe.policies.base import Prefetch
+from finemoe.report import Counters
+from finemoe.runtime.link import Completion, Link
+from finemoe.runtime.tiers import HostTier, SlotPool
+
+_CHUNK_BYTES = 4 << 20
+
+
+class ExpertMemory:
+    """Experts of one device.
+
+    Args:
+        cache: accounting; host: where records come from; pool: where they go; link: how they get there.
+        asynchronous: prefetch in a worker thread; otherwise each posted prefetch is loaded before `post` returns.
+    """
+
+    def __init__(
+        self, cache: ExpertCache, host: HostTier, pool: SlotPool, link: Link, counters: Counters, asynchronous: bool
+    ) -> None:
+        self.cache, self.host, self.pool, self.link, self.counters = cache, host, pool, link, counters
+        self.changed = threading.Condition()
+        self._pending: dict[tuple[int, int], float] = {}
+        self.fences: dict[int, object | None] = {}
+        self._iteration, self.layer = 0, -1
+        self.num_demanding = 0
+        self.error: BaseException | None = None
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="finemoe-link", daemon=True) if asynchronous else None
+        if self._worker:
+            self._worker.start()
+
+    def start_iteration(self, iteration: int) -> None:
+        """Forget prefetches of earlier iterations and what they were waiting for."""
+        with self.changed:
+            self._iteration, self.layer = iteration, -1
+            self._pending.clear()
+            self.cache.start_iteration()
+
+    def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
+        """Queue what a policy asked for; requests of a past iteration, for passed layers or for experts that are here are merged away."""
+        with self.changed:
+            if iteration != self._iteration:
+                return
+            for prefetch in prefetches:
+                for expert, probability in zip(prefetch.experts.tolist(), prefetch.probabilities.tolist(), strict=True):
+                    if prefetch.layer > self.layer and self.cache.state[prefetch.layer, expert] == ABSENT:
+                        self._pending[prefetch.layer, expert] = probability
+            self.changed.notify_all()
+        if self._worker is None:
+            while self._load_next():
+                pass
+
+    def demand(self, layer: int, experts: np.ndarray) -> "Lease":
+        """Access a layer's demanded set and start loading what is missing; experts [n] ascending."""
+        return Lease(self, layer, experts)
+
+    def check(self) -> None:
+        """Raise what the worker failed with, in the caller."""
+        if self.error is not None:
+            raise EngineError(f"the prefetch worker failed: {self.error}; the engine cannot go on, close it") from self.error
+
+    def close(self) -> None:
+        """Stop the worker and wait for it."""
+        with self.changed:
+            self._closed = True
+            self.changed.notify_all()
+        if self._worker:
+            self._worker.join()
+
+    def _work(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._load_next()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+            with self.changed:
+                self.error = error
+                self.changed.notify_all()
+
+    def _wait_for_work(self) -> bool:
+        with self.changed:
+            self.changed.wait_for(lambda: self._closed or (self._pending and not self.num_demanding))
+            return not self._closed
+
+    def _load_next(self) -> bool:
+        """Load the most urgent prefetch; False when none is left."""
+        with self.changed:
+            request = self._take_most_urgent()
+            if request is None:
+                return False
+            layer, expert = request
+            admission = self.cache.admit(layer, expert, prefetched=True)
+            if admission is None:
+                return True
+            self._count_prefetch(layer, admission.wasted)
+        self._copy_in_chunks(layer, expert, admission.slot)
+        with self.changed:
+            self.cache.complete(layer, expert)
+            self.changed.notify_all()
+        return True
+
+    def _take_most_urgent(self) -> tuple[int, int] | None:
+        for key in [key for key in self._pending if key[0] <= self.layer or self.cache.state[key] != ABSENT]:
+            del self._pending[key]
+        if not self._pending:
+            return None
+        urgent = max(self._pending, key=lambda key: prefetch_priority(self._pending[key], key[0], self.layer))
+        del self._pending[urgent]
+        return urgent
+
+    def _count_prefetch(self, layer: int, wasted: bool) -> None:
+        self.counters.prefetched_bytes += self.host.layouts[layer].nbytes
+        self.counters.wasted_bytes += self.host.record_bytes if wasted else 0
+
+    def _copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
+        record, target = self.host.record(layer, expert), self.pool.bytes_of(layer, slot)
+        for source, sink in zip(record.split(_CHUNK_BYTES), target.split(_CHUNK_BYTES), strict=True):
+            if self._worker:
+                with self.changed:
+                    self.changed.wait_for(lambda: not self.num_demanding)
+            self.link.copy(source, sink, self.fences.get(slot)).wait_for_host()
+
+
+class Lease:
+    """A layer's demanded experts while it runs: weights are handed out one expert at a time, in ascending order.
+
+    Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4).
+    """
+
+    def __init__(self, memory: ExpertMemory, layer: int, experts: np.ndarray) -> None:
+        self._memory, self._layer, self._experts = memory, layer, experts
+        self._loads: dict[int, Completion] = {}
+        begin_s = time.perf_counter()
+        memory.check()
+        with memory.changed:
+            memory.layer = layer
+            self.access: Access = memory.cache.demand(layer, experts)
+            self._missing = self.access.misses.tolist()
+            memory.num_demanding += bool(self._missing)
+        if self._missing:
+            self._load_what_fits()
+        memory.counters.stall_s += time.perf_counter() - begin_s
+
+    def weights(self, expert: int) -> dict[str, torch.Tensor]:
+        """The expert's weights by parameter name, complete and safe to read."""
+        memory = self._memory
+        if memory.cache.state[self._layer, expert] != RESIDENT:
+            begin_s = time.perf_counter()
+            self._make_resident(expert)
+            memory.counters.stall_s += time.perf_counter() - begin_s
+        return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]))
+
+    def end(self) -> None:
+        """The layer's compute has been issued: mark when its slots may be overwritten."""
+        memory = self._memory
+        fence = memory.link.fence()
+        if fence is not None:
+            for expert in self._experts.tolist():
+                memory.fences[int(memory.cache.slot_of[self._layer, expert])] = fence
+
+    def _load_what_fits(self) -> None:
+        try:
+            while self._missing and self._try_load(self._missing[0]):
+                self._missing.pop(0)
+        finally:
+            with self._memory.changed:
+                self._memory.num_demanding -= 1
+                self._memory.changed.notify_all()
+
+    def _try_load(self, expert: int) -> bool:
+        memory = self._memory
+        with memory.changed:
+            admission = memory.cache.admit(self._layer, expert, prefetched=False)
+            if admission is None:
+                return False
+            memory.counters.demand_bytes += memory.host.layouts[self._layer].nbytes
+            memory.counters.wasted_bytes += memory.host.record_bytes if admission.wasted else 0
+            fence = memory.fences.get(admission.slot)
+        record, slot = memory.host.record(self._layer, expert), memory.pool.bytes_of(self._layer, admission.slot)
+        self._loads[expert] = memory.link.copy(record, slot, fence)
+        return True
+
+    def _make_resident(self, expert: int) -> None:
+        memory = self._memory
+        if expert in self._missing:
+            self._make_room_for(expert)
+        if expert in self._loads:
+            self._loads.pop(expert).wait_for_reader()
+            with memory.changed:
+                memory.cache.complete(self._layer, expert)
+            return
+        with memory.changed:  # a prefetch is bringing it: late
+            state = memory.cache.state
+            memory.changed.wait_for(lambda: memory.error is not None or state[self._layer, expert] == RESIDENT)
+        memory.check()
+
+    def _make_room_for(self, expert: int) -> None:
+        memory = self._memory
+        used = self._experts[self._experts < expert]
+        fence = memory.link.fence()
+        with memory.changed:
+            for slot in memory.cache.slot_of[self._layer, used].tolist():
+                memory.fences[slot] = fence
+            memory.cache.release(self._layer, used)
+        while not self._try_load(expert):
+            self._free_a_slot(expert)
+        self._missing.remove(expert)
+
+    def _free_a_slot(self, expert: int) -> None:
+        """Nothing may go: wait for a prefetch in flight to end; without one, give up the hit that is needed last."""
+        memory = self._memory
+        with memory.changed:
+            if np.count_nonzero(memory.cache.state == LOADING) > len(self._loads):
+                memory.changed.wait_for(lambda: memory.error is not None or len(memory.cache.evictable()) > 0)
+            else:
+                ahead = self._experts[(self._experts > expert) & (memory.cache.state[self._layer, self._experts] == RESIDENT)]
+                memory.cache.release(self._layer, ahead[-1:])
+                self._missing.append(int(ahead[-1]))
+        memory.check()

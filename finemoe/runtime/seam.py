@@ -1,0 +1,94 @@
+"""The experts seam of Transformers: how a layer's experts call comes to us, and how the model's own code computes it (DESIGN 5).
+
+The class's own eager forward runs on a light view of the module whose weights, indexed by expert, come out of the expert memory.
+So layout, activation, accumulation type and summation order are the model's, and the result is bit-equal.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+IMPLEMENTATION = "finemoe"
+_ATTRIBUTE = "_finemoe_layer"
+LayerFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class WeightSource(Protocol):
+    """Hands out one expert's weights by parameter name, complete and safe to read."""
+
+    def weights(self, expert: int) -> dict[str, torch.Tensor]: ...
+
+
+class _WeightsByExpert:
+    """Stands in for a fused parameter [J, ...]: indexing by expert gives that expert's weight."""
+
+    def __init__(self, name: str, source: WeightSource) -> None:
+        self._name, self._source = name, source
+
+    def __getitem__(self, expert: torch.Tensor | int) -> torch.Tensor:
+        return self._source.weights(int(expert))[self._name]
+
+
+class ExpertsView:
+    """An experts module whose fused weights are replaced; everything else is the module's own."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], source: WeightSource) -> None:
+        self.__dict__.update({name: _WeightsByExpert(name, source) for name in names})
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def eager_forward(
+    module: nn.Module,
+    names: tuple[str, ...],
+    source: WeightSource,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """The module class's own eager computation, [T, H], with weights from `source`.
+
+    Args:
+        names: the fused parameters replaced; hidden_states: [T, H]; top_k_index, top_k_weights: [T, K].
+    """
+    forward: Callable[..., torch.Tensor] = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    return forward(ExpertsView(module, names, source), hidden_states, top_k_index, top_k_weights)
+
+
+def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
+    """Send this experts module's calls to `function`; returns what undoes it.
+
+    The module gets a private copy of its configuration, since two models built from one configuration share it.
+    """
+    import copy
+
+    original: Any = module.config
+    private = copy.copy(original)
+    private._experts_implementation_internal = IMPLEMENTATION
+    module.config = private
+    setattr(module, _ATTRIBUTE, function)
+
+    def disconnect() -> None:
+        module.config = original
+        delattr(module, _ATTRIBUTE)
+
+    return disconnect
+
+
+def is_connected(module: nn.Module) -> bool:
+    return hasattr(module, _ATTRIBUTE)
+
+
+def _dispatch(
+    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    function: LayerFunction = getattr(module, _ATTRIBUTE)
+    return function(module, hidden_states, top_k_index, top_k_weights)
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _dispatch)
