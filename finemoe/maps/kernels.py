@@ -91,3 +91,16 @@ def select_rows(probs, thresholds, top_k, selected):  # type: ignore[no-untyped-
                 break
             selected[row, best] = True
             total += probs[row, best]
+
+
+def warm_up() -> None:
+    """Compile every kernel (or load it from the cache on disk), so that the first search does not wait for it."""
+    codes, embeddings = np.zeros((4, 8), dtype=np.uint16), np.zeros((4, 8), dtype=np.int16)
+    probs, squares = np.full((1, 4), 0.25, dtype=np.float32), np.zeros(1, dtype=np.float32)
+    dots, records, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    accumulate_dots(codes, probs[0], 8, dots[0])
+    accumulate_dots(embeddings, probs[0], 8, dots[0])
+    advance_prefix(codes, probs, dots, squares)
+    nearest_records(dots, np.ones(8, dtype=np.float32), squares, records, scores)
+    gather_rows(codes, records, probs)
+    select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))

@@ -7,6 +7,7 @@ the next one starts.
 import numpy as np
 
 from finemoe.errors import FinemoeError
+from finemoe.maps.kernels import warm_up
 from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import select_experts, threshold_of
 from finemoe.maps.store import ExpertMapStore
@@ -27,6 +28,7 @@ class FineMoE(Policy):
 
     def __init__(self, setup: PolicySetup) -> None:
         super().__init__(setup)
+        warm_up()
         self.store = store_from(setup)
         self._learns = setup.history is None
         self._search = TrajectorySearch(self.store, 0)

@@ -1,0 +1,172 @@
+"""The command line: `finemoe run`, `record` and `info`. Everything here only parses, calls the library, and prints."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finemoe.errors import EngineError, FinemoeError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+
+
+@app.callback()
+def main() -> None:
+    """Mixture-of-Experts models whose experts do not fit on the device."""
+    sys.excepthook = _one_line_for_bad_input
+
+
+@app.command()
+def run(
+    model: Model,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="the text to continue")],
+    expert_memory: Annotated[str, typer.Option(help="bytes ('6GiB') or a share of all experts ('0.25')")] = "0.25",
+    policy: Annotated[str, typer.Option(help="finemoe or on-demand")] = "finemoe",
+    eviction: Annotated[str | None, typer.Option(help="lru, lfu or finemoe; default: the policy's own")] = None,
+    store: Annotated[Path | None, typer.Option(help="an Expert Map Store file to start from; default: learn online")] = None,
+    prefetch_distance: Annotated[int, typer.Option(help="layers ahead")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most")] = 64,
+    link: Annotated[str | None, typer.Option(help="'paced:24GB/s' imitates a link on a CPU-only machine")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate text with only part of the experts on the device, and show what the expert cache did."""
+    from transformers import TextStreamer
+
+    import finemoe
+    from finemoe.runtime.loading import load_model
+
+    module, tokenizer = load_model(model)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    history = _load_store(store)
+    options: dict[str, Any] = {"policy": policy, "eviction": eviction, "history": history, "link": link}
+    with finemoe.offload(module, _memory(expert_memory), prefetch_distance=prefetch_distance, **options) as engine:
+        streamer = None if as_json else TextStreamer(tokenizer, skip_special_tokens=True)
+        tokens = module.generate(
+            **inputs.to(module.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        report = engine.report()
+    if as_json:
+        text = tokenizer.decode(tokens[0], skip_special_tokens=True)
+        _print_json({"text": text, "report": report.to_dict()})
+    else:
+        _print_table(f"{model} at {expert_memory} expert memory", report.rows())
+
+
+@app.command()
+def record(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the trace file to write")],
+    dataset: Annotated[str, typer.Option(help="an embedded prompt set, a JSONL file, or a hub id")] = "questions",
+    limit: Annotated[int | None, typer.Option(help="how many prompts")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt")] = 64,
+    batch_size: Annotated[int, typer.Option(help="requests side by side")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Record the routing of a model over a prompt set as a trace file."""
+    import finemoe
+    from finemoe.runtime.loading import load_model
+    from finemoe.workloads import load_prompts
+
+    prompts = load_prompts(dataset, limit=limit)
+    module, tokenizer = load_model(model)
+    trace = finemoe.record(
+        module,
+        list(prompts["prompt"]),
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        splits=list(prompts["split"]),
+        request_ids=list(prompts["id"]),
+        progress=not as_json,
+    )
+    trace.save(output)
+    facts = {
+        "trace": str(output),
+        "model": trace.model,
+        "requests": trace.num_requests,
+        "rows": trace.num_rows,
+        "layers": trace.num_layers,
+        "experts": trace.num_experts,
+        "top_k": trace.top_k,
+    }
+    _print_json(facts) if as_json else _print_table("recorded", [(key, str(value)) for key, value in facts.items()])
+
+
+@app.command()
+def info(
+    what: Annotated[str, typer.Argument(help="a miniature's name, a model folder, config.json, hub id, trace or store file")],
+    as_json: AsJson = False,
+) -> None:
+    """Describe a model's MoE geometry, a routing trace, or an Expert Map Store."""
+    facts = _describe(what)
+    _print_json(facts) if as_json else _print_table(what, [(key, str(value)) for key, value in facts.items()])
+
+
+def _describe(what: str) -> dict[str, Any]:
+    path = Path(what)
+    if path.suffix == ".trace":
+        from finemoe.traces import RoutingTrace
+
+        trace = RoutingTrace.load(path)
+        names = ("model", "num_requests", "num_rows", "num_layers", "num_experts", "top_k")
+        return {name: getattr(trace, name) for name in names}
+    if path.suffix == ".store":
+        from finemoe.maps.store import ExpertMapStore
+
+        store = ExpertMapStore.load(path)
+        names = ("model", "num_layers", "num_experts", "embedding_dim", "capacity", "prefetch_distance", "nbytes")
+        return {"records": len(store), **{name: getattr(store, name) for name in names}}
+    from dataclasses import asdict
+
+    from finemoe.maps.geometry import Geometry
+    from finemoe.miniatures.catalog import resolve
+
+    return asdict(Geometry.from_config(resolve(what)))
+
+
+def _memory(text: str) -> float | str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not 0 < number <= 1:
+        raise FinemoeError(f"--expert-memory {text}: a bare number is a share in (0, 1]; for bytes add a unit, such as '6GiB'")
+    return number
+
+
+def _load_store(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from finemoe.maps.store import ExpertMapStore
+
+    return ExpertMapStore.load(path)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _one_line_for_bad_input(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if isinstance(error, FinemoeError | EngineError):
+        typer.echo(f"finemoe: {error}", err=True)
+    else:
+        sys.__excepthook__(kind, error, trace)

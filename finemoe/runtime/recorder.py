@@ -1,0 +1,172 @@
+"""`finemoe.record`: generate with an unmodified model and write down its routing as a RoutingTrace (DESIGN 3).
+
+Several requests may generate side by side (left-padded); each keeps its own rows, so the trace reads as if they had run one by one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finemoe.errors import FinemoeError
+from finemoe.runtime.engine import identity_of
+from finemoe.runtime.layers import MoELayer, find_moe_layers
+from finemoe.runtime.matcher import distribution_of
+from finemoe.runtime.observer import Observer
+from finemoe.traces import DECODE, PREFILL, RoutingTrace
+
+
+@dataclass
+class _Step:
+    """One forward of a batch: per-token arrays of all its rows, padding included."""
+
+    embeddings: np.ndarray
+    gates: list[np.ndarray] = field(default_factory=list)  # per layer [rows, J]
+    selected: list[np.ndarray] = field(default_factory=list)  # per layer [rows, K]
+
+
+class _Tape:
+    """Collects the forwards of one generation."""
+
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+
+    def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None:
+        self.steps.append(_Step(embeddings.float().cpu().numpy()))
+
+    def on_gate(self, layer: int, gate_output: torch.Tensor) -> None:
+        self.steps[-1].gates.append(distribution_of(gate_output.float().cpu().numpy(), layer))
+
+    def on_forward_end(self) -> None:
+        return None
+
+    def on_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the experts were really called with: the activated set is taken here, not from the router."""
+        selected = args[1] if len(args) > 1 else kwargs["top_k_index"]
+        self.steps[-1].selected.append(selected.cpu().numpy())
+
+
+def record(
+    model: nn.Module,
+    prompts: Sequence[str],
+    *,
+    tokenizer: Any,
+    max_new_tokens: int,
+    min_new_tokens: int | None = None,
+    batch_size: int = 1,
+    progress: bool = False,
+    splits: Sequence[str] = (),
+    request_ids: Sequence[str] = (),
+) -> RoutingTrace:
+    """Generate greedily for every prompt and record each token's routing.
+
+    Args:
+        model: a Transformers MoE model; tokenizer: its tokenizer, padding on the left where batch_size > 1.
+        max_new_tokens, min_new_tokens: bounds on the tokens generated per request.
+        batch_size: requests generated side by side.
+        splits, request_ids: one entry per prompt, kept in the trace.
+    Returns:
+        A trace with full probabilities, tokens and semantic embeddings. The last generated token was never fed in, so a request
+        of n prompt and m new tokens has n + m - 1 rows.
+    Raises:
+        FinemoeError: the model has no MoE layers, prompts are empty, or padding would be needed but is not possible.
+    """
+    layers = find_moe_layers(model)
+    if not prompts or any(not prompt for prompt in prompts):
+        raise FinemoeError("record needs at least one prompt, and none of them empty")
+    if batch_size > 1 and (tokenizer.padding_side != "left" or tokenizer.pad_token_id is None):
+        raise FinemoeError("batches need a tokenizer with a pad token and padding_side='left'; set them, or use batch_size=1")
+    pieces: list[list[dict[str, np.ndarray]]] = []
+    for begin in _batches(len(prompts), batch_size, progress):
+        batch = list(prompts[begin : begin + batch_size])
+        pieces.append(_record_batch(model, layers, batch, tokenizer, max_new_tokens, min_new_tokens))
+    requests = [request for piece in pieces for request in piece]
+    return _assemble(requests, layers[0].num_experts, identity_of(model), tuple(splits), tuple(request_ids))
+
+
+def _batches(num_prompts: int, batch_size: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(range(0, num_prompts, batch_size), desc="recording", unit="batch", disable=not progress)
+
+
+def _record_batch(
+    model: nn.Module,
+    layers: list[MoELayer],
+    prompts: list[str],
+    tokenizer: Any,
+    max_new_tokens: int,
+    min_new_tokens: int | None,
+) -> list[dict[str, np.ndarray]]:
+    inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1).to(next(model.parameters()).device)
+    tape = _Tape()
+    observer = Observer(model, layers, tape)
+    handles = [layer.experts.register_forward_pre_hook(tape.on_experts, with_kwargs=True) for layer in layers]
+    try:
+        with torch.inference_mode():
+            tokens = model.generate(  # type: ignore[operator]
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+    finally:
+        observer.detach()
+        for handle in handles:
+            handle.remove()
+    mask = inputs["attention_mask"].cpu().numpy().astype(bool)
+    ends = _ends(tokens[:, mask.shape[1] :].cpu().numpy(), model.generation_config.eos_token_id)  # type: ignore[union-attr]
+    return [_rows_of(tape.steps, tokens.cpu().numpy(), mask, row, ends[row]) for row in range(len(prompts))]
+
+
+def _ends(generated: np.ndarray, eos: int | list[int] | None) -> list[int]:
+    """How many generated tokens each request has, its end-of-sequence token included; generated [B, m]."""
+    stops = np.isin(generated, [] if eos is None else eos)
+    return [int(row.argmax()) + 1 if row.any() else len(row) for row in stops]
+
+
+def _rows_of(steps: list[_Step], tokens: np.ndarray, mask: np.ndarray, row: int, num_generated: int) -> dict[str, np.ndarray]:
+    batch, width = mask.shape
+    prompt_rows = row * width + np.flatnonzero(mask[row])
+    picks = [prompt_rows] + [np.array([row])] * (num_generated - 1)
+    used = list(zip(steps[: len(picks)], picks, strict=True))
+    return {
+        "probs": np.concatenate([np.stack([gate[pick] for gate in step.gates], axis=1).astype(np.float16) for step, pick in used]),
+        "selected": np.concatenate([np.stack([ids[pick] for ids in step.selected], axis=1) for step, pick in used]),
+        "embeddings": np.concatenate([step.embeddings[pick] for step, pick in used]),
+        "tokens": np.concatenate([tokens[row, :width][mask[row]], tokens[row, width : width + num_generated - 1]]),
+        "step": np.concatenate([np.full(len(pick), index) for index, pick in enumerate(picks)]),
+    }
+
+
+def _assemble(
+    requests: list[dict[str, np.ndarray]],
+    num_experts: int,
+    model: str,
+    splits: tuple[str, ...],
+    request_ids: tuple[str, ...],
+) -> RoutingTrace:
+    rows = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+    of_selected = np.take_along_axis(rows["probs"], rows["selected"], axis=-1)
+    order = np.argsort(-of_selected, axis=-1, kind="stable")
+    table, index = np.unique(rows["embeddings"].astype(np.float16), axis=0, return_inverse=True)
+    return RoutingTrace(
+        expert_ids=np.take_along_axis(rows["selected"], order, axis=-1).astype(np.uint8 if num_experts <= 256 else np.uint16),
+        expert_probs=np.take_along_axis(of_selected, order, axis=-1).astype(np.float16),
+        offsets=np.cumsum([0, *(len(request["tokens"]) for request in requests)]).astype(np.int64),
+        num_experts=num_experts,
+        step=rows["step"].astype(np.int32),
+        phase=np.where(rows["step"] == 0, PREFILL, DECODE).astype(np.uint8),
+        probs=rows["probs"].astype(np.float16),
+        tokens=rows["tokens"].astype(np.int32),
+        embedding_table=table,
+        embedding_index=index.reshape(-1).astype(np.int32),
+        request_ids=request_ids,
+        splits=splits,
+        model=model,
+    )

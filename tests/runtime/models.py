@@ -1,0 +1,50 @@
+"""Tiny random models of the three families, for tests of the runtime."""
+
+import torch
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
+
+FAMILIES = ("mixtral", "qwen2_moe", "phimoe")
+_COMMON = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 96,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+
+def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A random model in evaluation mode that runs Transformers' eager experts."""
+    torch.manual_seed(seed)
+    if family == "mixtral":
+        model = MixtralForCausalLM(MixtralConfig(**_COMMON, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2))
+    elif family == "qwen2_moe":
+        experts = {"moe_intermediate_size": 24, "num_experts": 12, "num_experts_per_tok": 4}
+        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**_COMMON, **experts, shared_expert_intermediate_size=40))
+    else:
+        model = PhimoeForCausalLM(PhimoeConfig(**_COMMON, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2))
+    model = model.to(dtype).eval()
+    model.set_experts_implementation("eager")
+    return model
+
+
+def padded_batch(rows: int = 3, width: int = 9) -> dict[str, torch.Tensor]:
+    """A left-padded batch of random prompts."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(2, 96, (rows, width), generator=generator)
+    mask = torch.ones_like(tokens)
+    for row in range(rows - 1):
+        mask[row, : 2 + row] = 0
+    return {"input_ids": tokens * mask, "attention_mask": mask}
