@@ -89,7 +89,7 @@ def _header(metadata: Mapping[str, str] | None, path: Path, kind: str, version: 
         raise FinemoeError(f"{path}: a safetensors file, but not one written by finemoe; expected a {kind}")
     header: dict[str, Any] = json.loads(metadata[_HEADER])
     if header["kind"] != kind:
-        raise FinemoeError(f"{path}: is a {header['kind']}, expected a {kind}")
+        raise FinemoeError(f"{path}: holds a {header['kind']}, expected {kind}")
     if header["version"] != version:
         raise FinemoeError(
             f"{path}: {kind} format {header['version']}, this finemoe reads format {version}; make the file again"

@@ -1,0 +1,108 @@
+"""What the paper reports beside what this project finds, one `Claim` per artefact, collected into one table."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finemoe.errors import FinemoeError
+from finemoe.files import atomic_path
+from finemoe.paths import ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
+# The order of PAPER section 5, which is the order of the paper.
+ARTEFACTS = (
+    *("T1", "F1b", "F3a", "F3b", "F3c", "F4", "F8", "F9", "F10", "F11"),
+    *("F12", "F13", "F14a", "F14b", "F15", "F16a", "F16b", "F17", "F18", "H"),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper and what became of it.
+
+    Attributes:
+        id: as in section 5 of the specification, e.g. "F4"; artefact: the paper's own name, e.g. "Fig. 4".
+        claim: the trend in words. reported, reproduced: values, as text with units.
+        verdict: one of VERDICTS. panel: the model, dataset or panel that carries the verdict.
+        executor: what produced the value (recorded, measured, paced, simulated, computed).
+        why: the reason for the verdict, one or two sentences.
+    """
+
+    id: str
+    artefact: str
+    claim: str
+    reported: str
+    reproduced: str
+    verdict: str
+    panel: str
+    executor: str
+    why: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise FinemoeError(f"claim {self.id}: verdict {self.verdict!r} is none of {', '.join(VERDICTS)}")
+        if self.id not in ARTEFACTS:
+            raise FinemoeError(f"claim {self.id!r}: unknown id; known: {', '.join(ARTEFACTS)}")
+        for field in fields(self):
+            if not str(getattr(self, field.name)).strip():
+                raise FinemoeError(f"claim {self.id}: {field.name} is empty; say it, or say 'none'")
+
+    def save(self, path: str | Path) -> None:
+        """Write the claim as JSON; relative paths start at the repository root."""
+        with atomic_path(ROOT / path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Claim":
+        """Read a claim that `save` wrote.
+
+        Raises:
+            FinemoeError: the file is missing or is no claim.
+        """
+        try:
+            return cls(**json.loads((ROOT / path).read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError, TypeError) as error:
+            raise FinemoeError(f"{path}: no readable claim ({error}); run the notebook that writes it again") from error
+
+
+def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
+    """The claims of these files as a table, one row each, in the paper's order.
+
+    Raises:
+        FinemoeError: a file is unreadable, or two files bear the same id.
+    """
+    import pandas as pd
+
+    claims = sorted((Claim.load(path) for path in paths), key=lambda claim: ARTEFACTS.index(claim.id))
+    ids = [claim.id for claim in claims]
+    twice = {id_ for id_ in ids if ids.count(id_) > 1}
+    if twice:
+        raise FinemoeError(f"several claims bear the id {', '.join(sorted(twice))}; remove the stale file")
+    return pd.DataFrame([asdict(claim) for claim in claims], columns=[field.name for field in fields(Claim)])
+
+
+def to_markdown(table: "pd.DataFrame") -> str:
+    """The table of claims as a page: an overview, then the reason behind each verdict."""
+    overview = table[["id", "artefact", "claim", "reported", "reproduced", "verdict", "executor"]]
+    counts = ", ".join(f"{int((table.verdict == verdict).sum())} {verdict}" for verdict in VERDICTS)
+    reasons = "\n".join(f"- **{row.id}** ({row.panel}): {_one_line(str(row.why))}" for row in table.itertuples(index=False))
+    return (
+        "# The paper's claims, and what became of them\n\n"
+        f"{len(table)} artefacts: {counts}.\n\n"
+        f"{_pipe_table(overview)}\n\n"
+        f"## Why\n\n{reasons}\n"
+    )
+
+
+def _pipe_table(table: "pd.DataFrame") -> str:
+    cells = [[_one_line(str(value)).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,85 @@
+"""The pipeline's configuration, checked once at the edge: a typo ends in one line that says what was meant."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finemoe.errors import FinemoeError
+from finemoe.paths import PROMPTS, ROOT
+
+CONFIG = ROOT / "config"
+
+
+def load(*files: Path) -> dict[str, Any]:
+    """The default configuration with `files` on top, as Snakemake's `--configfile` merges them.
+
+    Raises:
+        FinemoeError: a file is missing or no YAML mapping.
+    """
+    merged: dict[str, Any] = {}
+    for file in [CONFIG / "default.yaml", *files]:
+        merged = _merge(merged, _read(file))
+    return merged
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Compare a configuration with config/schema.yaml.
+
+    Raises:
+        FinemoeError: names the first key that is wrong, its value, and the values that are right.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    validator = Draft202012Validator(_read(CONFIG / "schema.yaml"))
+    error = best_match(validator.iter_errors(dict(config)))
+    if error is not None:
+        raise FinemoeError(f"config: {_explain(error)}")
+    _check_references(config)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FinemoeError(f"{file}: no such configuration file")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise FinemoeError(f"{file}: expected 'key: value' lines")
+    return content
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(step for step in error.absolute_path if isinstance(step, str))
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(key for key in error.instance if key not in known)
+        return f"unknown key {unknown!r}; {_suggest(unknown, known)}"
+    if error.validator == "enum":
+        suggestion = _suggest(error.instance, error.validator_value)
+        return f"unknown value {error.instance!r} in {where or 'prefetch_distance'}; {suggestion}"
+    return f"{where + ': ' if where else ''}{error.message}"
+
+
+def _suggest(word: Any, known: list[str]) -> str:
+    close = get_close_matches(str(word), known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
+
+
+def _check_references(config: Mapping[str, Any]) -> None:
+    without = [model for model in config["models"] if model not in config["prefetch_distance"]]
+    if without:
+        raise FinemoeError(f"config: prefetch_distance has no entry for {without[0]!r}; add one (layers, e.g. 3)")
+    known = sorted(path.stem for path in PROMPTS.glob("*.jsonl"))
+    for dataset in config["datasets"]:
+        if known and dataset not in known:
+            raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {_suggest(dataset, known)}")

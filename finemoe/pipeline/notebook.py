@@ -1,0 +1,138 @@
+"""Run one parameterised notebook, strictly.
+
+Around `papermill.execute_notebook`, with what a pipeline needs on top: an unknown parameter is an error, kernels talk
+over private sockets (ports race when many start at once), and the user's own IPython start-up files stay out.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from finemoe.errors import FinemoeError
+from finemoe.paths import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+_LONGEST_SOCKET_FOLDER = 60  # Unix sockets allow 108 characters in all
+
+
+def parameters_of(notebook: Path) -> dict[str, str]:
+    """The parameters of a notebook and their default values, as source text.
+
+    Raises:
+        FinemoeError: the notebook does not exist.
+    """
+    from papermill import inspect_notebook
+
+    if not notebook.is_file():
+        known = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+        raise FinemoeError(f"{notebook}: no such notebook; there are {known}")
+    with _quiet():
+        found = inspect_notebook(str(notebook))
+    return {name: str(parameter["default"]) for name, parameter in found.items()}
+
+
+def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path | None = None) -> None:
+    """Execute `notebook` with `parameters` and write the executed copy to `output`, also when a cell fails.
+
+    Args:
+        log: text file that takes what the cells print; None prints nothing.
+
+    Raises:
+        FinemoeError: a parameter the notebook does not have, or a cell that fails; the message has the cell's error.
+    """
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
+    _check_names(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _private_kernel() as kernel, _log_to(log):
+        try:
+            execute_notebook(
+                str(notebook),
+                str(output),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                log_output=log is not None,
+                cwd=str(notebook.parent),  # as JupyterLab starts it
+                config=kernel,
+            )
+        except PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}".removeprefix("FinemoeError: ")
+            raise FinemoeError(f"{notebook.name}: {reason}\nThe traceback is in {output}") from error
+
+
+def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    known = parameters_of(notebook)
+    for name in parameters:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise FinemoeError(f"{notebook.name}: no parameter {name!r}; {hint}")
+
+
+@contextmanager
+def _private_kernel() -> Iterator[Any]:
+    """Configuration of a kernel with sockets and IPython profile in a folder of its own."""
+    from traitlets.config import Config
+
+    root = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="nb", dir=root if len(root) < _LONGEST_SOCKET_FOLDER else "/tmp") as folder:
+        private = {
+            "IPYTHONDIR": folder,
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        with _environment(private):
+            yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _log_to(log: Path | None) -> Iterator[None]:
+    """Send papermill's account of the run, the cells' outputs included, to a file and nowhere else."""
+    if log is None:
+        with _quiet():
+            yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log, mode="w", encoding="utf-8")
+    logger = logging.getLogger("papermill")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("papermill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,50 @@
+"""Serve requests one by one with a model, offloaded or not, and note tokens, counts and times of each."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finemoe.runtime.engine import Engine
+
+COUNTS = ["accesses", "hits", "late", "misses", "hit_rate", "recall_at_k", "prefetched_bytes", "demand_bytes", "wasted_bytes"]
+TIMES = ["ttft_s", "tpot_s", "stall_s"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """One served request.
+
+    Attributes:
+        tokens: prompt and generated token ids. seconds: wall-clock time of the whole request.
+        report: the engine's report as a dict of counts and times of this request alone; empty without an engine.
+    """
+
+    tokens: tuple[int, ...]
+    seconds: float
+    report: dict[str, Any]
+
+
+def serve(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, engine: "Engine | None" = None
+) -> list[Served]:
+    """Generate greedily for each prompt in turn; the expert cache stays warm between requests, the counters start anew."""
+    return [_serve_one(model, tokenizer, prompt, max_new_tokens, engine) for prompt in prompts]
+
+
+def _serve_one(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, engine: "Engine | None") -> Served:
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    if engine is not None:
+        engine.reset_counters()
+    begin_s = time.perf_counter()
+    output = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    seconds = time.perf_counter() - begin_s
+    report = {} if engine is None else engine.report().to_dict()
+    return Served(tuple(output[0].tolist()), seconds, {name: report[name] for name in [*COUNTS, *TIMES] if report})

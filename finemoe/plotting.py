@@ -1,0 +1,93 @@
+"""One look for every figure, and one way to save it: PDF, PNG and the tidy table behind it, the same bytes every time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finemoe.files import atomic_path
+from finemoe.paths import ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("finemoe.mplstyle")
+MODEL_TITLES = {
+    "mixtral-mini": "Mixtral-8x7B miniature (32×8/2)",
+    "qwen-mini": "Qwen1.5-MoE miniature (24×60/4)",
+    "phi-mini": "Phi-3.5-MoE miniature (32×16/2)",
+    "gpt-oss-20b": "gpt-oss-20b, real (24×32/4)",
+}
+DATASET_TITLES = {"questions": "questions", "dialogues": "dialogues"}
+# Every series differs in colour, lightness, marker and dash, so that a grey print can still be read.
+PALETTE = {
+    "fine": "#0072B2",
+    "coarse": "#E69F00",
+    "finemoe": "#0072B2",
+    "on-demand": "#8C8C8C",
+    "semantic": "#56B4E9",
+    "trajectory": "#0072B2",
+    "null": "#8C8C8C",
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
+_FLOAT_FORMAT = "%.6g"  # more digits than any measurement has, fewer than rounding noise reaches
+
+
+def use_style() -> None:
+    """Apply the project's Matplotlib style to the session."""
+    import matplotlib.pyplot as plt
+
+    plt.style.use(STYLE)
+
+
+def model_title(slug: str) -> str:
+    """Name and L×J/K of a model for a panel's title."""
+    return MODEL_TITLES.get(slug, slug)
+
+
+def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Seaborn's `palette`, `markers` and `dashes` for series in this order, distinct also in grey."""
+    import matplotlib.pyplot as plt
+
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    return {
+        "palette": {name: PALETTE.get(name, cycle[index % len(cycle)]) for index, name in enumerate(names)},
+        "markers": {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)},
+        "dashes": {name: DASHES[index % len(DASHES)] for index, name in enumerate(names)},
+    }
+
+
+def provenance(fig: "Figure", executor: str, *details: str) -> None:
+    """One small line under a figure: which executor and level produced it (measured, paced, simulated or recorded)."""
+    fig.supxlabel(" | ".join([f"executor: {executor}", *details]), fontsize=6, color="#555555", x=0.01, ha="left")
+
+
+def machine() -> str:
+    """The machine in words, for measured figures: processor kind and the cores this process may use."""
+    import os
+    import platform
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores}-core {platform.machine()} CPU"
+
+
+def save_figure(fig: "Figure", table: "pd.DataFrame", stem: str | Path) -> None:
+    """Write `stem`.pdf, .png and .csv, atomically and reproducibly.
+
+    Args:
+        table: the tidy data behind the figure; floats are written with six significant digits.
+        stem: path without suffix; relative ones start at the repository root.
+    """
+    stem = ROOT / stem
+    with atomic_path(stem.with_name(f"{stem.name}.pdf")) as path:
+        fig.savefig(path, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    with atomic_path(stem.with_name(f"{stem.name}.png")) as path:
+        fig.savefig(path, metadata={"Software": None})
+    save_table(table, stem.with_name(f"{stem.name}.csv"))
+
+
+def save_table(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a table as CSV with a fixed number format, so that equal results are equal bytes."""
+    with atomic_path(ROOT / path) as temporary:
+        table.to_csv(temporary, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")

@@ -1,0 +1,27 @@
+"""What every test may rely on: one thread per process, no network, and the external samples where they exist."""
+
+import os
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+from hypothesis import settings
+
+from finemoe.paths import ROOT
+
+settings.register_profile("finemoe", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("finemoe")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of external sample data; skips the test where it is absent."""
+    folder = Path(os.environ.get("FINEMOE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("external sample data is not here (FINEMOE_SHARED_DATA names its folder)")
+    return folder

@@ -1,0 +1,26 @@
+from finemoe.paths import ROOT
+from finemoe.pipeline.sources import sources_of
+
+
+def test_modules_reached_through_imports_are_listed():
+    assert sources_of("finemoe.files") == ["finemoe/errors.py", "finemoe/files.py"]
+
+
+def test_bare_import_of_the_lazy_package_reaches_the_engine():
+    assert {"notebooks/quickstart.ipynb", "finemoe/runtime/engine.py", "finemoe/runtime/link.py"} <= set(sources_of("quickstart"))
+
+
+def test_figure_notebooks_do_not_depend_on_the_runtime():
+    for name in ("t1", "f3a", "f3b", "f3c", "f4", "f8", "f9", "training_curves", "claims"):
+        reached = sources_of(name)
+        assert not [path for path in reached if path.startswith("finemoe/runtime/")], name
+
+
+def test_every_listed_file_exists_and_is_listed_once():
+    reached = sources_of("run_offloading")
+    assert len(reached) == len(set(reached))
+    assert all((ROOT / path).is_file() for path in reached)
+
+
+def test_a_missing_notebook_is_listed_for_snakemake_to_name():
+    assert sources_of("no_such") == ["notebooks/no_such.ipynb"]
