@@ -1,0 +1,122 @@
+"""Prompt sets: two embedded genres that stand in for the paper's datasets, or any dataset by path or hub id (DESIGN 7).
+
+`questions` (short, many topics) stands in for LMSYS-Chat-1M, `dialogues` (tasks over several turns) for ShareGPT. Requests are split
+7:3 into "history", which may fill a store, and "served", which is measured and never contributes to one.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from finemoe.errors import FinemoeError
+from finemoe.files import atomic_path
+from finemoe.miniatures import grammar
+from finemoe.paths import PROMPTS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+GENRES = ("questions", "dialogues")
+NUM_PROMPTS = 400
+_SEED = 20_260_101
+
+
+def make_prompts(genre: str) -> list[dict[str, str]]:
+    """The embedded prompts of a genre, all different, in their fixed order."""
+    random = Random(f"{genre}-{_SEED}")
+    draw = grammar.question if genre == "questions" else grammar.dialogue_prompt
+    prompts: dict[str, str] = {}
+    while len(prompts) < NUM_PROMPTS:
+        text, scene = draw(random)
+        prompts.setdefault(grammar.as_prompt(text), scene["topic"])
+    splits = ["history"] * round(0.7 * NUM_PROMPTS) + ["served"] * (NUM_PROMPTS - round(0.7 * NUM_PROMPTS))
+    random.shuffle(splits)
+    return [
+        {"id": f"{genre}-{number:03d}", "prompt": prompt, "topic": topic, "split": split}
+        for number, ((prompt, topic), split) in enumerate(zip(prompts.items(), splits, strict=True))
+    ]
+
+
+def load_prompts(source: str, *, limit: int | None = None, column: str = "prompt", split_seed: int = 0) -> "Dataset":
+    """A prompt set as a `datasets` dataset with the columns id, prompt, topic, split.
+
+    Args:
+        source: "questions" or "dialogues", a JSONL file, or a hub id "owner/name" (its train split).
+        limit: take this many requests, keeping 7:3 between the splits.
+        column: where foreign datasets hold the prompt's text.
+        split_seed: draws the 7:3 split of datasets that bring none.
+    Raises:
+        FinemoeError: no such prompt set, or it lacks the column.
+    """
+    from datasets import Dataset
+
+    rows = _read_rows(PROMPTS / f"{source}.jsonl" if source in GENRES else Path(source), source, column, split_seed)
+    if limit is not None:
+        rows = _take(rows, limit)
+    return Dataset.from_list(rows)
+
+
+def _read_rows(path: Path, source: str, column: str, split_seed: int) -> list[dict[str, str]]:
+    if path.is_file():
+        raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif source.count("/") == 1 and not source.startswith((".", "/")):
+        raw = _from_hub(source)
+    else:
+        raise FinemoeError(f"unknown dataset {source!r}; known: {', '.join(GENRES)}, or give a JSONL file or a hub id")
+    if any(column not in row for row in raw):
+        raise FinemoeError(f"dataset {source!r} has no column {column!r}; its columns are {sorted(raw[0])}")
+    splits = _draw_splits(len(raw), split_seed)
+    return [
+        {
+            "id": str(row.get("id", f"{Path(source).stem}-{number}")),
+            "prompt": str(row[column]),
+            "topic": str(row.get("topic", "")),
+            "split": str(row.get("split", splits[number])),
+        }
+        for number, row in enumerate(raw)
+    ]
+
+
+def _from_hub(name: str) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(name, split="train"))
+    except Exception as error:  # the hub client raises many kinds; all mean the same here
+        reason = str(error).strip().splitlines()[0]
+        raise FinemoeError(f"dataset {name!r} cannot be fetched from the hub: {reason}") from error
+
+
+def _draw_splits(count: int, seed: int) -> list[str]:
+    splits = ["history"] * round(0.7 * count) + ["served"] * (count - round(0.7 * count))
+    Random(seed).shuffle(splits)
+    return splits
+
+
+def _take(rows: list[dict[str, str]], limit: int) -> list[dict[str, str]]:
+    if not 1 <= limit <= len(rows):
+        raise FinemoeError(f"{limit} prompts asked for, the dataset has {len(rows)}")
+    room = {"history": round(0.7 * limit), "served": limit - round(0.7 * limit)}
+    return list(_first_of_each(rows, room))
+
+
+def _first_of_each(rows: list[dict[str, str]], room: dict[str, int]) -> Iterator[dict[str, str]]:
+    for row in rows:
+        if room.get(row["split"], 0) > 0:
+            room[row["split"]] -= 1
+            yield row
+
+
+def write_prompts() -> None:
+    """Write the embedded prompt sets to their files."""
+    for genre in GENRES:
+        with atomic_path(PROMPTS / f"{genre}.jsonl") as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in make_prompts(genre)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(write_prompts)
