@@ -159,9 +159,10 @@ def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for name, value in rows:
         table.add_row(name, value)
+    typer.echo(title)
     Console().print(table)
 
 

@@ -1,7 +1,7 @@
 """Prompt sets: two embedded genres that stand in for the paper's datasets, or any dataset by path or hub id (DESIGN 7).
 
-`questions` (short, many topics) stands in for LMSYS-Chat-1M, `dialogues` (tasks over several turns) for ShareGPT. Requests are split
-7:3 into "history", which may fill a store, and "served", which is measured and never contributes to one.
+`questions` (short, many topics) stands in for LMSYS-Chat-1M, `dialogues` (tasks over several turns) for ShareGPT. Requests are
+split 7:3 into "history", which may fill a store, and "served", which is measured and never contributes to one.
 """
 
 import json

@@ -16,9 +16,12 @@ DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + [text for extr
 IMPORT_NAMES = {"yaml": "pyyaml"}
 
 
+def lock_lines() -> list[str]:
+    return [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+
+
 def lock() -> dict[str, Version]:
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
-    pins = [line.split("==") for line in lines]
+    pins = [line.split("==") for line in lock_lines()]
     assert all(len(pin) == 2 for pin in pins), "the lock holds exact versions only"
     return {canonicalize_name(name): Version(version) for name, version in pins}
 
@@ -36,10 +39,10 @@ def test_lock_installs_anywhere():
     assert not [name for name in lock() if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
-def test_conda_environment_takes_its_pins_from_the_lock():
+def test_conda_environment_has_the_pins_of_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, from_pip = environment["dependencies"]
-    assert from_pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert from_pip == {"pip": lock_lines()}
     assert pip == "pip"
     assert Version(python.removeprefix("python=")) in Requirement(f"python{PROJECT['requires-python']}").specifier
 

@@ -28,7 +28,7 @@ def make_trace(seed: int = 0, lengths: tuple[int, ...] = (5, 3, 7), layers: int 
         embedding_table=rng.normal(size=(4, 5)).astype(np.float16),
         embedding_index=rng.integers(0, 4, rows).astype(np.int32),
         request_ids=tuple(f"r{i}" for i in range(len(lengths))),
-        splits=("history", "served", "history")[: len(lengths)],
+        splits=tuple(("history", "served", "history", "history", "served")[: len(lengths)]),
         model="m",
     )
 

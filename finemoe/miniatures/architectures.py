@@ -58,7 +58,7 @@ def _phi() -> Any:
     return PhimoeConfig(
         **_COMMON,
         hidden_size=96,
-        intermediate_size=40,
+        intermediate_size=24,
         num_hidden_layers=32,
         num_key_value_heads=2,
         num_local_experts=16,

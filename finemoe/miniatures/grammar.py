@@ -1,7 +1,7 @@
 """The project's own text: seeded questions, answers and dialogues over a dozen everyday topics and the standard library.
 
-Two genres with one vocabulary: `question` (short, one turn) and `dialogue` (a task worked out over several turns). Every sentence is
-put together from `data/corpus/topics.json`; nothing is quoted from anywhere.
+Two genres with one vocabulary: `question` (short, one turn) and `dialogue` (a task worked out over several turns). Every sentence
+is put together from `data/corpus/topics.json`; nothing is quoted from anywhere.
 """
 
 import json
@@ -21,14 +21,59 @@ KINDS = {
     "reasons": "reason",
 }
 STDLIB = (
-    "json.dumps json.loads os.path.join os.listdir re.compile re.findall random.shuffle random.choice math.sqrt math.gcd "
-    "itertools.chain itertools.product functools.reduce functools.lru_cache collections.Counter collections.deque "
-    "datetime.timedelta pathlib.Path shutil.copy subprocess.run textwrap.wrap string.Template csv.reader heapq.heappush "
-    "bisect.insort statistics.median fractions.Fraction decimal.Decimal operator.itemgetter copy.deepcopy pprint.pprint "
-    "time.sleep threading.Lock queue.Queue socket.create_connection hashlib.sha256 base64.b64encode struct.pack zlib.compress "
-    "tempfile.mkdtemp glob.glob fnmatch.filter logging.getLogger argparse.ArgumentParser contextlib.suppress enum.Enum "
-    "dataclasses.dataclass typing.NamedTuple abc.abstractmethod inspect.signature ast.parse tokenize.tokenize"
-).split()
+    "json.dumps",
+    "json.loads",
+    "os.path.join",
+    "os.listdir",
+    "re.compile",
+    "re.findall",
+    "random.shuffle",
+    "random.choice",
+    "math.sqrt",
+    "math.gcd",
+    "itertools.chain",
+    "itertools.product",
+    "functools.reduce",
+    "functools.lru_cache",
+    "collections.Counter",
+    "collections.deque",
+    "datetime.timedelta",
+    "pathlib.Path",
+    "shutil.copy",
+    "subprocess.run",
+    "textwrap.wrap",
+    "string.Template",
+    "csv.reader",
+    "heapq.heappush",
+    "bisect.insort",
+    "statistics.median",
+    "fractions.Fraction",
+    "decimal.Decimal",
+    "operator.itemgetter",
+    "copy.deepcopy",
+    "pprint.pprint",
+    "time.sleep",
+    "threading.Lock",
+    "queue.Queue",
+    "socket.create_connection",
+    "hashlib.sha256",
+    "base64.b64encode",
+    "struct.pack",
+    "zlib.compress",
+    "tempfile.mkdtemp",
+    "glob.glob",
+    "fnmatch.filter",
+    "logging.getLogger",
+    "argparse.ArgumentParser",
+    "contextlib.suppress",
+    "enum.Enum",
+    "dataclasses.dataclass",
+    "typing.NamedTuple",
+    "abc.abstractmethod",
+    "inspect.signature",
+    "ast.parse",
+    "tokenize.tokenize",
+)
 
 QUESTIONS = (
     "How do I {action} {subject} without {problem}?",
@@ -74,7 +119,14 @@ STATEMENTS = (
     "After a while {subject} becomes {quality}.",
     "The simple answer is to {action} {subject} early, since {reason}.",
 )
-OPENINGS = ("Yes, gladly.", "That is a good question.", "Of course.", "In short:", "It depends, but here is what helps.", "Certainly.")
+OPENINGS = (
+    "Yes, gladly.",
+    "That is a good question.",
+    "Of course.",
+    "In short:",
+    "It depends, but here is what helps.",
+    "Certainly.",
+)
 
 
 @cache

@@ -81,6 +81,10 @@ class Trainer:
                 saved = time.monotonic()
         self._save_checkpoint()
 
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint of a finished run, so that a later one with the same settings starts anew."""
+        self._checkpoint.unlink(missing_ok=True)
+
     def held_out_loss(self, num_batches: int = 8) -> float:
         """Mean cross-entropy per token, in nats, over the first held-out sequences."""
         size = self.settings.batch * self.settings.length
@@ -90,7 +94,8 @@ class Trainer:
             for begin in range(0, min(num_batches * size, len(self._held_out) - size + 1), size):
                 ids = self._held_out[begin : begin + size].view(self.settings.batch, -1).to(self.device)
                 logits = self.model(input_ids=ids, output_router_logits=False).logits
-                losses.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).item())
+                loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+                losses.append(loss.item())
         self.model.train()
         return float(np.mean(losses))
 
@@ -147,8 +152,8 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        balance = float(output.aux_loss)
-        return float(output.loss) - self.model.router_aux_loss_coef * balance, balance
+        balance = output.aux_loss.item()
+        return output.loss.item() - self.model.router_aux_loss_coef * balance, balance
 
     def _point(self, loss: float, balance: float) -> dict[str, float]:
         held_out = self.held_out_loss(num_batches=2)
@@ -197,8 +202,10 @@ def main(
     settings = Settings(model, steps=steps, batch=batch, peak_rate=peak_rate, seed=seed)
     trainer = Trainer(settings, RESULTS / "training" / model, training_texts())
     trainer.run()
-    trainer.export(output or MINIATURES / model)
-    typer.echo(json.dumps(trainer._facts(), indent=2))
+    folder = output or MINIATURES / model
+    trainer.export(folder)
+    trainer.discard_checkpoint()
+    typer.echo((folder / "training.json").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

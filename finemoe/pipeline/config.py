@@ -79,7 +79,7 @@ def _check_references(config: Mapping[str, Any]) -> None:
     without = [model for model in config["models"] if model not in config["prefetch_distance"]]
     if without:
         raise FinemoeError(f"config: prefetch_distance has no entry for {without[0]!r}; add one (layers, e.g. 3)")
-    known = sorted(path.stem for path in PROMPTS.glob("*.jsonl"))
+    known = sorted({path.stem for path in PROMPTS.glob("*.jsonl")} | set(config["dataset_sources"]))
     for dataset in config["datasets"]:
-        if known and dataset not in known:
+        if dataset not in known:
             raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {_suggest(dataset, known)}")

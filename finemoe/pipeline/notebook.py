@@ -90,7 +90,10 @@ def _private_kernel() -> Iterator[Any]:
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         with _environment(private):
-            yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
+            yield Config(
+                KernelManager={"transport": "ipc", "ip": f"{folder}/k"},
+                NotebookClient={"extra_arguments": ["--log-level=CRITICAL"]},  # no word about the interrupt that ends it
+            )
 
 
 @contextmanager

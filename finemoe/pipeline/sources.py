@@ -1,4 +1,4 @@
-"""Which files a notebook's result depends on: itself and every module of the package that its code reaches.
+"""Which files a notebook's result depends on beside itself: every module of the package that its code reaches.
 
 Snakemake sees only declared inputs, so the Snakefile declares these. They are found by reading the source, imports
 inside functions included; nothing is imported.
@@ -17,10 +17,7 @@ _MODULE_NAME = re.compile(r"finemoe(\.\w+)+")
 
 
 def sources_of(*starts: str) -> list[str]:
-    """Source files behind notebooks (`f4`) or modules (`finemoe.miniatures.training`), relative to the root, sorted.
-
-    A notebook that does not exist is listed all the same, so that Snakemake names the missing file.
-    """
+    """Package files behind notebooks (`f4`) or modules (`finemoe.miniatures.training`), relative to the root, sorted."""
     waiting = [path for start in starts for path in _start(start)]
     reached: set[Path] = set()
     while waiting:
@@ -28,7 +25,7 @@ def sources_of(*starts: str) -> list[str]:
         if path not in reached:
             reached.add(path)
             waiting.extend(_imports(path))
-    return sorted(str(path.relative_to(ROOT)) for path in reached)
+    return sorted(str(path.relative_to(ROOT)) for path in reached if path.suffix == ".py")
 
 
 def _start(name: str) -> list[Path]:
@@ -59,9 +56,14 @@ def _names(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if _files(name) else node.module for name in inner)
+            yield from (name if _is_module(name) else node.module for name in inner)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE_NAME.fullmatch(node.value):
             yield node.value
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def _files(name: str) -> list[Path]:

@@ -52,7 +52,7 @@ def test_unknown_parameter_is_an_error_with_a_suggestion(tmp_path):
 
 
 def test_missing_notebook_lists_the_known_ones(tmp_path):
-    with pytest.raises(FinemoeError, match="no such notebook; there are .*quickstart"):
+    with pytest.raises(FinemoeError, match=r"no such notebook; there are .*quickstart"):
         run_notebook(tmp_path / "none.ipynb", tmp_path / "done.ipynb", {})
 
 
@@ -81,7 +81,17 @@ def test_kernels_beside_each_other_do_not_collide(tmp_path):
 
 def test_command_reports_a_mistake_in_one_line(tmp_path):
     notebook = write_notebook(tmp_path, "x = 1")
-    command = [sys.executable, "-m", "finemoe.pipeline", "notebook", str(notebook), "--output", str(tmp_path / "o.ipynb"), "-p", "y=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "finemoe.pipeline",
+        "notebook",
+        str(notebook),
+        "--output",
+        str(tmp_path / "o.ipynb"),
+        "-p",
+        "y=2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "Error: trial.ipynb: no parameter 'y'; it has x"

@@ -1,0 +1,65 @@
+# Two commands do everything on a machine with Python 3.11+ and git: `make reproduce` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed.stamp
+# Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks.
+JOBS   ?= 2
+
+.PHONY: help install reproduce smoke test bench lint lock clean
+
+help:
+	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
+	@echo "make test       install what is needed, then run the test suite"
+	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
+	@echo "make bench      the benchmarks (map search)"
+	@echo "make lint       ruff, mypy, snakefmt, snakemake --lint"
+	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
+	@echo "make clean      remove results and figures, keep the environment"
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "needs Python 3.11, 3.12 or 3.13; say which with PYTHON=..."'
+	@echo "Installing the pinned environment into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+reproduce: $(STAMP)
+	$(BIN)/snakemake --cores all
+
+smoke: $(STAMP)
+	$(BIN)/snakemake --cores all --configfile config/smoke.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest --benchmark-only --benchmark-enable tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check finemoe tests
+	$(BIN)/ruff format --check finemoe tests
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/snakemake --lint
+
+# All pins but pip itself, and but what pip adds to torch on its own where there is CUDA.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -qq --disable-pip-version-check "torch==2.13.0" "setuptools>=77" ".[pipeline,dev]"
+	echo "# The reference environment, resolved on Python 3.11 by \`make lock\` from the ranges in pyproject.toml." > requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude finemoe --exclude pip \
+		| sed 's/+cpu$$//' | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock
+	$(MAKE) environment.yml
+
+# The same pins for conda, which has no way to read them from a file that Snakemake could move.
+environment.yml: requirements.lock
+	printf '%s\n' '# The pins of requirements.lock for conda users; written by `make environment.yml`.' 'name: finemoe' 'channels:' \
+		'  - conda-forge' 'dependencies:' '  - python=3.11' '  - pip' '  - pip:' > $@
+	grep -v '^#' requirements.lock | sed 's/^/      - /' >> $@
+
+clean:
+	rm -rf results $(filter-out figures/README.md,$(wildcard figures/*))

@@ -1,0 +1,382 @@
+# Every figure and table of the paper that this project regenerates: `snakemake --cores all`.
+# One rule per notebook, both of the same name; the logic is in the package, the settings are in config/.
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from finemoe.errors import FinemoeError
+from finemoe.pipeline.config import check
+from finemoe.pipeline.sources import sources_of
+
+min_version("9.5")
+
+
+# Rules run the Python that runs Snakemake and this checkout's package, whether or not either is activated or installed.
+for variable, first in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", workflow.basedir)):
+    os.environ[variable] = os.pathsep.join([str(first), os.environ.get(variable, "")]).rstrip(os.pathsep)
+
+
+workdir: workflow.basedir
+
+
+configfile: "config/default.yaml"
+
+
+try:
+    check(config)
+except FinemoeError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS, FIGURES, MINIATURES = config["results"], config["figures"], config["miniatures"]
+MODELS, DATASETS = config["models"], config["datasets"]
+# Figures drawn from traces: the paper's name for each, and the settings its notebook takes.
+TRACE_FIGURES = {
+    "f3a": ("Fig. 3a", []),
+    "f3b": ("Fig. 3b", ["seed"]),
+    "f3c": ("Fig. 3c", ["num_iterations", "seed"]),
+    "f4": ("Fig. 4", ["store_capacity", "seed"]),
+    "f8": ("Fig. 8", ["seed"]),
+    "f9": ("Fig. 9", ["seed"]),
+}
+CLAIMED = ["t1", *TRACE_FIGURES]
+RUN = (
+    "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
+    " --parameters-json {params.values:q}"
+)
+ENVIRONMENT = "environment.yml"  # made by Snakemake itself only under `--software-deployment-method conda`
+STYLE = "finemoe/finemoe.mplstyle"
+
+
+wildcard_constraints:
+    model="|".join(MODELS),
+    dataset="|".join(DATASETS),
+
+
+def pairs(pattern):
+    """One path for each model and dataset."""
+    return expand(pattern, model=MODELS, dataset=DATASETS)
+
+
+def figure_files(stem):
+    return [f"{FIGURES}/{stem}.{suffix}" for suffix in ("pdf", "png", "csv")]
+
+
+def in_report(stem, artefact):
+    """The picture of a figure, shown by `snakemake --report`."""
+    return report(
+        f"{FIGURES}/{stem}.png",
+        caption=f"notebooks/captions/{stem}.rst",
+        category="Figures",
+        labels={"artefact": artefact},
+    )
+
+
+def model_folder(wildcards):
+    return [
+        f"{MINIATURES}/{wildcards.model}/{name}"
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    ]
+
+
+def dataset_source(name):
+    """Where a dataset's prompts come from: an embedded set of that name, or what `dataset_sources` says."""
+    return {"dataset": name, "column": "prompt"} | config["dataset_sources"].get(name, {})
+
+
+def prompts_file(wildcards):
+    """The local file behind a dataset, so that editing it reruns what used it; none for a hub id."""
+    source = dataset_source(wildcards.dataset)["dataset"]
+    embedded = f"data/prompts/{source}.jsonl"
+    return [path for path in (embedded, source) if Path(path).is_file()]
+
+
+def figure_parameters(wildcards, input, output):
+    """What a figure's notebook is told: the traces it reads, the stem it draws to, the claim it writes, its settings."""
+    stem = output.pdf.removesuffix(".pdf")
+    settings = {name: config[name] for name in TRACE_FIGURES[Path(stem).name][1]}
+    return json.dumps({"traces": list(input.traces), "figure": stem, "claims": output.claims, **settings})
+
+
+onsuccess:
+    if not workflow.dryrun:
+        print(
+            f"Figures are in {FIGURES}/, the claims they bear on in {FIGURES}/claims.md.", file=sys.stderr
+        )
+
+
+rule all:
+    default_target: True
+    input:
+        [figure_files(stem) for stem in [*CLAIMED, "training", "quickstart"]],
+        f"{FIGURES}/claims.md",
+        f"{FIGURES}/claims.csv",
+        pairs(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv"),
+
+
+rule profile_models:
+    input:
+        notebook="notebooks/profile_models.ipynb",
+        code=sources_of("profile_models"),
+        model=model_folder,
+        prompts=prompts_file,
+    output:
+        trace=f"{RESULTS}/traces/{{model}}-{{dataset}}.trace",
+        table=ensure(f"{RESULTS}/profile/{{model}}-{{dataset}}.csv", non_empty=True),
+        measured=f"{RESULTS}/profile/{{model}}-{{dataset}}_measured.csv",
+    log:
+        notebook=f"{RESULTS}/notebooks/profile_models/{{model}}-{{dataset}}.ipynb",
+        text=f"{RESULTS}/logs/profile_models/{{model}}-{{dataset}}.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/profile_models/{{model}}-{{dataset}}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, output: json.dumps(
+            {
+                "model": f"{MINIATURES}/{wildcards.model}",
+                "num_prompts": config["num_prompts"],
+                "max_new_tokens": config["max_new_tokens"],
+                "batch_size": config["batch_size"],
+                **dataset_source(wildcards.dataset),
+                "trace": output.trace,
+                "table": output.table,
+                "measured": output.measured,
+            }
+        ),
+    shell:
+        RUN
+
+
+rule build_expert_maps:
+    input:
+        notebook="notebooks/build_expert_maps.ipynb",
+        code=sources_of("build_expert_maps"),
+        trace=rules.profile_models.output.trace,
+    output:
+        store=f"{RESULTS}/stores/{{model}}-{{dataset}}.store",
+        table=ensure(f"{RESULTS}/stores/{{model}}-{{dataset}}.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/build_expert_maps/{{model}}-{{dataset}}.ipynb",
+        text=f"{RESULTS}/logs/build_expert_maps/{{model}}-{{dataset}}.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/build_expert_maps/{{model}}-{{dataset}}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "trace": input.trace,
+                "store_capacity": config["store_capacity"],
+                "prefetch_distance": config["prefetch_distance"][wildcards.model],
+                "store": output.store,
+                "table": output.table,
+            }
+        ),
+    shell:
+        RUN
+
+
+# Times inference, so nothing else may run beside it.
+rule run_offloading:
+    input:
+        notebook="notebooks/run_offloading.ipynb",
+        code=sources_of("run_offloading"),
+        model=model_folder,
+        prompts=prompts_file,
+        store=rules.build_expert_maps.output.store,
+    output:
+        table=ensure(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv", non_empty=True),
+        measured=f"{RESULTS}/offloading/{{model}}-{{dataset}}_measured.csv",
+    log:
+        notebook=f"{RESULTS}/notebooks/run_offloading/{{model}}-{{dataset}}.ipynb",
+        text=f"{RESULTS}/logs/run_offloading/{{model}}-{{dataset}}.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/run_offloading/{{model}}-{{dataset}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "model": f"{MINIATURES}/{wildcards.model}",
+                "store": input.store,
+                "num_prompts": config["num_prompts"],
+                "link": config["link"],
+                **dataset_source(wildcards.dataset),
+                "policies": config["policies"],
+                "expert_memory": config["expert_memory"],
+                "prefetch_distance": config["prefetch_distance"][wildcards.model],
+                "num_served": config["num_served"],
+                "served_tokens": config["served_tokens"],
+                "seed": config["seed"],
+                "table": output.table,
+                "measured": output.measured,
+            }
+        ),
+    shell:
+        RUN
+
+
+rule model_geometry:
+    input:
+        code=sources_of("finemoe.maps.geometry"),
+        configs=[str(path) for path in sorted(Path("data/models/configs").glob("*.json"))],
+    output:
+        ensure(f"{RESULTS}/geometry.csv", non_empty=True),
+    log:
+        f"{RESULTS}/logs/model_geometry.txt",
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m finemoe.maps.geometry {input.configs} --output {output} > {log} 2>&1"
+
+
+rule t1:
+    input:
+        notebook="notebooks/t1.ipynb",
+        code=sources_of("t1"),
+        style=STYLE,
+        geometry=rules.model_geometry.output[0],
+    output:
+        pdf=f"{FIGURES}/t1.pdf",
+        png=in_report("t1", "Table 1"),
+        csv=ensure(f"{FIGURES}/t1.csv", non_empty=True),
+        claims=f"{RESULTS}/claims/t1.json",
+    log:
+        notebook=f"{RESULTS}/notebooks/t1.ipynb",
+        text=f"{RESULTS}/logs/t1.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {"geometry": input.geometry, "figure": f"{FIGURES}/t1", "claims": output.claims}
+        ),
+    shell:
+        RUN
+
+
+for stem, (artefact, _) in TRACE_FIGURES.items():
+
+    rule:
+        name:
+            stem
+        input:
+            notebook=f"notebooks/{stem}.ipynb",
+            code=sources_of(stem),
+            style=STYLE,
+            reference=[str(path) for path in sorted(Path("data/reference").glob(f"{stem}_*.csv"))],
+            traces=pairs(f"{RESULTS}/traces/{{model}}-{{dataset}}.trace"),
+        output:
+            pdf=f"{FIGURES}/{stem}.pdf",
+            png=in_report(stem, artefact),
+            csv=ensure(f"{FIGURES}/{stem}.csv", non_empty=True),
+            claims=f"{RESULTS}/claims/{stem}.json",
+        log:
+            notebook=f"{RESULTS}/notebooks/{stem}.ipynb",
+            text=f"{RESULTS}/logs/{stem}.txt",
+        benchmark:
+            f"{RESULTS}/benchmarks/{stem}.tsv"
+        conda:
+            ENVIRONMENT
+        params:
+            values=figure_parameters,
+        shell:
+            RUN
+
+
+rule training_curves:
+    input:
+        notebook="notebooks/training_curves.ipynb",
+        code=sources_of("training_curves"),
+        style=STYLE,
+        curves=expand(f"{MINIATURES}/{{model}}/training_curve.csv", model=MODELS),
+    output:
+        pdf=f"{FIGURES}/training.pdf",
+        png=in_report("training", "miniatures"),
+        csv=ensure(f"{FIGURES}/training.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/training_curves.ipynb",
+        text=f"{RESULTS}/logs/training_curves.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input: json.dumps(
+            {"curves": list(input.curves), "figure": f"{FIGURES}/training"}
+        ),
+    shell:
+        RUN
+
+
+rule quickstart:
+    input:
+        notebook="notebooks/quickstart.ipynb",
+        code=sources_of("quickstart"),
+        style=STYLE,
+        model=f"{MINIATURES}/{MODELS[0]}/model.safetensors",
+    output:
+        pdf=f"{FIGURES}/quickstart.pdf",
+        png=in_report("quickstart", "quickstart"),
+        csv=ensure(f"{FIGURES}/quickstart.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/quickstart.ipynb",
+        text=f"{RESULTS}/logs/quickstart.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input: json.dumps(
+            {
+                "model": f"{MINIATURES}/{MODELS[0]}",
+                "max_new_tokens": config["served_tokens"],
+                "figure": f"{FIGURES}/quickstart",
+            }
+        ),
+    shell:
+        RUN
+
+
+rule claims:
+    input:
+        notebook="notebooks/claims.ipynb",
+        code=sources_of("claims"),
+        claims=expand(f"{RESULTS}/claims/{{id}}.json", id=CLAIMED),
+    output:
+        markdown=f"{FIGURES}/claims.md",
+        csv=ensure(f"{FIGURES}/claims.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/claims.ipynb",
+        text=f"{RESULTS}/logs/claims.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {"claims": list(input.claims), "markdown": output.markdown, "csv": output.csv}
+        ),
+    shell:
+        RUN
+
+
+# Not part of the default target: the trained miniatures are shipped. To use these instead, set `miniatures` in the config.
+rule train_miniatures:
+    input:
+        expand("results/miniatures/{model}/model.safetensors", model=MODELS),
+
+
+rule train_miniature:
+    input:
+        code=sources_of("finemoe.miniatures.training"),
+    output:
+        [
+            f"results/miniatures/{{model}}/{name}"
+            for name in ("config.json", "model.safetensors", "tokenizer.json", "training_curve.csv")
+        ],
+    log:
+        "results/logs/train_miniature/{model}.txt",
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    shell:
+        "python -m finemoe.miniatures.training {wildcards.model} --output results/miniatures/{wildcards.model} > {log} 2>&1"

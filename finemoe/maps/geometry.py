@@ -1,0 +1,142 @@
+"""A model's MoE geometry from its configuration alone: built on the meta device, so that no weight is ever allocated.
+
+Experts are found through Transformers' experts seam, without per-family code. A parameter is active for a token unless it belongs to
+one of the J - K routed experts the token does not visit; embeddings count as active (so counts the paper's Table 1).
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finemoe.errors import FinemoeError
+
+_BYTES_PER_PARAMETER = 2  # bf16, the precision the models are published in
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one model.
+
+    Attributes:
+        name: family of the configuration. num_layers: L, MoE layers. num_experts: J, routed experts a layer.
+        experts_per_token: K. hidden_size: h. dense_layers: decoder layers without routed experts.
+        expert_params: parameters of one routed expert; expert_bytes: its size in bf16.
+        total_params, active_params: of the whole model, and those one token uses.
+    """
+
+    name: str
+    num_layers: int
+    num_experts: int
+    experts_per_token: int
+    hidden_size: int
+    dense_layers: int
+    expert_params: int
+    expert_bytes: int
+    total_params: int
+    active_params: int
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the parameters that one token does not use."""
+        return 1 - self.active_params / self.total_params
+
+    @classmethod
+    def from_config(cls, source: Any) -> "Geometry":
+        """The geometry of a configuration.
+
+        Args:
+            source: a Transformers config object, a dict of its fields, a folder with config.json, a JSON file, or a hub id.
+        Raises:
+            FinemoeError: no such file or model type, or the model has no routed experts.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from finemoe.runtime.layers import activated_per_token, find_moe_layers
+
+        config = _config_of(source)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise FinemoeError(f"no causal language model can be built from this configuration: {_first_line(error)}") from error
+        layers = find_moe_layers(model)
+        parameters = [sum(p.numel() for p in layer.expert_parameters().values()) for layer in layers]
+        num_experts, top_k = layers[0].num_experts, activated_per_token(model)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        text = config.get_text_config()
+        return cls(
+            name=config.model_type,
+            num_layers=len(layers),
+            num_experts=num_experts,
+            experts_per_token=top_k,
+            hidden_size=text.hidden_size,
+            dense_layers=text.num_hidden_layers - len(layers),
+            expert_params=parameters[0] // num_experts,
+            expert_bytes=parameters[0] // num_experts * _BYTES_PER_PARAMETER,
+            total_params=total,
+            active_params=total - sum(parameters) * (num_experts - top_k) // num_experts,
+        )
+
+
+def _config_of(source: Any) -> Any:
+    from transformers import AutoConfig
+
+    if isinstance(source, dict):
+        return _from_fields(source, "the given fields")
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    if path.suffix == ".json":
+        return _from_fields(_read_json(path), str(path))
+    try:
+        return AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise FinemoeError(f"no configuration found for {str(source)!r}: {_first_line(error)}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FinemoeError(f"{path}: no such configuration file; check the path") from error
+    except ValueError as error:
+        raise FinemoeError(f"{path}: not JSON ({error})") from error
+    return fields
+
+
+def _from_fields(fields: dict[str, Any], where: str) -> Any:
+    from transformers import AutoConfig
+
+    fields = dict(fields)
+    model_type = fields.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except ValueError as error:
+        raise FinemoeError(f"{where}: model_type {model_type!r} is not known to the installed transformers") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def write_table(
+    configs: Annotated[list[Path], typer.Argument(help="config.json files")],
+    output: Annotated[Path, typer.Option(help="the CSV to write")],
+) -> None:
+    """Write the geometry of every configuration as one CSV, a row each, named after its file."""
+    import pandas as pd
+
+    from finemoe.files import atomic_path
+
+    rows = [{"model": path.stem, **asdict(Geometry.from_config(path))} for path in configs]
+    with atomic_path(output) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    typer.run(write_table)

@@ -1,0 +1,51 @@
+"""Statistics that every figure shares: intervals over requests, and entropy in bits."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval (or arrays of them)."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def resample_counts(num_requests: int, num_resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each request is drawn in each bootstrap resample, [resamples, requests]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_requests, np.full(num_requests, 1 / num_requests), size=num_resamples)
+
+
+def bootstrap_ratio(
+    numerators: np.ndarray, denominators: np.ndarray, num_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """A ratio of sums over requests (such as hits / accesses) with its percentile bootstrap interval.
+
+    Args:
+        numerators, denominators: [requests, ...], one entry per request; requests are resampled, never rows.
+    Returns:
+        Interval of arrays [...]: the ratio of the sums, and its bounds.
+    """
+    numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    weights = resample_counts(len(numerators), num_resamples, seed).astype(float)
+    ratios = np.tensordot(weights, numerators, axes=1) / np.tensordot(weights, denominators, axes=1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(numerators.sum(axis=0) / denominators.sum(axis=0), low, high)
+
+
+def bootstrap_mean(values: np.ndarray, num_resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean over requests, [requests, ...] -> [...], with its percentile bootstrap interval."""
+    values = np.asarray(values, dtype=float)
+    return bootstrap_ratio(values, np.ones_like(values), num_resamples, seed, level)
+
+
+def entropy_bits(weights: np.ndarray) -> np.ndarray:
+    """Shannon entropy in bits of non-negative weights along the last axis, normalised there; 0 where all weights are 0."""
+    weights = np.asarray(weights, dtype=float)
+    totals = weights.sum(axis=-1, keepdims=True)
+    shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
+    logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+    return -(shares * logs).sum(axis=-1)

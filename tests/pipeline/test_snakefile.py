@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from finemoe.paths import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+def snakemake(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_lint_and_format():
+    lint = snakemake("--lint")
+    assert lint.returncode == 0, lint.stdout
+    formatted = subprocess.run([BIN / "snakefmt", "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True)
+    assert formatted.returncode == 0, formatted.stderr
+
+
+def test_smoke_covers_every_rule_of_the_default_target():
+    def rules(*arguments: str) -> set[str]:
+        done = snakemake("--dry-run", "--forceall", "--quiet", "host", *arguments)
+        assert done.returncode == 0, done.stdout
+        table = done.stdout.split("-------\n", 1)[1].split("\n\n", 1)[0]
+        return {line.split()[0] for line in table.splitlines()} - {"total"}
+
+    full = rules()
+    assert rules("--configfile", "config/smoke.yaml") == full
+    assert {"profile_models", "build_expert_maps", "run_offloading", "claims", "t1", "f4"} <= full
+    assert "train_miniature" not in full
+
+
+def test_a_typo_in_the_configuration_is_one_clear_line(tmp_path):
+    (tmp_path / "typo.yaml").write_text("polices: [finemoe]\n")
+    done = snakemake("--dry-run", "--configfile", str(tmp_path / "typo.yaml"))
+    assert done.returncode == 1
+    assert "config: unknown key 'polices'; did you mean 'policies'?" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_missing_model_names_the_file():
+    done = snakemake("--dry-run", "--forceall", "--config", "miniatures=results/nowhere")
+    assert done.returncode == 1
+    assert "results/nowhere/mixtral-mini" in done.stdout
+    assert "Traceback" not in done.stdout

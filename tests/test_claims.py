@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from finemoe.claims import ARTEFACTS, Claim, collect, to_markdown
+from finemoe.errors import FinemoeError
+
+F4 = {
+    "id": "F4",
+    "artefact": "Fig. 4",
+    "claim": "fine beats coarse at every distance",
+    "reported": "fine higher",
+    "reproduced": "0.90 | 0.60",
+    "verdict": "holds",
+    "panel": "gpt-oss-20b",
+    "executor": "recorded",
+    "why": "two\nlines",
+}
+
+
+def test_save_and_load_are_inverses(tmp_path):
+    claim = Claim(**F4)
+    claim.save(tmp_path / "deep" / "f4.json")
+    assert Claim.load(tmp_path / "deep" / "f4.json") == claim
+
+
+def test_same_claim_same_bytes(tmp_path):
+    Claim(**F4).save(tmp_path / "a.json")
+    Claim(**F4).save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"verdict": "maybe"}, "verdict 'maybe' is none of"), ({"id": "F99"}, "unknown id"), ({"why": " "}, "why is empty")],
+)
+def test_incomplete_claims_are_refused(change, message):
+    with pytest.raises(FinemoeError, match=message):
+        Claim(**F4 | change)
+
+
+def test_collect_orders_as_the_paper_does(tmp_path):
+    for id_ in ("F10", "T1", "F3b", "F4", "F3a"):
+        Claim(**F4 | {"id": id_}).save(tmp_path / f"{id_}.json")
+    table = collect(sorted(tmp_path.glob("*.json")))
+    assert list(table["id"]) == ["T1", "F3a", "F3b", "F4", "F10"]
+    assert table.columns[0] == "id"
+
+
+def test_collect_refuses_two_claims_of_one_id(tmp_path):
+    for name in ("a", "b"):
+        Claim(**F4).save(tmp_path / f"{name}.json")
+    with pytest.raises(FinemoeError, match="several claims bear the id F4"):
+        collect([tmp_path / "a.json", tmp_path / "b.json"])
+
+
+@pytest.mark.parametrize("content", ["", "{", json.dumps({"id": "F4"})])
+def test_an_unreadable_claim_says_what_to_do(tmp_path, content):
+    (tmp_path / "f4.json").write_text(content)
+    with pytest.raises(FinemoeError, match="run the notebook that writes it again"):
+        collect([tmp_path / "f4.json"])
+
+
+def test_markdown_is_one_table_row_per_claim(tmp_path):
+    Claim(**F4).save(tmp_path / "f4.json")
+    page = to_markdown(collect([tmp_path / "f4.json"]))
+    rows = [line for line in page.splitlines() if line.startswith("| F4")]
+    assert len(rows) == 1
+    assert "0.90 \\| 0.60" in rows[0]  # a bar inside a cell must not split it
+    assert "- **F4** (gpt-oss-20b): two lines" in page
+    assert "1 artefacts: 1 holds" in page
+
+
+def test_every_artefact_is_named_once():
+    assert len(set(ARTEFACTS)) == len(ARTEFACTS) == 20

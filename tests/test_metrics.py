@@ -1,0 +1,46 @@
+"""Intervals and entropy against plain computations."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import bootstrap, entropy
+
+from finemoe.metrics import bootstrap_mean, bootstrap_ratio, entropy_bits
+
+weights = arrays(np.float64, (4, 6), elements=st.floats(0, 10))
+
+
+@given(weights)
+def test_entropy_is_scipys(values):
+    positive = values.sum(axis=1) > 0
+    np.testing.assert_allclose(entropy_bits(values)[positive], entropy(values[positive], base=2, axis=1), atol=1e-9)
+    assert (entropy_bits(values)[~positive] == 0).all()
+
+
+@given(weights)
+def test_entropy_is_concave(values):
+    """Coarse >= fine holds for any data: the entropy of a mean of distributions is at least their mean entropy."""
+    shares = (values + 1e-3) / (values + 1e-3).sum(axis=1, keepdims=True)
+    assert entropy_bits(shares.mean(axis=0)) >= entropy_bits(shares).mean() - 1e-9
+
+
+def test_interval_of_a_mean_agrees_with_scipy():
+    values = np.random.default_rng(0).gamma(2.0, size=60)
+    ours = bootstrap_mean(values, num_resamples=9999)
+    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=9999, random_state=0).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.02)
+    assert ours.high == pytest.approx(theirs.high, abs=0.02)
+
+
+def test_a_ratio_resamples_requests_not_rows():
+    hits, accesses = np.array([90.0, 0.0]), np.array([100.0, 100.0])
+    interval = bootstrap_ratio(hits, accesses)
+    assert interval == pytest.approx((0.45, 0.0, 0.9))
+
+
+def test_intervals_are_reproducible():
+    values = np.random.default_rng(1).random((20, 3))
+    np.testing.assert_array_equal(bootstrap_mean(values, seed=4), bootstrap_mean(values, seed=4))

@@ -1,0 +1,109 @@
+"""Every notebook opens clean and by itself: no outputs, literal parameters with help, and the same names as its rule."""
+
+import ast
+import json
+import shlex
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from papermill import inspect_notebook
+
+from finemoe.paths import ROOT
+from finemoe.pipeline.config import load
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LIVE = {"profile_models", "run_offloading", "quickstart"}  # these load a model
+STAGES = {"profile_models", "build_expert_maps", "run_offloading"}
+BY_ITSELF = {"quickstart"}  # chooses its own settings
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def code_of(path):
+    return ast.parse("\n".join(cell.source for cell in code_cells(path)))
+
+
+@every_notebook
+def test_committed_without_outputs(path):
+    assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(path))
+
+
+@every_notebook
+def test_metadata_names_the_kernel_every_environment_has(path):
+    kernel = nbformat.read(path, as_version=4).metadata.kernelspec
+    assert (kernel.name, kernel.language) == ("python3", "python")
+
+
+@every_notebook
+def test_one_parameters_cell_of_explained_literals(path):
+    tags = [cell.metadata.get("tags", []) for cell in code_cells(path)]
+    assert [index for index, names in enumerate(tags) if "parameters" in names] == [0]
+    source = code_cells(path)[0].source
+    for statement in ast.parse(source).body:
+        assert isinstance(statement, ast.AnnAssign)
+        ast.literal_eval(statement.value)
+        assert "  # " in source.splitlines()[statement.end_lineno - 1]
+    assert [statement.target.id for statement in ast.parse(source).body] == list(inspect_notebook(str(path)))
+
+
+@every_notebook
+def test_thin_and_explained(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    assert cells[0].source.startswith("# ")
+    assert len(code_cells(path)) <= 10
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    assert not [node for node in ast.walk(code_of(path)) if isinstance(node, definitions)]
+
+
+@every_notebook
+def test_figure_notebooks_do_not_load_torch(path):
+    imported = {alias.name for node in ast.walk(code_of(path)) if isinstance(node, ast.Import) for alias in node.names}
+    if path.stem not in LIVE:
+        assert not {"torch", "transformers", "finemoe"} & imported
+
+
+@every_notebook
+def test_paths_start_at_the_root_never_at_a_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert str(ROOT) not in text
+    assert not [name for name in ("os.getcwd", "Path.cwd", "os.chdir") if name in text]
+
+
+@pytest.fixture(scope="module")
+def rule_parameters() -> dict[str, dict]:
+    """What the Snakefile would pass to each notebook, read off a dry run."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--forceall", "--printshellcmds", "--cores", "2", "--nolock"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    calls = [shlex.split(line) for line in done.stdout.splitlines() if "finemoe.pipeline notebook" in line]
+    return {
+        call[call.index("notebook") + 1].removeprefix("notebooks/").removesuffix(".ipynb"): json.loads(call[-1]) for call in calls
+    }
+
+
+@every_notebook
+def test_rule_passes_known_parameters_and_every_path_and_setting(path, rule_parameters):
+    known = inspect_notebook(str(path))
+    passed = set(rule_parameters[path.stem])
+    assert passed <= set(known)
+    paths = {
+        name for name, parameter in known.items() if "results/" in parameter["default"] or "figures/" in parameter["default"]
+    }
+    settings = set(known) & set(load()) if path.stem not in BY_ITSELF else set()
+    assert paths | settings <= passed
+
+
+@pytest.mark.parametrize("name", sorted(STAGES))
+def test_stage_defaults_are_the_default_configuration(name):
+    """A stage opened in JupyterLab writes what the pipeline would write to the same file, not a variant of it."""
+    defaults = inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    config = load()
+    for parameter in set(defaults) & set(config):
+        expected = config[parameter]["mixtral-mini"] if parameter == "prefetch_distance" else config[parameter]
+        assert ast.literal_eval(defaults[parameter]["default"]) == expected, parameter
