@@ -47,6 +47,9 @@ RUN = (
     "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
 )
+# Snakemake sets OMP_NUM_THREADS and its like to a rule's threads. A miniature's layers are too small to share: two threads are no faster than
+# one when the machine is idle, and tens of times slower when it is not (each parallel loop waits for both).
+ONE_THREAD = "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 "
 ENVIRONMENT = "environment.yml"  # made by Snakemake itself only under `--software-deployment-method conda`
 STYLE = "finemoe/finemoe.mplstyle"
 
@@ -218,7 +221,7 @@ rule run_offloading:
             }
         ),
     shell:
-        RUN
+        ONE_THREAD + RUN
 
 
 rule model_geometry:

@@ -60,13 +60,17 @@ def _docstrings(path: Path) -> list[str]:
     return [text for text in texts if text and len(text) >= _MIN_DOCSTRING]
 
 
-def training_texts(num_conversations: int = 24_000, documentation_repeats: int = 3, seed: int = 1) -> tuple[list[str], list[str]]:
-    """(training, held-out) documents, shuffled; one in fifty is held out, before the documentation is repeated."""
-    held_out, training = [], []
-    for texts, repeats in ((conversations(num_conversations, seed), 1), (documentation(), documentation_repeats)):
+def training_texts(
+    num_conversations: int = 24_000, documentation_repeats: int = 3, seed: int = 1
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Training documents, shuffled, and held-out ones by source; one in fifty is held out, before the documentation is repeated."""
+    held_out: dict[str, list[str]] = {}
+    training: list[str] = []
+    sources = {"conversations": (conversations(num_conversations, seed), 1), "documentation": (documentation(), documentation_repeats)}
+    for source, (texts, repeats) in sources.items():
         Random(seed).shuffle(texts)
         cut = len(texts) // 50
-        held_out += texts[:cut]
+        held_out[source] = texts[:cut]
         training += texts[cut:] * repeats
     Random(seed).shuffle(training)
     return training, held_out

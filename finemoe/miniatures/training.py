@@ -30,8 +30,8 @@ class Settings:
     """How a miniature is trained; tokens per step are batch x length."""
 
     model: str
-    steps: int = 1000
-    batch: int = 16
+    steps: int = 1800
+    batch: int = 8
     length: int = 256
     peak_rate: float = 2e-3
     warmup_steps: int = 60
@@ -53,14 +53,15 @@ class Trainer:
     """One training run; `run` goes on from the last checkpoint where there is one.
 
     Args:
-        settings: what is trained; folder: where checkpoints go; texts: (training, held-out) documents.
+        settings: what is trained; folder: where checkpoints go; texts: training documents, and held-out ones by source.
     """
 
-    def __init__(self, settings: Settings, folder: Path, texts: tuple[list[str], list[str]]) -> None:
+    def __init__(self, settings: Settings, folder: Path, texts: tuple[list[str], dict[str, list[str]]]) -> None:
         self.settings, self._checkpoint = settings, folder / "checkpoint.pt"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = train_tokenizer(texts[0])
-        self._tokens, self._held_out = (self._encode(documents) for documents in texts)
+        self._tokens = self._encode(texts[0])
+        self._held_out = {source: self._encode(documents) for source, documents in texts[1].items()}
         self.model = build(settings.model, settings.seed).to(self.device)
         self._optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=(0.9, 0.95), fused=True)
         self.curve: list[dict[str, float]] = []
@@ -85,18 +86,22 @@ class Trainer:
         """Remove the checkpoint of a finished run, so that a later one with the same settings starts anew."""
         self._checkpoint.unlink(missing_ok=True)
 
-    def held_out_loss(self, num_batches: int = 8) -> float:
-        """Mean cross-entropy per token, in nats, over the first held-out sequences."""
+    def held_out_losses(self, num_batches: int = 8) -> dict[str, float]:
+        """Mean cross-entropy per token, in nats, over the first held-out sequences of every source."""
+        self.model.eval()
+        losses = {source: self._mean_loss(tokens, num_batches) for source, tokens in self._held_out.items()}
+        self.model.train()
+        return losses
+
+    @torch.no_grad()
+    def _mean_loss(self, tokens: torch.Tensor, num_batches: int) -> float:
         size = self.settings.batch * self.settings.length
         losses = []
-        self.model.eval()
-        with torch.no_grad():
-            for begin in range(0, min(num_batches * size, len(self._held_out) - size + 1), size):
-                ids = self._held_out[begin : begin + size].view(self.settings.batch, -1).to(self.device)
-                logits = self.model(input_ids=ids, output_router_logits=False).logits
-                loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-                losses.append(loss.item())
-        self.model.train()
+        for begin in range(0, min(num_batches * size, len(tokens) - size + 1), size):
+            ids = tokens[begin : begin + size].view(self.settings.batch, -1).to(self.device)
+            logits = self.model(input_ids=ids, output_router_logits=False).logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+            losses.append(loss.item())
         return float(np.mean(losses))
 
     def export(self, folder: Path) -> None:
@@ -115,13 +120,11 @@ class Trainer:
             path.write_text(json.dumps(self._facts(), indent=2) + "\n", encoding="utf-8")
 
     def _facts(self) -> dict[str, Any]:
-        loss = self.held_out_loss()
         return {
             **asdict(self.settings),
             "tokens_seen": self.step * self.settings.batch * self.settings.length,
             "seconds": round(self.seconds),
-            "held_out_loss_nats": round(loss, 4),
-            "held_out_perplexity": round(math.exp(loss), 3),
+            "held_out_perplexity": {source: round(math.exp(loss), 3) for source, loss in self.held_out_losses().items()},
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "torch": torch.__version__,
             "machine": f"{self.device.type}, {platform.machine()}, {torch.get_num_threads()} thread(s)",
@@ -156,14 +159,13 @@ class Trainer:
         return output.loss.item() - self.model.router_aux_loss_coef * balance, balance
 
     def _point(self, loss: float, balance: float) -> dict[str, float]:
-        held_out = self.held_out_loss(num_batches=2)
+        held_out = {f"held_out_perplexity_{source}": math.exp(loss) for source, loss in self.held_out_losses(num_batches=2).items()}
         tokens = self.step * self.settings.batch * self.settings.length
         return {
             "step": self.step,
             "tokens": tokens,
             "train_loss_nats": loss,
-            "held_out_loss_nats": held_out,
-            "held_out_perplexity": math.exp(held_out),
+            **held_out,
             "load_balancing_loss": balance,
         }
 

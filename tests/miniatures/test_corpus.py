@@ -24,6 +24,6 @@ def test_documentation_is_that_of_the_interpreter():
 
 def test_held_out_texts_are_not_trained_on():
     training, held_out = training_texts(num_conversations=400, documentation_repeats=2)
-    assert held_out
-    assert not set(held_out) & set(training)
+    assert all(held_out.values())
+    assert not set().union(*held_out.values()) & set(training)
     assert (training, held_out) == training_texts(num_conversations=400, documentation_repeats=2)
