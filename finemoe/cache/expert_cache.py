@@ -58,7 +58,18 @@ class ExpertCache:
         self._undemanded = np.zeros(shape, dtype=np.bool_)  # prefetched, and not demanded since
         self._awaiting = np.zeros(shape, dtype=np.bool_)  # prefetched for a layer that has not come yet
         self._running = np.zeros(shape, dtype=np.bool_)  # demanded by the running layer and still needed
-        self._free_slots = list(range(num_slots))[::-1]
+        self.num_admitted = self.num_evicted = self.num_resident = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what the slots hold: every expert is absent, and what was held counts as evicted. The rule keeps its memory."""
+        self.num_evicted = self.num_admitted
+        self.num_resident = 0
+        self.state[:] = ABSENT
+        self.slot_of[:] = -1
+        for flags in (self._undemanded, self._awaiting, self._running):
+            flags[:] = False
+        self._free_slots = list(range(self.num_slots))[::-1]
         self._layer = -1
 
     @property
@@ -105,6 +116,7 @@ class ExpertCache:
                 return None
             wasted = self._evict(evicted)
         slot = self._free_slots.pop()
+        self.num_admitted += 1
         self.state[layer, expert] = LOADING
         self.slot_of[layer, expert] = slot
         self._undemanded[layer, expert] = self._awaiting[layer, expert] = prefetched
@@ -114,6 +126,7 @@ class ExpertCache:
         """The expert's load has ended."""
         assert self.state[layer, expert] == LOADING
         self.state[layer, expert] = RESIDENT
+        self.num_resident += 1
 
     def evictable(self) -> np.ndarray:
         """Flat ids of the experts that may be victims now; awaited prefetches only when nothing else is left."""
@@ -127,6 +140,8 @@ class ExpertCache:
 
     def _evict(self, flat: int) -> bool:
         layer, expert = divmod(flat, self.state.shape[1])
+        self.num_evicted += 1
+        self.num_resident -= 1
         self.state[layer, expert] = ABSENT
         self._free_slots.append(int(self.slot_of[layer, expert]))
         self.slot_of[layer, expert] = -1

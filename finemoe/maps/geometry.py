@@ -64,7 +64,7 @@ class Geometry:
             raise FinemoeError(f"no causal language model can be built from this configuration: {_first_line(error)}") from error
         layers = find_moe_layers(model)
         parameters = [sum(p.numel() for p in layer.expert_parameters().values()) for layer in layers]
-        num_experts, top_k = layers[0].num_experts, activated_per_token(model)
+        num_experts, top_k = layers[0].num_experts, activated_per_token(model, layers)
         total = sum(parameter.numel() for parameter in model.parameters())
         text = config.get_text_config()
         return cls(

@@ -1,9 +1,13 @@
 """`finemoe.offload`: run a Transformers MoE model with only part of its experts on the device, losslessly (DESIGN 3 and 5)."""
 
-import hashlib
+import atexit
+import sys
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,55 +22,94 @@ from finemoe.policies import make_policy
 from finemoe.policies.base import PolicySetup, Prefetch
 from finemoe.report import Counters, Report
 from finemoe.runtime import seam
-from finemoe.runtime.layers import MoELayer, activated_per_token, find_moe_layers
+from finemoe.runtime.devices import DeviceMemories, Leases, owners_of
+from finemoe.runtime.guards import Guards, require_free, require_offloadable
+from finemoe.runtime.layers import MoELayer, activated_per_token, find_moe_layers, scores_of
+from finemoe.runtime.lean import is_common, lean_forward
 from finemoe.runtime.link import make_link
-from finemoe.runtime.matcher import Matcher
+from finemoe.runtime.matcher import GateOutput, Matcher
 from finemoe.runtime.memory import ExpertMemory
-from finemoe.runtime.observer import Observer
+from finemoe.runtime.observer import Observer, embedding_of
+from finemoe.runtime.options import EngineOptions, byte_count, device_list, num_slots
+from finemoe.runtime.pool import SlotPool
+from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.takeover import Takeover
-from finemoe.runtime.tiers import HostTier, RecordLayout, SlotPool
-from finemoe.units import parse_bytes
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How an engine runs, apart from what its policy is told."""
-
-    policy: str
-    eviction: str | None
-    device: torch.device
-    link: str | None
-    asynchronous: bool
+from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.timeline import Timeline
 
 
 class Engine:
-    """An attached model's expert memory, policy and counters. Made by `offload`; a context manager that closes itself."""
+    """An attached model's expert memory, policy and counters. Made by `offload` or `load`; a context manager that closes itself.
+
+    Args:
+        model: a Transformers MoE model; layers: its MoE layers; setup: what the policy is told; options: how the engine runs.
+        records: a store that holds the experts already; None takes them out of the model.
+    """
 
     def __init__(
-        self, model: nn.Module, layers: list[MoELayer], memory_bytes: int, setup: PolicySetup, options: EngineOptions
+        self,
+        model: nn.Module,
+        layers: list[MoELayer],
+        setup: PolicySetup,
+        options: EngineOptions,
+        records: RecordStore | None = None,
     ) -> None:
         self._model, self._layers, self._setup, self._options = model, layers, setup, options
+        self._counts = [layer.num_experts for layer in layers]
+        self._counters = Counters(setup.num_layers)
+        self._timeline = Timeline()
+        self._undo = ExitStack()
+        try:
+            self._attach(records)
+        except BaseException:
+            self._undo.close()
+            raise
+        self._mutex = threading.Lock()
+        self._thread: int | None = None  # who is inside the model's forward
+        self._iteration, self._layer = 0, -1
+        self._is_open = self._is_prefill = self._is_publishing = self._is_in_layer = False
+        self._begin_s = 0.0
+        self._rows: np.ndarray | None = None
+        self._router_output: Any = None
+        self._router_weights: dict[int, torch.Tensor] = {}
+        self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * setup.num_layers
+        self._has_run = [False] * setup.num_layers
+        self._is_closed = False
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    def _attach(self, records: RecordStore | None) -> None:
+        """Everything that `close` undoes, in the opposite order."""
+        setup, options = self._setup, self._options
+        layouts = [RecordLayout.of(layer) for layer in self._layers]
+        record_bytes = max(layout.nbytes for layout in layouts)
+        devices, home = options.devices, options.devices[0]
+        slots = num_slots(options.expert_memory, record_bytes, sum(self._counts), len(devices))
+        self.expert_memory_bytes = slots * record_bytes * len(devices)
         self.policy = make_policy(options.policy, setup)
         self.eviction = options.eviction or self.policy.default_eviction
-        rule = make_rule(self.eviction, setup.num_layers, setup.num_experts, self.policy.expected)
-        link = make_link(options.device, options.link)
-        host = HostTier(layers, pinned=options.device.type == "cuda")
-        num_slots = min(memory_bytes // host.record_bytes, host.num_records)
-        cache = ExpertCache(rule, num_slots)
-        self.expert_memory_bytes = num_slots * host.record_bytes
-        self._counters = Counters(setup.num_layers)
-        pool = SlotPool(host.layouts, num_slots, options.device)
-        self._memory = ExpertMemory(cache, host, pool, link, self._counters, options.asynchronous)
-        self._matcher = Matcher(self.policy, self._post, options.asynchronous and self.policy.needs_context)
-        self._takeover = Takeover(model, layers, host, options.device)
-        self._names = [tuple(layer.expert_parameters()) for layer in layers]
-        self._disconnect = [seam.connect(layer.experts, self._layer_function(layer.index)) for layer in layers]
-        self._observer = Observer(model, layers, self, gates=self.policy.needs_context)
-        self._iteration, self._layer, self._is_open = 0, -1, False
-        self._rows: torch.Tensor | None = None
-        self._gate_output: torch.Tensor | None = None
-        self._predicted_in = np.full(setup.num_layers, -1, dtype=np.int64)
-        self._is_closed = False
+        rules = [make_rule(self.eviction, setup.num_layers, setup.num_experts, self.policy.expected) for _ in devices]
+        links = [make_link(device, options.link) for device in devices]
+        pools = [SlotPool(layouts, slots, device) for device in devices]
+        holds_weights = records is None
+        if records is None:
+            records = RecordStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
+        self.records = records
+        self._undo.callback(records.close)
+        self._undo.callback(Takeover(self._model, self._layers, records, home, holds_weights).undo)
+        names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
+        memories = []
+        for rule, pool, link, name in zip(rules, pools, links, names, strict=True):
+            cache = ExpertCache(rule, slots)
+            memory = ExpertMemory(cache, records, pool, link, self._counters, self._timeline, options.asynchronous, name)
+            self._undo.callback(memory.close)
+            memories.append(memory)
+        self._memories = DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, home)
+        self._matcher = Matcher(self.policy, self._post, self._timeline, options.asynchronous and self.policy.needs_context)
+        self._undo.callback(self._matcher.close)
+        for layer in self._layers:
+            self._undo.callback(seam.connect(layer.experts, self._layer_function(layer)))
+        self._undo.callback(Guards(self._layers).lift)
+        self._undo.callback(Observer(self._model, self._layers, self, gates=self.policy.needs_context).detach)
 
     def report(self) -> Report:
         """The counters so far, after the matcher has handled what was published."""
@@ -78,17 +121,19 @@ class Engine:
         self._matcher.flush()
         self._counters.reset()
 
+    @contextmanager
+    def timeline(self, path: str | Path) -> Iterator[None]:
+        """Record what compute, links and matcher do inside the `with` block, and write it for Perfetto or chrome://tracing."""
+        self._timeline.start()
+        yield
+        self._matcher.flush()
+        self._timeline.save(path)
+
     def close(self) -> None:
         """Stop the threads and give the model back exactly as it was; closing twice is harmless."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._observer.detach()
-        self._matcher.close()
-        self._memory.close()
-        for disconnect in self._disconnect:
-            disconnect()
-        self._takeover.undo()
+        if not self._is_closed:
+            self._is_closed = True
+            self._undo.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -96,92 +141,179 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def on_forward_start(self) -> None:
+        """The model's forward begins (called by the observer).
+
+        Raises:
+            EngineError: another thread is inside it, or a worker failed.
+        """
+        me = threading.get_ident()
+        with self._mutex:
+            if self._thread not in (None, me) and _is_inside(self._thread, self._model):
+                raise EngineError(
+                    "another thread is inside this model's forward; an engine serves one thread at a time: "
+                    "take turns, or give each thread a model and an engine of its own"
+                )
+            self._thread = me
+        self._recover()
+        self._raise_failures()
+        self._is_open, self._layer = False, -1
+
     def on_start(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
         """The embedding layer has run: a new iteration (called by the observer)."""
+        if self._is_open and self._layer < 0:
+            return  # an embedding layer that is used twice before the first MoE layer
+        self._recover()
+        self._end_publishing()
         self._raise_failures()
         self._iteration += 1
-        self._layer, self._is_open, self._rows, self._is_prefill = -1, True, rows, is_prefill
+        self._layer, self._is_open, self._is_prefill, self._router_output = -1, True, is_prefill, None
+        self._rows = None if rows is None else rows.cpu().numpy()
+        self._router_weights.clear()
         self._begin_s = time.perf_counter()
-        self._memory.start_iteration(self._iteration)
-        if self.policy.needs_context and not self._matcher.publish_start(self._iteration, embeddings, is_prefill, rows):
+        if is_prefill or not self._iteration:
+            self._counters.start_request()
+        # With everything resident there is nothing to prefetch, so nothing is searched.
+        self._is_publishing = self.policy.needs_context and not self._memories.is_all_resident
+        self._memories.start_iteration(self._iteration)
+        if self._is_publishing and not self._matcher.publish_start(self._iteration, embeddings, is_prefill, self._rows):
             self._counters.skipped_iterations += 1
 
-    def on_gate(self, layer: int, gate_output: torch.Tensor) -> None:
+    def on_router(self, layer: int, output: Any) -> None:
         """A router has run (called by the observer)."""
-        self._gate_output = gate_output
+        self._router_output = output
 
-    def on_forward_end(self) -> None:
-        """The model's forward has returned (called by the observer)."""
+    def on_forward_end(self, is_complete: bool) -> None:
+        """The model's forward has returned, or broken off with an exception (called by the observer)."""
+        if self._thread != threading.get_ident():
+            return
+        self._thread = None
+        if not is_complete:
+            return
+        self._end_publishing()
         self._raise_failures()
         if self._is_open:
             self._is_open = False
+            self._require_numbers()
             durations_s = self._counters.ttft_s if self._is_prefill else self._counters.tpot_s
             durations_s.append(time.perf_counter() - self._begin_s)
+            self._timeline.add("compute", f"iteration {self._iteration}", self._begin_s)
 
-    def _layer_function(self, layer: int) -> seam.LayerFunction:
+    def _layer_function(self, layer: MoELayer) -> seam.LayerFunction:
+        names, is_lean = tuple(layer.expert_parameters()), is_common(type(layer.experts))
+
         def run(
             module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
         ) -> torch.Tensor:
-            return self._run_layer(layer, module, hidden_states, top_k_index, top_k_weights)
+            self._enter_layer(layer.index, hidden_states)
+            self._router_weights[layer.index] = top_k_weights
+            selected = top_k_index.cpu().numpy()
+            source = self._open_source(layer, selected, top_k_index, top_k_weights)
+            if is_lean:
+                output = lean_forward(module, source.weights, hidden_states, selected, top_k_weights)
+            else:
+                output = seam.eager_forward(module, names, source, hidden_states, top_k_index, top_k_weights)
+            source.end()
+            self._leave_layer(layer.index)
+            return output
 
         return run
 
-    def _run_layer(
-        self,
-        layer: int,
-        module: nn.Module,
-        hidden_states: torch.Tensor,
-        top_k_index: torch.Tensor,
-        top_k_weights: torch.Tensor,
-    ) -> torch.Tensor:
-        self._require_inference(hidden_states)
-        self._enter_layer(layer, hidden_states)
-        demanded = np.unique(top_k_index.detach().cpu().numpy())
-        demanded = demanded[demanded < self._setup.num_experts]  # expert parallelism marks foreign experts with J
-        self._count_recall(layer, demanded)
-        lease = self._memory.demand(layer, demanded)
-        self._count_access(layer, lease.access.hits, lease.access.late, lease.access.misses)
-        if self.policy.needs_context:
-            assert self._gate_output is not None
-            self._matcher.publish_gate(self._iteration, layer, self._gate_output, top_k_index, self._rows)
-        output = seam.eager_forward(module, self._names[layer], lease, hidden_states, top_k_index, top_k_weights)
-        lease.end()
-        if layer == self._setup.num_layers - 1 and self.policy.needs_context:
-            self._matcher.publish_end()
-        return output
-
     def _enter_layer(self, layer: int, hidden_states: torch.Tensor) -> None:
+        if hidden_states.requires_grad and torch.is_grad_enabled():
+            raise EngineError("an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train")
         self._raise_failures()
-        if layer <= self._layer or not self._iteration:  # a forward that did not pass the embedding layer
+        if layer <= self._layer or not self._is_open:  # a forward that did not pass the embedding layer
+            self._layer = -1
+            self._is_open = False
             self.on_start(None, hidden_states.shape[0] > 1, None)
         self._layer = layer
+        self._is_in_layer = True
+        self._layer_begin_s = time.perf_counter()
+
+    def _open_source(
+        self, layer: MoELayer, selected: np.ndarray, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> "Leases | _Resident":
+        """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
+        index = layer.index
+        if self._memories.is_all_resident and not self._is_publishing:
+            self._counters.hits[index] += len(set(selected.ravel().tolist()))
+            return _Resident(self._memories.resident_weights(index))
+        demanded = np.unique(selected)
+        demanded = demanded[demanded < layer.num_experts]  # expert parallelism marks foreign experts with J
+        self._count_recall(index, demanded)
+        leases = self._memories.demand(index, demanded)
+        for access in leases.accesses:
+            self._counters.hits[index] += len(access.hits)
+            self._counters.late[index] += len(access.late)
+            self._counters.misses[index] += len(access.misses)
+        if self._is_publishing:
+            scores, self._router_output = scores_of(self._router_output, top_k_index), None
+            gate = GateOutput(index, layer.num_experts, self._setup.num_experts, scores, selected, top_k_weights)
+            self._matcher.publish_gate(self._iteration, index, gate, selected, self._rows)
+        return leases
+
+    def _leave_layer(self, layer: int) -> None:
+        self._is_in_layer = False
+        self._has_run[layer] = True
+        self._timeline.add("compute", f"layer {layer}", self._layer_begin_s)
+
+    def _recover(self) -> None:
+        """After a forward that broke off inside a layer (an interrupt, an error) start from an empty cache."""
+        if self._is_in_layer:
+            self._is_in_layer = self._is_open = self._is_publishing = False
+            self._matcher.forget()
+            self._memories.reset()
+
+    def _end_publishing(self) -> None:
+        if self._is_publishing:
+            self._is_publishing = False
+            self._matcher.publish_end()
 
     def _raise_failures(self) -> None:
         self._matcher.check()
-        self._memory.check()
+        self._memories.check()
 
-    def _require_inference(self, hidden_states: torch.Tensor) -> None:
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
-            raise EngineError(
-                "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
-            )
+    def _require_numbers(self) -> None:
+        """A router's NaN spoils all that follows, so that looking at the last layer finds it; then the first such layer is named."""
+        if not self._router_weights or not self._has_nan(max(self._router_weights)):
+            return
+        first = next(layer for layer in sorted(self._router_weights) if self._has_nan(layer))
+        raise EngineError(f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite")
+
+    def _has_nan(self, layer: int) -> bool:
+        weights = self._router_weights[layer]
+        if self._rows is not None and len(weights) > self._rows.max(initial=0):
+            weights = weights[torch.from_numpy(self._rows).to(weights.device)]
+        return bool(weights.isnan().any())
 
     def _post(self, iteration: int, prefetches: Sequence[Prefetch]) -> None:
-        for prefetch in prefetches:
+        wanted = [prefetch for prefetch in prefetches if self._may_run(prefetch.layer)]
+        for prefetch in wanted:
             if prefetch.layer > self._layer:
-                self._predicted_in[prefetch.layer] = iteration
-        self._memory.post(iteration, prefetches)
+                self._predictions[prefetch.layer] = (iteration, self.policy.expected[prefetch.layer].copy())
+        self._memories.post(iteration, wanted)
 
-    def _count_access(self, layer: int, hits: np.ndarray, late: np.ndarray, misses: np.ndarray) -> None:
-        self._counters.hits[layer] += len(hits)
-        self._counters.late[layer] += len(late)
-        self._counters.misses[layer] += len(misses)
+    def _may_run(self, layer: int) -> bool:
+        """False for layers that stood idle so far, such as a vision tower's where only text is served."""
+        return self._has_run[layer] or self._iteration <= 1
 
     def _count_recall(self, layer: int, demanded: np.ndarray) -> None:
-        if self._predicted_in[layer] == self._iteration:
-            ranked = np.argsort(-self.policy.expected[layer], kind="stable")[: len(demanded)]
-            self._counters.recalled[layer] += np.isin(demanded, ranked).sum()
-            self._counters.ranked[layer] += len(demanded)
+        iteration, expected = self._predictions[layer]
+        if iteration == self._iteration:
+            ranked = np.argsort(-expected, kind="stable")[: len(demanded)]
+            self._counters.recalled += int(np.isin(demanded, ranked).sum())
+            self._counters.ranked += len(demanded)
+
+
+class _Resident:
+    """Weights of a layer whose experts are all in their slots for good."""
+
+    def __init__(self, by_expert: list[dict[str, torch.Tensor]]) -> None:
+        self.weights = by_expert.__getitem__
+
+    def end(self) -> None:
+        return None
 
 
 def offload(
@@ -191,10 +323,12 @@ def offload(
     *,
     history: Any = None,
     eviction: str | None = None,
-    prefetch_distance: int = 3,
+    prefetch_distance: int | None = None,
     store_capacity: int = 1000,
-    device: str | torch.device | None = None,
+    devices: Any = None,
     link: str | None = None,
+    host_memory: int | str | None = None,
+    disk_folder: str | Path | None = None,
     asynchronous: bool = True,
     seed: int = 0,
 ) -> Engine:
@@ -202,68 +336,75 @@ def offload(
 
     Args:
         model: a Transformers MoE model with its weights in memory.
-        expert_memory: bytes (int), a text with a unit ("6GiB"), or a share in (0, 1] of all routed experts (float).
+        expert_memory: bytes per device (an int, or a text like "6GiB"), or a share in (0, 1] of all routed experts (a float).
         policy: "finemoe" or "on-demand".
         history: a RoutingTrace or ExpertMapStore of other requests; None learns online from the requests served.
         eviction: overrides the policy's own rule: "lru", "lfu", "finemoe".
-        prefetch_distance: d in layers; store_capacity: C in maps.
-        device: where the model computes; default the first CUDA device if there is one, else the CPU.
+        prefetch_distance: d in layers, by default 3 (or as many as the model has); store_capacity: C in maps.
+        devices: where experts live, round-robin, and the first of them computes: a device, a list of devices, or how many; by
+            default the first CUDA device if there is one, else the CPU (where several stand in as so many pools of memory).
         link: "paced:24GB/s" makes copies take a real link's time on a CPU-only machine.
+        host_memory: bytes of experts kept in host memory; the rest waits on disk. None keeps all of them in host memory.
+        disk_folder: where the disk's share lies (a nameless file); None is the folder for temporary files.
         asynchronous: search and prefetch off the critical path; False does both in line, deterministically.
         seed: for policies that draw at random.
     Raises:
-        FinemoeError: the model has no offloadable experts, is already offloaded, or an option is out of range.
+        FinemoeError: the model cannot be offloaded (the message says why), or an option is out of range.
     """
+    require_offloadable(model)
     layers = find_moe_layers(model)
-    if any(seam.is_connected(layer.experts) for layer in layers):
-        raise FinemoeError("this model is already offloaded; close its engine first")
-    counts = {layer.num_experts for layer in layers}
-    if len(counts) > 1:
-        raise FinemoeError(f"the model's MoE layers have different numbers of experts {sorted(counts)}, which is not supported yet")
-    setup = PolicySetup(
+    require_free(layers)
+    options = EngineOptions(
+        expert_memory=expert_memory,
+        policy=policy,
+        eviction=eviction,
+        devices=device_list(devices),
+        link=link,
+        host_bytes=None if host_memory is None else byte_count(host_memory, "host_memory"),
+        disk_folder=disk_folder,
+        asynchronous=asynchronous,
+    )
+    return Engine(model, layers, policy_setup(model, layers, history, prefetch_distance, store_capacity, seed), options)
+
+
+def policy_setup(
+    model: nn.Module, layers: list[MoELayer], history: Any, prefetch_distance: int | None, store_capacity: int, seed: int
+) -> PolicySetup:
+    """What a policy is told about a model; layers narrower than the widest are padded with probability 0."""
+    embedding = embedding_of(model)
+    return PolicySetup(
         num_layers=len(layers),
-        num_experts=counts.pop(),
-        top_k=activated_per_token(model),
-        embedding_dim=model.get_input_embeddings().weight.shape[1],  # type: ignore[operator]
-        prefetch_distance=prefetch_distance,
+        num_experts=max(layer.num_experts for layer in layers),
+        top_k=activated_per_token(model, layers),
+        embedding_dim=0 if embedding is None else embedding.weight.shape[-1],  # type: ignore[union-attr]
+        prefetch_distance=min(3, len(layers)) if prefetch_distance is None else prefetch_distance,
         store_capacity=store_capacity,
         history=history,
-        model=identity_of(model),
+        model=identity_of(model, layers),
         seed=seed,
     )
-    options = EngineOptions(policy, eviction, _device_of(device), link, asynchronous)
-    return Engine(model, layers, memory_bytes(expert_memory, layers), setup, options)
 
 
-def memory_bytes(expert_memory: int | float | str, layers: list[MoELayer]) -> int:
-    """Bytes that `expert_memory` means for these layers.
-
-    Raises:
-        FinemoeError: it is neither bytes nor a share in (0, 1], or it holds less than one expert.
-    """
-    sizes = [RecordLayout.of(layer).nbytes for layer in layers]
-    largest, num_experts = max(sizes), sum(layer.num_experts for layer in layers)
-    if isinstance(expert_memory, bool) or not isinstance(expert_memory, int | float | str):
-        raise FinemoeError(f"expert_memory must be bytes, a text like '6GiB', or a share, not {expert_memory!r}")
-    if isinstance(expert_memory, float):
-        if not 0 < expert_memory <= 1:
-            raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
-        return max(1, round(expert_memory * num_experts)) * largest
-    num_bytes = parse_bytes(expert_memory) if isinstance(expert_memory, str) else expert_memory
-    if num_bytes < largest:
-        hint = "; write 1.0 for all experts" if num_bytes == 1 else ""
-        raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {largest}{hint}")
-    return num_bytes
-
-
-def identity_of(model: nn.Module) -> str:
+def identity_of(model: nn.Module, layers: list[MoELayer]) -> str:
     """A short name for a model's routing: its class and a digest of its first router's weights."""
-    layer = find_moe_layers(model)[0]
-    weight = next(layer.router.parameters()).detach().float().cpu().contiguous().numpy()
-    return f"{type(model).__name__}-{hashlib.blake2b(weight.tobytes(), digest_size=6).hexdigest()}"
+    import xxhash
+
+    source = layers[0].router if layers[0].router is not None else model
+    weight = next(source.parameters()).detach().float().cpu().contiguous().numpy()
+    return f"{type(model).__name__}-{xxhash.xxh3_64_hexdigest(weight.tobytes())[:12]}"
 
 
-def _device_of(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(device)
+def _close_at_exit(reference: "weakref.ref[Engine]") -> None:
+    engine = reference()
+    if engine is not None:
+        engine.close()
+
+
+def _is_inside(thread: int | None, model: nn.Module) -> bool:
+    """Whether a thread is in a forward of this model now (its note of entering may be stale after an interrupt)."""
+    frame = sys._current_frames().get(thread) if thread is not None else None
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False

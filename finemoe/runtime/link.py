@@ -15,8 +15,18 @@ from finemoe.errors import FinemoeError
 from finemoe.units import parse_rate
 
 
+_PACED_CHUNK_S = 1e-3
+_LEAST_CHUNK_BYTES = 64 << 10
+
+
 class Completion(ABC):
-    """A copy under way."""
+    """A copy under way.
+
+    Attributes:
+        expected_end_s: when it will end (time.perf_counter) where that is known as soon as it is issued, else None.
+    """
+
+    expected_end_s: float | None = None
 
     @abstractmethod
     def wait_for_reader(self) -> None:
@@ -31,7 +41,12 @@ class Link(ABC):
     """One device's link to host memory.
 
     `fence` marks the moment from which a slot may be overwritten: the compute that read it last.
+
+    Attributes:
+        chunk_bytes: how much of a prefetch is copied at a time, which is as long as an on-demand load may have to wait.
     """
+
+    chunk_bytes = 4 << 20
 
     @abstractmethod
     def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
@@ -43,14 +58,27 @@ class Link(ABC):
 
 
 @dataclass(frozen=True)
+class _Done(Completion):
+    """Nothing to wait for."""
+
+    def wait_for_reader(self) -> None:
+        return None
+
+    def wait_for_host(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
 class _Deadline(Completion):
-    time_s: float
+    """Over when the time has come."""
+
+    expected_end_s: float
 
     def wait_for_reader(self) -> None:
         self.wait_for_host()
 
     def wait_for_host(self) -> None:
-        remaining_s = self.time_s - time.perf_counter()
+        remaining_s = self.expected_end_s - time.perf_counter()
         if remaining_s > 0:
             time.sleep(remaining_s)
 
@@ -60,7 +88,7 @@ class MemoryLink(Link):
 
     def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
         slot.copy_(record)
-        return _Deadline(0.0)
+        return _Done()
 
 
 class PacedLink(Link):
@@ -74,6 +102,7 @@ class PacedLink(Link):
         if bytes_per_s <= 0:
             raise FinemoeError(f"a paced link needs a positive bandwidth, not {bytes_per_s} bytes/s")
         self._bytes_per_s = bytes_per_s
+        self.chunk_bytes = min(max(int(bytes_per_s * _PACED_CHUNK_S), _LEAST_CHUNK_BYTES), Link.chunk_bytes)
         self._lock = threading.Lock()
         self._free_at_s = 0.0
 

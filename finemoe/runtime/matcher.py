@@ -6,6 +6,7 @@ several iterations behind, whole iterations are left out (and counted) rather th
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from finemoe.errors import EngineError
 from finemoe.maps import expert_map
 from finemoe.policies.base import Context, Policy, Prefetch
+from finemoe.runtime.snapshot import Snapshot
+from finemoe.runtime.timeline import Timeline
 
 _MOST_ITERATIONS_BEHIND = 4
 Post = Callable[[int, Sequence[Prefetch]], None]
@@ -29,17 +32,18 @@ class Matcher:
         asynchronous: search in a thread of its own; otherwise inside `publish_*`.
     """
 
-    def __init__(self, policy: Policy, post: Post, asynchronous: bool) -> None:
-        self._policy, self._post = policy, post
+    def __init__(self, policy: Policy, post: Post, timeline: Timeline, asynchronous: bool) -> None:
+        self._policy, self._post, self._timeline = policy, post, timeline
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._published = self._finished = 0  # iterations
-        self._accepting = False
+        self._accepting = self._is_following = False
+        self._num_rows, self._next_layer = 0, 0
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="finemoe-matcher", daemon=True) if asynchronous else None
         if self._thread:
             self._thread.start()
 
-    def publish_start(self, iteration: int, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> bool:
+    def publish_start(self, iteration: int, embeddings: torch.Tensor | None, is_prefill: bool, rows: np.ndarray | None) -> bool:
         """A new iteration begins.
 
         Args:
@@ -50,15 +54,14 @@ class Matcher:
         self._accepting = self._published - self._finished < _MOST_ITERATIONS_BEHIND
         if self._accepting:
             self._published += 1
-            self._dispatch(lambda: self._start(iteration, embeddings, is_prefill, rows))
+            vectors = None if embeddings is None else Snapshot(embeddings)
+            self._dispatch(lambda: self._start(iteration, vectors, is_prefill, rows))
         return self._accepting
 
-    def publish_gate(
-        self, iteration: int, layer: int, gate_output: torch.Tensor, experts: torch.Tensor, rows: torch.Tensor | None
-    ) -> None:
-        """A gate has spoken: its logits or probabilities [rows, J] and the selected experts [rows, K]."""
+    def publish_gate(self, iteration: int, layer: int, gate: "GateOutput", experts: np.ndarray, rows: np.ndarray | None) -> None:
+        """A gate has spoken; experts: [rows, K] what the model selected."""
         if self._accepting:
-            self._dispatch(lambda: self._gate(iteration, layer, gate_output, experts, rows))
+            self._dispatch(lambda: self._gate(iteration, layer, gate, experts, rows))
 
     def publish_end(self) -> None:
         """The last layer has run."""
@@ -79,6 +82,12 @@ class Matcher:
                 if not self._thread.is_alive():
                     break
 
+    def forget(self) -> None:
+        """Leave out the rest of an iteration whose forward broke off."""
+        if self._accepting:
+            self._accepting = False
+            self._dispatch(self._skip)
+
     def close(self) -> None:
         """Stop the thread after what is queued, and wait for it."""
         if self._thread:
@@ -98,19 +107,78 @@ class Matcher:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
             self._error = error
 
-    def _start(self, iteration: int, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
-        vectors = None if embeddings is None else _to_numpy(embeddings, rows)
+    def _start(self, iteration: int, embeddings: Snapshot | None, is_prefill: bool, rows: np.ndarray | None) -> None:
+        begin_s = time.perf_counter()
+        vectors = None if embeddings is None else embeddings.rows(rows)
+        self._is_following, self._next_layer = True, 0
+        self._num_rows = 0 if vectors is None else len(vectors)
         self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill)))
+        self._timeline.add("matcher", "semantic search", begin_s)
 
-    def _gate(
-        self, iteration: int, layer: int, gate_output: torch.Tensor, experts: torch.Tensor, rows: torch.Tensor | None
-    ) -> None:
-        probs = distribution_of(_to_numpy(gate_output, rows), layer)
-        self._post(iteration, self._policy.on_gate(layer, probs, experts.detach().cpu().numpy()))
+    def _gate(self, iteration: int, layer: int, gate: "GateOutput", experts: np.ndarray, rows: np.ndarray | None) -> None:
+        begin_s = time.perf_counter()
+        rows = rows if rows is not None and len(experts) > rows.max(initial=0) else None
+        probs = gate.distribution(rows)
+        self._num_rows = self._num_rows or len(probs)
+        # Where a layer sees only some of the rows (text apart from images) there is no map to follow.
+        self._is_following = self._is_following and len(probs) == self._num_rows
+        if self._is_following:
+            self._fill_idle_layers(layer, probs)
+            self._post(iteration, self._policy.on_gate(layer, probs, experts if rows is None else experts[rows]))
+            self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
+
+    def _fill_idle_layers(self, layer: int, probs: np.ndarray) -> None:
+        """Layers that did not run (of another modality) said nothing: every expert alike."""
+        nothing = np.full_like(probs, 1.0 / probs.shape[1])
+        for idle in range(self._next_layer, layer):
+            self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64))
+        self._next_layer = layer + 1
 
     def _end(self) -> None:
-        self._policy.end_iteration()
+        if self._is_following:
+            self._policy.end_iteration()
         self._finished += 1
+
+    def _skip(self) -> None:
+        self._finished += 1
+
+
+class GateOutput:
+    """What one layer's gate said, before anyone needs it as a distribution.
+
+    Args:
+        layer: index of the MoE layer; num_experts: J; width: columns of the distribution (the widest layer's J).
+        router_output: the router's first output, [rows, J] logits or probabilities, or None where no router was seen.
+        selected, weights: [rows, K] the selected experts and their weights, which stand in where the router's output is no use.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        num_experts: int,
+        width: int,
+        router_output: torch.Tensor | None,
+        selected: np.ndarray,
+        weights: torch.Tensor,
+    ) -> None:
+        self._layer, self._num_experts, self._width, self._selected = layer, num_experts, width, selected
+        self._is_whole = router_output is not None and router_output.shape[-1] == num_experts
+        self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights)
+
+    def distribution(self, rows: np.ndarray | None) -> np.ndarray:
+        """The gate's softmax over all experts, [B, width] float32; only the K known entries where the rest is not to be had.
+
+        Raises:
+            EngineError: the router emitted NaN.
+        """
+        values = self._values.rows(rows)
+        if self._is_whole:
+            probs = distribution_of(values, self._layer)
+        else:
+            probs = sparse_distribution(values, self._selected if rows is None else self._selected[rows], self._num_experts)
+            expert_map.require_distribution(probs, self._layer)
+        missing = self._width - probs.shape[1]
+        return np.pad(probs, ((0, 0), (0, missing))) if missing else probs
 
 
 def distribution_of(gate_output: np.ndarray, layer: int) -> np.ndarray:
@@ -125,7 +193,11 @@ def distribution_of(gate_output: np.ndarray, layer: int) -> np.ndarray:
     return probs
 
 
-def _to_numpy(values: torch.Tensor, rows: torch.Tensor | None) -> np.ndarray:
-    values = values.detach().reshape(-1, values.shape[-1])
-    chosen = values if rows is None else values[rows.to(values.device)]
-    return chosen.float().cpu().numpy()
+def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int) -> np.ndarray:
+    """A distribution that knows only the selected experts, [B, J] float32 (as in top-k traces, DESIGN 4)."""
+    known = np.abs(weights.astype(np.float32)) * (selected < num_experts)
+    probs = np.zeros((len(weights), num_experts + 1), dtype=np.float32)
+    np.put_along_axis(probs, np.minimum(selected, num_experts), known, axis=-1)
+    probs = probs[:, :num_experts]
+    totals = probs.sum(axis=-1, keepdims=True)
+    return np.where(totals == 0, 1.0 / num_experts, probs / np.where(totals == 0, 1.0, totals)).astype(np.float32)

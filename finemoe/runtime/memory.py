@@ -17,31 +17,41 @@ from finemoe.maps.selection import prefetch_priority
 from finemoe.policies.base import Prefetch
 from finemoe.report import Counters
 from finemoe.runtime.link import Completion, Link
-from finemoe.runtime.tiers import HostTier, SlotPool
-
-_CHUNK_BYTES = 4 << 20
+from finemoe.runtime.pool import SlotPool
+from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.timeline import Timeline
 
 
 class ExpertMemory:
     """Experts of one device.
 
     Args:
-        cache: accounting; host: where records come from; pool: where they go; link: how they get there.
+        cache: accounting; records: where experts come from; pool: where they go; link: how they get there.
         asynchronous: prefetch in a worker thread; otherwise each posted prefetch is loaded before `post` returns.
+        name: what the link's worker and its track in a timeline are called.
     """
 
     def __init__(
-        self, cache: ExpertCache, host: HostTier, pool: SlotPool, link: Link, counters: Counters, asynchronous: bool
+        self,
+        cache: ExpertCache,
+        records: RecordStore,
+        pool: SlotPool,
+        link: Link,
+        counters: Counters,
+        timeline: Timeline,
+        asynchronous: bool,
+        name: str = "link",
     ) -> None:
-        self.cache, self.host, self.pool, self.link, self.counters = cache, host, pool, link, counters
+        self.cache, self.records, self.pool, self.link = cache, records, pool, link
+        self.counters, self.timeline, self.name = counters, timeline, name
         self.changed = threading.Condition()
         self._pending: dict[tuple[int, int], float] = {}
         self.fences: dict[int, object | None] = {}
         self._iteration, self.layer = 0, -1
         self.num_demanding = 0
         self.error: BaseException | None = None
-        self._closed = False
-        self._worker = threading.Thread(target=self._work, name="finemoe-link", daemon=True) if asynchronous else None
+        self._closed = self._is_copying = False
+        self._worker = threading.Thread(target=self._work, name=f"finemoe-{name}", daemon=True) if asynchronous else None
         if self._worker:
             self._worker.start()
 
@@ -53,7 +63,7 @@ class ExpertMemory:
             self.cache.start_iteration()
 
     def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
-        """Queue what a policy asked for; requests of a past iteration, for passed layers or for experts that are here are merged away."""
+        """Queue what a policy asked for; what is of a past iteration, of a passed layer, or already here is left out."""
         with self.changed:
             if iteration != self._iteration:
                 return
@@ -75,10 +85,22 @@ class ExpertMemory:
         if self.error is not None:
             raise EngineError(f"the prefetch worker failed: {self.error}; the engine cannot go on, close it") from self.error
 
+    def reset(self) -> None:
+        """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""
+        with self.changed:
+            self._pending.clear()
+            self.num_demanding = 0
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.error is not None or not self._is_copying)
+            fence = self.link.fence()
+            self.fences = {slot: fence for slot in range(self.cache.num_slots)}
+            self.cache.reset()
+
     def close(self) -> None:
         """Stop the worker and wait for it."""
         with self.changed:
             self._closed = True
+            self.num_demanding = 0
             self.changed.notify_all()
         if self._worker:
             self._worker.join()
@@ -90,6 +112,7 @@ class ExpertMemory:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
             with self.changed:
                 self.error = error
+                self._is_copying = False
                 self.changed.notify_all()
 
     def _wait_for_work(self) -> bool:
@@ -107,11 +130,15 @@ class ExpertMemory:
             admission = self.cache.admit(layer, expert, prefetched=True)
             if admission is None:
                 return True
-            self._count_prefetch(layer, admission.wasted)
+            self._is_copying = True
+            self.counters.prefetched(self.records.layouts[layer].nbytes, self.records.record_bytes if admission.wasted else 0)
+        begin_s = time.perf_counter()
         self._copy_in_chunks(layer, expert, admission.slot)
         with self.changed:
+            self._is_copying = False
             self.cache.complete(layer, expert)
             self.changed.notify_all()
+        self.timeline.add(self.name, f"prefetch {layer}.{expert}", begin_s)
         return True
 
     def _take_most_urgent(self) -> tuple[int, int] | None:
@@ -123,16 +150,13 @@ class ExpertMemory:
         del self._pending[urgent]
         return urgent
 
-    def _count_prefetch(self, layer: int, wasted: bool) -> None:
-        self.counters.prefetched_bytes += self.host.layouts[layer].nbytes
-        self.counters.wasted_bytes += self.host.record_bytes if wasted else 0
-
     def _copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
-        record, target = self.host.record(layer, expert), self.pool.bytes_of(layer, slot)
-        for source, sink in zip(record.split(_CHUNK_BYTES), target.split(_CHUNK_BYTES), strict=True):
+        record, target = self.records.record(layer, expert), self.pool.bytes_of(layer, slot)
+        size = self.link.chunk_bytes
+        for source, sink in zip(record.split(size), target.split(size), strict=True):
             if self._worker:
                 with self.changed:
-                    self.changed.wait_for(lambda: not self.num_demanding)
+                    self.changed.wait_for(lambda: self._closed or not self.num_demanding)
             self.link.copy(source, sink, self.fences.get(slot)).wait_for_host()
 
 
@@ -154,7 +178,7 @@ class Lease:
             memory.num_demanding += bool(self._missing)
         if self._missing:
             self._load_what_fits()
-        memory.counters.stall_s += time.perf_counter() - begin_s
+            memory.counters.stall_s += time.perf_counter() - begin_s
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
         """The expert's weights by parameter name, complete and safe to read."""
@@ -163,6 +187,7 @@ class Lease:
             begin_s = time.perf_counter()
             self._make_resident(expert)
             memory.counters.stall_s += time.perf_counter() - begin_s
+            memory.timeline.add("compute", f"wait {self._layer}.{expert}", begin_s)
         return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]))
 
     def end(self) -> None:
@@ -170,8 +195,8 @@ class Lease:
         memory = self._memory
         fence = memory.link.fence()
         if fence is not None:
-            for expert in self._experts.tolist():
-                memory.fences[int(memory.cache.slot_of[self._layer, expert])] = fence
+            for slot in memory.cache.slot_of[self._layer, self._experts].tolist():
+                memory.fences[slot] = fence
 
     def _load_what_fits(self) -> None:
         try:
@@ -179,20 +204,23 @@ class Lease:
                 self._missing.pop(0)
         finally:
             with self._memory.changed:
-                self._memory.num_demanding -= 1
+                self._memory.num_demanding = max(0, self._memory.num_demanding - 1)
                 self._memory.changed.notify_all()
 
     def _try_load(self, expert: int) -> bool:
-        memory = self._memory
+        memory, layer = self._memory, self._layer
         with memory.changed:
-            admission = memory.cache.admit(self._layer, expert, prefetched=False)
+            admission = memory.cache.admit(layer, expert, prefetched=False)
             if admission is None:
                 return False
-            memory.counters.demand_bytes += memory.host.layouts[self._layer].nbytes
-            memory.counters.wasted_bytes += memory.host.record_bytes if admission.wasted else 0
+            memory.counters.demanded(memory.records.layouts[layer].nbytes, memory.records.record_bytes if admission.wasted else 0)
             fence = memory.fences.get(admission.slot)
-        record, slot = memory.host.record(self._layer, expert), memory.pool.bytes_of(self._layer, admission.slot)
-        self._loads[expert] = memory.link.copy(record, slot, fence)
+        begin_s = time.perf_counter()
+        record, slot = memory.records.record(layer, expert), memory.pool.bytes_of(layer, admission.slot)
+        self._loads[expert] = load = memory.link.copy(record, slot, fence)
+        if memory.records.on_disk(layer, expert):
+            load.wait_for_host()  # the next read would overwrite the buffer
+        memory.timeline.add(memory.name, f"demand {layer}.{expert}", begin_s, load.expected_end_s)
         return True
 
     def _make_resident(self, expert: int) -> None:

@@ -3,7 +3,7 @@
 Attach and detach are inverses; the model's class, signature and modules stay untouched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,11 +15,13 @@ from finemoe.runtime.layers import MoELayer
 class Listener(Protocol):
     """Who is told. `rows` are the indices of the token rows that count (padding left out), or None where all do."""
 
+    def on_forward_start(self) -> None: ...
+
     def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None: ...
 
-    def on_gate(self, layer: int, gate_output: torch.Tensor) -> None: ...
+    def on_router(self, layer: int, output: Any) -> None: ...
 
-    def on_forward_end(self) -> None: ...
+    def on_forward_end(self, is_complete: bool) -> None: ...
 
 
 class Observer:
@@ -32,14 +34,18 @@ class Observer:
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], listener: Listener, gates: bool = True) -> None:
         self._listener = listener
         self._mask: torch.Tensor | None = None
-        embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        self._has_past = False
+        # Where `generate` compiles the forward (static cache), the hooks are no part of the graph.
         self._handles = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            embedding.register_forward_hook(self._after_embedding),
-            model.register_forward_hook(self._after_forward),
+            model.register_forward_pre_hook(torch.compiler.disable(self._before_forward), with_kwargs=True),
+            model.register_forward_hook(torch.compiler.disable(self._after_forward), always_call=True),
         ]
+        embedding = embedding_of(model)
+        if embedding is not None:
+            self._handles.append(embedding.register_forward_hook(torch.compiler.disable(self._after_embedding)))
         for layer in layers if gates else ():
-            self._handles.append(layer.router.register_forward_hook(self._gate_hook(layer.index)))
+            if layer.router is not None:
+                self._handles.append(layer.router.register_forward_hook(self._gate_hook(layer.index)))
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -47,25 +53,37 @@ class Observer:
             handle.remove()
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
+        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         self._mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        self._has_past = past is not None and bool(past.get_seq_length() > 0)
+        self._listener.on_forward_start()
 
     def _after_embedding(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        num_tokens = output.shape[1]
-        self._listener.on_start(output.flatten(0, 1), num_tokens > 1, self._valid_rows(num_tokens))
+        num_tokens = output.shape[1] if output.ndim == 3 else output.shape[0]
+        is_prefill = num_tokens > 1 and not self._has_past
+        self._listener.on_start(output.reshape(-1, output.shape[-1]), is_prefill, self._valid_rows(num_tokens))
 
     def _valid_rows(self, num_tokens: int) -> torch.Tensor | None:
-        if self._mask is None or num_tokens == 1:
+        if self._mask is None or num_tokens == 1 or self._mask.shape[1] < num_tokens:
             return None
         mask = self._mask[:, -num_tokens:].bool()
         return None if bool(mask.all()) else mask.flatten().nonzero().flatten()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._listener.on_forward_end()
+        self._listener.on_forward_end(output is not None)
 
-    def _gate_hook(self, layer: int) -> Any:
+    def _gate_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        @torch.compiler.disable
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            gate_output = output[0] if isinstance(output, tuple) else output
-            self._listener.on_gate(layer, gate_output.reshape(-1, gate_output.shape[-1]))
+            self._listener.on_router(layer, output)
 
         return hook
+
+
+def embedding_of(model: nn.Module) -> nn.Module | None:
+    """The model's token-embedding layer, or None where it names none."""
+    try:
+        embedding: nn.Module | None = model.get_input_embeddings()  # type: ignore[operator]
+    except (NotImplementedError, AttributeError):
+        return None
+    return embedding

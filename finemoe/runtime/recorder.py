@@ -13,8 +13,8 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.engine import identity_of
-from finemoe.runtime.layers import MoELayer, find_moe_layers
-from finemoe.runtime.matcher import distribution_of
+from finemoe.runtime.layers import MoELayer, find_moe_layers, scores_of
+from finemoe.runtime.matcher import distribution_of, sparse_distribution
 from finemoe.runtime.observer import Observer
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 
@@ -33,20 +33,30 @@ class _Tape:
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
+        self._router_output: Any = None
+
+    def on_forward_start(self) -> None:
+        return None
 
     def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None:
         self.steps.append(_Step(embeddings.float().cpu().numpy()))
 
-    def on_gate(self, layer: int, gate_output: torch.Tensor) -> None:
-        self.steps[-1].gates.append(distribution_of(gate_output.float().cpu().numpy(), layer))
+    def on_router(self, layer: int, output: Any) -> None:
+        self._router_output = output
 
-    def on_forward_end(self) -> None:
+    def on_forward_end(self, is_complete: bool) -> None:
         return None
 
-    def on_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_experts(self, layer: MoELayer, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
         """What the experts were really called with: the activated set is taken here, not from the router."""
-        selected = args[1] if len(args) > 1 else kwargs["top_k_index"]
-        self.steps[-1].selected.append(selected.cpu().numpy())
+        selected = top_k_index.cpu().numpy()
+        scores, self._router_output = scores_of(self._router_output, top_k_index), None
+        if scores is not None and scores.shape[-1] == layer.num_experts:
+            gate = distribution_of(scores.float().cpu().numpy().reshape(-1, layer.num_experts), layer.index)
+        else:
+            gate = sparse_distribution(top_k_weights.float().cpu().numpy(), selected, layer.num_experts)
+        self.steps[-1].gates.append(gate)
+        self.steps[-1].selected.append(selected)
 
 
 def record(
@@ -84,7 +94,14 @@ def record(
         batch = list(prompts[begin : begin + batch_size])
         pieces.append(_record_batch(model, layers, batch, tokenizer, max_new_tokens, min_new_tokens))
     requests = [request for piece in pieces for request in piece]
-    return _assemble(requests, layers[0].num_experts, identity_of(model), tuple(splits), tuple(request_ids))
+    return _assemble(requests, layers[0].num_experts, identity_of(model, layers), tuple(splits), tuple(request_ids))
+
+
+def _experts_hook(tape: _Tape, layer: MoELayer) -> Any:
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        tape.on_experts(layer, args[1], args[2])
+
+    return hook
 
 
 def _batches(num_prompts: int, batch_size: int, progress: bool) -> Any:
@@ -104,7 +121,7 @@ def _record_batch(
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1).to(next(model.parameters()).device)
     tape = _Tape()
     observer = Observer(model, layers, tape)
-    handles = [layer.experts.register_forward_pre_hook(tape.on_experts, with_kwargs=True) for layer in layers]
+    handles = [layer.experts.register_forward_pre_hook(_experts_hook(tape, layer)) for layer in layers]
     try:
         with torch.inference_mode():
             tokens = model.generate(  # type: ignore[operator]
@@ -119,6 +136,8 @@ def _record_batch(
         observer.detach()
         for handle in handles:
             handle.remove()
+    if any(len(step.gates) != len(layers) or len({gate.shape for gate in step.gates}) > 1 for step in tape.steps):
+        raise FinemoeError("this model's MoE layers do not all run on text, or differ in width; record supports neither yet")
     mask = inputs["attention_mask"].cpu().numpy().astype(bool)
     ends = _ends(tokens[:, mask.shape[1] :].cpu().numpy(), model.generation_config.eos_token_id)  # type: ignore[union-attr]
     return [_rows_of(tape.steps, tokens.cpu().numpy(), mask, row, ends[row]) for row in range(len(prompts))]

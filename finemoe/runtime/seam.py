@@ -4,6 +4,7 @@ The class's own eager forward runs on a light view of the module whose weights, 
 So layout, activation, accumulation type and summation order are the model's, and the result is bit-equal.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,22 +26,27 @@ class WeightSource(Protocol):
 class _WeightsByExpert:
     """Stands in for a fused parameter [J, ...]: indexing by expert gives that expert's weight."""
 
-    def __init__(self, name: str, source: WeightSource) -> None:
-        self._name, self._source = name, source
+    def __init__(self, name: str, source: WeightSource, parameter: torch.Tensor) -> None:
+        self._name, self._source, self._parameter = name, source, parameter
 
     def __getitem__(self, expert: torch.Tensor | int) -> torch.Tensor:
         return self._source.weights(int(expert))[self._name]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parameter, name)  # shape, dtype and device are the parameter's own
 
 
 class ExpertsView:
     """An experts module whose fused weights are replaced; everything else is the module's own."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...], source: WeightSource) -> None:
-        self.__dict__.update({name: _WeightsByExpert(name, source) for name in names})
+        self.__dict__.update({name: _WeightsByExpert(name, source, getattr(module, name)) for name in names})
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+        value = getattr(self._module, name)
+        is_own_method = getattr(value, "__self__", None) is self._module
+        return value.__func__.__get__(self) if is_own_method else value  # a method that reads weights must read the view's
 
 
 def eager_forward(
@@ -65,8 +71,6 @@ def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
 
     The module gets a private copy of its configuration, since two models built from one configuration share it.
     """
-    import copy
-
     original: Any = module.config
     private = copy.copy(original)
     private._experts_implementation_internal = IMPLEMENTATION
@@ -84,6 +88,7 @@ def is_connected(module: nn.Module) -> bool:
     return hasattr(module, _ATTRIBUTE)
 
 
+@torch.compiler.disable  # `generate` compiles the forward where it uses a static cache; moving weights is no part of a graph
 def _dispatch(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:

@@ -1,53 +1,83 @@
 """Takes a model's experts away and gives them back exactly (DESIGN 5, "The takeover").
 
-The fused parameters keep their identity, shape, type and device, but hold a single NaN stretched over the whole shape: nothing
-can read a wrong weight in silence. Everything else of the model moves to the device.
+Layer by layer, so that host memory never holds the experts twice. The fused parameters keep their identity, shape, type and
+device, but hold a single NaN stretched over the whole shape: nothing can read a wrong weight in silence.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-from finemoe.errors import FinemoeError
 from finemoe.runtime.layers import MoELayer
-from finemoe.runtime.tiers import HostTier
+from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.tiers import RecordStore
+
+
+def empty(layer: MoELayer, device: torch.device) -> None:
+    """Leave a layer's expert parameters without memory."""
+    for parameter in layer.expert_parameters().values():
+        parameter.data = torch.full((), float("nan"), dtype=parameter.dtype, device=device).expand(parameter.shape)
 
 
 class Takeover:
-    """Done on construction, undone by `undo`."""
+    """Moves a model's experts into a record store and the rest of it to a device; `undo` is the inverse.
 
-    def __init__(self, model: nn.Module, layers: list[MoELayer], host: HostTier, device: torch.device) -> None:
-        self._layers, self._host = layers, host
+    Args:
+        layers: whose experts go; records: where they go; device: where the model computes.
+        holds_weights: False where the experts are in the store already and the model never had them (finemoe.load): `undo` then
+            leaves the parameters empty, as they were.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: list[MoELayer], records: RecordStore, device: torch.device, holds_weights: bool
+    ) -> None:
+        self._records = records
+        self._taken: list[tuple[MoELayer, torch.device]] = []
         self._homes: list[tuple[torch.Tensor, torch.device]] = []
-        self._expert_devices = [next(iter(layer.expert_parameters().values())).device for layer in layers]
-        for layer in layers:
-            for parameter in layer.expert_parameters().values():
-                nan = torch.full((), float("nan"), dtype=parameter.dtype, device=device)
-                parameter.data = nan.expand(parameter.shape)
+        try:
+            for layer in layers:
+                if holds_weights:
+                    self._take(layer)
+                empty(layer, device)
+            self._move_rest(model, layers, device)
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Restore every parameter's data and device."""
+        for layer, device in self._taken:
+            _restore(layer, self._records, device)
+        for tensor, device in self._homes:
+            tensor.data = tensor.data.to(device)
+        self._taken, self._homes = [], []
+
+    def _take(self, layer: MoELayer) -> None:
+        parameters = layer.expert_parameters()
+        for expert in range(layer.num_experts):
+            self._records.write(layer.index, expert, {name: parameter.data[expert] for name, parameter in parameters.items()})
+        self._taken.append((layer, next(iter(parameters.values())).device))
+
+    def _move_rest(self, model: nn.Module, layers: list[MoELayer], device: torch.device) -> None:
         taken = {id(parameter) for layer in layers for parameter in layer.expert_parameters().values()}
         for tensor in _tensors_of(model):
             if id(tensor) not in taken and tensor.device != device:
                 self._homes.append((tensor, tensor.device))
                 tensor.data = tensor.data.to(device)
-        self._refusal = model.register_state_dict_pre_hook(_refuse_state_dict)
 
-    def undo(self) -> None:
-        """Restore every parameter's data and device."""
-        self._refusal.remove()
-        for layer, layout, device in zip(self._layers, self._host.layouts, self._expert_devices, strict=True):
-            parameters = layer.expert_parameters()
-            for field in layout.fields:
-                parameters[field.name].data = self._host.fused(layer.index, field).to(device)
-        for tensor, device in self._homes:
-            tensor.data = tensor.data.to(device)
+
+def _restore(layer: MoELayer, records: RecordStore, device: torch.device) -> None:
+    layout = RecordLayout.of(layer)
+    parameters = layer.expert_parameters()
+    weights = {name: torch.empty(parameter.shape, dtype=parameter.dtype) for name, parameter in parameters.items()}
+    for expert in range(layer.num_experts):
+        for name, view in layout.views(records.record(layer.index, expert)).items():
+            weights[name][expert] = view
+    for name, weight in weights.items():
+        parameters[name].data = weight.to(device)
 
 
 def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
-
-
-def _refuse_state_dict(*_: Any) -> None:
-    raise FinemoeError("an offloaded model has no weights of its own to save; call engine.close() first")

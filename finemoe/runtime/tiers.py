@@ -1,58 +1,58 @@
-"""Where experts live: one contiguous record per expert in host memory, equal slots on the device (DESIGN 5, "Tiers").
+"""Where experts wait: one arena in host memory, and a file on disk for what exceeds the host's budget (DESIGN 5, "Tiers").
 
-An expert is one record of bytes, so that it is one transfer; a slot hands out its weights as views of the model's own shapes.
+The arena is page-locked where a CUDA device reads it. The file has no name, so nothing is left behind however the process ends;
+each record's checksum is taken when it is written and checked whenever it is read, since a wrong weight is a wrong token.
 """
 
-from dataclasses import dataclass
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
 
+import numpy as np
 import torch
+import xxhash
 
-from finemoe.runtime.layers import MoELayer
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime.records import RecordLayout
 
-_ALIGNMENT_BYTES = 256
-
-
-@dataclass(frozen=True)
-class Field:
-    """One weight inside a record: where it starts, its shape without the expert axis, its type."""
-
-    name: str
-    offset_bytes: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
-
-    def view(self, record: torch.Tensor) -> torch.Tensor:
-        """The weight inside a record of bytes [record_bytes]."""
-        return record[self.offset_bytes : self.offset_bytes + self.nbytes].view(self.dtype).view(self.shape)
+_READ_CHUNK_BYTES = 1 << 20
+_NUM_READERS = 4
+_FLUSH_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class RecordLayout:
-    """How one layer's experts lie in their records."""
+class RecordStore:
+    """All experts of a model outside the device.
 
-    fields: tuple[Field, ...]
-    nbytes: int
+    Args:
+        layouts: the record layout of every MoE layer; counts: experts of every layer.
+        host_bytes: budget of the arena; None keeps everything in host memory.
+        pinned: page-lock the arena.
+        disk_folder: where the file of the disk tier lies; None is the system's folder for temporary files.
+    Raises:
+        FinemoeError: the budget is negative, or memory or disk cannot be had.
+    """
 
-    @classmethod
-    def of(cls, layer: MoELayer) -> "RecordLayout":
-        fields, offset = [], 0
-        for name, parameter in layer.expert_parameters().items():
-            field = Field(name, offset, tuple(parameter.shape[1:]), parameter.dtype)
-            fields.append(field)
-            offset += -(-field.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        return cls(tuple(fields), offset)
-
-
-class HostTier:
-    """All experts of a model in host memory, [J, record_bytes] per layer, page-locked where a CUDA device reads them."""
-
-    def __init__(self, layers: list[MoELayer], pinned: bool) -> None:
-        self.layouts = [RecordLayout.of(layer) for layer in layers]
-        self._records = [self._gather(layer, layout, pinned) for layer, layout in zip(layers, self.layouts, strict=True)]
+    def __init__(
+        self,
+        layouts: Sequence[RecordLayout],
+        counts: Sequence[int],
+        host_bytes: int | None = None,
+        pinned: bool = False,
+        disk_folder: str | Path | None = None,
+    ) -> None:
+        self.layouts, self.counts = list(layouts), list(counts)
+        sizes = np.repeat([layout.nbytes for layout in layouts], counts)
+        is_host = _striped(sizes, host_bytes)
+        starts = np.where(is_host, np.cumsum(sizes * is_host), np.cumsum(sizes * ~is_host)) - sizes
+        self._first = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        self._sizes, self._is_host, self._starts = sizes.tolist(), is_host.tolist(), starts.tolist()
+        self.host_bytes, self.disk_bytes = int(sizes[is_host].sum()), int(sizes[~is_host].sum())
+        self._arena = _Arena(self.host_bytes, pinned)
+        self._file = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
 
     @property
     def record_bytes(self) -> int:
@@ -61,43 +61,160 @@ class HostTier:
 
     @property
     def num_records(self) -> int:
-        return sum(len(records) for records in self._records)
+        return len(self._sizes)
+
+    def on_disk(self, layer: int, expert: int) -> bool:
+        """Whether an expert's record lies on disk."""
+        return not self._is_host[self._first[layer] + expert]
 
     def record(self, layer: int, expert: int) -> torch.Tensor:
-        """One expert's bytes, [record_bytes of its layer] uint8."""
-        return self._records[layer][expert]
+        """One expert's bytes, [record_bytes of its layer] uint8.
 
-    def fused(self, layer: int, field: Field) -> torch.Tensor:
-        """A layer's weight as the model had it, [J, *shape], copied out of the records."""
-        return torch.stack([field.view(record) for record in self._records[layer]])
+        From the disk tier they come in a buffer that the calling thread's next read overwrites.
 
-    @staticmethod
-    def _gather(layer: MoELayer, layout: RecordLayout, pinned: bool) -> torch.Tensor:
-        records = torch.zeros((layer.num_experts, layout.nbytes), dtype=torch.uint8, pin_memory=pinned)
-        parameters = layer.expert_parameters()
-        for field in layout.fields:
-            for expert, record in enumerate(records):
-                field.view(record).copy_(parameters[field.name].data[expert])
-        return records
+        Raises:
+            EngineError: the disk fails, or the bytes are not those that were written.
+        """
+        index = self._first[layer] + expert
+        start, size = self._starts[index], self._sizes[index]
+        if self._is_host[index]:
+            return self._arena.bytes[start : start + size]
+        assert self._file is not None
+        return self._file.read(start, size)
+
+    def write(self, layer: int, expert: int, weights: dict[str, torch.Tensor]) -> None:
+        """Put one expert's weights, by parameter name and without the expert axis, where they wait."""
+        index = self._first[layer] + expert
+        start, size = self._starts[index], self._sizes[index]
+        on_disk = not self._is_host[index]
+        record = torch.zeros(size, dtype=torch.uint8) if on_disk else self._arena.bytes[start : start + size]
+        for field in self.layouts[layer].fields:
+            field.view(record).copy_(weights[field.name])
+        if on_disk:
+            assert self._file is not None
+            self._file.write(start, record)
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._arena.close()
+        if self._file:
+            self._file.close()
+
+    def __enter__(self) -> "RecordStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
-class SlotPool:
-    """Equal slots of one device, each with ready-made weight views for every distinct layout."""
+def _striped(sizes: np.ndarray, budget_bytes: int | None) -> np.ndarray:
+    """Which records the host holds, [n] bool: as many as fit, spread evenly over the model."""
+    if budget_bytes is None or budget_bytes >= sizes.sum():
+        return np.ones(len(sizes), dtype=np.bool_)
+    if budget_bytes < 0:
+        raise FinemoeError(f"host_memory is {budget_bytes} bytes; give a positive budget, or leave it out to keep all in memory")
+    share, credit_bytes = budget_bytes / sizes.sum(), 0.0
+    is_host = np.zeros(len(sizes), dtype=np.bool_)
+    for index, size in enumerate(sizes.tolist()):
+        credit_bytes += share * size
+        if credit_bytes >= size:
+            credit_bytes -= size
+            is_host[index] = True
+    return is_host
 
-    def __init__(self, layouts: list[RecordLayout], num_slots: int, device: torch.device) -> None:
-        self.device = device
-        slot_bytes = max(layout.nbytes for layout in layouts)
-        self._bytes = torch.zeros((num_slots, slot_bytes), dtype=torch.uint8, device=device)
-        self._layouts = layouts
-        self._views: dict[tuple[RecordLayout, int], dict[str, torch.Tensor]] = {}
 
-    def bytes_of(self, layer: int, slot: int) -> torch.Tensor:
-        """The part of a slot that a record of this layer fills, uint8."""
-        return self._bytes[slot, : self._layouts[layer].nbytes]
+class _Arena:
+    """One block of host memory, page-locked on request (registered in place: a pinned allocation is rounded up to a power of 2)."""
 
-    def weights(self, layer: int, slot: int) -> dict[str, torch.Tensor]:
-        """The weights in a slot, by parameter name."""
-        key = (self._layouts[layer], slot)
-        if key not in self._views:
-            self._views[key] = {field.name: field.view(self._bytes[slot]) for field in key[0].fields}
-        return self._views[key]
+    def __init__(self, num_bytes: int, pinned: bool) -> None:
+        try:
+            self.bytes = torch.empty(num_bytes, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise FinemoeError(f"{num_bytes} bytes of host memory cannot be had; set host_memory to keep less there") from error
+        self._is_pinned = pinned and num_bytes > 0
+        if self._is_pinned:
+            _check_cuda(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), num_bytes, 0), num_bytes)
+
+    def close(self) -> None:
+        if self._is_pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())
+        self._is_pinned = False
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+
+
+def _check_cuda(status: object, num_bytes: int) -> None:
+    if int(status) != 0:  # type: ignore[call-overload]
+        raise FinemoeError(f"{num_bytes} bytes of host memory cannot be page-locked (CUDA error {status}); lower host_memory")
+
+
+class DiskFile:
+    """Records in one nameless file, read by several threads and kept out of the page cache.
+
+    Args:
+        num_bytes: size of the file; largest: bytes of its largest record; pinned: page-lock the read buffers.
+    """
+
+    def __init__(self, num_bytes: int, largest: int, pinned: bool, folder: str | Path | None) -> None:
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder)
+            os.posix_fallocate(self._file.fileno(), 0, num_bytes)
+        except OSError as error:
+            place = folder or tempfile.gettempdir()
+            raise FinemoeError(f"{num_bytes} bytes of disk cannot be had in {place}: {error}; set disk_folder") from error
+        self._largest, self._pinned = largest, pinned
+        self._checksums: dict[int, int] = {}
+        self._unflushed_bytes = 0
+        self._buffers = threading.local()
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk")
+
+    def write(self, start: int, record: torch.Tensor) -> None:
+        """Write one record, [n] uint8, and note its checksum."""
+        data = memoryview(record.numpy())
+        self._checksums[start] = xxhash.xxh3_64_intdigest(data)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file.fileno(), data[written:], start + written)
+        self._unflushed_bytes += len(data)
+        if self._unflushed_bytes >= _FLUSH_BYTES:
+            os.fdatasync(self._file.fileno())
+            self._forget(0, 0)  # only what is on the disk can leave the page cache
+            self._unflushed_bytes = 0
+
+    def read(self, start: int, size: int) -> torch.Tensor:
+        """Read one record into this thread's buffer, [size] uint8.
+
+        Raises:
+            EngineError: the read fails or comes back short, or the checksum differs.
+        """
+        buffer = self._buffer()[:size]
+        data = memoryview(buffer.numpy())
+        parts = [data[begin : begin + _READ_CHUNK_BYTES] for begin in range(0, size, _READ_CHUNK_BYTES)]
+        offsets = range(start, start + size, _READ_CHUNK_BYTES)
+        try:
+            counts = list(self._readers.map(self._read_part, parts, offsets))
+        except OSError as error:
+            raise EngineError(f"reading an expert from disk failed: {error}") from error
+        if sum(counts) != size:
+            raise EngineError(f"reading an expert from disk gave {sum(counts)} of {size} bytes; the file was cut short")
+        if xxhash.xxh3_64_intdigest(data) != self._checksums[start]:
+            raise EngineError("an expert read from disk does not match its checksum; the disk returned other bytes than were written")
+        return buffer
+
+    def close(self) -> None:
+        self._readers.shutdown()
+        self._file.close()
+
+    def _read_part(self, part: memoryview, offset: int) -> int:
+        count = os.preadv(self._file.fileno(), [part], offset)
+        self._forget(offset, len(part))
+        return count
+
+    def _forget(self, start: int, size: int) -> None:
+        """Keep the page cache free for others: what is read here is kept in slots, and would only push programs out."""
+        os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+
+    def _buffer(self) -> torch.Tensor:
+        if not hasattr(self._buffers, "bytes"):
+            self._buffers.bytes = torch.empty(self._largest, dtype=torch.uint8, pin_memory=self._pinned)
+        buffer: torch.Tensor = self._buffers.bytes
+        return buffer

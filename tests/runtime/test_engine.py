@@ -8,8 +8,8 @@ import torch
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
-from finemoe.runtime.engine import memory_bytes
 from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.records import RecordLayout
 from tests.runtime.models import FAMILIES, build, padded_batch
 
 
@@ -70,7 +70,7 @@ def test_the_counters_add_up_to_what_was_demanded():
     for handle in handles:
         handle.remove()
     assert report.accesses == sum(demanded) == report.hits + report.late + report.misses
-    record_bytes = memory_bytes(1.0, find_moe_layers(model)) // 32
+    record_bytes = RecordLayout.of(find_moe_layers(model)[0]).nbytes
     assert report.demand_bytes == report.misses * record_bytes
     assert report.prefetched_bytes == report.wasted_bytes == report.late == 0
     assert (report.num_prefills, report.num_decode_steps) == (1, 4)
@@ -172,7 +172,7 @@ def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeyp
     if broken == "search":
         monkeypatch.setattr(engine.policy, "on_gate", fail)
     else:
-        monkeypatch.setattr(engine._memory, "_copy_in_chunks", fail)
+        monkeypatch.setattr(engine._memories.memories[0], "_copy_in_chunks", fail)
     with engine, torch.no_grad(), pytest.raises(EngineError, match="moon") as raised:
         for _ in range(20):
             model(**batch)

@@ -5,7 +5,7 @@ import torch
 
 import finemoe
 from finemoe.runtime.layers import find_moe_layers
-from finemoe.runtime.tiers import RecordLayout
+from finemoe.runtime.records import RecordLayout
 from tests.runtime.models import FAMILIES, build, padded_batch
 
 GENERATION = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}

@@ -1,0 +1,138 @@
+"""Expert parallelism: experts round-robin over devices, each device with its own cache, slots, link and worker (PAPER section 2).
+
+The layer computes on the home device. A weight in another device's slot is copied over when its expert runs, device to device.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from finemoe.cache.expert_cache import Access
+from finemoe.policies.base import Prefetch
+from finemoe.runtime.memory import ExpertMemory, Lease
+
+
+def owners_of(counts: Sequence[int], num_devices: int) -> np.ndarray:
+    """Which device each expert belongs to, [L, J] (J of the widest layer); counts: experts of every layer."""
+    owners = np.zeros((len(counts), max(counts)), dtype=np.int64)
+    numbers = np.arange(sum(counts)) % num_devices
+    first = 0
+    for layer, count in enumerate(counts):
+        owners[layer, :count] = numbers[first : first + count]
+        first += count
+    return owners
+
+
+class DeviceMemories:
+    """The expert memories of all devices, used as one.
+
+    Args:
+        memories: one per device; owners: [L, J] index of each expert's device; home: where layers compute.
+    """
+
+    def __init__(self, memories: Sequence[ExpertMemory], owners: np.ndarray, counts: Sequence[int], home: torch.device) -> None:
+        self.memories, self.home = list(memories), home
+        self._owners, self._counts = owners, list(counts)
+        self._num_experts = sum(self._counts)
+        self._is_local = all(memory.pool.device == home for memory in self.memories)
+        self._resident: list[list[dict[str, torch.Tensor]]] = []
+
+    @property
+    def is_all_resident(self) -> bool:
+        """Whether every expert is on the home device for good: nothing will be loaded or evicted any more."""
+        return self._is_local and sum(memory.cache.num_resident for memory in self.memories) == self._num_experts
+
+    def resident_weights(self, layer: int) -> list[dict[str, torch.Tensor]]:
+        """Every expert's weights of a layer, by expert and parameter name; only while everything is resident."""
+        if not self._resident:
+            self._resident = [[self._weights(layer, e) for e in range(count)] for layer, count in enumerate(self._counts)]
+        return self._resident[layer]
+
+    def start_iteration(self, iteration: int) -> None:
+        """See ExpertMemory."""
+        for memory in self.memories:
+            memory.start_iteration(iteration)
+
+    def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
+        """Queue every prefetch at the device that owns the expert."""
+        if len(self.memories) == 1:
+            self.memories[0].post(iteration, prefetches)
+            return
+        prefetches = list(prefetches)
+        for index, memory in enumerate(self.memories):
+            memory.post(iteration, [self._part(prefetch, index) for prefetch in prefetches])
+
+    def demand(self, layer: int, experts: np.ndarray) -> "Leases":
+        """Access a layer's demanded set on all devices at once; experts [n] ascending."""
+        return Leases(self, layer, experts)
+
+    def check(self) -> None:
+        """Raise what a worker failed with, in the caller."""
+        for memory in self.memories:
+            memory.check()
+
+    def reset(self) -> None:
+        """Empty every cache after a forward that broke off."""
+        self._resident = []
+        for memory in self.memories:
+            memory.reset()
+
+    def close(self) -> None:
+        """Stop every worker."""
+        self._resident = []
+        for memory in self.memories:
+            memory.close()
+
+    def owner(self, layer: int, expert: int) -> int:
+        """Index of the device an expert belongs to."""
+        return int(self._owners[layer, expert])
+
+    def split(self, layer: int, experts: np.ndarray) -> list[np.ndarray]:
+        """The experts of a layer by device."""
+        if len(self.memories) == 1:
+            return [experts]
+        owners = self._owners[layer, experts]
+        return [experts[owners == index] for index in range(len(self.memories))]
+
+    def _part(self, prefetch: Prefetch, index: int) -> Prefetch:
+        mine = self._owners[prefetch.layer, prefetch.experts] == index
+        return Prefetch(prefetch.layer, prefetch.experts[mine], prefetch.probabilities[mine])
+
+    def _weights(self, layer: int, expert: int) -> dict[str, torch.Tensor]:
+        memory = self.memories[self.owner(layer, expert)]
+        weights = memory.pool.weights(layer, int(memory.cache.slot_of[layer, expert]))
+        return to_home(weights, memory.pool.device, self.home)
+
+
+class Leases:
+    """A layer's demanded experts on all devices while the layer runs."""
+
+    def __init__(self, memories: DeviceMemories, layer: int, experts: np.ndarray) -> None:
+        self._memories, self._layer = memories, layer
+        parts = zip(memories.memories, memories.split(layer, experts), strict=True)
+        self._leases: list[Lease] = [memory.demand(layer, part) for memory, part in parts]
+
+    @property
+    def accesses(self) -> list[Access]:
+        """What was found, device by device."""
+        return [lease.access for lease in self._leases]
+
+    def weights(self, expert: int) -> dict[str, torch.Tensor]:
+        """The expert's weights by parameter name, on the home device, complete and safe to read."""
+        if len(self._leases) == 1:
+            return self._leases[0].weights(expert)
+        index = self._memories.owner(self._layer, expert)
+        return to_home(self._leases[index].weights(expert), self._memories.memories[index].pool.device, self._memories.home)
+
+    def end(self) -> None:
+        """The layer's compute has been issued."""
+        for lease in self._leases:
+            lease.end()
+
+
+def to_home(weights: dict[str, torch.Tensor], device: torch.device, home: torch.device) -> dict[str, torch.Tensor]:
+    """The weights on the home device; the same tensors where they are there already."""
+    if device == home:
+        return weights
+    return {name: weight.to(home, non_blocking=True) for name, weight in weights.items()}

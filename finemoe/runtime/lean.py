@@ -1,0 +1,119 @@
+"""A lean form of the eager experts loop, for classes whose eager forward is, statement for statement, the common one.
+
+The common loop finds out on the device what each expert's tokens are: a one-hot mask and a search per expert, some ten small
+operations a layer. An engine has read the selected experts to the host anyway, so that here only the arithmetic is left: the
+same operations on the same operands in the same order, hence the same bits. Whether a class qualifies is read off its source.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+Weights = Callable[[int], dict[str, torch.Tensor]]
+
+# Common to most families: statement for statement what `lean_forward` computes.
+_COMMON_FORWARD = '''
+def forward(self, hidden_states, top_k_index, top_k_weights):
+    final_hidden_states = torch.zeros_like(hidden_states)
+    with torch.no_grad():
+        expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes=self.num_experts + 1)
+        expert_mask = expert_mask.permute(2, 1, 0)
+        expert_hit = torch.greater(expert_mask.sum(dim=(-1, -2)), 0).nonzero()
+    for expert_idx in expert_hit:
+        expert_idx = expert_idx[0]
+        if expert_idx == self.num_experts:
+            continue
+        top_k_pos, token_idx = torch.where(expert_mask[expert_idx])
+        current_state = hidden_states[token_idx]
+        gate, up = nn.functional.linear(current_state, self.gate_up_proj[expert_idx]).chunk(2, dim=-1)
+        current_hidden_states = self.act_fn(gate) * up
+        current_hidden_states = nn.functional.linear(current_hidden_states, self.down_proj[expert_idx])
+        current_hidden_states = current_hidden_states * top_k_weights[token_idx, top_k_pos, None]
+        final_hidden_states.index_add_(0, token_idx, current_hidden_states.to(final_hidden_states.dtype))
+    return final_hidden_states
+'''
+
+
+@cache
+def is_common(experts_class: type[nn.Module]) -> bool:
+    """Whether the class's eager forward is the common loop, apart from comments, annotations and one-hot's class count."""
+    try:
+        source = textwrap.dedent(inspect.getsource(experts_class.forward.__wrapped__))  # type: ignore[attr-defined]
+    except (OSError, TypeError):
+        return False
+    return _normal_form(source) == _normal_form(_COMMON_FORWARD)
+
+
+def _normal_form(source: str) -> str:
+    function = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    for argument in function.args.args:
+        argument.annotation = None
+    function.returns, function.decorator_list = None, []
+    if isinstance(function.body[0], ast.Expr) and isinstance(function.body[0].value, ast.Constant):
+        function.body = function.body[1:]
+    return ast.unparse(function).replace("torch.nn.functional.", "nn.functional.").replace("F.linear", "nn.functional.linear")
+
+
+def lean_forward(
+    module: nn.Module,
+    weights: Weights,
+    hidden_states: torch.Tensor,
+    top_k_index: np.ndarray,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """The common loop with the selected experts known to the host.
+
+    Args:
+        module: an experts module whose class is common; weights: an expert's weights by parameter name.
+        hidden_states: [T, H]; top_k_index: [T, K] on the host; top_k_weights: [T, K] on the device.
+    Returns:
+        [T, H], bit-equal to the eager forward.
+    """
+    if len(top_k_index) == 1:
+        return _one_token(module, weights, hidden_states, top_k_index[0].tolist(), top_k_weights)
+    return _many_tokens(module, weights, hidden_states, top_k_index, top_k_weights)
+
+
+def _one_token(
+    module: nn.Module, weights: Weights, hidden_states: torch.Tensor, experts: list[int], top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    output = torch.zeros_like(hidden_states)
+    num_experts, act_fn = module.num_experts, module.act_fn
+    for expert, position in sorted(zip(experts, range(len(experts)), strict=True)):
+        if expert == num_experts:
+            continue
+        weight = weights(expert)
+        gate, up = linear(hidden_states, weight["gate_up_proj"]).chunk(2, -1)
+        result = linear(act_fn(gate) * up, weight["down_proj"])  # type: ignore[operator]
+        result = result * top_k_weights[:, position : position + 1]
+        output += result.to(output.dtype)
+    return output
+
+
+def _many_tokens(
+    module: nn.Module, weights: Weights, hidden_states: torch.Tensor, top_k_index: np.ndarray, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    output = torch.zeros_like(hidden_states)
+    num_tokens = len(top_k_index)
+    flat = top_k_index.T.reshape(-1)  # position-major, the order in which the common loop's `where` finds them
+    order = flat.argsort(kind="stable")
+    experts, begins = np.unique(flat[order], return_index=True)
+    places = torch.from_numpy(np.stack([order % num_tokens, order // num_tokens])).to(hidden_states.device)
+    ends = [*begins[1:].tolist(), len(flat)]
+    for expert, begin, end in zip(experts.tolist(), begins.tolist(), ends, strict=True):
+        if expert == module.num_experts:
+            continue
+        weight = weights(expert)
+        tokens, positions = places[0, begin:end], places[1, begin:end]
+        gate, up = linear(hidden_states[tokens], weight["gate_up_proj"]).chunk(2, -1)
+        result = linear(module.act_fn(gate) * up, weight["down_proj"])  # type: ignore[operator]
+        result = result * top_k_weights[tokens, positions, None]
+        output.index_add_(0, tokens, result.to(output.dtype))
+    return output

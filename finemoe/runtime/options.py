@@ -1,0 +1,98 @@
+"""An engine's options, checked once, in units that the rest of the runtime takes for granted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finemoe.errors import FinemoeError
+from finemoe.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs, apart from what its policy is told; meanings as in `finemoe.offload`."""
+
+    expert_memory: int | float | str
+    policy: str
+    eviction: str | None
+    devices: tuple[torch.device, ...]
+    link: str | None
+    host_bytes: int | None
+    disk_folder: str | Path | None
+    asynchronous: bool
+
+
+def num_slots(expert_memory: int | float | str, record_bytes: int, num_experts: int, num_devices: int) -> int:
+    """Slots per device that `expert_memory` means, no more than a device can have experts.
+
+    Args:
+        expert_memory: bytes per device, or a share of all experts over all devices; record_bytes: of the largest expert.
+    Raises:
+        FinemoeError: it is neither, or it holds less than one expert.
+    """
+    most = -(-num_experts // num_devices)
+    if isinstance(expert_memory, float):
+        if not 0 < expert_memory <= 1:
+            raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
+        return min(most, max(1, round(expert_memory * num_experts / num_devices)))
+    num_bytes = byte_count(expert_memory, "expert_memory")
+    if num_bytes < record_bytes:
+        hint = "; write 1.0 for all experts" if num_bytes == 1 else ""
+        raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {record_bytes}{hint}")
+    return min(most, num_bytes // record_bytes)
+
+
+def byte_count(value: int | str, name: str) -> int:
+    """Bytes in an int or a text with a unit.
+
+    Raises:
+        FinemoeError: it is neither, or negative.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise FinemoeError(f"{name} must be bytes, or a text like '6GiB', not {value!r}")
+    num_bytes = parse_bytes(value) if isinstance(value, str) else value
+    if num_bytes < 0:
+        raise FinemoeError(f"{name} is {num_bytes} bytes; it must not be negative")
+    return num_bytes
+
+
+def device_list(devices: Any) -> tuple[torch.device, ...]:
+    """The devices meant by one device, a list of them, a number, or None.
+
+    Raises:
+        FinemoeError: there is no such device, or not so many.
+    """
+    if devices is None:
+        devices = 1
+    if isinstance(devices, int):
+        return _first_devices(devices)
+    if isinstance(devices, str | torch.device):
+        devices = [devices]
+    if not isinstance(devices, Sequence) or not devices:
+        raise FinemoeError(f"devices must be a device, a list of devices, or how many, not {devices!r}")
+    return tuple(_device(device) for device in devices)
+
+
+def _first_devices(count: int) -> tuple[torch.device, ...]:
+    if count < 1:
+        raise FinemoeError(f"devices is {count}; at least one is needed")
+    if not torch.cuda.is_available():
+        return (torch.device("cpu"),) * count
+    if count > torch.cuda.device_count():
+        raise FinemoeError(f"devices is {count}, but there are {torch.cuda.device_count()} CUDA devices")
+    return tuple(torch.device("cuda", index) for index in range(count))
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise FinemoeError(f"unknown device {device!r}; write 'cpu', 'cuda' or 'cuda:1'") from error
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise FinemoeError(f"device {device!r} was asked for, but this machine has no usable CUDA device")
+        found = torch.device("cuda", found.index or 0)
+    return found

@@ -1,0 +1,41 @@
+"""Equal slots in one device's memory, with ready-made weight views for every layout that may lie in them."""
+
+from collections.abc import Sequence
+
+import torch
+
+from finemoe.errors import FinemoeError
+from finemoe.runtime.records import RecordLayout
+
+
+class SlotPool:
+    """The memory behind one device's expert cache.
+
+    Args:
+        layouts: the record layout of every MoE layer; num_slots: how many experts fit.
+    Raises:
+        FinemoeError: the device has no room for that many slots.
+    """
+
+    def __init__(self, layouts: Sequence[RecordLayout], num_slots: int, device: torch.device) -> None:
+        self.device = device
+        slot_bytes = max(layout.nbytes for layout in layouts)
+        try:
+            self._bytes = torch.zeros((num_slots, slot_bytes), dtype=torch.uint8, device=device)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            total = num_slots * slot_bytes
+            raise FinemoeError(f"{total} bytes for experts cannot be had on {device}; lower expert_memory") from error
+        self._layouts = layouts
+        views: dict[RecordLayout, dict[int, dict[str, torch.Tensor]]] = {layout: {} for layout in layouts}
+        self._views = [views[layout] for layout in layouts]  # layers of equal layouts share theirs
+
+    def bytes_of(self, layer: int, slot: int) -> torch.Tensor:
+        """The part of a slot that a record of this layer fills, uint8."""
+        return self._bytes[slot, : self._layouts[layer].nbytes]
+
+    def weights(self, layer: int, slot: int) -> dict[str, torch.Tensor]:
+        """The weights in a slot, by parameter name."""
+        views = self._views[layer]
+        if slot not in views:
+            views[slot] = self._layouts[layer].views(self._bytes[slot])
+        return views[slot]

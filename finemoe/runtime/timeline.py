@@ -1,0 +1,56 @@
+"""What happened when: spans of compute, links and matcher, for Perfetto or chrome://tracing. Costs nothing unless recording."""
+
+import json
+import time
+from pathlib import Path
+
+from finemoe.errors import FinemoeError
+from finemoe.files import atomic_path
+
+_MOST_SPANS = 2_000_000
+
+
+class Timeline:
+    """Spans on named tracks; any thread may add to it."""
+
+    def __init__(self) -> None:
+        self.is_recording = False
+        self._spans: list[tuple[str, str, float, float]] = []
+
+    def start(self) -> None:
+        """Record from now on, into an empty timeline."""
+        self._spans, self.is_recording = [], True
+
+    def add(self, track: str, name: str, begin_s: float, end_s: float | None = None) -> None:
+        """A span from `begin_s` (time.perf_counter) until `end_s`, or until now."""
+        if self.is_recording and len(self._spans) < _MOST_SPANS:
+            self._spans.append((track, name, begin_s, time.perf_counter() if end_s is None else end_s))
+
+    def save(self, path: str | Path) -> None:
+        """Stop recording and write what was recorded in the Chrome trace event format (times in microseconds).
+
+        Raises:
+            FinemoeError: nothing was recorded.
+        """
+        self.is_recording = False
+        if not self._spans:
+            raise FinemoeError("nothing was recorded; run the model between the timeline's start and its end")
+        tracks = {track: number for number, track in enumerate(sorted({span[0] for span in self._spans}))}
+        origin_s = min(span[2] for span in self._spans)
+        names = [
+            {"ph": "M", "pid": 0, "tid": number, "name": "thread_name", "args": {"name": track}}
+            for track, number in tracks.items()
+        ]
+        spans = [
+            {
+                "ph": "X",
+                "pid": 0,
+                "tid": tracks[track],
+                "name": name,
+                "ts": round((begin_s - origin_s) * 1e6, 3),
+                "dur": round(max(0.0, end_s - begin_s) * 1e6, 3),
+            }
+            for track, name, begin_s, end_s in sorted(self._spans, key=lambda span: span[2])
+        ]
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"traceEvents": [*names, *spans], "displayTimeUnit": "ms"}), encoding="utf-8")

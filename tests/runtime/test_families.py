@@ -1,0 +1,73 @@
+"""Every model family of Transformers' experts seam, built tiny: logits and greedy tokens are bit-equal to eager.
+
+All of them run with `make families`; a plain test run takes a part that changes from day to day, so that all are seen within a week.
+"""
+
+import datetime
+import os
+from functools import cache
+
+import pytest
+import torch
+
+import finemoe
+from finemoe.errors import FinemoeError
+from finemoe.policies import POLICIES
+from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.records import RecordLayout
+from tests.runtime import families
+
+NUM_PARTS = 4
+NAMES = families.family_names()
+PART = datetime.date.today().toordinal() % NUM_PARTS
+CHOSEN = NAMES if os.environ.get("FINEMOE_FAMILIES") == "all" else NAMES[PART::NUM_PARTS]
+UNSUPPORTED = {"diffusion_gemma": "shares experts between its layers"}
+GENERATION = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+
+@cache
+def reference(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(logits, tokens) of the family under Transformers' own eager experts."""
+    model = families.build(name, dtype)
+    assert {layer.experts.config._experts_implementation for layer in find_moe_layers(model)} == {"eager"}
+    return outputs(model, name)
+
+
+@torch.no_grad()
+def outputs(model, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    batch = families.batch(model)
+    logits = families.logits_of(model, batch)
+    return logits, model.generate(**batch, **GENERATION) if families.family(name).can_generate else None
+
+
+def assert_equal(found, expected, where: str) -> None:
+    assert torch.equal(found[0], expected[0]), f"logits, {where}"
+    if expected[1] is not None:
+        assert torch.equal(found[1], expected[1]), f"tokens, {where}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in UNSUPPORTED])
+def test_bit_equal_to_eager(name, dtype):
+    expected = reference(name, dtype)
+    model = families.build(name, dtype)
+    layers = find_moe_layers(model)
+    record_bytes, num_experts = RecordLayout.of(layers[0]).nbytes, sum(layer.num_experts for layer in layers)
+    record_bytes = max(RecordLayout.of(layer).nbytes for layer in layers)
+    for policy in sorted(POLICIES):
+        for slots in (1, num_experts // 3, num_experts):
+            with finemoe.offload(model, slots * record_bytes, policy) as engine:
+                assert_equal(outputs(model, name), expected, f"{policy}, {slots} slots")
+                assert engine.report().accesses > 0
+    assert_equal(outputs(model, name), expected, "after close")
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+def test_unsupported_families_are_refused_with_the_reason(name):
+    with pytest.raises(FinemoeError, match=UNSUPPORTED[name]):
+        finemoe.offload(families.build(name), 0.5)
+
+
+def test_nearly_every_family_is_built():
+    built = [name for name in NAMES if name not in families.CANNOT_BUILD]
+    assert len(built) >= min(58, len(NAMES) - 6)
