@@ -101,19 +101,19 @@ def _many_tokens(
     module: nn.Module, weights: Weights, hidden_states: torch.Tensor, top_k_index: np.ndarray, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     output = torch.zeros_like(hidden_states)
-    num_tokens = len(top_k_index)
-    flat = top_k_index.T.reshape(-1)  # position-major, the order in which the common loop's `where` finds them
+    flat = top_k_index.T.reshape(-1)  # position-major, the order in which the common loop's `where` finds an expert's tokens
     order = flat.argsort(kind="stable")
-    experts, begins = np.unique(flat[order], return_index=True)
-    places = torch.from_numpy(np.stack([order % num_tokens, order // num_tokens])).to(hidden_states.device)
-    ends = [*begins[1:].tolist(), len(flat)]
-    for expert, begin, end in zip(experts.tolist(), begins.tolist(), ends, strict=True):
+    counts = np.bincount(flat, minlength=1)
+    experts = counts.nonzero()[0]
+    sizes = counts[experts].tolist()
+    tokens, places = torch.from_numpy(np.stack([order % len(top_k_index), order])).to(hidden_states.device)
+    factors = top_k_weights.t().reshape(-1).index_select(0, places).unsqueeze(1)
+    parts = zip(experts.tolist(), tokens.split(sizes), factors.split(sizes), strict=True)
+    for expert, mine, factor in parts:
         if expert == module.num_experts:
             continue
         weight = weights(expert)
-        tokens, positions = places[0, begin:end], places[1, begin:end]
-        gate, up = linear(hidden_states[tokens], weight["gate_up_proj"]).chunk(2, -1)
+        gate, up = linear(hidden_states.index_select(0, mine), weight["gate_up_proj"]).chunk(2, -1)
         result = linear(module.act_fn(gate) * up, weight["down_proj"])  # type: ignore[operator]
-        result = result * top_k_weights[tokens, positions, None]
-        output.index_add_(0, tokens, result.to(output.dtype))
+        output.index_add_(0, mine, (result * factor).to(output.dtype))
     return output
