@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finemoe.runtime.engine import Engine, offload
+    from finemoe.runtime.loading import load
     from finemoe.runtime.recorder import record
     from finemoe.traces import RoutingTrace
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RoutingTrace", "offload", "record"]
+__all__ = ["Engine", "RoutingTrace", "load", "offload", "record"]
 
 _HOMES = {
     "Engine": "finemoe.runtime.engine",
     "RoutingTrace": "finemoe.traces",
+    "load": "finemoe.runtime.loading",
     "offload": "finemoe.runtime.engine",
     "record": "finemoe.runtime.recorder",
 }

@@ -30,7 +30,7 @@ from finemoe.runtime.link import make_link
 from finemoe.runtime.matcher import GateOutput, Matcher
 from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.observer import Observer, embedding_of
-from finemoe.runtime.options import EngineOptions, byte_count, device_list, num_slots
+from finemoe.runtime.options import EngineOptions, engine_options, num_slots
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.takeover import Takeover
@@ -59,6 +59,8 @@ class Engine:
         self._counters = Counters(setup.num_layers)
         self._timeline = Timeline()
         self._undo = ExitStack()
+        if records is not None:
+            self._undo.callback(self._refuse_runs)
         try:
             self._attach(records)
         except BaseException:
@@ -198,6 +200,11 @@ class Engine:
             durations_s = self._counters.ttft_s if self._is_prefill else self._counters.tpot_s
             durations_s.append(time.perf_counter() - self._begin_s)
             self._timeline.add("compute", f"iteration {self._iteration}", self._begin_s)
+
+    def _refuse_runs(self) -> None:
+        """A model that never held its experts has none once its engine is closed."""
+        for layer in self._layers:
+            seam.connect(layer.experts, _refuse_run)
 
     def _layer_function(self, layer: MoELayer) -> seam.LayerFunction:
         names, is_lean = tuple(layer.expert_parameters()), is_common(type(layer.experts))
@@ -354,13 +361,13 @@ def offload(
     require_offloadable(model)
     layers = find_moe_layers(model)
     require_free(layers)
-    options = EngineOptions(
-        expert_memory=expert_memory,
-        policy=policy,
+    options = engine_options(
+        expert_memory,
+        policy,
         eviction=eviction,
-        devices=device_list(devices),
+        devices=devices,
         link=link,
-        host_bytes=None if host_memory is None else byte_count(host_memory, "host_memory"),
+        host_memory=host_memory,
         disk_folder=disk_folder,
         asynchronous=asynchronous,
     )
@@ -368,7 +375,12 @@ def offload(
 
 
 def policy_setup(
-    model: nn.Module, layers: list[MoELayer], history: Any, prefetch_distance: int | None, store_capacity: int, seed: int
+    model: nn.Module,
+    layers: list[MoELayer],
+    history: Any = None,
+    prefetch_distance: int | None = None,
+    store_capacity: int = 1000,
+    seed: int = 0,
 ) -> PolicySetup:
     """What a policy is told about a model; layers narrower than the widest are padded with probability 0."""
     embedding = embedding_of(model)
@@ -392,6 +404,10 @@ def identity_of(model: nn.Module, layers: list[MoELayer]) -> str:
     source = layers[0].router if layers[0].router is not None else model
     weight = next(source.parameters()).detach().float().cpu().contiguous().numpy()
     return f"{type(model).__name__}-{xxhash.xxh3_64_hexdigest(weight.tobytes())[:12]}"
+
+
+def _refuse_run(*_: Any) -> torch.Tensor:
+    raise EngineError("the engine that held this model's experts is closed; load the model again with finemoe.load")
 
 
 def _close_at_exit(reference: "weakref.ref[Engine]") -> None:

@@ -1,9 +1,16 @@
-"""Loads a Transformers model and its tokenizer by name, folder or hub id, with one clear line where that fails."""
+"""Loads a Transformers model by name, folder or hub id, whole or with its experts left outside; one clear line where that fails."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finemoe.errors import FinemoeError
 from finemoe.miniatures.catalog import resolve
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from finemoe.runtime.engine import Engine
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
@@ -28,3 +35,47 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
         reason = str(error).strip().splitlines()[0]
         raise FinemoeError(f"model {name!r} cannot be loaded from {source}: {reason}") from error
     return model.eval(), tokenizer
+
+
+def load(
+    source: str,
+    expert_memory: int | float | str,
+    policy: str = "finemoe",
+    *,
+    dtype: "str | torch.dtype" = "auto",
+    host_memory: int | str | None = None,
+    disk_folder: str | Path | None = None,
+    devices: Any = None,
+    progress: bool = False,
+    **options: Any,
+) -> "tuple[PreTrainedModel, Engine]":
+    """A model whose experts were never all in memory: read from its checkpoint straight to where they wait.
+
+    Args:
+        source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), or a hub id.
+        dtype: of the weights; "auto" is the checkpoint's.
+        progress: show a bar.
+        expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`.
+    Returns:
+        The model, ready to generate, and its engine. Closing the engine leaves the model without experts, as it never had them.
+    Raises:
+        FinemoeError: no such model, a checkpoint that is incomplete, or what `offload` refuses.
+    """
+    from finemoe.runtime.skeleton import Skeleton
+
+    skeleton = Skeleton(_folder_of(resolve(source)), dtype)
+    return skeleton.load(expert_memory, policy, host_memory, disk_folder, devices, progress, options)
+
+
+def _folder_of(source: str) -> Path:
+    """The local folder of a checkpoint, fetched from the hub where it is a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FinemoeError(f"model {source!r} cannot be fetched from the hub: {reason}") from error

@@ -25,6 +25,30 @@ class EngineOptions:
     asynchronous: bool
 
 
+def engine_options(
+    expert_memory: int | float | str,
+    policy: str,
+    *,
+    eviction: str | None = None,
+    devices: Any = None,
+    link: str | None = None,
+    host_memory: int | str | None = None,
+    disk_folder: str | Path | None = None,
+    asynchronous: bool = True,
+) -> EngineOptions:
+    """The options as users write them, in the units of `EngineOptions`."""
+    return EngineOptions(
+        expert_memory=expert_memory,
+        policy=policy,
+        eviction=eviction,
+        devices=device_list(devices),
+        link=link,
+        host_bytes=None if host_memory is None else byte_count(host_memory, "host_memory"),
+        disk_folder=disk_folder,
+        asynchronous=asynchronous,
+    )
+
+
 def num_slots(expert_memory: int | float | str, record_bytes: int, num_experts: int, num_devices: int) -> int:
     """Slots per device that `expert_memory` means, no more than a device can have experts.
 

@@ -1,0 +1,167 @@
+"""A model built from its configuration with every weight but the experts', which go from the checkpoint to their records."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from finemoe.errors import FinemoeError
+from finemoe.runtime.checkpoint import Checkpoint, Shards, load_experts, load_together
+from finemoe.runtime.engine import Engine, engine_options, policy_setup
+from finemoe.runtime.guards import require_offloadable
+from finemoe.runtime.layers import MoELayer, find_moe_layers
+from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.takeover import empty
+from finemoe.runtime.tiers import RecordStore
+
+
+class Skeleton:
+    """A model without its experts.
+
+    Args:
+        folder: the checkpoint; dtype: of the weights, "auto" for the checkpoint's own.
+    Raises:
+        FinemoeError: the folder's configuration is missing or unknown, or the model has no experts to offload.
+    """
+
+    def __init__(self, folder: Path, dtype: str | torch.dtype) -> None:
+        self._folder = folder
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise FinemoeError(f"{folder}: no usable configuration: {str(error).strip().splitlines()[0]}") from error
+        self._dtype = _resolve(dtype, config)
+        # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before anything touches them.
+        with no_init_weights():
+            self.model = _class_of(config)._from_config(config, dtype=self._dtype, experts_implementation="eager").eval()
+        require_offloadable(self.model)
+        self.layers = find_moe_layers(self.model)
+        for layer in self.layers:
+            empty(layer, torch.device("cpu"))
+        self.model.name_or_path = str(folder)
+        if (folder / "generation_config.json").is_file() and self.model.can_generate():
+            self.model.generation_config = GenerationConfig.from_pretrained(folder)
+
+    def load(
+        self,
+        expert_memory: int | float | str,
+        policy: str,
+        host_memory: int | str | None,
+        disk_folder: str | Path | None,
+        devices: Any,
+        progress: bool,
+        options: dict[str, Any],
+    ) -> tuple[PreTrainedModel, Engine]:
+        """Read the checkpoint and attach an engine; arguments as in `finemoe.load`."""
+        told = {name: options.pop(name) for name in ("history", "prefetch_distance", "store_capacity", "seed") if name in options}
+        engine_told = engine_options(
+            expert_memory, policy, host_memory=host_memory, disk_folder=disk_folder, devices=devices, **options
+        )
+        layouts = [RecordLayout.of(layer) for layer in self.layers]
+        counts = [layer.num_experts for layer in self.layers]
+        is_pinned = engine_told.devices[0].type == "cuda"
+        records = RecordStore(layouts, counts, engine_told.host_bytes, is_pinned, disk_folder)
+        try:
+            self._read(records, progress)
+            setup = policy_setup(self.model, self.layers, **told)
+            return self.model, Engine(self.model, self.layers, setup, engine_told, records)
+        except BaseException:
+            records.close()
+            raise
+
+    @torch.no_grad()
+    def _read(self, records: RecordStore, progress: bool) -> None:
+        shards = Shards(self._folder)
+        checkpoint = Checkpoint(self.model, shards)
+        experts = {f"{layer.name}.{name}" for layer in self.layers for name in layer.expert_parameters()}
+        missing = _missing_experts(self.layers, checkpoint)
+        if missing:
+            raise FinemoeError(f"{self._folder}: the checkpoint lacks {missing}; fetch it again, or check that it is this model's")
+        self._read_rest(checkpoint, checkpoint.targets() - experts)
+        shards.close()
+        bar = tqdm(self.layers, desc="loading experts", unit="layer", disable=not progress)
+        apart = [layer for layer in bar if not load_experts(checkpoint, shards, layer, records)]
+        values: dict[str, torch.Tensor] = {}
+        for target in sorted(experts & checkpoint.targets()) if apart else ():
+            values |= checkpoint.whole(target)
+        load_together(values, apart, records)
+        shards.close()
+
+    def _read_rest(self, checkpoint: Checkpoint, targets: set[str]) -> None:
+        tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+        kept = _kept_in_fp32(self.model, self._dtype)
+        loaded: set[int] = set()
+        for target in sorted(targets):
+            for name, value in checkpoint.whole(target).items():
+                tensor = tensors[name]
+                dtype = torch.float32 if kept is not None and kept.search(name) else tensor.dtype
+                tensor.data = value.to(dtype, copy=True)
+                tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+                loaded.add(id(tensor))
+        self.model.tie_weights()
+        self._require_all(loaded)
+        self._initialize_buffers()
+
+    def _initialize_buffers(self) -> None:
+        """Values that no checkpoint holds (buffers that are not saved) are what Transformers initialises them to."""
+        for layer in self.layers:
+            for parameter in layer.expert_parameters().values():
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        self.model.initialize_weights()
+
+    def _require_all(self, loaded: set[int]) -> None:
+        experts = {id(parameter) for layer in self.layers for parameter in layer.expert_parameters().values()}
+        ignored = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) not in loaded | experts and not any(pattern.search(name) for pattern in ignored):
+                raise FinemoeError(f"{self._folder}: the checkpoint lacks {name}; fetch it again, or check that it is this model's")
+
+
+def _missing_experts(layers: list[MoELayer], checkpoint: Checkpoint) -> str | None:
+    """The first layer of which the checkpoint has no expert weight at all (a converter may name several of them by the first)."""
+    targets = checkpoint.targets()
+    for layer in layers:
+        if not any(target.startswith(f"{layer.name}.") for target in targets) and not _is_converted_together(layer, targets):
+            return f"the experts {layer.name}"
+    return None
+
+
+def _is_converted_together(layer: MoELayer, targets: set[str]) -> bool:
+    block = layer.name.rpartition(".")[0].rpartition(".")[0]
+    return any(target.startswith(f"{block}.") and ".experts." in target for target in targets)
+
+
+def _kept_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str] | None:
+    """Names that Transformers keeps in fp32 whatever type was asked for."""
+    kept = list(model._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else []
+    kept += list(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else []
+    parts = [re.escape(name).replace(r"\*", ".*") for name in kept]
+    return re.compile("|".join(rf"(^|\.){part}($|\.)" for part in parts)) if parts else None
+
+
+def _resolve(dtype: str | torch.dtype, config: Any) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = config.dtype or config.get_text_config().dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
+    if isinstance(found, str):
+        found = getattr(torch, found, None)
+    if not isinstance(found, torch.dtype):
+        raise FinemoeError(f"unknown dtype {dtype!r}; write 'auto', 'bfloat16', 'float16' or 'float32'")
+    return found
+
+
+def _class_of(config: Any) -> type[PreTrainedModel]:
+    """The class the checkpoint was saved from, or the causal language model of its family."""
+    for name in config.architectures or ():
+        if isinstance(found := getattr(transformers, name, None), type) and issubclass(found, nn.Module):
+            return found
+    try:
+        return AutoModelForCausalLM._model_mapping[type(config)]  # type: ignore[no-any-return]
+    except KeyError as error:
+        raise FinemoeError(f"{type(config).__name__}: Transformers has no model to build from it") from error

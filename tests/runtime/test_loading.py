@@ -1,0 +1,88 @@
+"""`finemoe.load` against `from_pretrained`: the same weights, logits and tokens, whatever the checkpoint's layout."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import finemoe
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime.layers import find_moe_layers
+from tests.runtime import families
+from tests.runtime.models import build, padded_batch
+from tests.runtime.test_families import CHOSEN, UNSUPPORTED, assert_equal, outputs
+
+GENERATION = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in UNSUPPORTED])
+def test_every_family_loads_to_the_same_outputs(name, tmp_path):
+    original = families.build(name)
+    original.save_pretrained(tmp_path)
+    reloaded = type(original).from_pretrained(tmp_path, experts_implementation="eager").eval()
+    expected = outputs(reloaded, name)
+    model, engine = finemoe.load(str(tmp_path), 0.4, "on-demand")
+    with engine:
+        assert type(model) is type(original)
+        experts = {id(p) for layer in find_moe_layers(model) for p in layer.expert_parameters().values()}
+        reference = dict(reloaded.named_parameters())
+        for key, parameter in model.named_parameters():
+            if id(parameter) not in experts:
+                assert parameter.dtype == reference[key].dtype
+                assert torch.equal(parameter, reference[key]), key
+        assert_equal(outputs(model, name), expected, "loaded")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_sharded_checkpoint_with_a_disk_tier(tmp_path, dtype):
+    build("mixtral", dtype).save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    with torch.no_grad():
+        reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, experts_implementation="eager")
+        expected = reference.generate(**padded_batch(), **GENERATION)
+        model, engine = finemoe.load(str(tmp_path), 0.25, host_memory="40KB")
+        with engine:
+            assert engine.records.disk_bytes > 3 * engine.records.host_bytes > 0
+            assert torch.equal(model.generate(**padded_batch(), **GENERATION), expected)
+
+
+def test_another_type_may_be_asked_for(tmp_path):
+    build("qwen2_moe").save_pretrained(tmp_path)
+    model, engine = finemoe.load(str(tmp_path), 0.5, dtype="bfloat16")
+    with engine, torch.no_grad():
+        reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, experts_implementation="eager")
+        assert torch.equal(model(**padded_batch()).logits, reference(**padded_batch()).logits)
+
+
+def test_a_closed_engine_leaves_a_model_that_says_so(tmp_path):
+    build("mixtral").save_pretrained(tmp_path)
+    model, engine = finemoe.load(str(tmp_path), 0.5)
+    engine.close()
+    with torch.no_grad(), pytest.raises(EngineError, match="the engine that held this model's experts is closed"):
+        model(**padded_batch())
+
+
+def test_bad_checkpoints_are_named(tmp_path):
+    with pytest.raises(FinemoeError, match="unknown model 'nowhere'"):
+        finemoe.load("nowhere", 0.5)
+    with pytest.raises(FinemoeError, match="no usable configuration"):
+        finemoe.load(str(tmp_path), 0.5)
+    build("mixtral").save_pretrained(tmp_path, max_shard_size="60KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    lost = next(key for key in content["weight_map"] if "q_proj" in key)
+    file = tmp_path / content["weight_map"].pop(lost)
+    index.write_text(json.dumps(content))
+    with pytest.raises(FinemoeError, match=r"lacks .*q_proj"):
+        finemoe.load(str(tmp_path), 0.5)
+    content["weight_map"][lost] = file.name
+    index.write_text(json.dumps(content))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(FinemoeError, match="missing or truncated"):
+        finemoe.load(str(tmp_path), 0.5)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(FinemoeError, match="neither"):
+        finemoe.load(str(tmp_path), 0.5)
+    with pytest.raises(FinemoeError, match="unknown dtype"):
+        finemoe.load(str(tmp_path), 0.5, dtype="float7")
