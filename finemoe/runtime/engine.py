@@ -110,7 +110,7 @@ class Engine:
         self._undo.callback(self._matcher.close)
         for layer in self._layers:
             self._undo.callback(seam.connect(layer.experts, self._layer_function(layer)))
-        self._undo.callback(Guards(self._layers).lift)
+        self._undo.callback(Guards(self._model, self._layers).lift)
         self._undo.callback(Observer(self._model, self._layers, self, gates=self.policy.needs_context).detach)
 
     def report(self) -> Report:

@@ -41,25 +41,35 @@ def require_free(layers: Sequence[MoELayer]) -> None:
 
 
 class Guards:
-    """Refusals that stand while an engine is attached; `lift` takes them away again."""
+    """Refusals that stand while an engine is attached; `lift` takes them away again.
 
-    def __init__(self, layers: Sequence[MoELayer]) -> None:
-        self._experts = [layer.experts for layer in layers]
-        self._handles = []
-        for experts in self._experts:
-            self._handles.append(experts.register_state_dict_pre_hook(_refuse_saving))
-            self._handles.append(experts.register_load_state_dict_pre_hook(_refuse_loading))
-            for name, refusal in _REFUSALS.items():
-                experts.__dict__[name] = refusal
-            experts.__dict__["_apply"] = _refuse_conversion(experts)
+    They stand at the experts and at everything that contains them, so that a conversion is refused before its first step.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[MoELayer]) -> None:
+        modules = dict(model.named_modules())
+        names = {name for layer in layers for name in _path_to(layer.name)}
+        parameter = next(iter(layers[0].expert_parameters().values()))
+        self._guarded = [modules[name] for name in sorted(names)]
+        for module in self._guarded:
+            module.__dict__.update(_REFUSALS)
+            module.__dict__["_apply"] = _refuse_conversion(module, parameter)
+        self._handles = [layer.experts.register_state_dict_pre_hook(_refuse_saving) for layer in layers]
+        self._handles += [layer.experts.register_load_state_dict_pre_hook(_refuse_loading) for layer in layers]
 
     def lift(self) -> None:
         """Allow everything again."""
         for handle in self._handles:
             handle.remove()
-        for experts in self._experts:
+        for module in self._guarded:
             for name in [*_REFUSALS, "_apply"]:
-                del experts.__dict__[name]
+                del module.__dict__[name]
+
+
+def _path_to(name: str) -> list[str]:
+    """Names of a module and of all that contain it, the model itself ("") included: "a.b" -> "", "a", "a.b"."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 def _refuse_saving(*_: Any, **__: Any) -> None:
@@ -77,15 +87,14 @@ def _refuse_copying(*_: Any, **__: Any) -> None:
 _REFUSALS: dict[str, Callable[..., Any]] = {"__deepcopy__": _refuse_copying, "__reduce_ex__": _refuse_copying}
 
 
-def _refuse_conversion(experts: nn.Module) -> Callable[..., nn.Module]:
+def _refuse_conversion(module: nn.Module, parameter: nn.Parameter) -> Callable[..., nn.Module]:
     """`half()`, `to(...)` and their like end here; those that would change nothing pass."""
-    parameter = next(experts.parameters())
 
     def apply(function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         probe = torch.empty((1, 1), dtype=parameter.dtype, device=parameter.device)
         result = function(probe)
         if result.dtype != probe.dtype or result.device != probe.device:
             raise FinemoeError(f"an offloaded model's type and device are fixed; {_CLOSE_FIRST}, convert it, and offload it again")
-        return experts
+        return module
 
     return apply
