@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,8 @@ class Engine:
         self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * setup.num_layers
         self._has_run = [False] * setup.num_layers
         self._is_closed = False
-        atexit.register(_close_at_exit, weakref.ref(self))
+        self._at_exit = partial(_close_at_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
 
     def _attach(self, records: RecordStore | None) -> None:
         """Everything that `close` undoes, in the opposite order."""
@@ -135,6 +137,7 @@ class Engine:
         """Stop the threads and give the model back exactly as it was; closing twice is harmless."""
         if not self._is_closed:
             self._is_closed = True
+            atexit.unregister(self._at_exit)
             self._undo.close()
 
     def __enter__(self) -> "Engine":

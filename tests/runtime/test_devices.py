@@ -1,0 +1,111 @@
+"""Several pools stand in for several devices: experts round-robin, outputs unchanged, and a long run under random delays."""
+
+import gc
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import finemoe
+from finemoe.runtime.devices import owners_of
+from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.link import MemoryLink
+from finemoe.traces import RoutingTrace
+from tests.runtime.models import FAMILIES, build, padded_batch
+
+GENERATION = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+def test_round_robin_over_layers_of_different_widths():
+    owners = owners_of([3, 5], 2)
+    assert owners[0, :3].tolist() == [0, 1, 0]
+    assert owners[1].tolist() == [1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bit_equal_on_several_pools(family, policy, num_devices):
+    model, batch = build(family), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    smallest = num_devices / sum(layer.num_experts for layer in find_moe_layers(model))
+    for share in (smallest, 0.4, 1.0):
+        with finemoe.offload(model, share, policy, devices=num_devices) as engine:
+            assert torch.equal(model.generate(**batch, **GENERATION), expected)
+            caches = [memory.cache for memory in engine._memories.memories]
+            assert len(caches) == num_devices
+            for index, cache in enumerate(caches):
+                held = np.argwhere(cache.state)
+                assert all(engine._memories.owner(layer, expert) == index for layer, expert in held)
+                assert len(held) == cache.num_admitted - cache.num_evicted <= cache.num_slots
+            report = engine.report()
+            loaded = report.demand_bytes + report.prefetched_bytes
+            assert loaded == sum(cache.num_admitted for cache in caches) * engine.records.record_bytes
+
+
+def test_bytes_are_per_device_and_shares_over_all():
+    model = build("mixtral")
+    with finemoe.offload(model, 0.5, devices=2) as engine:
+        assert [memory.cache.num_slots for memory in engine._memories.memories] == [8, 8]
+        record_bytes = engine.records.record_bytes
+    with finemoe.offload(model, 3 * record_bytes, devices=2) as engine:
+        assert [memory.cache.num_slots for memory in engine._memories.memories] == [3, 3]
+
+
+class DelayedLink(MemoryLink):
+    """Some copies take a while."""
+
+    chunk_bytes = 1024
+    random = random.Random(0)
+
+    def copy(self, record, slot, fence):
+        if self.random.random() < 0.02:
+            time.sleep(self.random.random() * 1e-3)
+        return super().copy(record, slot, fence)
+
+
+def random_history(layers: int, experts: int) -> RoutingTrace:
+    rng = np.random.default_rng(0)
+    ids = np.stack([[rng.permutation(experts)[:2] for _ in range(layers)] for _ in range(200)])
+    return RoutingTrace.from_topk(ids, rng.dirichlet(np.ones(2), size=(200, layers)), [0, 100, 200], experts)
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
+    """Every layer's output equals the reference, every byte is accounted for, memory and threads do not grow."""
+    from finemoe.runtime import engine as engine_module
+
+    monkeypatch.setattr(engine_module, "make_link", lambda device, description: DelayedLink())
+    model, reference = build("mixtral"), build("mixtral")
+    model_layers, reference_layers = find_moe_layers(model), find_moe_layers(reference)
+    history, generator, draw = random_history(4, 8), torch.Generator().manual_seed(0), random.Random(1)
+    threads, num_objects = threading.active_count(), []
+    with torch.no_grad():
+        for _ in range(20):
+            policy = draw.choice(["finemoe", "on-demand"])
+            options = {"devices": 4, "history": history if policy == "finemoe" else None}
+            with finemoe.offload(model, draw.uniform(0.125, 0.9), policy, **options) as engine:
+                for _ in range(500):
+                    rows = draw.choice([1, 1, 1, 2, 5])
+                    for mine, theirs in zip(model_layers, reference_layers, strict=True):
+                        hidden = torch.randn(rows, 32, generator=generator)
+                        picks = torch.stack([torch.randperm(8, generator=generator)[:2] for _ in range(rows)])
+                        weights = torch.rand(rows, 2, generator=generator)
+                        expected = theirs.experts(hidden, picks, weights)
+                        assert torch.equal(mine.experts(hidden, picks, weights), expected)
+                report = engine.report()
+                caches = [memory.cache for memory in engine._memories.memories]
+                for memory in engine._memories.memories:
+                    with memory.changed:
+                        memory.changed.wait_for(lambda memory=memory: not memory._is_copying, timeout=10)
+                        assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)
+                moved = sum(cache.num_admitted for cache in caches) * engine.records.record_bytes
+                assert moved >= report.demand_bytes + report.prefetched_bytes > 0
+                assert report.accesses == report.hits + report.late + report.misses
+            assert threading.active_count() == threads
+            gc.collect()
+            num_objects.append(len(gc.get_objects()))
+    assert num_objects[-1] - num_objects[5] < 200

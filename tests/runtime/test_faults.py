@@ -1,0 +1,193 @@
+"""Whatever fails, the caller hears of it within seconds, no wrong token comes out, and what can go on goes on."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import finemoe
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.maps.store import ExpertMapStore
+from finemoe.runtime import lean
+from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.tiers import RecordStore
+from tests.runtime.models import build, padded_batch
+
+GENERATION = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+class Interrupts:
+    """Stands before a function and raises KeyboardInterrupt at its n-th call."""
+
+    def __init__(self, function, at: int) -> None:
+        self._function, self.remaining = function, at
+
+    def __call__(self, *args, **kwargs):
+        self.remaining -= 1
+        if self.remaining == 0:
+            raise KeyboardInterrupt
+        return self._function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("at", [1, 2, 7, 20])
+@pytest.mark.parametrize("where", ["record", "copy", "compute", "demand", "admit", "complete"])
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+def test_an_interrupt_anywhere_and_then_again(policy, where, at, monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.2, policy) as engine:
+        memory = engine._memories.memories[0]
+        holder, name = {
+            "record": (engine.records, "record"),
+            "copy": (memory.link, "copy"),
+            "compute": (lean, "linear"),
+            "demand": (memory.cache, "demand"),
+            "admit": (memory.cache, "admit"),
+            "complete": (memory.cache, "complete"),
+        }[where]
+        if policy == "on-demand":  # with a worker the interrupt would strike there: that is a failure of the worker
+            monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(**batch, **GENERATION)
+            monkeypatch.undo()
+        else:
+            monkeypatch.setattr(lean, "linear", Interrupts(lean.linear, at))
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(**batch, **GENERATION)
+            monkeypatch.undo()
+        for _ in range(2):
+            assert torch.equal(model.generate(**batch, **GENERATION), expected)
+        cache = memory.cache
+        assert cache.num_admitted - cache.num_evicted == cache.num_held
+
+
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+def test_a_disk_that_fails_for_a_while(policy, monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.2, policy, host_memory=0):
+        monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(EngineError, match="reading an expert from disk failed"):
+            model.generate(**batch, **GENERATION)
+        monkeypatch.undo()
+    assert torch.equal(model.generate(**batch, **GENERATION), expected)
+
+
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+@pytest.mark.parametrize("fault", ["short", "changed"])
+def test_a_disk_that_lost_the_experts(policy, fault):
+    model, batch = build("mixtral"), padded_batch()
+    engine = finemoe.offload(model, 0.2, policy, host_memory=0)
+    file = engine.records._file._file.fileno()
+    if fault == "short":
+        os.ftruncate(file, 10)
+    else:
+        os.pwrite(file, os.urandom(engine.records.disk_bytes), 0)
+    with pytest.raises(EngineError, match="disk"):
+        model.generate(**batch, **GENERATION)
+    with pytest.raises(EngineError, match="disk"):
+        engine.close()
+    assert find_moe_layers(model)[0].experts.gate_up_proj.isnan().all(), "what cannot be given back is NaN, never wrong"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")]
+
+
+def test_no_memory_for_the_slots_leaves_the_model_as_it_was(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+    from finemoe.runtime import pool
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pool.torch, "zeros", fail)
+    with pytest.raises(FinemoeError, match="cannot be had on cpu; lower expert_memory"):
+        finemoe.offload(model, 0.5)
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_failure_while_the_experts_are_taken_gives_them_back(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+    write = RecordStore.write
+
+    def fail_late(self, layer, expert, weights):
+        if (layer, expert) == (2, 3):
+            raise OSError("no space")
+        write(self, layer, expert, weights)
+
+    monkeypatch.setattr(RecordStore, "write", fail_late)
+    with pytest.raises(OSError, match="no space"):
+        finemoe.offload(model, 0.5)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+def test_a_router_that_emits_nan_names_the_layer_before_a_token_comes_out(policy):
+    model = build("mixtral")
+    with torch.no_grad():
+        find_moe_layers(model)[2].router.weight[0] = float("nan")
+    with finemoe.offload(model, 0.5, policy), pytest.raises(EngineError, match="MoE layer 2 emitted NaN"):
+        model.generate(**padded_batch(), max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        (0, "one expert takes"),
+        (-5, "must not be negative"),
+        (0.0, r"must lie in \(0, 1\]"),
+        (-0.5, r"must lie in \(0, 1\]"),
+        (float("nan"), r"must lie in \(0, 1\]"),
+        ("0GiB", "one expert takes"),
+        ("-1GiB", "not a byte count"),
+        (None, "must be bytes"),
+    ],
+)
+def test_absurd_memory_is_refused(memory, message):
+    with pytest.raises(FinemoeError, match=message):
+        finemoe.offload(build("mixtral"), memory)
+
+
+def test_more_memory_than_there_are_experts_is_all_of_them():
+    model = build("mixtral")
+    with finemoe.offload(model, "900TiB", "on-demand") as engine:
+        assert engine.expert_memory_bytes == engine.records.host_bytes
+
+
+def test_a_store_of_another_model_is_refused(tmp_path):
+    store = ExpertMapStore(4, 8, 32, 10, model="SomeOtherForCausalLM-0123")
+    with pytest.raises(FinemoeError, match="holds maps of 'SomeOther.*build a store for this model"):
+        finemoe.offload(build("mixtral"), 0.5, history=store)
+    rng = np.random.default_rng(0)
+    store.add(rng.dirichlet(np.ones(8), size=(3, 4)).astype(np.float32), rng.normal(size=(3, 32)))
+    store.save(tmp_path / "maps.store")
+    content = bytearray((tmp_path / "maps.store").read_bytes())
+    content[-3] ^= 255
+    (tmp_path / "maps.store").write_bytes(content)
+    with pytest.raises(FinemoeError, match="does not match its checksum"):
+        ExpertMapStore.load(tmp_path / "maps.store")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 0}, "at least one"),
+        ({"devices": "gpu"}, "unknown device 'gpu'"),
+        ({"devices": "cuda"}, "no usable CUDA"),
+        ({"devices": []}, "list of devices"),
+        ({"host_memory": -1}, "must not be negative"),
+        ({"host_memory": "lots"}, "not a byte count"),
+    ],
+)
+def test_absurd_options_are_refused(options, message):
+    if options.get("devices") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(FinemoeError, match=message):
+        finemoe.offload(build("mixtral"), 0.5, **options)

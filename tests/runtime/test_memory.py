@@ -1,0 +1,190 @@
+"""Scheduling on one link: priorities, chunks, overtaking, stale and merged prefetches; a scripted link instead of a clock."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from finemoe.cache.eviction import make_rule
+from finemoe.cache.expert_cache import RESIDENT, ExpertCache
+from finemoe.errors import EngineError
+from finemoe.policies.base import Prefetch
+from finemoe.report import Counters
+from finemoe.runtime.link import Completion, Link, _Done
+from finemoe.runtime.memory import ExpertMemory
+from finemoe.runtime.pool import SlotPool
+from finemoe.runtime.records import Field, RecordLayout
+from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.timeline import Timeline
+
+LAYERS, EXPERTS, CHUNKS = 5, 4, 4
+LAYOUT = RecordLayout((Field("w", 0, (256,), torch.float32),), 1024)
+
+
+class ScriptedLink(Link):
+    """Writes down every copy; a copy of expert `held` waits until it is let go."""
+
+    chunk_bytes = LAYOUT.nbytes // CHUNKS
+
+    def __init__(self) -> None:
+        self.log: list[tuple[int, int]] = []  # (expert's number, bytes)
+        self.held: int | None = None
+        self.started, self.go_on = threading.Event(), threading.Event()
+
+    def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
+        number = int(record.view(torch.float32)[0])
+        self.log.append((number, record.numel()))
+        if number == self.held:
+            self.started.set()
+            assert self.go_on.wait(10)
+        slot.copy_(record)
+        return _Done()
+
+
+class Fixture:
+    """Records hold their number, layer·EXPERTS + expert, in every place."""
+
+    def __init__(self, slots: int, asynchronous: bool = True) -> None:
+        self.records = RecordStore([LAYOUT] * LAYERS, [EXPERTS] * LAYERS)
+        for layer in range(LAYERS):
+            for expert in range(EXPERTS):
+                self.records.write(layer, expert, {"w": torch.full((256,), float(layer * EXPERTS + expert))})
+        rule = make_rule("lru", LAYERS, EXPERTS, np.full((LAYERS, EXPERTS), 0.25, dtype=np.float32))
+        self.cache, self.link, self.counters = ExpertCache(rule, slots), ScriptedLink(), Counters(LAYERS)
+        pool = SlotPool(self.records.layouts, slots, torch.device("cpu"))
+        timeline = Timeline()
+        self.memory = ExpertMemory(self.cache, self.records, pool, self.link, self.counters, timeline, asynchronous)
+        self.memory.start_iteration(1)
+
+    def post(self, *requests: tuple[int, int, float], iteration: int = 1) -> None:
+        prefetches = [Prefetch(layer, np.array([expert]), np.array([p])) for layer, expert, p in requests]
+        self.memory.post(iteration, prefetches)
+
+    def settle(self) -> None:
+        """Wait until the worker has nothing to do."""
+        with self.memory.changed:
+            assert self.memory.changed.wait_for(lambda: not self.memory._pending and not self.memory._is_copying, timeout=10)
+
+    def order(self) -> list[int]:
+        return list(dict.fromkeys(number for number, _ in self.link.log))
+
+
+@pytest.fixture
+def fixture():
+    made = []
+
+    def make(*args, **kwargs) -> Fixture:
+        made.append(Fixture(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.link.go_on.set()
+        one.memory.close()
+
+
+def use(memory: ExpertMemory, layer: int, experts: list[int]) -> list[int]:
+    lease = memory.demand(layer, np.array(experts))
+    numbers = [int(lease.weights(expert)["w"][0]) for expert in experts]
+    lease.end()
+    return numbers
+
+
+def test_prefetches_go_by_probability_over_distance(fixture):
+    f = fixture(slots=12, asynchronous=False)
+    f.memory.layer = 0
+    f.post((4, 0, 0.9), (1, 1, 0.3), (2, 2, 0.5), (1, 3, 0.2))
+    assert f.order() == [1 * 4 + 1, 2 * 4 + 2, 4 * 4 + 0, 1 * 4 + 3]  # 0.3, 0.25, 0.225, 0.2
+
+
+def test_an_on_demand_load_waits_for_at_most_one_chunk(fixture):
+    f = fixture(slots=12)
+    f.link.held = 3 * 4 + 1
+    f.post((3, 1, 0.9), (3, 2, 0.8), (4, 0, 0.7))
+    assert f.link.started.wait(10)
+    f.link.started.clear()
+    lease = f.memory.demand(0, np.array([2]))  # the first chunk of the prefetch is still on the link
+    assert f.link.log == [(13, 256), (2, 1024)]
+    f.link.held = None
+    f.link.go_on.set()
+    assert int(lease.weights(2)["w"][0]) == 2
+    f.settle()
+    assert f.link.log[2:5] == [(13, 256)] * 3
+    assert f.order() == [13, 2, 14, 16]
+
+
+def test_an_expert_whose_prefetch_is_under_way_is_late_and_not_loaded_twice(fixture):
+    f = fixture(slots=12)
+    f.link.held = 4 + 1
+    f.post((1, 1, 0.9))
+    assert f.link.started.wait(10)
+    lease = f.memory.demand(1, np.array([1]))
+    assert lease.access.late.tolist() == [1]
+    f.link.held = None
+    f.link.go_on.set()
+    assert int(lease.weights(1)["w"][0]) == 5
+    assert sum(size for number, size in f.link.log if number == 5) == LAYOUT.nbytes
+
+
+def test_queued_prefetches_whose_layer_has_come_are_dropped(fixture):
+    f = fixture(slots=12)
+    f.link.held = 4 * 4 + 3
+    f.post((4, 3, 1.0))
+    assert f.link.started.wait(10)
+    f.post((1, 0, 0.9), (2, 1, 0.8))
+    lease = f.memory.demand(1, np.array([0]))
+    assert lease.access.misses.tolist() == [0], "queued but not started is a miss"
+    f.link.held = None
+    f.link.go_on.set()
+    lease.weights(0)
+    f.settle()
+    assert f.order() == [19, 4, 9]
+    assert f.counters.prefetched_bytes == 2 * LAYOUT.nbytes
+
+
+def test_prefetches_of_an_old_iteration_or_of_resident_experts_are_left_out(fixture):
+    f = fixture(slots=12, asynchronous=False)
+    f.post((1, 0, 0.5), iteration=0)
+    assert f.link.log == []
+    f.post((1, 0, 0.5), (1, 0, 0.6))
+    f.post((1, 0, 0.7))
+    assert f.order() == [4]
+    assert f.counters.prefetched_bytes == LAYOUT.nbytes
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_set_larger_than_the_cache_streams_through(fixture, slots):
+    f = fixture(slots=slots)
+    for layer in range(LAYERS):
+        assert use(f.memory, layer, [0, 1, 2, 3]) == [layer * 4 + expert for expert in range(4)]
+    assert use(f.memory, 0, [1, 3]) == [1, 3]
+    held = np.count_nonzero(f.cache.state)
+    assert held == slots == f.cache.num_admitted - f.cache.num_evicted
+
+
+def test_a_prefetched_expert_evicted_unused_counts_as_wasted(fixture):
+    f = fixture(slots=1, asynchronous=False)
+    f.post((4, 2, 0.9))
+    assert use(f.memory, 0, [0]) == [0]
+    assert (f.counters.prefetched_bytes, f.counters.wasted_bytes, f.counters.demand_bytes) == (1024, 1024, 1024)
+
+
+def test_reset_empties_the_cache_and_the_next_use_loads_again(fixture):
+    f = fixture(slots=3)
+    use(f.memory, 0, [0, 1])
+    f.memory.demand(1, np.array([0]))  # a forward that breaks off here
+    f.memory.reset()
+    assert not f.cache.state.any()
+    f.memory.start_iteration(2)
+    assert use(f.memory, 1, [0, 1, 2]) == [4, 5, 6]
+    assert (f.cache.state == RESIDENT).sum() == f.cache.num_admitted - f.cache.num_evicted == f.cache.num_resident
+
+
+def test_a_failing_link_is_raised_at_once_in_the_caller(fixture):
+    f = fixture(slots=3)
+    f.link.copy = lambda *_: (_ for _ in ()).throw(RuntimeError("cable cut"))
+    f.post((1, 0, 0.9))
+    f.memory._worker.join(10)
+    with pytest.raises(EngineError, match="prefetch worker failed: cable cut"):
+        f.memory.demand(1, np.array([0]))

@@ -1,0 +1,97 @@
+"""Records in host memory and on disk: what goes in comes out, budgets hold, and damage is found."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime.records import Field, RecordLayout
+from finemoe.runtime.tiers import RecordStore
+
+LAYOUT = RecordLayout((Field("up", 0, (3, 5), torch.float32), Field("down", 256, (5,), torch.bfloat16)), 512)
+WIDE = RecordLayout((Field("up", 0, (3, 400), torch.float32),), 4864)
+
+
+def filled(**options) -> tuple[RecordStore, dict[tuple[int, int], dict[str, torch.Tensor]]]:
+    """A store of two layers, 6 experts of one layout and 4 of another, and what was put in."""
+    store = RecordStore([LAYOUT, WIDE], [6, 4], **options)
+    generator = torch.Generator().manual_seed(0)
+    content = {}
+    for layer, (layout, count) in enumerate(zip(store.layouts, store.counts, strict=True)):
+        for expert in range(count):
+            weights = {f.name: torch.randn(f.shape, generator=generator).to(f.dtype) for f in layout.fields}
+            store.write(layer, expert, weights)
+            content[layer, expert] = weights
+    return store, content
+
+
+@pytest.mark.parametrize("host_bytes", [None, 0, 600, 5000, 10_000, 10**9])
+def test_every_record_comes_back(host_bytes):
+    store, content = filled(host_bytes=host_bytes)
+    with store:
+        for _ in range(2):
+            for (layer, expert), weights in content.items():
+                views = store.layouts[layer].views(store.record(layer, expert))
+                assert all(torch.equal(views[name], weight) for name, weight in weights.items())
+
+
+@given(st.integers(0, 30_000))
+def test_the_host_keeps_within_its_budget_and_nothing_is_lost(host_bytes):
+    with RecordStore([LAYOUT, WIDE], [6, 4], host_bytes=host_bytes) as store:
+        total = 6 * 512 + 4 * 4864
+        assert store.host_bytes <= host_bytes
+        assert store.host_bytes + store.disk_bytes == total
+        if host_bytes < total:
+            assert store.host_bytes > host_bytes - 2 * 4864  # and uses it, but for what no record fits into
+
+
+def test_the_host_share_is_spread_over_the_model():
+    with RecordStore([LAYOUT] * 8, [6] * 8, host_bytes=8 * 6 * 512 // 2) as store:
+        on_disk = np.array([[store.on_disk(layer, expert) for expert in range(6)] for layer in range(8)])
+    assert (on_disk.sum(axis=1) == 3).all()
+
+
+def test_a_failing_disk_is_an_error(monkeypatch):
+    store, _ = filled(host_bytes=0)
+    with store:
+        monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(EngineError, match="reading an expert from disk failed.*Input/output error"):
+            store.record(0, 0)
+
+
+def test_a_short_read_is_an_error():
+    store, _ = filled(host_bytes=0)
+    with store:
+        os.ftruncate(store._file._file.fileno(), 100)
+        with pytest.raises(EngineError, match="gave 100 of 512 bytes"):
+            store.record(0, 0)
+
+
+def test_changed_bytes_are_an_error():
+    store, _ = filled(host_bytes=0)
+    with store:
+        os.pwrite(store._file._file.fileno(), b"\x01\x02", 7)
+        with pytest.raises(EngineError, match="checksum"):
+            store.record(0, 0)
+        store.record(0, 1)
+
+
+def test_no_room_on_disk_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(FinemoeError, match=r"bytes of disk cannot be had in .*No space left.*set disk_folder"):
+        RecordStore([LAYOUT], [6], host_bytes=0)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FinemoeError, match="set disk_folder"):
+        RecordStore([LAYOUT], [6], host_bytes=0, disk_folder=tmp_path / "none")
+
+
+def test_nothing_is_left_behind(tmp_path):
+    store, _ = filled(host_bytes=0, disk_folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    store.close()
