@@ -1,0 +1,155 @@
+"""The ordering contract of the CUDA path, checked on any machine with streams and events that only take notes.
+
+No compute reads a slot before the copies into it are over, and no copy overwrites a slot before the compute that read it is over.
+"""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import finemoe
+from finemoe.runtime import engine as engine_module
+from finemoe.runtime.link import CudaLink
+from finemoe.runtime.pool import SlotPool
+from tests.runtime.models import FAMILIES, build, padded_batch
+
+CPU = torch.device("cpu")
+
+
+class Notes:
+    """What was issued, in order, on the compute stream, the link's stream and the host."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.lines: list[tuple] = []
+        self._current = threading.local()
+        notes = self.lines
+
+        class Event:
+            def record(self, stream):
+                notes.append(("record", stream.name, self))
+
+            def synchronize(self):
+                notes.append(("host waits", self))
+
+        class Stream:
+            def __init__(self, device=None, name="link"):
+                self.name = name
+
+            def wait_event(self, event):
+                notes.append(("stream waits", self.name, event))
+
+        @contextmanager
+        def use(stream):
+            yield
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", use)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(name="compute"))
+
+
+class NotedLink(CudaLink):
+    """The CUDA link itself; what it copies where is noted."""
+
+    notes: list[tuple]
+
+    def copy(self, record, slot, fence):
+        with self._lock_of_notes:
+            completion = super().copy(record, slot, fence)
+            self.notes.append(("copied", slot.data_ptr(), completion.event, fence))
+        return completion
+
+    _lock_of_notes = threading.Lock()
+
+
+class ForgetfulLink(NotedLink):
+    """Overwrites slots without looking at who still reads them."""
+
+    def copy(self, record, slot, fence):
+        return super().copy(record, slot, None)
+
+
+def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLink] = NotedLink) -> tuple[list[tuple], SlotPool]:
+    model, batch = build(family), padded_batch()
+    with torch.no_grad():
+        expected = model.generate(**batch, max_new_tokens=6, min_new_tokens=6)
+    notes = Notes(monkeypatch)
+    monkeypatch.setattr(link, "notes", notes.lines, raising=False)
+    monkeypatch.setattr(engine_module, "make_link", lambda device, description: link(device))
+    original = SlotPool.weights
+
+    def weights(self, layer, slot):
+        notes.lines.append(("read", slot))
+        return original(self, layer, slot)
+
+    monkeypatch.setattr(SlotPool, "weights", weights)
+    with finemoe.offload(model, share, policy) as engine, torch.no_grad():
+        assert torch.equal(model.generate(**batch, max_new_tokens=6, min_new_tokens=6), expected)
+        return list(notes.lines), engine._memories.memories[0].pool
+
+
+def check(lines: list[tuple], pool: SlotPool) -> int:
+    """Walk through the notes; returns how many reads were checked.
+
+    Raises:
+        AssertionError: the contract is broken.
+    """
+    begin, slot_bytes = pool._bytes.data_ptr(), pool._bytes.shape[1]
+    over, recorded_at, read_at = set(), {}, {}
+    copies: dict[int, list] = {}
+    num_reads = 0
+    for place, line in enumerate(lines):
+        match line:
+            case ("record", "compute", event):
+                recorded_at[event] = place
+            case ("host waits", event) | ("stream waits", "compute", event):
+                over.add(event)
+            case ("copied", pointer, event, fence):
+                slot = (pointer - begin) // slot_bytes
+                if slot in read_at:
+                    assert fence is not None, f"slot {slot} is overwritten without a fence"
+                    assert recorded_at[fence] > read_at[slot], f"slot {slot} is overwritten while it is read"
+                copies.setdefault(slot, []).append(event)
+            case ("read", slot):
+                assert all(event in over for event in copies.get(slot, [])), f"slot {slot} is read before its copy is over"
+                read_at[slot] = place
+                num_reads += 1
+    return num_reads
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contract_holds(monkeypatch, family, policy, share):
+    lines, pool = run(monkeypatch, family, policy, share)
+    assert check(lines, pool) > 50
+
+
+def test_the_check_notices_a_link_without_fences(monkeypatch):
+    lines, pool = run(monkeypatch, "mixtral", "on-demand", 0.2, ForgetfulLink)
+    with pytest.raises(AssertionError, match="without a fence"):
+        check(lines, pool)
+
+
+def test_the_check_notices_a_missing_wait(monkeypatch):
+    lines, pool = run(monkeypatch, "mixtral", "on-demand", 0.2)
+    without_waits = [line for line in lines if line[:2] != ("stream waits", "compute")]
+    with pytest.raises(AssertionError, match="before its copy is over"):
+        check(without_waits, pool)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bit_equal_on_a_cuda_device(family, policy):
+    model = build(family, torch.bfloat16).to("cuda")
+    batch = {name: value.to("cuda") for name, value in padded_batch().items()}
+    options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    with torch.no_grad():
+        logits, tokens = model(**batch).logits, model.generate(**batch, **options)
+    for share in (0.05, 0.25, 1.0):
+        with finemoe.offload(model, share, policy), torch.no_grad():
+            assert torch.equal(model(**batch).logits, logits)
+            assert torch.equal(model.generate(**batch, **options), tokens)
