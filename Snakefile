@@ -43,6 +43,7 @@ TRACE_FIGURES = {
     "f9": ("Fig. 9", ["seed"]),
 }
 CLAIMED = ["t1", *TRACE_FIGURES]
+MEASURED = ["engine_overhead_measured", "paced_link_measured"]
 RUN = (
     "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
@@ -114,7 +115,7 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        [figure_files(stem) for stem in [*CLAIMED, "training", "quickstart"]],
+        [figure_files(stem) for stem in [*CLAIMED, "training", "quickstart", *MEASURED]],
         f"{FIGURES}/claims.md",
         f"{FIGURES}/claims.csv",
         pairs(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv"),
@@ -218,6 +219,83 @@ rule run_offloading:
                 "seed": config["seed"],
                 "table": output.table,
                 "measured": output.measured,
+            }
+        ),
+    shell:
+        ONE_THREAD + RUN
+
+
+# The rules below time the engine, so nothing else may run beside them.
+rule engine_overhead:
+    input:
+        notebook="notebooks/engine_overhead.ipynb",
+        code=sources_of("engine_overhead"),
+        style=STYLE,
+        models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
+    output:
+        pdf=f"{FIGURES}/engine_overhead_measured.pdf",
+        png=in_report("engine_overhead_measured", "engine"),
+        csv=ensure(f"{FIGURES}/engine_overhead_measured.csv", non_empty=True),
+        rounds=f"{RESULTS}/engine_overhead_measured.csv",
+    log:
+        notebook=f"{RESULTS}/notebooks/engine_overhead.ipynb",
+        text=f"{RESULTS}/logs/engine_overhead.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/engine_overhead.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    params:
+        values=lambda wildcards, output: json.dumps(
+            {
+                "models": [f"{MINIATURES}/{model}" for model in MODELS],
+                **dataset_source(DATASETS[0]),
+                "num_rounds": config["num_rounds"],
+                "overhead_tokens": config["overhead_tokens"],
+                "seed": config["seed"],
+                "figure": output.pdf.removesuffix(".pdf"),
+                "rounds": output.rounds,
+            }
+        ),
+    shell:
+        ONE_THREAD + RUN
+
+
+rule paced_link:
+    input:
+        notebook="notebooks/paced_link.ipynb",
+        code=sources_of("paced_link"),
+        style=STYLE,
+        models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
+        stores=expand(f"{RESULTS}/stores/{{model}}-{DATASETS[0]}.store", model=MODELS),
+    output:
+        pdf=f"{FIGURES}/paced_link_measured.pdf",
+        png=in_report("paced_link_measured", "engine"),
+        csv=ensure(f"{FIGURES}/paced_link_measured.csv", non_empty=True),
+        checks=f"{RESULTS}/paced_link_checks_measured.csv",
+    log:
+        notebook=f"{RESULTS}/notebooks/paced_link.ipynb",
+        text=f"{RESULTS}/logs/paced_link.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/paced_link.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "models": [f"{MINIATURES}/{model}" for model in MODELS],
+                "stores": list(input.stores),
+                **dataset_source(DATASETS[0]),
+                "prefetch_distances": [config["prefetch_distance"][model] for model in MODELS],
+                "num_prompts": config["num_prompts"],
+                "paced_load_ms": config["paced_load_ms"],
+                "paced_memory": config["paced_memory"],
+                "paced_served": config["paced_served"],
+                "paced_tokens": config["paced_tokens"],
+                "seed": config["seed"],
+                "figure": output.pdf.removesuffix(".pdf"),
+                "checks": output.checks,
             }
         ),
     shell:

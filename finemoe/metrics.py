@@ -42,6 +42,14 @@ def bootstrap_mean(values: np.ndarray, num_resamples: int = 2000, seed: int = 0,
     return bootstrap_ratio(values, np.ones_like(values), num_resamples, seed, level)
 
 
+def bootstrap_median(values: np.ndarray, num_resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """The median of repeated measurements, [n] -> scalar, with its percentile bootstrap interval."""
+    values = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(0, len(values), size=(num_resamples, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(np.median(values), low, high)
+
+
 def entropy_bits(weights: np.ndarray) -> np.ndarray:
     """Shannon entropy in bits of non-negative weights along the last axis, normalised there; 0 where all weights are 0."""
     weights = np.asarray(weights, dtype=float)

@@ -14,7 +14,7 @@ from finemoe.paths import ROOT
 from finemoe.pipeline.config import load
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LIVE = {"profile_models", "run_offloading", "quickstart"}  # these load a model
+LIVE = {"profile_models", "run_offloading", "quickstart", "engine_overhead", "paced_link"}  # these load a model
 STAGES = {"profile_models", "build_expert_maps", "run_offloading"}
 BY_ITSELF = {"quickstart"}  # chooses its own settings
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

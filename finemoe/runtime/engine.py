@@ -120,6 +120,10 @@ class Engine:
         self._matcher.flush()
         return Report.of(self._counters, self._options.policy, self.eviction, self.expert_memory_bytes)
 
+    def preload(self) -> None:
+        """Fill the free slots before the first request, with what the policy expects most; all of the model where it fits."""
+        self._memories.preload(self.policy.expected)
+
     def reset_counters(self) -> None:
         """Start counting anew; cache and policy keep their state."""
         self._matcher.flush()

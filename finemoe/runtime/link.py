@@ -16,7 +16,7 @@ from finemoe.units import parse_rate
 
 
 _PACED_CHUNK_S = 1e-3
-_LEAST_CHUNK_BYTES = 64 << 10
+_LEAST_CHUNK_BYTES = 4 << 10
 
 
 class Completion(ABC):

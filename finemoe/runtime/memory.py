@@ -76,6 +76,21 @@ class ExpertMemory:
             while self._load_next():
                 pass
 
+    def preload(self, wanted: Iterable[tuple[int, int]]) -> None:
+        """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted."""
+        for layer, expert in wanted:
+            with self.changed:
+                if self.cache.num_held == self.cache.num_slots:
+                    return
+                if self.cache.state[layer, expert] != ABSENT:
+                    continue
+                admission = self.cache.admit(layer, expert, prefetched=True)
+                assert admission is not None
+                self.counters.prefetched(self.records.layouts[layer].nbytes, 0)
+            self._copy_in_chunks(layer, expert, admission.slot)
+            with self.changed:
+                self.cache.complete(layer, expert)
+
     def demand(self, layer: int, experts: np.ndarray) -> "Lease":
         """Access a layer's demanded set and start loading what is missing; experts [n] ascending."""
         return Lease(self, layer, experts)

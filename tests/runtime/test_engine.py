@@ -214,3 +214,32 @@ def test_prefetching_hides_a_slow_link():
             hit_rates[policy] = engine.report().hit_rate
     assert hit_rates["finemoe"] > hit_rates["on-demand"]
     assert not np.isnan(hit_rates["finemoe"])
+
+
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+@pytest.mark.parametrize("num_devices", [1, 3])
+def test_preload_fills_the_slots_and_no_more(policy, num_devices):
+    model, batch = build("mixtral"), padded_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+    with finemoe.offload(model, 0.5, policy, devices=num_devices) as engine, torch.no_grad():
+        engine.preload()
+        engine.preload()
+        report = engine.report()
+        assert report.prefetched_bytes == engine.expert_memory_bytes
+        assert torch.equal(model(**batch).logits, expected)
+        assert engine.report().hits > 0
+
+
+def test_with_everything_resident_nothing_is_searched_and_everything_hits():
+    model, batch = build("mixtral"), padded_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+    with finemoe.offload(model, 1.0) as engine, torch.no_grad():
+        engine.preload()
+        for _ in range(3):
+            assert torch.equal(model(**batch).logits, expected)
+        report = engine.report()
+        assert len(engine.policy.store) == 0
+    assert (report.hit_rate, report.late, report.misses, report.demand_bytes) == (1.0, 0, 0, 0)
+    assert report.accesses > 0

@@ -1,0 +1,146 @@
+"""Wall-clock measurements of the live engine: overhead with everything resident, and what a paced link shows.
+
+Variants are timed in turn, round by round in one process, so that whatever else the machine does meets all of them alike.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import finemoe
+from finemoe.metrics import Interval, bootstrap_median
+from finemoe.runtime.loading import load_model
+
+if TYPE_CHECKING:
+    import torch
+
+VARIANTS = ("eager", "default", "on-demand", "finemoe")
+
+
+def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds: int) -> pd.DataFrame:
+    """Seconds per token of a model as it is and offloaded with every expert resident, `num_rounds` times in turn.
+
+    Args:
+        prompts: generated side by side. num_tokens: generated for each.
+    Returns:
+        Rows (round, variant, seconds_per_token); variants are `eager`, Transformers' own default, and the policies.
+    """
+    models, engines = _variants(source)
+    try:
+        calls = {name: _generation(model, tokenizer, prompts, num_tokens) for name, (model, tokenizer) in models.items()}
+        expected = {name: call().tolist() for name, call in calls.items()}  # also warms up
+        assert all(expected[name] == expected["eager"] for name in engines), "an offloaded model gave other tokens"
+        rows = [
+            {"round": number, "variant": name, "seconds_per_token": _timed(call) / num_tokens}
+            for number in range(num_rounds)
+            for name, call in calls.items()
+        ]
+    finally:
+        for engine in engines.values():
+            engine.close()
+    return pd.DataFrame(rows)
+
+
+def ratios(table: pd.DataFrame, baseline: str = "eager", seed: int = 0) -> pd.DataFrame:
+    """Median over rounds of every variant's time over the baseline's in the same round, with its bootstrap interval."""
+    by_round = table.pivot_table(index="round", columns="variant", values="seconds_per_token", sort=False)
+    found = {name: bootstrap_median((by_round[name] / by_round[baseline]).to_numpy(), seed=seed) for name in by_round}
+    rows = [{"variant": name, "ratio": i.value, "low": i.low, "high": i.high} for name, i in found.items() if name != baseline]
+    return pd.DataFrame(rows)
+
+
+def stall_ratio(source: str, prompt: str, bytes_per_s: float, num_tokens: int) -> float:
+    """Measured stall of on-demand loading over bytes / bandwidth, with one expert's slot and a paced link."""
+    model, tokenizer = load_model(source)
+    with finemoe.offload(model, _one_expert(model), "on-demand", link=_paced(bytes_per_s)) as engine:
+        _generation(model, tokenizer, [prompt], num_tokens)()
+        report = engine.report()
+    return report.stall_s / (report.demand_bytes / bytes_per_s)
+
+
+def hidden_share(source: str, bytes_per_s: float, num_trials: int) -> Interval:
+    """Share of a transfer that a prefetch hides if its expert is demanded once it should have arrived."""
+    shares = []
+    for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
+        _post(memory, layer=5, experts=1)
+        time.sleep(1.5 * record_s)
+        shares.append(1 - _demand_s(memory, 5, 0) / record_s)
+    return bootstrap_median(np.array(shares))
+
+
+def overtaking_s(source: str, bytes_per_s: float, num_trials: int) -> tuple[Interval, float]:
+    """How long an on-demand load waits behind a full queue of prefetches before its own transfer, and the time of one chunk."""
+    waits, chunk_s = [], 0.0
+    for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
+        chunk_s = memory.link.chunk_bytes / bytes_per_s
+        for layer in range(5, 9):
+            _post(memory, layer=layer, experts=4)
+        time.sleep(1.3 * record_s)  # amid the transfers
+        waits.append(_demand_s(memory, 2, 7) - record_s)
+    return bootstrap_median(np.array(waits)), chunk_s
+
+
+def bandwidth_for(source: str, load_s: float) -> float:
+    """Bytes per second at which one expert of the model takes `load_s`."""
+    model, _ = load_model(source)
+    return _one_expert(model) / load_s
+
+
+def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
+    models = {name: load_model(source) for name in VARIANTS}
+    models["default"][0].set_experts_implementation("grouped_mm")
+    engines = {name: finemoe.offload(models[name][0], 1.0, name) for name in ("on-demand", "finemoe")}
+    for engine in engines.values():
+        engine.preload()
+    return models, engines
+
+
+def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[], "torch.Tensor"]:
+    inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
+    options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
+    return lambda: model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)  # type: ignore[no-any-return]
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin_s = time.perf_counter()
+    call()
+    return time.perf_counter() - begin_s
+
+
+def _one_expert(model: Any) -> int:
+    from finemoe.runtime.layers import find_moe_layers
+    from finemoe.runtime.records import RecordLayout
+
+    return max(RecordLayout.of(layer).nbytes for layer in find_moe_layers(model))
+
+
+def _paced(bytes_per_s: float) -> str:
+    return f"paced:{bytes_per_s:.0f}B/s"
+
+
+def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
+    """A fresh expert memory for each trial, with the time one expert's transfer takes."""
+    model, _ = load_model(source)
+    record_s = _one_expert(model) / bytes_per_s
+    for _ in range(num_trials):
+        with finemoe.offload(model, 0.5, "on-demand", link=_paced(bytes_per_s)) as engine:
+            memory = engine._memories.memories[0]
+            memory.start_iteration(1)
+            yield memory, record_s
+
+
+def _post(memory: Any, layer: int, experts: int) -> None:
+    from finemoe.policies.base import Prefetch
+
+    memory.post(1, [Prefetch(layer, np.arange(experts), np.full(experts, 0.5))])
+
+
+def _demand_s(memory: Any, layer: int, expert: int) -> float:
+    begin_s = time.perf_counter()
+    lease = memory.demand(layer, np.array([expert]))
+    lease.weights(expert)
+    lease.end()
+    return time.perf_counter() - begin_s
