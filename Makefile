@@ -6,13 +6,14 @@ STAMP  := $(VENV)/installed.stamp
 # Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks.
 JOBS   ?= 2
 
-.PHONY: help install reproduce smoke test bench lint lock clean
+.PHONY: help install reproduce smoke test families bench lint lock clean
 
 help:
 	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
 	@echo "make test       install what is needed, then run the test suite"
 	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
-	@echo "make bench      the benchmarks (map search)"
+	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
+	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
 	@echo "make lint       ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
 	@echo "make clean      remove results and figures, keep the environment"
@@ -35,6 +36,10 @@ smoke: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+families: $(STAMP)
+	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_loading.py
+	$(BIN)/python -m tests.runtime.support_matrix
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest --benchmark-only --benchmark-enable tests

@@ -31,26 +31,39 @@ def run(
     store: Annotated[Path | None, typer.Option(help="an Expert Map Store file to start from; default: learn online")] = None,
     prefetch_distance: Annotated[int, typer.Option(help="layers ahead")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most")] = 64,
+    host_memory: Annotated[
+        str | None, typer.Option(help="'8GiB' of experts in host memory, the rest on disk; default: all")
+    ] = None,
+    num_devices: Annotated[int, typer.Option("--devices", help="devices (or, without CUDA, pools) that share the experts")] = 1,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32")] = "auto",
     link: Annotated[str | None, typer.Option(help="'paced:24GB/s' imitates a link on a CPU-only machine")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto to this .json file")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate text with only part of the experts on the device, and show what the expert cache did."""
+    from contextlib import nullcontext
+
     from transformers import TextStreamer
 
     import finemoe
-    from finemoe.runtime.loading import load_model
+    from finemoe.runtime.loading import load_tokenizer
 
-    module, tokenizer = load_model(model)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    history = _load_store(store)
-    options: dict[str, Any] = {"policy": policy, "eviction": eviction, "history": history, "link": link}
-    with finemoe.offload(module, _memory(expert_memory), prefetch_distance=prefetch_distance, **options) as engine:
-        streamer = None if as_json else TextStreamer(tokenizer, skip_special_tokens=True)
-        tokens = module.generate(
-            **inputs.to(module.device),
+    tokenizer = load_tokenizer(model)
+    options: dict[str, Any] = {
+        "policy": policy,
+        "eviction": eviction,
+        "history": _load_store(store),
+        "link": link,
+        "dtype": dtype,
+    }
+    options |= {"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance}
+    module, engine = finemoe.load(model, _memory(expert_memory), progress=not as_json, **options)
+    with engine, engine.timeline(timeline) if timeline else nullcontext():
+        tokens = module.generate(  # type: ignore[operator]
+            **tokenizer(prompt, return_tensors="pt").to(module.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            streamer=streamer,
+            streamer=None if as_json else TextStreamer(tokenizer, skip_special_tokens=True),
             pad_token_id=tokenizer.pad_token_id,
         )
         report = engine.report()
@@ -117,14 +130,14 @@ def _describe(what: str) -> dict[str, Any]:
         from finemoe.traces import RoutingTrace
 
         trace = RoutingTrace.load(path)
-        names = ("model", "num_requests", "num_rows", "num_layers", "num_experts", "top_k")
-        return {name: getattr(trace, name) for name in names}
+        of_trace = ("model", "num_requests", "num_rows", "num_layers", "num_experts", "top_k")
+        return {name: getattr(trace, name) for name in of_trace}
     if path.suffix == ".store":
         from finemoe.maps.store import ExpertMapStore
 
         store = ExpertMapStore.load(path)
-        names = ("model", "num_layers", "num_experts", "embedding_dim", "capacity", "prefetch_distance", "nbytes")
-        return {"records": len(store), **{name: getattr(store, name) for name in names}}
+        of_store = ("model", "num_layers", "num_experts", "embedding_dim", "capacity", "prefetch_distance", "nbytes")
+        return {"records": len(store), **{name: getattr(store, name) for name in of_store}}
     from dataclasses import asdict
 
     from finemoe.maps.geometry import Geometry
@@ -152,7 +165,16 @@ def _load_store(path: Path | None) -> Any:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(json.dumps(_without_nan(value), indent=2, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: a number that does not exist is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _print_table(title: str, rows: list[tuple[str, str]]) -> None:

@@ -75,7 +75,7 @@ def load_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np
     try:
         with safe_open(path, framework="numpy") as file:
             header = _header(file.metadata(), path, kind, version)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file itself cannot be iterated
     except (SafetensorError, OSError) as error:
         raise FinemoeError(f"{path}: truncated or not a {kind} file ({error}); make it again") from error
     for name, expected in header["checksums"].items():
@@ -91,9 +91,7 @@ def _header(metadata: Mapping[str, str] | None, path: Path, kind: str, version: 
     if header["kind"] != kind:
         raise FinemoeError(f"{path}: holds a {header['kind']}, expected {kind}")
     if header["version"] != version:
-        raise FinemoeError(
-            f"{path}: {kind} format {header['version']}, this finemoe reads format {version}; make the file again"
-        )
+        raise FinemoeError(f"{path}: {kind} format {header['version']}, this finemoe reads format {version}; make the file again")
     return header
 
 

@@ -1,5 +1,6 @@
 """What a run did, counted the same way under every executor (DESIGN 3 and 4; docs/metrics.md defines every number)."""
 
+import itertools
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ class Counters:
     def requests(self) -> tuple[RequestReport, ...]:
         """Every request since the last reset."""
         marks = [*self._marks, self._totals()]
-        return tuple(_between(begin, end) for begin, end in zip(marks[:-1], marks[1:], strict=True))
+        return tuple(_between(begin, end) for begin, end in itertools.pairwise(marks))
 
     def _totals(self) -> dict[str, Any]:
         return {

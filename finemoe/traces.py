@@ -4,6 +4,7 @@ One row is one token; requests lie back to back. Rows of one request with equal 
 Probabilities and embeddings are kept in half precision; the embedding is stored once per distinct vector.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -116,8 +117,8 @@ class RoutingTrace:
         for request in range(self.num_requests):
             rows = self.rows_of(request)
             steps = self.step[rows]
-            bounds = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)).tolist() + [len(steps)]
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            bounds = [*np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)).tolist(), len(steps)]
+            for begin, end in itertools.pairwise(bounds):
                 yield request, int(steps[begin]), slice(rows.start + begin, rows.start + end)
 
     def maps(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
@@ -145,7 +146,7 @@ class RoutingTrace:
         requests = [int(request) for request in requests]
         pieces = [np.arange(self.offsets[r], self.offsets[r + 1]) for r in requests]
         rows = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
-        of_rows = {
+        of_rows: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
             for name in ("expert_ids", "expert_probs", "step", "phase", "probs", "tokens", "embedding_index")
         }
@@ -200,7 +201,9 @@ class RoutingTrace:
 
 def _smallest_ids(ids: np.ndarray, num_experts: int) -> np.ndarray:
     if ids.size and (ids.min() < 0 or ids.max() >= num_experts):
-        raise FinemoeError(f"expert_ids hold {ids.min()}..{ids.max()}, outside 0..{num_experts - 1}; row {_bad_row(ids, num_experts)}")
+        raise FinemoeError(
+            f"expert_ids hold {ids.min()}..{ids.max()}, outside 0..{num_experts - 1}; row {_bad_row(ids, num_experts)}"
+        )
     return ids.astype(np.uint8 if num_experts <= 256 else np.uint16)
 
 

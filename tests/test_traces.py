@@ -9,7 +9,9 @@ from finemoe.errors import FinemoeError
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 
 
-def make_trace(seed: int = 0, lengths: tuple[int, ...] = (5, 3, 7), layers: int = 3, experts: int = 6, k: int = 2) -> RoutingTrace:
+def make_trace(
+    seed: int = 0, lengths: tuple[int, ...] = (5, 3, 7), layers: int = 3, experts: int = 6, k: int = 2
+) -> RoutingTrace:
     """Requests whose first two tokens are the prefill."""
     rng = np.random.default_rng(seed)
     rows = sum(lengths)
@@ -40,7 +42,17 @@ def test_save_and_load_is_identity(tmp_path_factory, seed, lengths):
     trace = make_trace(seed, tuple(lengths))
     trace.save(path)
     loaded = RoutingTrace.load(path)
-    for name in ("expert_ids", "expert_probs", "offsets", "step", "phase", "probs", "tokens", "embedding_table", "embedding_index"):
+    for name in (
+        "expert_ids",
+        "expert_probs",
+        "offsets",
+        "step",
+        "phase",
+        "probs",
+        "tokens",
+        "embedding_table",
+        "embedding_index",
+    ):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(trace, name))
         assert getattr(loaded, name).dtype == getattr(trace, name).dtype
     assert (loaded.request_ids, loaded.splits, loaded.model, loaded.num_experts) == (trace.request_ids, trace.splits, "m", 6)
@@ -112,7 +124,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     from finemoe.maps.store import ExpertMapStore
 
     ExpertMapStore(3, 4, 0).save(tmp_path / "a")
-    with pytest.raises(FinemoeError, match="holds an? expert-map-store, expected routing-trace"):
+    with pytest.raises(FinemoeError, match=r"holds an? expert-map-store, expected routing-trace"):
         RoutingTrace.load(tmp_path / "a")
     with pytest.raises(FinemoeError, match="no such routing-trace file"):
         RoutingTrace.load(tmp_path / "b")

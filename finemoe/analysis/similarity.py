@@ -2,7 +2,8 @@
 
 One point per prompt, all pairs of prompts. A prompt's semantic embedding is the mean of its tokens' embeddings, its map the mean
 of its prefill maps; its activated set at a layer is the K experts that most of its prompt tokens selected. The hit rate of a
-pair is the overlap of the two sets, averaged over layers. Intervals resample prompts, since pairs that share one are not independent.
+pair is the overlap of the two sets, averaged over layers. Intervals resample prompts, since pairs that share one are not
+independent.
 """
 
 from dataclasses import dataclass

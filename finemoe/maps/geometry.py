@@ -1,7 +1,7 @@
 """A model's MoE geometry from its configuration alone: built on the meta device, so that no weight is ever allocated.
 
-Experts are found through Transformers' experts seam, without per-family code. A parameter is active for a token unless it belongs to
-one of the J - K routed experts the token does not visit; embeddings count as active (so counts the paper's Table 1).
+Experts are found through Transformers' experts seam, without per-family code. A parameter is active for a token unless it belongs
+to one of the J - K routed experts the token does not visit; embeddings count as active (so counts the paper's Table 1).
 """
 
 from dataclasses import asdict, dataclass

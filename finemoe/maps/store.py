@@ -118,7 +118,7 @@ class ExpertMapStore:
     def save(self, path: str | Path) -> None:
         """Write the store to one file, atomically."""
         used = len(self)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "map_codes": self.map_codes[:, :, :used],
             "embedding_codes": self.embedding_codes[:, :used],
             "inverse_prefix_norms": self.inverse_prefix_norms[:, :used],

@@ -30,7 +30,7 @@ def _mixtral() -> Any:
         num_local_experts=8,
         num_experts_per_tok=2,
         router_aux_loss_coef=0.02,
-        rope_theta=10_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )
 
 

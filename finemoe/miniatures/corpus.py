@@ -63,10 +63,13 @@ def _docstrings(path: Path) -> list[str]:
 def training_texts(
     num_conversations: int = 24_000, documentation_repeats: int = 3, seed: int = 1
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Training documents, shuffled, and held-out ones by source; one in fifty is held out, before the documentation is repeated."""
+    """Training documents, shuffled, and held-out ones by source: one in fifty, taken before the documentation is repeated."""
     held_out: dict[str, list[str]] = {}
     training: list[str] = []
-    sources = {"conversations": (conversations(num_conversations, seed), 1), "documentation": (documentation(), documentation_repeats)}
+    sources = {
+        "conversations": (conversations(num_conversations, seed), 1),
+        "documentation": (documentation(), documentation_repeats),
+    }
     for source, (texts, repeats) in sources.items():
         Random(seed).shuffle(texts)
         cut = len(texts) // 50

@@ -159,7 +159,9 @@ class Trainer:
         return output.loss.item() - self.model.router_aux_loss_coef * balance, balance
 
     def _point(self, loss: float, balance: float) -> dict[str, float]:
-        held_out = {f"held_out_perplexity_{source}": math.exp(loss) for source, loss in self.held_out_losses(num_batches=2).items()}
+        held_out = {
+            f"held_out_perplexity_{source}": math.exp(loss) for source, loss in self.held_out_losses(num_batches=2).items()
+        }
         tokens = self.step * self.settings.batch * self.settings.length
         return {
             "step": self.step,

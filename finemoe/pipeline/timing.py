@@ -4,7 +4,7 @@ Variants are timed in turn, round by round in one process, so that whatever else
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
 def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[], "torch.Tensor"]:
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
-    return lambda: model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)  # type: ignore[no-any-return]
+    return lambda: model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
 """The contract between a policy and an executor (DESIGN 2).
 
-An executor calls `start_iteration`, then `on_gate` for every layer, then `end_iteration`; a policy answers with prefetches and keeps
-`expected`, the probabilities that eviction may read. A policy never touches a weight, a clock or a thread.
+An executor calls `start_iteration`, then `on_gate` for every layer, then `end_iteration`; a policy answers with prefetches and
+keeps `expected`, the probabilities that eviction may read. A policy never touches a weight, a clock or a thread.
 """
 
 from abc import ABC, abstractmethod
@@ -79,9 +79,7 @@ class Policy(ABC):
         """Before layer 1, when no gate has spoken yet."""
 
     @abstractmethod
-    def on_gate(
-        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
-    ) -> list[Prefetch]:
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
         """The gate of `layer` has spoken: probs [B, J] its softmax, experts [B, K] what the model selected."""
 
     @abstractmethod

@@ -42,9 +42,7 @@ class FineMoE(Policy):
         records, scores = self.store.nearest_embeddings(context.embeddings)
         return [self._prefetch(layer, records, scores) for layer in range(self.setup.prefetch_distance)]
 
-    def on_gate(
-        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
-    ) -> list[Prefetch]:
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
         if self._learns:
             self._gates.append(probs)
         if layer == 0:
@@ -105,7 +103,8 @@ def _require_sizes(store: ExpertMapStore, setup: PolicySetup) -> ExpertMapStore:
     expected = (setup.num_layers, setup.num_experts)
     if (store.num_layers, store.num_experts) != expected:
         raise FinemoeError(
-            f"the store holds maps of {store.num_layers} x {store.num_experts} experts, the model has {expected[0]} x {expected[1]}"
+            f"the store holds maps of {store.num_layers} x {store.num_experts} experts, "
+            f"the model has {expected[0]} x {expected[1]}"
         )
     if store.model and setup.model and store.model != setup.model:
         raise FinemoeError(f"the store holds maps of {store.model!r}, not of {setup.model!r}; build a store for this model")

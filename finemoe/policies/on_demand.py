@@ -14,9 +14,7 @@ class OnDemand(Policy):
     def start_iteration(self, context: Context) -> list[Prefetch]:
         return []
 
-    def on_gate(
-        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
-    ) -> list[Prefetch]:
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
         return []
 
     def end_iteration(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads a safetensors checkpoint into a model, with the experts going one by one where they shall wait (DESIGN 5, "The takeover").
+"""Reads a safetensors checkpoint into a model, each expert going straight to where it shall wait (DESIGN 5, "The takeover").
 
 Transformers' own conversion mapping says which checkpoint tensors become which parameter. The experts of most checkpoints are
 separate tensors that it stacks into one parameter per layer; feeding it one expert at a time gives that expert's slice of the
@@ -60,7 +60,9 @@ class Shards:
             try:
                 self._open[file] = safe_open(self._folder / file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise FinemoeError(f"{self._folder / file}: missing or truncated ({error}); fetch the checkpoint again") from error
+                raise FinemoeError(
+                    f"{self._folder / file}: missing or truncated ({error}); fetch the checkpoint again"
+                ) from error
         return self._open[file]
 
 

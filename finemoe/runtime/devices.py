@@ -64,7 +64,8 @@ class DeviceMemories:
             memory.post(iteration, [self._part(prefetch, index) for prefetch in prefetches])
 
     def preload(self, expected: np.ndarray) -> None:
-        """Fill every device's free slots, the experts of highest expected probability [L, J] first, ties spread over the layers."""
+        """Fill every device's free slots, the experts of highest expected probability [L, J] first, ties spread over the
+        layers."""
         owned = [(layer, expert) for layer, count in enumerate(self._counts) for expert in range(count)]
         owned.sort(key=lambda key: (-float(expected[key]), key[1], key[0]))
         for index, memory in enumerate(self.memories):

@@ -18,7 +18,7 @@ from torch import nn
 
 from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import ExpertCache
-from finemoe.errors import EngineError, FinemoeError
+from finemoe.errors import EngineError
 from finemoe.policies import make_policy
 from finemoe.policies.base import PolicySetup, Prefetch
 from finemoe.report import Counters, Report
@@ -214,7 +214,7 @@ class Engine:
             seam.connect(layer.experts, _refuse_run)
 
     def _layer_function(self, layer: MoELayer) -> seam.LayerFunction:
-        names, is_lean = tuple(layer.expert_parameters()), is_common(type(layer.experts))
+        names, is_lean = tuple(layer.expert_parameters()), is_common(type(layer.experts))  # type: ignore[arg-type]
 
         def run(
             module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -235,7 +235,9 @@ class Engine:
 
     def _enter_layer(self, layer: int, hidden_states: torch.Tensor) -> None:
         if hidden_states.requires_grad and torch.is_grad_enabled():
-            raise EngineError("an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train")
+            raise EngineError(
+                "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
+            )
         self._raise_failures()
         if layer <= self._layer or not self._is_open:  # a forward that did not pass the embedding layer
             self._layer = -1
@@ -289,7 +291,8 @@ class Engine:
         self._memories.check()
 
     def _require_numbers(self) -> None:
-        """A router's NaN spoils all that follows, so that looking at the last layer finds it; then the first such layer is named."""
+        """A router's NaN spoils all that follows, so that looking at the last layer finds it; then the first such layer is
+        named."""
         if not self._router_weights or not self._has_nan(max(self._router_weights)):
             return
         first = next(layer for layer in sorted(self._router_weights) if self._has_nan(layer))
@@ -391,11 +394,12 @@ def policy_setup(
 ) -> PolicySetup:
     """What a policy is told about a model; layers narrower than the widest are padded with probability 0."""
     embedding = embedding_of(model)
+    weight = getattr(embedding, "weight", None)
     return PolicySetup(
         num_layers=len(layers),
         num_experts=max(layer.num_experts for layer in layers),
         top_k=activated_per_token(model, layers),
-        embedding_dim=0 if embedding is None else embedding.weight.shape[-1],  # type: ignore[union-attr]
+        embedding_dim=weight.shape[-1] if isinstance(weight, torch.Tensor) else 0,
         prefetch_distance=min(3, len(layers)) if prefetch_distance is None else prefetch_distance,
         store_capacity=store_capacity,
         history=history,

@@ -22,10 +22,14 @@ def require_offloadable(model: nn.Module) -> None:
     if hasattr(model, "_orig_mod"):
         raise FinemoeError("this model is wrapped by torch.compile; offload the model inside it (model._orig_mod)")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise FinemoeError("this model carries PEFT adapters, whose weights finemoe does not see; merge them (merge_and_unload) first")
+        raise FinemoeError(
+            "this model carries PEFT adapters, whose weights finemoe does not see; merge them (merge_and_unload) first"
+        )
     config = getattr(model, "config", None)
     if getattr(model, "hf_quantizer", None) is not None or getattr(config, "quantization_config", None) is not None:
-        raise FinemoeError("this model's weights are quantised, which finemoe does not support yet; load it in bf16, fp16 or fp32")
+        raise FinemoeError(
+            "this model's weights are quantised, which finemoe does not support yet; load it in bf16, fp16 or fp32"
+        )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise FinemoeError(
             "Accelerate has dispatched this model over devices (device_map); load it without device_map, or with finemoe.load"
@@ -94,7 +98,9 @@ def _refuse_conversion(module: nn.Module, parameter: nn.Parameter) -> Callable[.
         probe = torch.empty((1, 1), dtype=parameter.dtype, device=parameter.device)
         result = function(probe)
         if result.dtype != probe.dtype or result.device != probe.device:
-            raise FinemoeError(f"an offloaded model's type and device are fixed; {_CLOSE_FIRST}, convert it, and offload it again")
+            raise FinemoeError(
+                f"an offloaded model's type and device are fixed; {_CLOSE_FIRST}, convert it, and offload it again"
+            )
         return module
 
     return apply

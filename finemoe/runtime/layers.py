@@ -2,7 +2,8 @@
 
 Transformers marks every experts class that dispatches through its registry (attributes set by `use_experts_implementation`). The
 router is the module beside the experts that Transformers calls `gate` or `router`, or else one that holds a matrix with a row per
-expert; that it really is the router is checked whenever it runs, since it hands out the very tensor of indices that the experts get.
+expert; that it really is the router is checked whenever it runs, since it hands out the very tensor of indices that the experts
+get.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,16 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 
-_TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k", "top_k", "topk")
+_TOP_K_NAMES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "top_k_experts",
+    "moe_k",
+    "top_k",
+    "topk",
+)
 
 
 @dataclass(frozen=True)

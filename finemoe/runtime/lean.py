@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 Weights = Callable[[int], dict[str, torch.Tensor]]
 
 # Common to most families: statement for statement what `lean_forward` computes.
-_COMMON_FORWARD = '''
+_COMMON_FORWARD = """
 def forward(self, hidden_states, top_k_index, top_k_weights):
     final_hidden_states = torch.zeros_like(hidden_states)
     with torch.no_grad():
@@ -38,11 +38,11 @@ def forward(self, hidden_states, top_k_index, top_k_weights):
         current_hidden_states = current_hidden_states * top_k_weights[token_idx, top_k_pos, None]
         final_hidden_states.index_add_(0, token_idx, current_hidden_states.to(final_hidden_states.dtype))
     return final_hidden_states
-'''
+"""
 
 
 @cache
-def is_common(experts_class: type[nn.Module]) -> bool:
+def is_common(experts_class: type) -> bool:
     """Whether the class's eager forward is the common loop, apart from comments, annotations and one-hot's class count."""
     try:
         source = textwrap.dedent(inspect.getsource(experts_class.forward.__wrapped__))  # type: ignore[attr-defined]

@@ -14,7 +14,6 @@ import torch
 from finemoe.errors import FinemoeError
 from finemoe.units import parse_rate
 
-
 _PACED_CHUNK_S = 1e-3
 _LEAST_CHUNK_BYTES = 4 << 10
 

@@ -1,4 +1,4 @@
-"""Loads a Transformers model by name, folder or hub id, whole or with its experts left outside; one clear line where that fails."""
+"""Loads a Transformers model by name, folder or hub id, whole or with its experts left outside the device."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +23,32 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = resolve(name)
+    tokenizer = load_tokenizer(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), experts_implementation="eager"
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), experts_implementation="eager")
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FinemoeError(f"model {name!r} cannot be loaded from {source}: {reason}") from error
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, padding on the left.
+
+    Raises:
+        FinemoeError: no such model, or its tokenizer is incomplete or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, padding_side="left")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FinemoeError(f"the tokenizer of {name!r} cannot be loaded from {source}: {reason}") from error
 
 
 def load(

@@ -104,7 +104,7 @@ class Matcher:
         try:
             while (event := self._events.get()) is not None:
                 event()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+        except BaseException as error:
             self._error = error
 
     def _start(self, iteration: int, embeddings: Snapshot | None, is_prefill: bool, rows: np.ndarray | None) -> None:

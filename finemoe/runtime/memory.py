@@ -108,7 +108,7 @@ class ExpertMemory:
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.error is not None or not self._is_copying)
             fence = self.link.fence()
-            self.fences = {slot: fence for slot in range(self.cache.num_slots)}
+            self.fences = dict.fromkeys(range(self.cache.num_slots), fence)
             self.cache.reset()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class ExpertMemory:
         try:
             while self._wait_for_work():
                 self._load_next()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+        except BaseException as error:
             with self.changed:
                 self.error = error
                 self._is_copying = False

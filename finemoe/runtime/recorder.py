@@ -1,6 +1,7 @@
 """`finemoe.record`: generate with an unmodified model and write down its routing as a RoutingTrace (DESIGN 3).
 
-Several requests may generate side by side (left-padded); each keeps its own rows, so the trace reads as if they had run one by one.
+Several requests may generate side by side (left-padded); each keeps its own rows, so the trace reads as if they had run one by
+one.
 """
 
 from collections.abc import Sequence
@@ -138,8 +139,9 @@ def _record_batch(
             handle.remove()
     if any(len(step.gates) != len(layers) or len({gate.shape for gate in step.gates}) > 1 for step in tape.steps):
         raise FinemoeError("this model's MoE layers do not all run on text, or differ in width; record supports neither yet")
+    eos: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
     mask = inputs["attention_mask"].cpu().numpy().astype(bool)
-    ends = _ends(tokens[:, mask.shape[1] :].cpu().numpy(), model.generation_config.eos_token_id)  # type: ignore[union-attr]
+    ends = _ends(tokens[:, mask.shape[1] :].cpu().numpy(), eos)
     return [_rows_of(tape.steps, tokens.cpu().numpy(), mask, row, ends[row]) for row in range(len(prompts))]
 
 
@@ -150,12 +152,14 @@ def _ends(generated: np.ndarray, eos: int | list[int] | None) -> list[int]:
 
 
 def _rows_of(steps: list[_Step], tokens: np.ndarray, mask: np.ndarray, row: int, num_generated: int) -> dict[str, np.ndarray]:
-    batch, width = mask.shape
+    _batch, width = mask.shape
     prompt_rows = row * width + np.flatnonzero(mask[row])
     picks = [prompt_rows] + [np.array([row])] * (num_generated - 1)
     used = list(zip(steps[: len(picks)], picks, strict=True))
     return {
-        "probs": np.concatenate([np.stack([gate[pick] for gate in step.gates], axis=1).astype(np.float16) for step, pick in used]),
+        "probs": np.concatenate(
+            [np.stack([gate[pick] for gate in step.gates], axis=1).astype(np.float16) for step, pick in used]
+        ),
         "selected": np.concatenate([np.stack([ids[pick] for ids in step.selected], axis=1) for step, pick in used]),
         "embeddings": np.concatenate([step.embeddings[pick] for step, pick in used]),
         "tokens": np.concatenate([tokens[row, :width][mask[row]], tokens[row, width : width + num_generated - 1]]),

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -37,7 +36,7 @@ class Skeleton:
         except (OSError, ValueError) as error:
             raise FinemoeError(f"{folder}: no usable configuration: {str(error).strip().splitlines()[0]}") from error
         self._dtype = _resolve(dtype, config)
-        # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before anything touches them.
+        # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before they are touched.
         with no_init_weights():
             self.model = _class_of(config)._from_config(config, dtype=self._dtype, experts_implementation="eager").eval()
         require_offloadable(self.model)
@@ -82,7 +81,9 @@ class Skeleton:
         experts = {f"{layer.name}.{name}" for layer in self.layers for name in layer.expert_parameters()}
         missing = _missing_experts(self.layers, checkpoint)
         if missing:
-            raise FinemoeError(f"{self._folder}: the checkpoint lacks {missing}; fetch it again, or check that it is this model's")
+            raise FinemoeError(
+                f"{self._folder}: the checkpoint lacks {missing}; fetch it again, or check that it is this model's"
+            )
         self._read_rest(checkpoint, checkpoint.targets() - experts)
         shards.close()
         bar = tqdm(self.layers, desc="loading experts", unit="layer", disable=not progress)
@@ -102,7 +103,7 @@ class Skeleton:
                 tensor = tensors[name]
                 dtype = torch.float32 if kept is not None and kept.search(name) else tensor.dtype
                 tensor.data = value.to(dtype, copy=True)
-                tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+                tensor._is_hf_initialized = True
                 loaded.add(id(tensor))
         self.model.tie_weights()
         self._require_all(loaded)
@@ -120,7 +121,9 @@ class Skeleton:
         ignored = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
         for name, parameter in self.model.named_parameters():
             if id(parameter) not in loaded | experts and not any(pattern.search(name) for pattern in ignored):
-                raise FinemoeError(f"{self._folder}: the checkpoint lacks {name}; fetch it again, or check that it is this model's")
+                raise FinemoeError(
+                    f"{self._folder}: the checkpoint lacks {name}; fetch it again, or check that it is this model's"
+                )
 
 
 def _missing_experts(layers: list[MoELayer], checkpoint: Checkpoint) -> str | None:
@@ -159,9 +162,10 @@ def _resolve(dtype: str | torch.dtype, config: Any) -> torch.dtype:
 def _class_of(config: Any) -> type[PreTrainedModel]:
     """The class the checkpoint was saved from, or the causal language model of its family."""
     for name in config.architectures or ():
-        if isinstance(found := getattr(transformers, name, None), type) and issubclass(found, nn.Module):
+        if isinstance(found := getattr(transformers, name, None), type) and issubclass(found, PreTrainedModel):
             return found
     try:
-        return AutoModelForCausalLM._model_mapping[type(config)]  # type: ignore[no-any-return]
+        found = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError as error:
         raise FinemoeError(f"{type(config).__name__}: Transformers has no model to build from it") from error
+    return found  # type: ignore[return-value]

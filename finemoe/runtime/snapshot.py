@@ -5,7 +5,8 @@ import torch
 
 
 class Snapshot:
-    """Copied at once on the CPU (the model may overwrite its tensor); on CUDA a copy is queued behind the work that makes the values.
+    """Copied at once on the CPU (the model may overwrite its tensor); on CUDA a copy is queued behind the work that makes the
+    values.
 
     Args:
         values: [..., n], of any floating-point type.

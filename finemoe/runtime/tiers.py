@@ -124,7 +124,8 @@ def _striped(sizes: np.ndarray, budget_bytes: int | None) -> np.ndarray:
 
 
 class _Arena:
-    """One block of host memory, page-locked on request (registered in place: a pinned allocation is rounded up to a power of 2)."""
+    """One block of host memory, page-locked on request (registered in place: a pinned allocation is rounded up to a power of
+    2)."""
 
     def __init__(self, num_bytes: int, pinned: bool) -> None:
         try:
@@ -156,7 +157,7 @@ class DiskFile:
 
     def __init__(self, num_bytes: int, largest: int, pinned: bool, folder: str | Path | None) -> None:
         try:
-            self._file = tempfile.TemporaryFile(dir=folder)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open until `close`
             os.posix_fallocate(self._file.fileno(), 0, num_bytes)
         except OSError as error:
             place = folder or tempfile.gettempdir()
@@ -169,7 +170,7 @@ class DiskFile:
 
     def write(self, start: int, record: torch.Tensor) -> None:
         """Write one record, [n] uint8, and note its checksum."""
-        data = memoryview(record.numpy())
+        data = memoryview(record.numpy().data)
         self._checksums[start] = xxhash.xxh3_64_intdigest(data)
         written = 0
         while written < len(data):
@@ -187,7 +188,7 @@ class DiskFile:
             EngineError: the read fails or comes back short, or the checksum differs.
         """
         buffer = self._buffer()[:size]
-        data = memoryview(buffer.numpy())
+        data = memoryview(buffer.numpy().data)
         parts = [data[begin : begin + _READ_CHUNK_BYTES] for begin in range(0, size, _READ_CHUNK_BYTES)]
         offsets = range(start, start + size, _READ_CHUNK_BYTES)
         try:
@@ -197,7 +198,9 @@ class DiskFile:
         if sum(counts) != size:
             raise EngineError(f"reading an expert from disk gave {sum(counts)} of {size} bytes; the file was cut short")
         if xxhash.xxh3_64_intdigest(data) != self._checksums[start]:
-            raise EngineError("an expert read from disk does not match its checksum; the disk returned other bytes than were written")
+            raise EngineError(
+                "an expert read from disk does not match its checksum; the disk returned other bytes than were written"
+            )
         return buffer
 
     def close(self) -> None:

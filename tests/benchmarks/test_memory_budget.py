@@ -1,4 +1,5 @@
-"""Memory of a model larger than its host budget (run with `make bench`): at least 2 GB of experts, a quarter of it in host memory.
+"""Memory of a model larger than its host budget (run with `make bench`): at least 2 GB of experts, a quarter of it in host
+memory.
 
 A process of its own loads the checkpoint and generates; its peak resident memory above what it had before is compared with what
 was allowed: the host's share, the device's slots (host memory too on a CPU), and the rest of the model.

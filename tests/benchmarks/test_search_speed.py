@@ -1,6 +1,7 @@
 """Speed of search and store (run with `make bench`): one layer's trajectory search at one row, as the engine calls it.
 
-`whole_prefix` is the best whole-prefix version one can write: contiguous float32 prefixes, norms stored, one matrix-vector product.
+`whole_prefix` is the best whole-prefix version one can write: contiguous float32 prefixes, norms stored, one matrix-vector
+product.
 """
 
 import numpy as np

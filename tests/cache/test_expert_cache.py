@@ -10,7 +10,9 @@ from finemoe.cache.expert_cache import ABSENT, RESIDENT, ExpertCache
 from finemoe.errors import FinemoeError
 
 LAYERS, EXPERTS = 3, 5
-events = st.lists(st.tuples(st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=3)), max_size=60)
+events = st.lists(
+    st.tuples(st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=3)), max_size=60
+)
 
 
 def make_cache(rule: str, slots: int, expected: np.ndarray | None = None) -> ExpertCache:
@@ -89,7 +91,9 @@ def test_capacity_and_protection_hold_under_prefetching(trace, slots, rule, rand
                 cache.complete(*target)
         assert cache.num_held == np.count_nonzero(cache.state) <= slots
         used = cache.slot_of[cache.state != ABSENT]
-        assert len(set(used.tolist())) == len(used) and (used >= 0).all() and (used < slots).all()
+        assert len(set(used.tolist())) == len(used)
+        assert (used >= 0).all()
+        assert (used < slots).all()
         assert all(cache.state[layer, e] == RESIDENT for e in running), "an expert of the running layer was evicted"
 
 
@@ -123,7 +127,8 @@ def test_awaited_prefetch_is_the_victim_when_nothing_else_is_left():
     cache.complete(1, 1)
     cache.demand(1, np.array([1, 2]))
     admission = cache.admit(1, 2, prefetched=False)
-    assert admission.evicted == 2 * EXPERTS + 4 and admission.wasted
+    assert admission.evicted == 2 * EXPERTS + 4
+    assert admission.wasted
 
 
 def test_loads_in_flight_are_no_victims():

@@ -60,7 +60,7 @@ def test_priority_falls_with_distance():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(FinemoeError, match="top_k is 5, must lie in 1..3"):
+    with pytest.raises(FinemoeError, match=r"top_k is 5, must lie in 1..3"):
         select_experts(np.ones((1, 3), dtype=np.float32) / 3, np.zeros(1), 5)
     with pytest.raises(FinemoeError, match="layer 2 is not ahead of layer 2"):
         prefetch_priority(0.5, 2, 2)

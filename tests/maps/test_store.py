@@ -55,7 +55,9 @@ def test_redundancy_is_the_weighted_sum_of_both_cosines():
     store = ExpertMapStore(4, 6, 5, capacity=8, prefetch_distance=3)
     store.add(maps[:8], embeddings[:8])
     unit = embeddings[8] / np.linalg.norm(embeddings[8])
-    expected = [0.75 * cosine(e, embeddings[8]) + 0.25 * cosine(m, maps[8]) for m, e in zip(maps[:8], embeddings[:8], strict=True)]
+    expected = [
+        0.75 * cosine(e, embeddings[8]) + 0.25 * cosine(m, maps[8]) for m, e in zip(maps[:8], embeddings[:8], strict=True)
+    ]
     np.testing.assert_allclose(store.redundancy(maps[8], unit), expected, atol=1e-4)
 
 
@@ -65,7 +67,10 @@ def test_replacement_follows_a_naive_twin(seed, capacity, distance):
     maps, embeddings = records(seed, 20)
     store = ExpertMapStore(4, 6, 5, capacity, distance)
     for begin in (0, 3, 11):  # batches enter one record after the other
-        store.add(maps[begin : begin + (3 if begin == 0 else 8 if begin == 3 else 9)], embeddings[begin : begin + (3 if begin == 0 else 8 if begin == 3 else 9)])
+        store.add(
+            maps[begin : begin + (3 if begin == 0 else 8 if begin == 3 else 9)],
+            embeddings[begin : begin + (3 if begin == 0 else 8 if begin == 3 else 9)],
+        )
         assert len(store) <= capacity
     kept = naive_fill(maps, embeddings, capacity, distance)
     np.testing.assert_allclose(store.maps(), np.stack([m for m, _ in kept]), atol=1e-5)

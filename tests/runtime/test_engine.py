@@ -74,8 +74,10 @@ def test_the_counters_add_up_to_what_was_demanded():
     assert report.demand_bytes == report.misses * record_bytes
     assert report.prefetched_bytes == report.wasted_bytes == report.late == 0
     assert (report.num_prefills, report.num_decode_steps) == (1, 4)
-    assert report.ttft_s > 0 and report.tpot_s > 0
-    assert sum(report.layer_hits) == report.hits and sum(report.layer_misses) == report.misses
+    assert report.ttft_s > 0
+    assert report.tpot_s > 0
+    assert sum(report.layer_hits) == report.hits
+    assert sum(report.layer_misses) == report.misses
 
 
 def test_with_everything_resident_each_expert_is_loaded_once():
@@ -118,7 +120,7 @@ def test_bad_input_gets_one_clear_line():
         finemoe.offload(model, 0.5, eviction="mru")
     with pytest.raises(FinemoeError, match="unknown link"):
         finemoe.offload(model, 0.5, link="fast")
-    with pytest.raises(FinemoeError, match="prefetch_distance is 9, must lie in 1..4"):
+    with pytest.raises(FinemoeError, match=r"prefetch_distance is 9, must lie in 1..4"):
         finemoe.offload(model, 0.5, prefetch_distance=9)
     with pytest.raises(FinemoeError, match="no experts that dispatch"):
         finemoe.offload(torch.nn.Linear(2, 2), 0.5)
@@ -144,23 +146,6 @@ def test_two_models_from_one_config_do_not_disturb_each_other():
         assert torch.equal(twin(**batch).logits, twin_expected)
 
 
-def test_training_is_refused():
-    model = build("mixtral")
-    with finemoe.offload(model, 0.5), pytest.raises(EngineError, match="inference only"):
-        model(**padded_batch())
-
-
-def test_a_router_that_emits_nan_is_an_error_that_names_the_layer():
-    model = build("mixtral")
-    router = find_moe_layers(model)[2].router
-    with torch.no_grad():
-        router.weight[0] = float("nan")
-    with finemoe.offload(model, 0.5) as engine, torch.no_grad(), pytest.raises(EngineError, match="MoE layer 2 emitted NaN"):
-        for _ in range(5):
-            model(**padded_batch())
-            engine.report()
-
-
 @pytest.mark.parametrize("broken", ["search", "copy"])
 def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeypatch):
     model, batch = build("mixtral"), padded_batch()
@@ -174,9 +159,7 @@ def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeyp
     else:
         monkeypatch.setattr(engine._memories.memories[0], "_copy_in_chunks", fail)
     with engine, torch.no_grad(), pytest.raises(EngineError, match="moon") as raised:
-        for _ in range(20):
-            model(**batch)
-            engine.report()
+        model.generate(**batch, max_new_tokens=100, min_new_tokens=100)
     assert isinstance(raised.value.__cause__, RuntimeError)
     assert engine_threads() == []
 

@@ -1,6 +1,7 @@
 """Every model family of Transformers' experts seam, built tiny: logits and greedy tokens are bit-equal to eager.
 
-All of them run with `make families`; a plain test run takes a part that changes from day to day, so that all are seen within a week.
+All of them run with `make families`; a plain test run takes a part that changes from day to day, so that all are seen within a
+week.
 """
 
 import datetime
@@ -9,6 +10,7 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 
 import finemoe
 from finemoe.errors import FinemoeError
@@ -46,13 +48,12 @@ def assert_equal(found, expected, where: str) -> None:
         assert torch.equal(found[1], expected[1]), f"tokens, {where}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in UNSUPPORTED])
-def test_bit_equal_to_eager(name, dtype):
+def compare_with_eager(name: str, dtype: torch.dtype) -> None:
+    """Every policy at three cache sizes, from one expert to all of them."""
     expected = reference(name, dtype)
     model = families.build(name, dtype)
     layers = find_moe_layers(model)
-    record_bytes, num_experts = RecordLayout.of(layers[0]).nbytes, sum(layer.num_experts for layer in layers)
+    num_experts = sum(layer.num_experts for layer in layers)
     record_bytes = max(RecordLayout.of(layer).nbytes for layer in layers)
     for policy in sorted(POLICIES):
         for slots in (1, num_experts // 3, num_experts):
@@ -62,10 +63,28 @@ def test_bit_equal_to_eager(name, dtype):
     assert_equal(outputs(model, name), expected, "after close")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in UNSUPPORTED])
+def test_bit_equal_to_eager(name, dtype):
+    compare_with_eager(name, dtype)
+
+
 @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
 def test_unsupported_families_are_refused_with_the_reason(name):
     with pytest.raises(FinemoeError, match=UNSUPPORTED[name]):
         finemoe.offload(families.build(name), 0.5)
+
+
+def test_the_readme_names_every_family():
+    from finemoe.paths import ROOT
+    from tests.runtime.support_matrix import MARKS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    matrix = text[text.index(MARKS[0]) : text.index(MARKS[1])]
+    if f"Transformers {transformers.__version__} " not in matrix:
+        pytest.skip("the matrix was written for the reference environment")
+    assert [name for name in NAMES if f"`{name}`" not in matrix] == []
+    assert all(f"| `{name}` |" in matrix for name in UNSUPPORTED)
 
 
 def test_nearly_every_family_is_built():

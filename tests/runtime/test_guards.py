@@ -60,11 +60,11 @@ def test_all_of_it_works_again_after_close(tmp_path):
 def test_models_that_another_library_has_taken_apart():
     quantised = build("mixtral")
     quantised.config.quantization_config = {"quant_method": "fp8"}
-    with pytest.raises(FinemoeError, match="quantised.*load it in bf16"):
+    with pytest.raises(FinemoeError, match=r"quantised.*load it in bf16"):
         finemoe.offload(quantised, 0.5)
     adapted = build("mixtral")
     adapted.peft_config = {}
-    with pytest.raises(FinemoeError, match="PEFT.*merge"):
+    with pytest.raises(FinemoeError, match=r"PEFT.*merge"):
         finemoe.offload(adapted, 0.5)
     with pytest.raises(FinemoeError, match=r"torch\.compile"):
         finemoe.offload(torch.compile(build("mixtral")), 0.5)

@@ -42,7 +42,12 @@ def test_an_idle_paced_link_does_not_save_up_time():
 
 @pytest.mark.parametrize(
     ("description", "message"),
-    [("fast", "unknown link 'fast'"), ("paced:24GB", "not a rate"), ("paced:-1GB/s", "not a byte count"), ("paced:0GB/s", "positive")],
+    [
+        ("fast", "unknown link 'fast'"),
+        ("paced:24GB", "not a rate"),
+        ("paced:-1GB/s", "not a byte count"),
+        ("paced:0GB/s", "positive"),
+    ],
 )
 def test_bad_descriptions_are_named(description, message):
     with pytest.raises(FinemoeError, match=message):

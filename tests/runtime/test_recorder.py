@@ -39,7 +39,11 @@ def test_rows_are_the_prompt_and_all_generated_tokens_but_the_last():
     assert np.diff(trace.offsets).tolist() == [3 + 5, 5 + 5]
     assert trace.step[:8].tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
     assert trace.phase[:5].tolist() == [PREFILL] * 3 + [DECODE] * 2
-    assert [(request, step, rows.stop - rows.start) for request, step, rows in trace.iterations()][:3] == [(0, 0, 3), (0, 1, 1), (0, 2, 1)]
+    assert [(request, step, rows.stop - rows.start) for request, step, rows in trace.iterations()][:3] == [
+        (0, 0, 3),
+        (0, 1, 1),
+        (0, 2, 1),
+    ]
 
 
 def test_a_batch_records_what_single_requests_record():

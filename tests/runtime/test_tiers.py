@@ -59,7 +59,7 @@ def test_a_failing_disk_is_an_error(monkeypatch):
     store, _ = filled(host_bytes=0)
     with store:
         monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-        with pytest.raises(EngineError, match="reading an expert from disk failed.*Input/output error"):
+        with pytest.raises(EngineError, match=r"reading an expert from disk failed.*Input/output error"):
             store.record(0, 0)
 
 

@@ -1,0 +1,88 @@
+"""The command line: what it prints, as text and as JSON, and one clear line for a mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from finemoe.cli import app
+from finemoe.errors import FinemoeError
+
+run = CliRunner().invoke
+SHORT = ["--max-new-tokens", "4", "--prompt", "User: Why is the sea salty?\nAssistant:"]
+
+
+def test_run_prints_text_and_a_table_of_counters(tmp_path):
+    timeline = tmp_path / "step.json"
+    options = ["--host-memory", "1MiB", "--devices", "2", "--timeline", str(timeline)]
+    done = run(app, ["run", "--model", "mixtral-mini", *SHORT, *options])
+    assert done.exit_code == 0, done.output
+    assert "Why is the sea salty?" in done.output
+    for name in ("hit rate", "late / misses", "loaded on demand", "TTFT", "TPOT"):
+        assert name in done.output
+    assert json.loads(timeline.read_text())["traceEvents"]
+
+
+def test_run_as_json_is_valid_and_complete():
+    done = run(app, ["run", "--model", "qwen-mini", "--policy", "on-demand", "--expert-memory", "0.5", "--json", *SHORT])
+    found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["report"]["recall_at_k"] is None
+    assert found["report"]["accesses"] == found["report"]["hits"] + found["report"]["misses"]
+    assert len(found["report"]["layer_hits"]) == 24
+    assert found["report"]["requests"][0]["num_decode_steps"] == 3
+
+
+def test_record_and_info(tmp_path):
+    trace = tmp_path / "routing.trace"
+    done = run(app, ["record", "-m", "phi-mini", "-o", str(trace), "--limit", "10", "--max-new-tokens", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    recorded = json.loads(done.stdout)
+    described = json.loads(run(app, ["info", str(trace), "--json"]).stdout)
+    assert recorded["rows"] == described["num_rows"]
+    assert (described["num_layers"], described["num_experts"], described["top_k"]) == (32, 16, 2)
+
+
+def test_info_on_a_model():
+    found = json.loads(run(app, ["info", "mixtral-mini", "--json"]).stdout)
+    assert (found["num_layers"], found["num_experts"], found["experts_per_token"]) == (32, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "-m", "mixtral-min", "-p", "x"], "unknown model 'mixtral-min'; known: mixtral-mini"),
+        (["run", "-m", "mixtral-mini", "-p", "x", "--expert-memory", "3"], "a bare number is a share"),
+        (["run", "-m", "mixtral-mini", "-p", "x", "--policy", "fine"], "unknown policy 'fine'; known: finemoe, on-demand"),
+        (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
+        (["info", "none.trace"], "none.trace: no such routing-trace file"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    done = run(app, arguments)
+    assert isinstance(done.exception, FinemoeError)
+    assert message in str(done.exception)
+
+
+def test_a_mistake_is_one_line_on_standard_error():
+    done = subprocess.run([sys.executable, "-m", "finemoe", "info", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("finemoe: unknown model 'nowhere'")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_engine_left_open_at_the_end_of_the_program_harms_nobody():
+    program = (
+        "import finemoe, torch\n"
+        "from tests.runtime.models import build, padded_batch\n"
+        "model = build('mixtral')\n"
+        "engine = finemoe.offload(model, 0.3, link='paced:1MB/s', devices=2)\n"
+        "model.generate(**padded_batch(), max_new_tokens=3)\n"
+        "import atexit, threading\n"
+        "print('end')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+    assert "Traceback" not in done.stderr
