@@ -237,6 +237,7 @@ rule engine_overhead:
         png=in_report("engine_overhead_measured", "engine"),
         csv=ensure(f"{FIGURES}/engine_overhead_measured.csv", non_empty=True),
         rounds=f"{RESULTS}/engine_overhead_measured.csv",
+        engine_times=f"{RESULTS}/engine_time_measured.csv",
     log:
         notebook=f"{RESULTS}/notebooks/engine_overhead.ipynb",
         text=f"{RESULTS}/logs/engine_overhead.txt",
@@ -255,6 +256,7 @@ rule engine_overhead:
                 "seed": config["seed"],
                 "figure": output.pdf.removesuffix(".pdf"),
                 "rounds": output.rounds,
+                "engine_times": output.engine_times,
             }
         ),
     shell:

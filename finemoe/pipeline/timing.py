@@ -3,8 +3,10 @@
 Variants are timed in turn, round by round in one process, so that whatever else the machine does meets all of them alike.
 """
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +51,23 @@ def ratios(table: pd.DataFrame, baseline: str = "eager", seed: int = 0) -> pd.Da
     by_round = table.pivot_table(index="round", columns="variant", values="seconds_per_token", sort=False)
     found = {name: bootstrap_median((by_round[name] / by_round[baseline]).to_numpy(), seed=seed) for name in by_round}
     rows = [{"variant": name, "ratio": i.value, "low": i.low, "high": i.high} for name, i in found.items() if name != baseline]
+    return pd.DataFrame(rows)
+
+
+def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:
+    """The engine's own time per layer at one token: everything but the experts' arithmetic, which is left out for this.
+
+    Returns:
+        Rows (policy, expert_memory, microseconds_per_layer), medians over rounds: everything resident, and half of the experts
+        with every demanded one among them (hits only, so that no transfer is in it, but accounting and publishing are).
+    """
+    rows = []
+    for policy, share in itertools.product(("on-demand", "finemoe"), (1.0, 0.5)):
+        model, _ = load_model(source)
+        with finemoe.offload(model, share, policy) as engine, _no_arithmetic():
+            engine.preload()
+            times_s = [_layers_s(engine) for _ in range(num_rounds)]
+        rows.append({"policy": policy, "expert_memory": share, "microseconds_per_layer": float(np.median(times_s)) * 1e6})
     return pd.DataFrame(rows)
 
 
@@ -108,6 +127,28 @@ def _timed(call: Callable[[], object]) -> float:
     begin_s = time.perf_counter()
     call()
     return time.perf_counter() - begin_s
+
+
+@contextmanager
+def _no_arithmetic() -> Iterator[None]:
+    from unittest.mock import patch
+
+    with patch("finemoe.runtime.engine.lean_forward", lambda module, weights, hidden_states, *_: hidden_states):
+        yield
+
+
+def _layers_s(engine: Any) -> float:
+    """Time per layer of one iteration over all layers, experts 0 to K-1 demanded in each."""
+    import torch
+
+    layers, top_k = engine._layers, engine._setup.top_k
+    hidden = torch.zeros(1, engine._model.config.hidden_size)
+    selected, weights = torch.arange(top_k)[None], torch.full((1, top_k), 1.0 / top_k)
+    with torch.inference_mode():
+        begin_s = time.perf_counter()
+        for layer in layers:
+            layer.experts(hidden, selected, weights)
+        return (time.perf_counter() - begin_s) / len(layers)
 
 
 def _one_expert(model: Any) -> int:
