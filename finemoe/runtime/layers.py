@@ -94,7 +94,7 @@ def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | N
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module's forward goes through Transformers' experts registry."""
-    return hasattr(module, "_is_expert_parallel") and hasattr(type(module).forward, "__wrapped__")
+    return hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(type(module).forward, "__wrapped__")
 
 
 def activated_per_token(model: nn.Module, layers: list[MoELayer]) -> int:

@@ -23,6 +23,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from finemoe.runtime.layers import is_experts
+
 DECORATOR = "@use_experts_implementation"
 LAYERS, EXPERTS, ACTIVATED, VOCABULARY, FIRST_ORDINARY_TOKEN = 4, 8, 2, 96, 40
 
@@ -260,11 +262,6 @@ def family_names() -> list[str]:
 def family(name: str) -> Family:
     """The class that `build` makes for a family."""
     return Family(name, _classes(name)[0].__name__, name not in CANNOT_GENERATE)
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether the module is an experts collection that dispatches through the experts interface."""
-    return hasattr(module, "_is_expert_parallel") and hasattr(type(module).forward, "__wrapped__")
 
 
 def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
