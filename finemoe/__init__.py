@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finemoe.runtime.engine import Engine, offload
+    from finemoe.runtime.engine import Engine
     from finemoe.runtime.loading import load
+    from finemoe.runtime.offloading import offload
     from finemoe.runtime.recorder import record
     from finemoe.traces import RoutingTrace
 
@@ -19,7 +20,7 @@ _HOMES = {
     "Engine": "finemoe.runtime.engine",
     "RoutingTrace": "finemoe.traces",
     "load": "finemoe.runtime.loading",
-    "offload": "finemoe.runtime.engine",
+    "offload": "finemoe.runtime.offloading",
     "record": "finemoe.runtime.recorder",
 }
 

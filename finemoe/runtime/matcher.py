@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from finemoe.errors import EngineError
-from finemoe.maps import expert_map
 from finemoe.policies.base import Context, Policy, Prefetch
+from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.snapshot import Snapshot
 from finemoe.runtime.timeline import Timeline
 
@@ -58,7 +58,7 @@ class Matcher:
             self._dispatch(lambda: self._start(iteration, vectors, is_prefill, rows))
         return self._accepting
 
-    def publish_gate(self, iteration: int, layer: int, gate: "GateOutput", experts: np.ndarray, rows: np.ndarray | None) -> None:
+    def publish_gate(self, iteration: int, layer: int, gate: GateOutput, experts: np.ndarray, rows: np.ndarray | None) -> None:
         """A gate has spoken; experts: [rows, K] what the model selected."""
         if self._accepting:
             self._dispatch(lambda: self._gate(iteration, layer, gate, experts, rows))
@@ -115,7 +115,7 @@ class Matcher:
         self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill)))
         self._timeline.add("matcher", "semantic search", begin_s)
 
-    def _gate(self, iteration: int, layer: int, gate: "GateOutput", experts: np.ndarray, rows: np.ndarray | None) -> None:
+    def _gate(self, iteration: int, layer: int, gate: GateOutput, experts: np.ndarray, rows: np.ndarray | None) -> None:
         begin_s = time.perf_counter()
         rows = rows if rows is not None and len(experts) > rows.max(initial=0) else None
         probs = gate.distribution(rows)
@@ -141,63 +141,3 @@ class Matcher:
 
     def _skip(self) -> None:
         self._finished += 1
-
-
-class GateOutput:
-    """What one layer's gate said, before anyone needs it as a distribution.
-
-    Args:
-        layer: index of the MoE layer; num_experts: J; width: columns of the distribution (the widest layer's J).
-        router_output: the router's first output, [rows, J] logits or probabilities, or None where no router was seen.
-        selected, weights: [rows, K] the selected experts and their weights, which stand in where the router's output is no use.
-    """
-
-    def __init__(
-        self,
-        layer: int,
-        num_experts: int,
-        width: int,
-        router_output: torch.Tensor | None,
-        selected: np.ndarray,
-        weights: torch.Tensor,
-    ) -> None:
-        self._layer, self._num_experts, self._width, self._selected = layer, num_experts, width, selected
-        self._is_whole = router_output is not None and router_output.shape[-1] == num_experts
-        self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights)
-
-    def distribution(self, rows: np.ndarray | None) -> np.ndarray:
-        """The gate's softmax over all experts, [B, width] float32; only the K known entries where the rest is not to be had.
-
-        Raises:
-            EngineError: the router emitted NaN.
-        """
-        values = self._values.rows(rows)
-        if self._is_whole:
-            probs = distribution_of(values, self._layer)
-        else:
-            probs = sparse_distribution(values, self._selected if rows is None else self._selected[rows], self._num_experts)
-            expert_map.require_distribution(probs, self._layer)
-        missing = self._width - probs.shape[1]
-        return np.pad(probs, ((0, 0), (0, missing))) if missing else probs
-
-
-def distribution_of(gate_output: np.ndarray, layer: int) -> np.ndarray:
-    """The gate's softmax [B, J], whether the router hands out logits or probabilities.
-
-    Raises:
-        EngineError: the router emitted NaN.
-    """
-    is_distribution = (gate_output >= 0).all() and np.allclose(gate_output.sum(axis=-1), 1.0, atol=1e-3)
-    probs = gate_output if is_distribution else expert_map.from_logits(gate_output)
-    expert_map.require_distribution(probs, layer)
-    return probs
-
-
-def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int) -> np.ndarray:
-    """A distribution that knows only the selected experts, [B, J] float32 (as in top-k traces, DESIGN 4)."""
-    known = np.abs(weights.astype(np.float32)) * (selected < num_experts)
-    probs = np.zeros((len(weights), num_experts + 1), dtype=np.float32)
-    np.put_along_axis(probs, np.minimum(selected, num_experts), known, axis=-1)
-    probs = probs[:, :num_experts]
-    totals = probs.sum(axis=-1, keepdims=True)
-    return np.where(totals == 0, 1.0 / num_experts, probs / np.where(totals == 0, 1.0, totals)).astype(np.float32)

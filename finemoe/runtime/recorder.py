@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
-from finemoe.runtime.engine import identity_of
+from finemoe.runtime.gates import distribution_of, sparse_distribution
 from finemoe.runtime.layers import MoELayer, find_moe_layers, scores_of
-from finemoe.runtime.matcher import distribution_of, sparse_distribution
 from finemoe.runtime.observer import Observer
+from finemoe.runtime.offloading import identity_of
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 
 

@@ -12,9 +12,11 @@ from transformers.initialization import no_init_weights
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.checkpoint import Checkpoint, Shards, load_experts, load_together
-from finemoe.runtime.engine import Engine, engine_options, policy_setup
+from finemoe.runtime.engine import Engine
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.layers import MoELayer, find_moe_layers
+from finemoe.runtime.offloading import policy_setup
+from finemoe.runtime.options import engine_options
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.takeover import empty
 from finemoe.runtime.tiers import RecordStore
