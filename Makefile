@@ -42,7 +42,9 @@ families: $(STAMP)
 	$(BIN)/python -m tests.runtime.support_matrix
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest --benchmark-only --benchmark-enable tests
+	mkdir -p results
+	$(BIN)/python -m pytest -q --benchmark-only --benchmark-enable --benchmark-json=results/benchmarks.json tests/benchmarks
+	$(BIN)/python -m tests.benchmarks results/benchmarks.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check finemoe tests
