@@ -25,6 +25,7 @@ PALETTE = {
     "coarse": "#E69F00",
     "finemoe": "#0072B2",
     "on-demand": "#8C8C8C",
+    "default": "#D55E00",
     "semantic": "#56B4E9",
     "trajectory": "#0072B2",
     "null": "#8C8C8C",

@@ -68,3 +68,29 @@ class WordTokenizer:
         tokens = [[0] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return BatchEncoding({"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)})
+
+
+@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+def test_layers_of_different_widths_in_one_model(policy):
+    """Different numbers of experts and different expert sizes from layer to layer."""
+    import copy
+
+    model, batch = build("mixtral"), padded_batch()
+    for layer, (num_experts, width) in {1: (4, 48), 2: (12, 24)}.items():
+        config = copy.deepcopy(model.config)
+        config.num_local_experts, config.intermediate_size = num_experts, width
+        torch.manual_seed(layer)
+        model.model.layers[layer].mlp = type(model)(config).model.layers[0].mlp.eval()
+    layers = find_moe_layers(model)
+    assert [layer.num_experts for layer in layers] == [8, 4, 12, 8]
+    for layer in layers:
+        layer.experts.config._experts_implementation = "eager"
+    with torch.no_grad():
+        logits, tokens = model(**batch).logits, model.generate(**batch, **GENERATION)
+        for share in (0.05, 0.3, 1.0):
+            for devices in (1, 3):
+                with finemoe.offload(model, max(share, devices / 32), policy, devices=devices) as engine:
+                    assert torch.equal(model(**batch).logits, logits)
+                    assert torch.equal(model.generate(**batch, **GENERATION), tokens)
+                    assert len(engine.report().layer_hits) == 4
+        assert torch.equal(model(**batch).logits, logits)
