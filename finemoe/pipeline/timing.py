@@ -23,20 +23,21 @@ VARIANTS = ("eager", "default", "on-demand", "finemoe")
 
 
 def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds: int) -> pd.DataFrame:
-    """Seconds per token of a model as it is and offloaded with every expert resident, `num_rounds` times in turn.
+    """Decode time per token of a model as it is and offloaded with every expert resident, `num_rounds` times in turn.
 
     Args:
-        prompts: generated side by side. num_tokens: generated for each.
+        prompts: generated side by side. num_tokens: generated for each, at least 2; the first comes from the prefill, which is
+            not counted.
     Returns:
         Rows (round, variant, seconds_per_token); variants are `eager`, Transformers' own default, and the policies.
     """
     models, engines = _variants(source)
     try:
         calls = {name: _generation(model, tokenizer, prompts, num_tokens) for name, (model, tokenizer) in models.items()}
-        expected = {name: call().tolist() for name, call in calls.items()}  # also warms up
+        expected = {name: call([]).tolist() for name, call in calls.items()}  # also warms up
         assert all(expected[name] == expected["eager"] for name in engines), "an offloaded model gave other tokens"
         rows = [
-            {"round": number, "variant": name, "seconds_per_token": _timed(call) / num_tokens}
+            {"round": number, "variant": name, "seconds_per_token": _decode_s(call)}
             for number in range(num_rounds)
             for name, call in calls.items()
         ]
@@ -75,7 +76,7 @@ def stall_ratio(source: str, prompt: str, bytes_per_s: float, num_tokens: int) -
     """Measured stall of on-demand loading over bytes / bandwidth, with one expert's slot and a paced link."""
     model, tokenizer = load_model(source)
     with finemoe.offload(model, _one_expert(model), "on-demand", link=_paced(bytes_per_s)) as engine:
-        _generation(model, tokenizer, [prompt], num_tokens)()
+        _generation(model, tokenizer, [prompt], num_tokens)([])
         report = engine.report()
     return report.stall_s / (report.demand_bytes / bytes_per_s)
 
@@ -117,16 +118,24 @@ def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
     return models, engines
 
 
-def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[], "torch.Tensor"]:
+def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[list[Any]], "torch.Tensor"]:
+    """Greedy generation of exactly that many tokens; the call takes logits processors, which run once per token."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
-    return lambda: model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)
+    options["pad_token_id"] = tokenizer.pad_token_id
+    return lambda processors: model.generate(**inputs, **options, logits_processor=processors)
 
 
-def _timed(call: Callable[[], object]) -> float:
-    begin_s = time.perf_counter()
-    call()
-    return time.perf_counter() - begin_s
+def _decode_s(call: Callable[[list[Any]], object]) -> float:
+    """Time per token after the first."""
+    times_s: list[float] = []
+
+    def note(_: Any, scores: Any) -> Any:
+        times_s.append(time.perf_counter())
+        return scores
+
+    call([note])
+    return (times_s[-1] - times_s[0]) / (len(times_s) - 1)
 
 
 @contextmanager
