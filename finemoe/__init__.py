@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from finemoe.runtime.loading import load
     from finemoe.runtime.offloading import offload
     from finemoe.runtime.recorder import record
+    from finemoe.simulation.replay import replay
     from finemoe.traces import RoutingTrace
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RoutingTrace", "load", "offload", "record"]
+__all__ = ["Engine", "RoutingTrace", "load", "offload", "record", "replay"]
 
 _HOMES = {
     "Engine": "finemoe.runtime.engine",
@@ -22,6 +23,7 @@ _HOMES = {
     "load": "finemoe.runtime.loading",
     "offload": "finemoe.runtime.offloading",
     "record": "finemoe.runtime.recorder",
+    "replay": "finemoe.simulation.replay",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `finemoe run`, `record` and `info`. Everything here only parses, calls the library, and prints."""
+"""The command line: `finemoe run`, `record`, `replay` and `info`. Everything here only parses, calls the library, and prints."""
 
 import json
 import sys
@@ -112,6 +112,31 @@ def record(
         "top_k": trace.top_k,
     }
     _print_json(facts) if as_json else _print_table("recorded", [(key, str(value)) for key, value in facts.items()])
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="a trace file, from `finemoe record`")],
+    policy: Annotated[str, typer.Option(help="finemoe or on-demand")] = "finemoe",
+    expert_memory: Annotated[float, typer.Option(help="share of all routed experts")] = 0.25,
+    eviction: Annotated[str | None, typer.Option(help="lru, lfu, finemoe, belady, ...; default: the policy's own")] = None,
+    history: Annotated[Path | None, typer.Option(help="a trace of other requests; default: learn online")] = None,
+    prefetch_distance: Annotated[int | None, typer.Option(help="layers ahead")] = None,
+    store_capacity: Annotated[int, typer.Option(help="maps in the store")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Replay recorded routing under a policy with an instant link; bytes are counted in experts."""
+    import finemoe
+
+    known = None if history is None else finemoe.RoutingTrace.load(history)
+    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+    report = finemoe.replay(finemoe.RoutingTrace.load(trace), policy, expert_memory, history=known, eviction=eviction, **options)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        names = ("hit_rate", "recall_at_k", "accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes")
+        rows = [(name.replace("_bytes", " (experts)"), f"{getattr(report, name):g}") for name in (*names, "wasted_bytes")]
+        _print_table(f"{trace} under {report.policy} / {report.eviction} at {expert_memory:g} of the experts", rows)
 
 
 @app.command()

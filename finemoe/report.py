@@ -121,6 +121,7 @@ class Report:
         accesses, hits, late, misses: totals over layers; hit_rate: hits / accesses, NaN without accesses.
         recall_at_k: NaN where nothing was predicted.
         prefetched_bytes, demand_bytes, wasted_bytes, stall_s: as in Counters.
+        useful_bytes, unused_resident_bytes: prefetched and demanded since; prefetched, resident, and not demanded so far.
         ttft_s, tpot_s: means over prefill and decode iterations in seconds, NaN without any.
         num_prefills, num_decode_steps: iterations of each kind.
         skipped_iterations: iterations the policy did not see because its matcher was too far behind.
@@ -139,6 +140,8 @@ class Report:
     prefetched_bytes: int
     demand_bytes: int
     wasted_bytes: int
+    useful_bytes: int
+    unused_resident_bytes: int
     stall_s: float
     ttft_s: float
     tpot_s: float
@@ -151,7 +154,9 @@ class Report:
     requests: tuple[RequestReport, ...]
 
     @classmethod
-    def of(cls, counters: Counters, policy: str, eviction: str, expert_memory_bytes: int) -> "Report":
+    def of(
+        cls, counters: Counters, policy: str, eviction: str, expert_memory_bytes: int, unused_resident_bytes: int = 0
+    ) -> "Report":
         hits, late, misses = sum(counters.hits), sum(counters.late), sum(counters.misses)
         accesses = hits + late + misses
         return cls(
@@ -167,6 +172,8 @@ class Report:
             prefetched_bytes=counters.prefetched_bytes,
             demand_bytes=counters.demand_bytes,
             wasted_bytes=counters.wasted_bytes,
+            useful_bytes=counters.prefetched_bytes - counters.wasted_bytes - unused_resident_bytes,
+            unused_resident_bytes=unused_resident_bytes,
             stall_s=counters.stall_s,
             ttft_s=_ratio(sum(counters.ttft_s), len(counters.ttft_s)),
             tpot_s=_ratio(sum(counters.tpot_s), len(counters.tpot_s)),

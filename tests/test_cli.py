@@ -42,6 +42,12 @@ def test_record_and_info(tmp_path):
     described = json.loads(run(app, ["info", str(trace), "--json"]).stdout)
     assert recorded["rows"] == described["num_rows"]
     assert (described["num_layers"], described["num_experts"], described["top_k"]) == (32, 16, 2)
+    options = ["--policy", "on-demand", "--expert-memory", "0.5"]
+    replayed = json.loads(run(app, ["replay", str(trace), *options, "--json"]).stdout)
+    assert replayed["accesses"] == replayed["hits"] + replayed["demand_bytes"]
+    table = run(app, ["replay", str(trace), *options, "--eviction", "belady"]).output
+    assert "on-demand / belady" in table
+    assert "hit_rate" in table
 
 
 def test_info_on_a_model():
@@ -56,6 +62,7 @@ def test_info_on_a_model():
         (["run", "-m", "mixtral-mini", "-p", "x", "--expert-memory", "3"], "a bare number is a share"),
         (["run", "-m", "mixtral-mini", "-p", "x", "--policy", "fine"], "unknown policy 'fine'; known: finemoe, on-demand"),
         (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
+        (["replay", "none.trace"], "none.trace: no such routing-trace file"),
         (["info", "none.trace"], "none.trace: no such routing-trace file"),
     ],
 )

@@ -77,6 +77,11 @@ class ExpertCache:
         """Experts that occupy a slot, resident or loading."""
         return self.num_slots - len(self._free_slots)
 
+    @property
+    def num_unused(self) -> int:
+        """Prefetched experts that hold a slot and were not demanded so far."""
+        return int(np.count_nonzero(self._undemanded))
+
     def start_iteration(self) -> None:
         """A new iteration: no layer runs, and no prefetch of an earlier one is awaited any more."""
         self._layer = -1

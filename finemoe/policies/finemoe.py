@@ -35,6 +35,11 @@ class FineMoE(Policy):
         self._context = Context(None, False)
         self._gates: list[np.ndarray] = []
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the store was given beforehand and stays as it is."""
+        return not self._learns
+
     def start_iteration(self, context: Context) -> list[Prefetch]:
         self._context, self._gates = context, []
         if not len(self.store) or context.embeddings is None or not self.store.embedding_dim:

@@ -119,7 +119,9 @@ class Engine:
     def report(self) -> Report:
         """The counters so far, after the matcher has handled what was published."""
         self._matcher.flush()
-        return Report.of(self._counters, self._options.policy, self.eviction, self.expert_memory_bytes)
+        num_unused = sum(memory.cache.num_unused for memory in self._memories.memories)
+        unused_bytes = num_unused * self.records.record_bytes
+        return Report.of(self._counters, self._options.policy, self.eviction, self.expert_memory_bytes, unused_bytes)
 
     def preload(self) -> None:
         """Fill the free slots before the first request, with what the policy expects most; all of the model where it fits."""

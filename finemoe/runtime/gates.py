@@ -41,8 +41,14 @@ class GateOutput:
         else:
             probs = sparse_distribution(values, self._selected if rows is None else self._selected[rows], self._num_experts)
             expert_map.require_distribution(probs, self._layer)
+        probs = as_recorded(probs)
         missing = self._width - probs.shape[1]
         return np.pad(probs, ((0, 0), (0, missing))) if missing else probs
+
+
+def as_recorded(values: np.ndarray) -> np.ndarray:
+    """Float32 values with the precision of a trace (half), so that a live run and its replay decide alike."""
+    return values.astype(np.float16).astype(np.float32)
 
 
 def distribution_of(gate_output: np.ndarray, layer: int) -> np.ndarray:

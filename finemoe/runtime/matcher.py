@@ -14,7 +14,7 @@ import torch
 
 from finemoe.errors import EngineError
 from finemoe.policies.base import Context, Policy, Prefetch
-from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.snapshot import Snapshot
 from finemoe.runtime.timeline import Timeline
 
@@ -109,7 +109,7 @@ class Matcher:
 
     def _start(self, iteration: int, embeddings: Snapshot | None, is_prefill: bool, rows: np.ndarray | None) -> None:
         begin_s = time.perf_counter()
-        vectors = None if embeddings is None else embeddings.rows(rows)
+        vectors = None if embeddings is None else as_recorded(embeddings.rows(rows))
         self._is_following, self._next_layer = True, 0
         self._num_rows = 0 if vectors is None else len(vectors)
         self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill)))

@@ -34,7 +34,7 @@ class Observer:
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], listener: Listener, gates: bool = True) -> None:
         self._listener = listener
         self._mask: torch.Tensor | None = None
-        self._has_past = False
+        self._past_tokens: int | None = None
         # Where `generate` compiles the forward (static cache), the hooks are no part of the graph.
         self._handles = [
             model.register_forward_pre_hook(torch.compiler.disable(self._before_forward), with_kwargs=True),
@@ -55,12 +55,12 @@ class Observer:
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         self._mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        self._has_past = past is not None and bool(past.get_seq_length() > 0)
+        self._past_tokens = None if past is None else int(past.get_seq_length())
         self._listener.on_forward_start()
 
     def _after_embedding(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         num_tokens = output.shape[1] if output.ndim == 3 else output.shape[0]
-        is_prefill = num_tokens > 1 and not self._has_past
+        is_prefill = num_tokens > 1 if self._past_tokens is None else self._past_tokens == 0
         self._listener.on_start(output.reshape(-1, output.shape[-1]), is_prefill, self._valid_rows(num_tokens))
 
     def _valid_rows(self, num_tokens: int) -> torch.Tensor | None:

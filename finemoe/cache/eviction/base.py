@@ -11,7 +11,10 @@ class EvictionRule(ABC):
     Attributes:
         expected: [L, J] the policy's current probabilities, read by rules that use prediction.
         frequency: [L, J] 1 + all demand visits so far, kept across evictions.
+        needs_future: whether the rule can only run where the future is known (replay).
     """
+
+    needs_future = False
 
     def __init__(self, num_layers: int, num_experts: int) -> None:
         self.expected = np.full((num_layers, num_experts), 1.0 / num_experts, dtype=np.float32)

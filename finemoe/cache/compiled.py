@@ -1,0 +1,328 @@
+"""The expert cache over a whole trace, compiled: the same accounting as ExpertCache and the eviction rules, event by event.
+
+Loads are instant (DESIGN 4, `hardware=None`), so that an expert is absent or resident and nothing is late. State is kept between
+blocks of events, which bounds memory however long a trace is. tests/cache/test_compiled.py holds it against the readable classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from finemoe.cache.eviction.least_stale_interval import NEWEST_SHARE
+from finemoe.cache.eviction.lfu_aged import DECAY
+
+RULE_CODES = {
+    "lru": 0,
+    "lfu": 1,
+    "lfu-aged": 2,
+    "lfru": 3,
+    "least-stale": 4,
+    "least-stale-interval": 5,
+    "finemoe": 6,
+    "belady": 7,
+}
+_FREQUENCY, _LAST_VISIT, _LAST_PASS, _LAST_TURN, _NEXT_USE = range(5)
+_SCORE, _INTERVAL, _EXPECTED = range(3)
+_RESIDENT, _UNDEMANDED, _AWAITING, _RUNNING = range(4)
+_TIME, _PASS, _LAST_LAYER, _HELD, _DEMAND_LOADS, _PREFETCH_LOADS, _WASTED, _USEFUL, _NUM_RUNNING = range(9)
+
+
+@dataclass(frozen=True)
+class Events:
+    """A block of layer events in order, E of them.
+
+    Attributes:
+        layers: [E] which MoE layer runs. is_start: [E] whether it begins an iteration.
+        begins, demanded: the demanded experts of event e are demanded[begins[e]:begins[e + 1]], ascending ids within the layer.
+        next_use: for each entry of `demanded`, the number of the next event that demands it (only Belady reads it).
+        update_begins, update_layers, update_rows, rows: predictions that come to be known before (2e) and after (2e + 1) the
+        demand
+            of event e: expected[update_layers[u]] = rows[update_rows[u]] for u in update_begins[2e]:update_begins[2e + 1].
+        prefetch_begins, prefetches: flat ids (layer·J + expert) loaded then, in order.
+    """
+
+    layers: np.ndarray
+    is_start: np.ndarray
+    begins: np.ndarray
+    demanded: np.ndarray
+    next_use: np.ndarray
+    update_begins: np.ndarray
+    update_layers: np.ndarray
+    update_rows: np.ndarray
+    rows: np.ndarray
+    prefetch_begins: np.ndarray
+    prefetches: np.ndarray
+
+
+class CompiledCache:
+    """One device's cache under one eviction rule.
+
+    Args:
+        rule: a name in RULE_CODES. num_layers, num_experts: L, J. num_slots: capacity in experts.
+    """
+
+    def __init__(self, rule: str, num_layers: int, num_experts: int, num_slots: int) -> None:
+        size = num_layers * num_experts
+        self._code, self._num_experts = RULE_CODES[rule], num_experts
+        self._ints = np.zeros((5, size), dtype=np.int64)
+        self._ints[_FREQUENCY] = 1
+        self._ints[_LAST_PASS] = self._ints[_LAST_TURN] = -1
+        self._floats = np.zeros((3, size), dtype=np.float64)
+        self._floats[_INTERVAL], self._floats[_EXPECTED] = num_experts, np.float32(1.0 / num_experts)
+        self._flags = np.zeros((4, size), dtype=np.bool_)
+        self._turns = np.zeros(num_layers, dtype=np.int64)
+        self._scalars = np.zeros(9, dtype=np.int64)
+        self._running = np.zeros(num_experts, dtype=np.int64)
+        self._scalars[_LAST_LAYER] = -1
+        self._held = np.zeros(num_slots, dtype=np.int64)
+
+    def run(self, events: Events) -> np.ndarray:
+        """Go through a block of events.
+
+        Returns:
+            [E, 4]: hits, loads on demand, loads ahead, and prefetched experts evicted unused, of each event.
+        """
+        outcome = np.zeros((len(events.layers), 4), dtype=np.int64)
+        run_events(
+            *(self._code, self._num_experts, events.layers, events.is_start, events.begins, events.demanded, events.next_use),
+            *(events.update_begins, events.update_layers, events.update_rows, events.rows),
+            *(events.prefetch_begins, events.prefetches),
+            *(self._ints, self._floats, self._flags, self._turns, self._scalars, self._held, self._running, outcome),
+        )
+        return outcome
+
+    @property
+    def num_useful(self) -> int:
+        """Prefetched experts that were demanded while resident."""
+        return int(self._scalars[_USEFUL])
+
+    @property
+    def num_unused_resident(self) -> int:
+        """Prefetched experts that are resident and were not demanded so far."""
+        return int(np.count_nonzero(self._flags[_RESIDENT] & self._flags[_UNDEMANDED]))
+
+
+@njit(cache=True)
+def run_events(  # type: ignore[no-untyped-def]
+    rule,
+    num_experts,
+    layers,
+    is_start,
+    begins,
+    demanded,
+    next_use,
+    update_begins,
+    update_layers,
+    update_rows,
+    rows,
+    prefetch_begins,
+    prefetches,
+    ints,
+    floats,
+    flags,
+    turns,
+    scalars,
+    held,
+    running,
+    outcome,
+):
+    """The loop over events; arguments as in Events and CompiledCache."""
+    for event in range(layers.shape[0]):
+        layer = layers[event]
+        base = layer * num_experts
+        demand_loads, prefetch_loads, wasted = scalars[_DEMAND_LOADS], scalars[_PREFETCH_LOADS], scalars[_WASTED]
+        if is_start[event]:
+            for place in range(scalars[_HELD]):
+                flags[_AWAITING, held[place]] = False
+            _end_layer(flags, scalars, running)
+            _predict(2 * event, -1, num_experts, rule, update_begins, update_layers, update_rows, rows, floats)
+            _prefetch(2 * event, -1, num_experts, rule, prefetch_begins, prefetches, ints, floats, flags, turns, scalars, held)
+        _end_layer(flags, scalars, running)
+        experts = demanded[begins[event] : begins[event + 1]]
+        for expert in range(num_experts):
+            flags[_AWAITING, base + expert] = False
+        scalars[_NUM_RUNNING] = experts.shape[0]
+        for index in range(experts.shape[0]):
+            flat = base + experts[index]
+            running[index] = flat
+            flags[_RUNNING, flat] = True
+            if flags[_RESIDENT, flat]:
+                outcome[event, 0] += 1
+                if flags[_UNDEMANDED, flat]:
+                    scalars[_USEFUL] += 1
+            flags[_UNDEMANDED, flat] = False
+        _visit(layer, num_experts, experts, rule, ints, floats, turns, scalars)
+        if rule == 7:
+            for index in range(begins[event], begins[event + 1]):
+                ints[_NEXT_USE, base + demanded[index]] = next_use[index]
+        _admit_all(layer, num_experts, experts, rule, ints, floats, flags, turns, scalars, held)
+        _predict(2 * event + 1, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats)
+        _prefetch(2 * event + 1, layer, num_experts, rule, prefetch_begins, prefetches, ints, floats, flags, turns, scalars, held)
+        outcome[event, 1] = scalars[_DEMAND_LOADS] - demand_loads
+        outcome[event, 2] = scalars[_PREFETCH_LOADS] - prefetch_loads
+        outcome[event, 3] = scalars[_WASTED] - wasted
+
+
+@njit(cache=True)
+def _end_layer(flags, scalars, running):  # type: ignore[no-untyped-def]
+    for index in range(scalars[_NUM_RUNNING]):
+        flags[_RUNNING, running[index]] = False
+    scalars[_NUM_RUNNING] = 0
+
+
+@njit(cache=True)
+def _predict(when, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats):  # type: ignore[no-untyped-def]
+    for update in range(update_begins[when], update_begins[when + 1]):
+        base = update_layers[update] * num_experts
+        for expert in range(num_experts):
+            floats[_EXPECTED, base + expert] = rows[update_rows[update], expert]
+
+
+@njit(cache=True)
+def _prefetch(when, layer, num_experts, rule, prefetch_begins, prefetches, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
+    wanted = prefetches[prefetch_begins[when] : prefetch_begins[when + 1]]
+    is_absent = np.empty(wanted.shape[0], dtype=np.bool_)  # when they are asked for, as the engine's queue takes them
+    for index in range(wanted.shape[0]):
+        is_absent[index] = not flags[_RESIDENT, wanted[index]]
+    for index in range(wanted.shape[0]):
+        flat = wanted[index]
+        if not is_absent[index] or flags[_RESIDENT, flat] or flat // num_experts <= layer:
+            continue
+        if _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
+            scalars[_PREFETCH_LOADS] += 1
+            flags[_UNDEMANDED, flat] = True
+            flags[_AWAITING, flat] = True
+
+
+@njit(cache=True)
+def _admit_all(layer, num_experts, experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
+    """Forced admission in ascending order; a set larger than the cache streams through (DESIGN 4)."""
+    base = layer * num_experts
+    for position in range(experts.shape[0]):
+        flat = base + experts[position]
+        if flags[_RESIDENT, flat]:
+            continue
+        if not _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
+            break
+        scalars[_DEMAND_LOADS] += 1
+    for position in range(experts.shape[0]):
+        flat = base + experts[position]
+        if flags[_RESIDENT, flat]:
+            continue
+        for used in range(position):
+            flags[_RUNNING, base + experts[used]] = False
+        if not _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
+            for ahead in range(experts.shape[0] - 1, position, -1):
+                if flags[_RESIDENT, base + experts[ahead]]:
+                    flags[_RUNNING, base + experts[ahead]] = False
+                    break
+            _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
+        scalars[_DEMAND_LOADS] += 1
+
+
+@njit(cache=True)
+def _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
+    if scalars[_HELD] < held.shape[0]:
+        place = scalars[_HELD]
+        scalars[_HELD] += 1
+    else:
+        place = _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
+        if place < 0:
+            return False
+        evicted = held[place]
+        scalars[_WASTED] += flags[_UNDEMANDED, evicted]
+        for flag in (_RESIDENT, _UNDEMANDED, _AWAITING):
+            flags[flag, evicted] = False
+    held[place] = flat
+    flags[_RESIDENT, flat] = True
+    return True
+
+
+@njit(cache=True)
+def _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
+    """Place of the least worthy expert that may go: not awaited if any such is left; ties as in EvictionRule.victim."""
+    num_layers = turns.shape[0]
+    worth = _worth(num_experts, num_layers, rule, ints, floats, turns, scalars, held)
+    for is_awaited in (False, True):
+        best = -1
+        for place in range(held.shape[0]):
+            flat = held[place]
+            if flags[_RUNNING, flat] or flags[_AWAITING, flat] != is_awaited:
+                continue
+            if (
+                best < 0
+                or worth[place] < worth[best]
+                or (worth[place] == worth[best] and _goes_first(flat, held[best], layer, num_experts, num_layers, ints))
+            ):
+                best = place
+        if best >= 0:
+            return best
+    return -1
+
+
+@njit(cache=True)
+def _goes_first(flat, other, layer, num_experts, num_layers, ints):  # type: ignore[no-untyped-def]
+    """Which of two equally worthy experts goes: the less frequent, else that of the layer farther away, else the lower id."""
+    if ints[_FREQUENCY, flat] != ints[_FREQUENCY, other]:
+        return ints[_FREQUENCY, flat] < ints[_FREQUENCY, other]
+    until = (flat // num_experts - layer - 1) % num_layers
+    other_until = (other // num_experts - layer - 1) % num_layers
+    return until > other_until or (until == other_until and flat < other)
+
+
+@njit(cache=True)
+def _worth(num_experts, num_layers, rule, ints, floats, turns, scalars, held):  # type: ignore[no-untyped-def]
+    """What it is worth to keep each expert held, [slots]: each rule's `worth`, with the rule chosen once for all."""
+    worth = np.empty(held.shape[0], dtype=np.float64)
+    if rule == 0:
+        for place in range(held.shape[0]):
+            worth[place] = ints[_LAST_VISIT, held[place]]
+    elif rule == 1:
+        for place in range(held.shape[0]):
+            worth[place] = ints[_FREQUENCY, held[place]]
+    elif rule == 2:
+        for place in range(held.shape[0]):
+            worth[place] = floats[_SCORE, held[place]]
+    elif rule == 3:
+        for place in range(held.shape[0]):
+            age = scalars[_TIME] + 1 - ints[_LAST_VISIT, held[place]]
+            worth[place] = ints[_FREQUENCY, held[place]] / age
+    elif rule == 4:
+        for place in range(held.shape[0]):
+            until = (held[place] // num_experts - scalars[_LAST_LAYER] - 1) % num_layers
+            is_fresh = ints[_LAST_PASS, held[place]] == scalars[_PASS]
+            worth[place] = is_fresh * num_layers + (num_layers - 1 - until)
+    elif rule == 5:
+        for place in range(held.shape[0]):
+            turn, last = turns[held[place] // num_experts], ints[_LAST_TURN, held[place]]
+            worth[place] = turn - ((last if last >= 0 else turn) + floats[_INTERVAL, held[place]])
+    elif rule == 6:
+        for place in range(held.shape[0]):
+            worth[place] = floats[_EXPECTED, held[place]] * ints[_FREQUENCY, held[place]]
+    else:
+        for place in range(held.shape[0]):
+            worth[place] = -float(ints[_NEXT_USE, held[place]])
+    return worth
+
+
+@njit(cache=True)
+def _visit(layer, num_experts, experts, rule, ints, floats, turns, scalars):  # type: ignore[no-untyped-def]
+    base = layer * num_experts
+    scalars[_TIME] += 1
+    turns[layer] += 1
+    scalars[_PASS] += layer <= scalars[_LAST_LAYER]
+    scalars[_LAST_LAYER] = layer
+    if rule == 2:
+        for expert in range(num_experts):
+            floats[_SCORE, base + expert] *= DECAY
+    for expert in experts:
+        flat = base + expert
+        ints[_FREQUENCY, flat] += 1
+        ints[_LAST_VISIT, flat] = scalars[_TIME]
+        ints[_LAST_PASS, flat] = scalars[_PASS]
+        floats[_SCORE, flat] += 1.0
+        if ints[_LAST_TURN, flat] >= 0:
+            newest = turns[layer] - ints[_LAST_TURN, flat]
+            floats[_INTERVAL, flat] += NEWEST_SHARE * (newest - floats[_INTERVAL, flat])
+        ints[_LAST_TURN, flat] = turns[layer]

@@ -1,0 +1,92 @@
+"""A routing trace as layer events: what every iteration demands at every layer, as unions over its rows (DESIGN 4)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from finemoe.traces import RoutingTrace
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """Consecutive iterations of a trace.
+
+    Attributes:
+        rows: the trace rows they cover. starts: [n + 1] first row of each iteration, counted from the first of them, and the end.
+        requests: [n] the request of each. is_prefill: [n].
+    """
+
+    rows: slice
+    starts: np.ndarray
+    requests: np.ndarray
+    is_prefill: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Iterations]:
+    """The trace's iterations in order, in blocks of about `block_rows` rows (an iteration is never split)."""
+    owners = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
+    is_first = np.ones(trace.num_rows, dtype=np.bool_)
+    is_first[1:] = (np.diff(owners) != 0) | (np.diff(trace.step) != 0)
+    firsts = np.append(np.flatnonzero(is_first), trace.num_rows)
+    begin = 0
+    while begin < len(firsts) - 1:
+        end = max(begin + 1, int(np.searchsorted(firsts, firsts[begin] + block_rows, side="right")) - 1)
+        bounds = firsts[begin : end + 1]
+        is_prefill = trace.phase[bounds[:-1]] == 0
+        yield Iterations(slice(int(bounds[0]), int(bounds[-1])), bounds - bounds[0], owners[bounds[:-1]], is_prefill)
+        begin = end
+
+
+def demanded_sets(trace: RoutingTrace, block: Iterations) -> tuple[np.ndarray, np.ndarray]:
+    """What every event of a block demands, iteration by iteration and layer by layer.
+
+    Returns:
+        begins [n·L + 1] and demanded: ascending expert ids, those of event e at demanded[begins[e]:begins[e + 1]].
+    """
+    num_layers, num_experts = trace.num_layers, trace.num_experts
+    ids = trace.expert_ids[block.rows].astype(np.int64)
+    owners = np.repeat(np.arange(len(block)), np.diff(block.starts))
+    if len(owners) == len(block):  # one row an iteration, as in decode: its experts are the set
+        demanded = np.sort(ids.reshape(-1, ids.shape[2]), axis=1)
+        return np.arange(len(demanded) + 1) * ids.shape[2], demanded.reshape(-1)
+    events = owners[:, None] * num_layers + np.arange(num_layers)[None]
+    keys = np.unique(events[:, :, None] * num_experts + ids)
+    counts = np.bincount(keys // num_experts, minlength=len(block) * num_layers)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), keys % num_experts
+
+
+NEVER = np.iinfo(np.int64).max
+
+
+class FutureUses:
+    """When every expert is demanded next, from the end of a trace to its beginning, block by block.
+
+    Args:
+        num_layers, num_experts: L, J.
+    """
+
+    def __init__(self, num_layers: int, num_experts: int) -> None:
+        self._num_layers, self._num_experts = num_layers, num_experts
+        self._next = np.full(num_layers * num_experts, NEVER, dtype=np.int64)
+
+    def before(self, begins: np.ndarray, demanded: np.ndarray, first_event: int) -> np.ndarray:
+        """For each demanded expert of a block's events, the number of the next event that demands it, or NEVER.
+
+        Args:
+            begins, demanded: of the block that comes before those seen so far. first_event: number of its first event.
+        """
+        events = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+        flat = (events % self._num_layers) * self._num_experts + demanded
+        order = np.argsort(flat, kind="stable")
+        ordered = flat[order]
+        is_last = np.append(ordered[1:] != ordered[:-1], True)
+        following = np.empty(len(flat), dtype=np.int64)
+        following[order[is_last]] = self._next[ordered[is_last]]
+        following[order[:-1][~is_last[:-1]]] = events[order[1:][~is_last[:-1]]] + first_event
+        is_first = np.insert(is_last[:-1], 0, True)
+        self._next[ordered[is_first]] = events[order[is_first]] + first_event
+        return following

@@ -1,0 +1,73 @@
+"""What a policy predicts over a block of iterations: the form in which the compiled cache takes it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finemoe.policies.base import Prefetch
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a block, n of them, in any order.
+
+    Attributes:
+        moments: [n] when each comes to be known; 2e is before the demand of event e, 2e + 1 after its gate.
+        layers: [n] the layer predicted. rows: [n, J] the distribution (maximum over an iteration's rows).
+        selected: [n, J] the experts prefetched.
+    """
+
+    moments: np.ndarray
+    layers: np.ndarray
+    rows: np.ndarray
+    selected: np.ndarray
+
+    @classmethod
+    def none(cls, num_experts: int) -> "Predictions":
+        empty = np.zeros(0, dtype=np.int64)
+        return cls(empty, empty, np.zeros((0, num_experts), dtype=np.float32), np.zeros((0, num_experts), dtype=np.bool_))
+
+    @classmethod
+    def of(cls, parts: list["Predictions"], num_experts: int) -> "Predictions":
+        """Several predictions as one, ordered by moment and, within a moment, as they were given."""
+        if not parts:
+            return cls.none(num_experts)
+        moments = np.concatenate([part.moments for part in parts])
+        order = np.argsort(moments, kind="stable")
+        return cls(
+            moments[order],
+            np.concatenate([part.layers for part in parts])[order],
+            np.concatenate([part.rows for part in parts])[order],
+            np.concatenate([part.selected for part in parts])[order],
+        )
+
+    @classmethod
+    def answered(cls, moment: int, wanted: list[Prefetch], expected: np.ndarray) -> "Predictions":
+        """What a policy answered at a moment, with its `expected` as it is then."""
+        layers = np.array([prefetch.layer for prefetch in wanted], dtype=np.int64)
+        selected = np.zeros((len(wanted), expected.shape[1]), dtype=np.bool_)
+        for mask, prefetch in zip(selected, wanted, strict=True):
+            mask[prefetch.experts] = True
+        return cls(np.full(len(wanted), moment), layers, expected[layers].copy(), selected)
+
+    def arrays(self, num_events: int, num_layers: int) -> tuple[np.ndarray, ...]:
+        """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in cache.compiled.Events.
+
+        Prefetches of a moment are ordered by p / (layer - current layer), equal ones as they were asked for (section 4.5).
+        """
+        num_moments = 2 * num_events
+        updates = np.bincount(self.moments, minlength=num_moments)
+        owners, experts = np.nonzero(self.selected)
+        moments, layers = self.moments[owners], self.layers[owners]
+        current = np.where(moments % 2 == 1, moments // 2 % num_layers, -1)
+        priorities = self.rows[owners, experts].astype(np.float64) / np.maximum(layers - current, 1)
+        order = np.lexsort((-priorities, moments))
+        loads = np.bincount(moments, minlength=num_moments)
+        return (
+            np.concatenate([[0], np.cumsum(updates)]).astype(np.int64),
+            self.layers,
+            np.arange(len(self.layers)),
+            self.rows,
+            np.concatenate([[0], np.cumsum(loads)]).astype(np.int64),
+            (layers * self.rows.shape[1] + experts)[order],
+        )

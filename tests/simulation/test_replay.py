@@ -1,0 +1,166 @@
+"""`finemoe.replay`: golden counts, invariants, agreement with the live engine, and with numbers computed elsewhere."""
+
+from functools import cache as memoised
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import finemoe
+from finemoe.analysis.gpt_oss import load_gpt_oss, sample_path
+from finemoe.cache.compiled import RULE_CODES
+from finemoe.errors import FinemoeError
+from finemoe.traces import RoutingTrace
+from tests.runtime.models import build
+from tests.runtime.test_lossless import WordTokenizer
+
+CAUSAL = sorted(set(RULE_CODES) - {"belady"})
+
+
+def small_trace(seed: int = 0, rows: int = 60, layers: int = 3, experts: int = 6, top_k: int = 2) -> RoutingTrace:
+    """Routing with habits: every request prefers some experts."""
+    rng = np.random.default_rng(seed)
+    taste = rng.dirichlet(np.full(experts, 0.5), size=(3, layers))
+    picks = [[rng.choice(experts, top_k, replace=False, p=taste[row * 3 // rows, layer] * 0.9 + 0.1 / experts) for layer in
+              range(layers)] for row in range(rows)]  # fmt: skip
+    probs = rng.dirichlet(np.ones(top_k), size=(rows, layers))
+    return RoutingTrace.from_topk(np.array(picks), probs, [0, rows // 3, 2 * rows // 3, rows], experts)
+
+
+@pytest.mark.parametrize("rule", sorted(RULE_CODES))
+def test_counts_add_up(rule):
+    trace = small_trace()
+    report = finemoe.replay(trace, "on-demand", 0.4, eviction=rule, expert_bytes=10)
+    assert report.accesses == report.hits + report.misses == 60 * 3 * 2
+    assert report.demand_bytes == 10 * report.misses
+    assert (report.prefetched_bytes, report.wasted_bytes, report.late) == (0, 0, 0)
+    assert sum(report.layer_hits) == report.hits == sum(request.hits for request in report.requests)
+    assert sum(request.demand_bytes for request in report.requests) == report.demand_bytes
+    assert [request.num_decode_steps for request in report.requests] == [20, 20, 20]
+
+
+def test_golden_counts_of_every_rule():
+    """Literal hits on one small trace at 7 of 18 slots: a changed rule changes one of them."""
+    trace = small_trace(seed=5)
+    found = {rule: finemoe.replay(trace, "on-demand", 7 / 18, eviction=rule).hits for rule in sorted(RULE_CODES)}
+    assert found == GOLDEN
+
+
+GOLDEN = {
+    "belady": 252,
+    "finemoe": 196,
+    "least-stale": 204,
+    "least-stale-interval": 169,
+    "lfru": 198,
+    "lfu": 196,
+    "lfu-aged": 192,
+    "lru": 187,
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.06, 1.0))
+def test_belady_is_above_every_causal_rule(seed, share):
+    trace = small_trace(seed)
+    best = finemoe.replay(trace, "on-demand", share, eviction="belady").hits
+    assert all(finemoe.replay(trace, "on-demand", share, eviction=rule).hits <= best for rule in CAUSAL)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_belady_is_optimal_where_brute_force_can_tell(seed):
+    """One layer, one expert a token: the fewest misses over every possible choice of victims."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 4, size=(9, 1, 1))
+    trace = RoutingTrace.from_topk(ids, np.ones((9, 1, 1)), [0, 9], 4)
+    sequence = tuple(ids[:, 0, 0].tolist())
+
+    @memoised
+    def fewest(position: int, held: frozenset) -> int:
+        if position == len(sequence):
+            return 0
+        wanted = sequence[position]
+        if wanted in held:
+            return fewest(position + 1, held)
+        options = [held] if len(held) < 2 else [held - {victim} for victim in held]
+        return 1 + min(fewest(position + 1, option | {wanted}) for option in options)
+
+    assert finemoe.replay(trace, "on-demand", 0.5, eviction="belady").misses == fewest(0, frozenset())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_lru_has_the_inclusion_property(seed):
+    trace = small_trace(seed)
+    hits = [finemoe.replay(trace, "on-demand", slots / 18, eviction="lru").hits for slots in range(2, 19)]
+    assert hits == sorted(hits)
+
+
+def test_everything_fits_or_nearly_nothing():
+    trace = small_trace()
+    everything = finemoe.replay(trace, "on-demand", 1.0)
+    distinct = len(np.unique(trace.expert_ids.astype(int) + 6 * np.arange(3)[None, :, None]))
+    assert everything.misses == distinct
+    one = finemoe.replay(trace, "on-demand", 1 / 18)
+    assert one.hits <= 60 * 3  # at most the one expert that is there
+
+
+@pytest.mark.parametrize(("policy", "rule"), list(product(["on-demand", "finemoe"], ["lru", "lfu", "finemoe", "lfu-aged"])))
+@pytest.mark.parametrize("with_history", [False, True])
+def test_live_and_replay_agree(policy, rule, with_history):
+    """The same routing through the engine (in line, instant link) and the replay: the same hits and misses at every layer."""
+    model, tokenizer = build("qwen2_moe"), WordTokenizer()
+    prompts = ["hello there", "some more words", "x"]
+    options = {"tokenizer": tokenizer, "max_new_tokens": 6, "min_new_tokens": 6}
+    history = finemoe.record(model, ["another one", "words"], **options) if with_history else None
+    trace = finemoe.record(model, prompts, **options)
+    with finemoe.offload(model, 0.3, policy, eviction=rule, history=history, asynchronous=False) as engine, torch.no_grad():
+        for prompt in prompts:
+            inputs = tokenizer([prompt], return_tensors="pt", padding=False)
+            model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        live = engine.report()
+        record_bytes = engine.records.record_bytes
+    replayed = finemoe.replay(trace, policy, 0.3, eviction=rule, history=history, expert_bytes=record_bytes)
+    names = ["layer_hits", "layer_misses", "prefetched_bytes", "demand_bytes", "wasted_bytes", "useful_bytes"]
+    assert {name: getattr(live, name) for name in names} == {name: getattr(replayed, name) for name in names}
+    assert [request.hits for request in live.requests] == [request.hits for request in replayed.requests]
+    if policy == "finemoe":
+        assert live.recall_at_k == pytest.approx(replayed.recall_at_k, nan_ok=True)
+
+
+@pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here")
+@pytest.mark.parametrize(
+    ("share", "lru", "lfu", "belady"), [(0.25, 0.608, 0.486, 0.823), (0.5, 0.906, 0.795, 0.965)], ids=["quarter", "half"]
+)
+def test_hit_rates_computed_elsewhere_on_gpt_oss(share, lru, lfu, belady):
+    """All 369 requests in file order, one cold cache at the start (the cross-check of DESIGN 4)."""
+    trace = load_gpt_oss(sample_path())
+    found = [finemoe.replay(trace, "on-demand", share, eviction=rule).hit_rate for rule in ("lru", "lfu", "belady")]
+    assert found == pytest.approx([lru, lfu, belady], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "magic"}, "unknown policy 'magic'"),
+        ({"eviction": "mru"}, "unknown eviction rule 'mru'; known: belady"),
+        ({"expert_memory": 1}, "bytes need expert_bytes; write 1.0 for all experts"),
+        ({"expert_memory": 1.5}, r"must lie in \(0, 1\]"),
+        ({"expert_memory": "6GiB"}, "bytes need expert_bytes"),
+        ({"expert_memory": 5, "expert_bytes": 10}, "one expert takes 10"),
+        ({"expert_memory": True}, "must be a share"),
+        ({"hardware": "6x-rtx3090"}, "instant link only"),
+        ({"prefetch_distance": 9}, "prefetch_distance is 9, must lie in 1..3"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(FinemoeError, match=message):
+        finemoe.replay(small_trace(), **options)
+
+
+def test_the_future_is_for_replay_only():
+    with pytest.raises(FinemoeError, match="must know the future"):
+        finemoe.offload(build("mixtral"), 0.5, eviction="belady")
