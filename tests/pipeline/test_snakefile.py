@@ -41,7 +41,9 @@ def test_a_typo_in_the_configuration_is_one_clear_line(tmp_path):
 
 
 def test_a_missing_model_names_the_file():
-    done = snakemake("--dry-run", "--forceall", "--config", "miniatures=results/nowhere")
+    # Results of their own: where results exist already, Snakemake does not ask for what they were made from.
+    folders = ["miniatures=results/nowhere", "results=results/never", "figures=figures/never"]
+    done = snakemake("--dry-run", "--forceall", "--config", *folders)
     assert done.returncode == 1
     assert "results/nowhere/mixtral-mini" in done.stdout
     assert "Traceback" not in done.stdout
