@@ -264,12 +264,17 @@ class Lease:
             self._free_a_slot(expert)
         self._missing.remove(expert)
 
+    def _is_other_load_under_way(self) -> bool:
+        return bool(np.count_nonzero(self._memory.cache.state == LOADING) > len(self._loads))
+
     def _free_a_slot(self, expert: int) -> None:
         """Nothing may go: wait for a prefetch in flight to end; without one, give up the hit that is needed last."""
         memory = self._memory
         with memory.changed:
-            if np.count_nonzero(memory.cache.state == LOADING) > len(self._loads):
-                memory.changed.wait_for(lambda: memory.error is not None or len(memory.cache.evictable()) > 0)
+            if self._is_other_load_under_way():
+                memory.changed.wait_for(
+                    lambda: memory.error is not None or len(memory.cache.evictable()) > 0 or not self._is_other_load_under_way()
+                )
             else:
                 ahead = self._experts[(self._experts > expert) & (memory.cache.state[self._layer, self._experts] == RESIDENT)]
                 memory.cache.release(self._layer, ahead[-1:])

@@ -53,10 +53,10 @@ class Observer:
             handle.remove()
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._listener.on_forward_start()
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         self._mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         self._past_tokens = None if past is None else int(past.get_seq_length())
-        self._listener.on_forward_start()
 
     def _after_embedding(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         num_tokens = output.shape[1] if output.ndim == 3 else output.shape[0]

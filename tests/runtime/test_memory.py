@@ -188,3 +188,15 @@ def test_a_failing_link_is_raised_at_once_in_the_caller(fixture):
     f.memory._worker.join(10)
     with pytest.raises(EngineError, match="prefetch worker failed: cable cut"):
         f.memory.demand(1, np.array([0]))
+
+
+def test_a_late_prefetch_of_the_running_layer_in_a_full_cache_does_not_hang(fixture):
+    """One slot, filled by a prefetch still under way for an expert that is demanded after one that is missing."""
+    f = fixture(slots=1)
+    f.link.held = 4 + 2
+    f.post((1, 2, 0.9))
+    assert f.link.started.wait(10)
+    lease = f.memory.demand(1, np.array([0, 2]))
+    threading.Timer(0.05, f.link.go_on.set).start()
+    f.link.held = None
+    assert [int(lease.weights(expert)["w"][0]) for expert in (0, 2)] == [4, 6]
