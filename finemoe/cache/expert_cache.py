@@ -78,9 +78,10 @@ class ExpertCache:
         return self.num_slots - len(self._free_slots)
 
     @property
-    def num_unused(self) -> int:
-        """Prefetched experts that hold a slot and were not demanded so far."""
-        return int(np.count_nonzero(self._undemanded))
+    def num_unused(self) -> np.ndarray:
+        """Prefetched experts that hold a slot and were not demanded so far, by layer, [L]."""
+        counts: np.ndarray = self._undemanded.sum(axis=1)
+        return counts
 
     def start_iteration(self) -> None:
         """A new iteration: no layer runs, and no prefetch of an earlier one is awaited any more."""

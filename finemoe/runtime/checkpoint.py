@@ -162,8 +162,10 @@ def load_together(values: dict[str, torch.Tensor], layers: Sequence[MoELayer], r
     """Put whole fused parameters, by their full names, into the records of their layers."""
     for layer in layers:
         names = {name: f"{layer.name}.{name}" for name in layer.expert_parameters()}
-        lacking = [full for full in names.values() if full not in values]
-        if lacking:
-            raise FinemoeError(f"the checkpoint lacks {lacking[0]}; fetch it again, or check that it is this model's")
+        for name, parameter in layer.expert_parameters().items():
+            found = values.get(names[name])
+            if found is None or found.shape != parameter.shape:
+                what = "lacks" if found is None else f"has shape {tuple(found.shape)}, not {tuple(parameter.shape)}, for"
+                raise FinemoeError(f"the checkpoint {what} {names[name]}; fetch it again, or check that it is this model's")
         for expert in range(layer.num_experts):
             records.write(layer.index, expert, {name: values[full][expert] for name, full in names.items()})

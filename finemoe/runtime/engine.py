@@ -35,9 +35,14 @@ from finemoe.runtime.observer import Observer
 from finemoe.runtime.options import EngineOptions, num_slots
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.records import RecordLayout
-from finemoe.runtime.takeover import Takeover
+from finemoe.runtime.takeover import Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
+
+_ONE_THREAD = (
+    "another thread is inside this model's forward; an engine serves one thread at a time: "
+    "take turns, or give each thread a model and an engine of its own"
+)
 
 
 class Engine:
@@ -62,7 +67,7 @@ class Engine:
         self._timeline = Timeline()
         self._undo = ExitStack()
         if records is not None:
-            self._undo.callback(self._refuse_runs)
+            self._undo.callback(self._refuse_runs, layers)
         try:
             self._attach(records)
         except BaseException:
@@ -70,8 +75,9 @@ class Engine:
             raise
         self._mutex = threading.Lock()
         self._thread: int | None = None  # who is inside the model's forward
+        self._layer_thread: int | None = None  # who called the experts last
         self._iteration, self._layer = 0, -1
-        self._is_open = self._is_prefill = self._is_publishing = self._is_in_layer = False
+        self._is_open = self._is_prefill = self._is_publishing = self._is_moving = False
         self._begin_s = 0.0
         self._rows: np.ndarray | None = None
         self._router_output: Any = None
@@ -110,6 +116,7 @@ class Engine:
             memories.append(memory)
         self._memories = DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, home)
         self._matcher = Matcher(self.policy, self._post, self._timeline, options.asynchronous and self.policy.needs_context)
+        self._undo.callback(self._memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.callback(self._matcher.close)
         for layer in self._layers:
             self._undo.callback(seam.connect(layer.experts, self._layer_function(layer)))
@@ -119,13 +126,14 @@ class Engine:
     def report(self) -> Report:
         """The counters so far, after the matcher has handled what was published."""
         self._matcher.flush()
-        num_unused = sum(memory.cache.num_unused for memory in self._memories.memories)
-        unused_bytes = num_unused * self.records.record_bytes
+        unused_bytes = sum(memory.unused_bytes for memory in self._memories.memories)
         return Report.of(self._counters, self._options.policy, self.eviction, self.expert_memory_bytes, unused_bytes)
 
     def preload(self) -> None:
         """Fill the free slots before the first request, with what the policy expects most; all of the model where it fits."""
-        self._memories.preload(self.policy.expected)
+        self._recover()
+        with self._moving():
+            self._memories.preload(self.policy.expected)
 
     def reset_counters(self) -> None:
         """Start counting anew; cache and policy keep their state."""
@@ -145,7 +153,11 @@ class Engine:
         if not self._is_closed:
             self._is_closed = True
             atexit.unregister(self._at_exit)
-            self._undo.close()
+            try:
+                self._undo.close()
+            except BaseException:
+                self._refuse_runs([layer for layer in self._layers if is_empty(layer)])
+                raise
 
     def __enter__(self) -> "Engine":
         return self
@@ -162,10 +174,7 @@ class Engine:
         me = threading.get_ident()
         with self._mutex:
             if self._thread not in (None, me) and _is_inside(self._thread, self._model):
-                raise EngineError(
-                    "another thread is inside this model's forward; an engine serves one thread at a time: "
-                    "take turns, or give each thread a model and an engine of its own"
-                )
+                raise EngineError(_ONE_THREAD)
             self._thread = me
         self._recover()
         self._raise_failures()
@@ -175,6 +184,7 @@ class Engine:
         """The embedding layer has run: a new iteration (called by the observer)."""
         if self._is_open and self._layer < 0:
             return  # an embedding layer that is used twice before the first MoE layer
+        self._require_turn()
         self._recover()
         self._end_publishing()
         self._raise_failures()
@@ -188,8 +198,10 @@ class Engine:
         # With everything resident there is nothing to prefetch, so nothing is searched.
         self._is_publishing = self.policy.needs_context and not self._memories.is_all_resident
         self._memories.start_iteration(self._iteration)
-        if self._is_publishing and not self._matcher.publish_start(self._iteration, embeddings, is_prefill, self._rows):
-            self._counters.skipped_iterations += 1
+        if self._is_publishing:
+            with self._moving():
+                is_seen = self._matcher.publish_start(self._iteration, embeddings, is_prefill, self._rows)
+            self._counters.skipped_iterations += not is_seen
 
     def on_router(self, layer: int, output: Any) -> None:
         """A router has run (called by the observer)."""
@@ -211,9 +223,9 @@ class Engine:
             durations_s.append(time.perf_counter() - self._begin_s)
             self._timeline.add("compute", f"iteration {self._iteration}", self._begin_s)
 
-    def _refuse_runs(self) -> None:
-        """A model that never held its experts has none once its engine is closed."""
-        for layer in self._layers:
+    def _refuse_runs(self, layers: list[MoELayer]) -> None:
+        """Layers without experts once the engine is closed: never held (load), or lost with what should have restored them."""
+        for layer in layers:
             seam.connect(layer.experts, _refuse_run)
 
     def _layer_function(self, layer: MoELayer) -> seam.LayerFunction:
@@ -242,13 +254,21 @@ class Engine:
                 "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
             )
         self._raise_failures()
+        self._require_turn()
+        self._layer_thread = threading.get_ident()
         if layer <= self._layer or not self._is_open:  # a forward that did not pass the embedding layer
             self._layer = -1
             self._is_open = False
             self.on_start(None, hidden_states.shape[0] > 1, None)
         self._layer = layer
-        self._is_in_layer = True
+        self._is_moving = True
         self._layer_begin_s = time.perf_counter()
+
+    def _require_turn(self) -> None:
+        """Inner modules may be called directly, past the model's own forward: then the layers tell who is at work."""
+        is_mine = self._layer_thread in (None, threading.get_ident())
+        if self._is_moving and not is_mine and _is_inside(self._layer_thread, self._layers[self._layer].experts):
+            raise EngineError(_ONE_THREAD)
 
     def _open_source(
         self, layer: MoELayer, selected: np.ndarray, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -256,7 +276,7 @@ class Engine:
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         index = layer.index
         if self._memories.is_all_resident and not self._is_publishing:
-            self._counters.hits[index] += len(set(selected.ravel().tolist()))
+            self._counters.hits[index] += len(set(selected.ravel().tolist()) - {layer.num_experts})
             return _Resident(self._memories.resident_weights(index))
         demanded = np.unique(selected)
         demanded = demanded[demanded < layer.num_experts]  # expert parallelism marks foreign experts with J
@@ -273,14 +293,21 @@ class Engine:
         return leases
 
     def _leave_layer(self, layer: int) -> None:
-        self._is_in_layer = False
+        self._is_moving = False
         self._has_run[layer] = True
         self._timeline.add("compute", f"layer {layer}", self._layer_begin_s)
 
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Loads in the calling thread: if they break off, the next use recovers as after a layer that broke off."""
+        self._is_moving = True
+        yield
+        self._is_moving = False
+
     def _recover(self) -> None:
-        """After a forward that broke off inside a layer (an interrupt, an error) start from an empty cache."""
-        if self._is_in_layer:
-            self._is_in_layer = self._is_open = self._is_publishing = False
+        """After something that broke off while experts were moved (an interrupt, an error) start from an empty cache."""
+        if self._is_moving:
+            self._is_moving = self._is_open = self._is_publishing = False
             self._matcher.forget()
             self._memories.reset()
 

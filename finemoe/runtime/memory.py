@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from finemoe.cache.expert_cache import ABSENT, LOADING, RESIDENT, Access, ExpertCache
+from finemoe.cache.expert_cache import ABSENT, LOADING, RESIDENT, Access, Admission, ExpertCache
 from finemoe.errors import EngineError
 from finemoe.maps.selection import prefetch_priority
 from finemoe.policies.base import Prefetch
@@ -46,7 +46,8 @@ class ExpertMemory:
         self.counters, self.timeline, self.name = counters, timeline, name
         self.changed = threading.Condition()
         self._pending: dict[tuple[int, int], float] = {}
-        self.fences: dict[int, object | None] = {}
+        # The slots may still be being cleared: the first copies wait for that, as later ones for what read the slot last.
+        self.fences: dict[int, object | None] = dict.fromkeys(range(cache.num_slots), link.fence())
         self._iteration, self.layer = 0, -1
         self.num_demanding = 0
         self.error: BaseException | None = None
@@ -95,6 +96,17 @@ class ExpertMemory:
         """Access a layer's demanded set and start loading what is missing; experts [n] ascending."""
         return Lease(self, layer, experts)
 
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of prefetched experts that hold a slot and were not demanded so far."""
+        counts = self.cache.num_unused.tolist()
+        return sum(count * layout.nbytes for count, layout in zip(counts, self.records.layouts, strict=True))
+
+    def wasted_by(self, admission: Admission) -> int:
+        """Bytes of the expert that made room, if it had been prefetched in vain."""
+        layer = admission.evicted // self.cache.state.shape[1]
+        return self.records.layouts[layer].nbytes if admission.wasted else 0
+
     def check(self) -> None:
         """Raise what the worker failed with, in the caller."""
         if self.error is not None:
@@ -105,8 +117,10 @@ class ExpertMemory:
         with self.changed:
             self._pending.clear()
             self.num_demanding = 0
+            self._is_copying = self._is_copying and self._worker is not None  # in line, it was the caller who broke off
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.error is not None or not self._is_copying)
+            self.counters.wasted_bytes += self.unused_bytes
             fence = self.link.fence()
             self.fences = dict.fromkeys(range(self.cache.num_slots), fence)
             self.cache.reset()
@@ -119,6 +133,7 @@ class ExpertMemory:
             self.changed.notify_all()
         if self._worker:
             self._worker.join()
+        self.pool.close()
 
     def _work(self) -> None:
         try:
@@ -146,7 +161,7 @@ class ExpertMemory:
             if admission is None:
                 return True
             self._is_copying = True
-            self.counters.prefetched(self.records.layouts[layer].nbytes, self.records.record_bytes if admission.wasted else 0)
+            self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
         begin_s = time.perf_counter()
         self._copy_in_chunks(layer, expert, admission.slot)
         with self.changed:
@@ -228,7 +243,7 @@ class Lease:
             admission = memory.cache.admit(layer, expert, prefetched=False)
             if admission is None:
                 return False
-            memory.counters.demanded(memory.records.layouts[layer].nbytes, memory.records.record_bytes if admission.wasted else 0)
+            memory.counters.demanded(memory.records.layouts[layer].nbytes, memory.wasted_by(admission))
             fence = memory.fences.get(admission.slot)
         begin_s = time.perf_counter()
         record, slot = memory.records.record(layer, expert), memory.pool.bytes_of(layer, admission.slot)

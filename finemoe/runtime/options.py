@@ -97,7 +97,12 @@ def device_list(devices: Any) -> tuple[torch.device, ...]:
         devices = [devices]
     if not isinstance(devices, Sequence) or not devices:
         raise FinemoeError(f"devices must be a device, a list of devices, or how many, not {devices!r}")
-    return tuple(_device(device) for device in devices)
+    found = tuple(_device(device) for device in devices)
+    if len({device.type for device in found}) > 1:
+        raise FinemoeError(
+            f"devices {[str(device) for device in found]} are of different kinds; experts are shared among one kind"
+        )
+    return found
 
 
 def _first_devices(count: int) -> tuple[torch.device, ...]:

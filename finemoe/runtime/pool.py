@@ -29,6 +29,12 @@ class SlotPool:
         views: dict[RecordLayout, dict[int, dict[str, torch.Tensor]]] = {layout: {} for layout in layouts}
         self._views = [views[layout] for layout in layouts]  # layers of equal layouts share theirs
 
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        for views in self._views:
+            views.clear()
+
     def bytes_of(self, layer: int, slot: int) -> torch.Tensor:
         """The part of a slot that a record of this layer fills, uint8."""
         return self._bytes[slot, : self._layouts[layer].nbytes]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -97,19 +98,32 @@ class Skeleton:
         shards.close()
 
     def _read_rest(self, checkpoint: Checkpoint, targets: set[str]) -> None:
-        tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+        self._untie(targets)
+        tensors = dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()])
+        missing = set(self.model.state_dict())
         kept = _kept_in_fp32(self.model, self._dtype)
         loaded: set[int] = set()
         for target in sorted(targets):
             for name, value in checkpoint.whole(target).items():
                 tensor = tensors[name]
+                if value.shape != tensor.shape:
+                    shapes = f"{tuple(value.shape)}, the model's configuration {tuple(tensor.shape)}"
+                    raise FinemoeError(f"{self._folder}: the checkpoint has {name} of shape {shapes}")
                 dtype = torch.float32 if kept is not None and kept.search(name) else tensor.dtype
                 tensor.data = value.to(dtype, copy=True)
                 tensor._is_hf_initialized = True
                 loaded.add(id(tensor))
-        self.model.tie_weights()
+                missing.discard(name)
+        self.model.tie_weights(missing_keys=missing, recompute_mapping=False)
         self._require_all(loaded)
         self._initialize_buffers()
+
+    def _untie(self, targets: set[str]) -> None:
+        """A weight that the model shares but the checkpoint holds is read as its own; Transformers then ties what is equal."""
+        for name in targets & set(self.model.all_tied_weights_keys):
+            module, _, attribute = name.rpartition(".")
+            shared = self.model.get_parameter(name)
+            setattr(self.model.get_submodule(module), attribute, nn.Parameter(torch.empty_like(shared)))
 
     def _initialize_buffers(self) -> None:
         """Values that no checkpoint holds (buffers that are not saved) are what Transformers initialises them to."""

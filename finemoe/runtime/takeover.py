@@ -20,6 +20,11 @@ def empty(layer: MoELayer, device: torch.device) -> None:
         parameter.data = torch.full((), float("nan"), dtype=parameter.dtype, device=device).expand(parameter.shape)
 
 
+def is_empty(layer: MoELayer) -> bool:
+    """Whether a layer's expert parameters were left without memory."""
+    return all(parameter.untyped_storage().nbytes() < parameter.nbytes for parameter in layer.expert_parameters().values())
+
+
 class Takeover:
     """Moves a model's experts into a record store and the rest of it to a device; `undo` is the inverse.
 
@@ -46,12 +51,18 @@ class Takeover:
             raise
 
     def undo(self) -> None:
-        """Restore every parameter's data and device."""
+        """Restore every parameter's data and device; what cannot be restored stays empty (NaN) and is raised at the end."""
+        failure: Exception | None = None
         for layer, device in self._taken:
-            _restore(layer, self._records, device)
+            try:
+                _restore(layer, self._records, device)
+            except Exception as error:
+                failure = failure or error
         for tensor, device in self._homes:
             tensor.data = tensor.data.to(device)
         self._taken, self._homes = [], []
+        if failure is not None:
+            raise failure
 
     def _take(self, layer: MoELayer) -> None:
         parameters = layer.expert_parameters()

@@ -193,7 +193,10 @@ class DiskFile:
         offsets = range(start, start + size, _READ_CHUNK_BYTES)
         try:
             counts = list(self._readers.map(self._read_part, parts, offsets))
-        except OSError as error:
+        except BaseException as error:
+            del self._buffers.bytes  # a part that is still being read must not end up in the next record
+            if not isinstance(error, OSError):
+                raise
             raise EngineError(f"reading an expert from disk failed: {error}") from error
         if sum(counts) != size:
             raise EngineError(f"reading an expert from disk gave {sum(counts)} of {size} bytes; the file was cut short")

@@ -71,7 +71,7 @@ class ForgetfulLink(NotedLink):
         return super().copy(record, slot, None)
 
 
-def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLink] = NotedLink) -> tuple[list[tuple], SlotPool]:
+def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLink] = NotedLink) -> tuple[list[tuple], int, int]:
     model, batch = build(family), padded_batch()
     with torch.no_grad():
         expected = model.generate(**batch, max_new_tokens=6, min_new_tokens=6)
@@ -87,16 +87,16 @@ def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLin
     monkeypatch.setattr(SlotPool, "weights", weights)
     with finemoe.offload(model, share, policy) as engine, torch.no_grad():
         assert torch.equal(model.generate(**batch, max_new_tokens=6, min_new_tokens=6), expected)
-        return list(notes.lines), engine._memories.memories[0].pool
+        slots = engine._memories.memories[0].pool._bytes
+        return list(notes.lines), slots.data_ptr(), slots.shape[1]
 
 
-def check(lines: list[tuple], pool: SlotPool) -> int:
+def check(lines: list[tuple], begin: int, slot_bytes: int) -> int:
     """Walk through the notes; returns how many reads were checked.
 
     Raises:
         AssertionError: the contract is broken.
     """
-    begin, slot_bytes = pool._bytes.data_ptr(), pool._bytes.shape[1]
     over, recorded_at, read_at = set(), {}, {}
     copies: dict[int, list] = {}
     num_reads = 0
@@ -123,21 +123,20 @@ def check(lines: list[tuple], pool: SlotPool) -> int:
 @pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contract_holds(monkeypatch, family, policy, share):
-    lines, pool = run(monkeypatch, family, policy, share)
-    assert check(lines, pool) > 50
+    assert check(*run(monkeypatch, family, policy, share)) > 50
 
 
 def test_the_check_notices_a_link_without_fences(monkeypatch):
-    lines, pool = run(monkeypatch, "mixtral", "on-demand", 0.2, ForgetfulLink)
+    noted = run(monkeypatch, "mixtral", "on-demand", 0.2, ForgetfulLink)
     with pytest.raises(AssertionError, match="without a fence"):
-        check(lines, pool)
+        check(*noted)
 
 
 def test_the_check_notices_a_missing_wait(monkeypatch):
-    lines, pool = run(monkeypatch, "mixtral", "on-demand", 0.2)
+    lines, begin, slot_bytes = run(monkeypatch, "mixtral", "on-demand", 0.2)
     without_waits = [line for line in lines if line[:2] != ("stream waits", "compute")]
     with pytest.raises(AssertionError, match="before its copy is over"):
-        check(without_waits, pool)
+        check(without_waits, begin, slot_bytes)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

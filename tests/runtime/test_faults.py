@@ -90,6 +90,8 @@ def test_a_disk_that_lost_the_experts(policy, fault):
     with pytest.raises(EngineError, match="disk"):
         engine.close()
     assert find_moe_layers(model)[0].experts.gate_up_proj.isnan().all(), "what cannot be given back is NaN, never wrong"
+    with pytest.raises(EngineError, match="engine that held this model's experts is closed"):
+        model.generate(**batch, **GENERATION)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")]
 
 
@@ -191,3 +193,75 @@ def test_absurd_options_are_refused(options, message):
         pytest.skip("there is a CUDA device here")
     with pytest.raises(FinemoeError, match=message):
         finemoe.offload(build("mixtral"), 0.5, **options)
+
+
+@pytest.mark.parametrize("where", ["record", "copy", "admit", "complete"])
+@pytest.mark.parametrize("at", [1, 5])
+def test_an_interrupted_preload_and_then_on(where, at, monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.5, "on-demand") as engine:
+        memory = engine._memories.memories[0]
+        holder = {"record": engine.records, "copy": memory.link}.get(where, memory.cache)
+        monkeypatch.setattr(holder, where, Interrupts(getattr(holder, where), at))
+        with pytest.raises(KeyboardInterrupt):
+            engine.preload()
+        monkeypatch.undo()
+        if at == 1:
+            engine.preload()
+        assert torch.equal(model.generate(**batch, **GENERATION), expected)
+        assert memory.cache.num_admitted - memory.cache.num_evicted == memory.cache.num_held
+
+
+@pytest.mark.parametrize("at", [1, 3, 9, 30])
+def test_an_interrupt_while_prefetching_in_line_and_then_again(at, monkeypatch):
+    """In line the caller itself loads what was predicted: before the first layer, and at the gates."""
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.2, asynchronous=False) as engine:
+        model.generate(**batch, **GENERATION)  # there is something to predict from
+        memory = engine._memories.memories[0]
+        monkeypatch.setattr(memory, "_copy_in_chunks", Interrupts(memory._copy_in_chunks, at))
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(**batch, **GENERATION)
+        monkeypatch.undo()
+        assert torch.equal(model.generate(**batch, **GENERATION), expected)
+        report = engine.report()
+    assert report.useful_bytes >= 0
+    assert report.prefetched_bytes == report.useful_bytes + report.wasted_bytes + report.unused_resident_bytes
+
+
+def test_an_inner_module_called_from_two_threads_is_refused(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    inside, go_on, found = threading.Event(), threading.Event(), {}
+    linear = lean.linear
+
+    def pause(*args):
+        if threading.current_thread().name == "first":
+            inside.set()
+            go_on.wait(10)
+        return linear(*args)
+
+    def first():
+        with torch.no_grad():
+            found["first"] = model.model(**batch).last_hidden_state
+
+    with torch.no_grad():
+        expected = model.model(**batch).last_hidden_state
+        with finemoe.offload(model, 0.3, "on-demand"):
+            monkeypatch.setattr(lean, "linear", pause)
+            thread = threading.Thread(target=first, name="first")
+            thread.start()
+            assert inside.wait(10)
+            with pytest.raises(EngineError, match="one thread at a time"):
+                model.model(**batch)
+            go_on.set()
+            thread.join(10)
+            assert torch.equal(found["first"], expected)
+            assert torch.equal(model.model(**batch).last_hidden_state, expected)
+
+
+def test_devices_of_different_kinds_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(FinemoeError, match="different kinds"):
+        finemoe.offload(build("mixtral"), 0.5, devices=["cpu", "cuda:0"])

@@ -86,3 +86,35 @@ def test_bad_checkpoints_are_named(tmp_path):
         finemoe.load(str(tmp_path), 0.5)
     with pytest.raises(FinemoeError, match="unknown dtype"):
         finemoe.load(str(tmp_path), 0.5, dtype="float7")
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_weights_that_the_configuration_ties_and_the_checkpoint_holds_apart(tmp_path, is_equal):
+    from safetensors.torch import load_file, save_file
+
+    model = build("mixtral")
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"] = head if is_equal else head + 0.1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager").eval()
+    loaded, engine = finemoe.load(str(tmp_path), 0.5)
+    with engine, torch.no_grad():
+        assert torch.equal(loaded(**padded_batch()).logits, reference(**padded_batch()).logits)
+
+
+@pytest.mark.parametrize("fault", ["lacks", "has shape"])
+def test_an_expert_weight_that_is_missing_or_of_another_shape(tmp_path, fault):
+    from safetensors.torch import load_file, save_file
+
+    build("mixtral").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in tensors if "layers.1." in name and ".w2." in name]:
+        tensors[name] = tensors.pop(name)[..., :-1].contiguous()
+        if fault == "lacks":
+            del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FinemoeError, match=rf"checkpoint {fault}.*layers\.1\..*down_proj"):
+        finemoe.load(str(tmp_path), 0.5)
