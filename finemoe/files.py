@@ -1,22 +1,25 @@
 """Files that are never half-written and never silently wrong.
 
 Arrays travel in safetensors (memory-mappable, no code execution) with one JSON header that names the kind of file, its
-version, and a checksum of every array; a reader refuses what it cannot vouch for in one line.
+version, and type, shape and checksum of every array, and has a checksum of its own; a reader refuses what it cannot vouch for
+in one line.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from finemoe.errors import FinemoeError
 
 _HEADER = "finemoe"
+_PIECE_BYTES = 1 << 20
 
 
 @contextmanager
@@ -51,43 +54,73 @@ def save_arrays(path: str | Path, kind: str, version: int, arrays: Mapping[str, 
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {
-        "kind": kind,
-        "version": version,
-        "checksums": {name: _checksum(array) for name, array in contiguous.items()},
-        "meta": meta,
-    }
+    described = {name: _description(array, [_bytes_of(array)]) for name, array in contiguous.items()}
+    header = json.dumps({"kind": kind, "version": version, "arrays": described, "meta": meta}, sort_keys=True)
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+        # One entry, since the library writes several in no fixed order.
+        save_file(contiguous, temporary, metadata={_HEADER: f"{_checksum([header.encode()])} {header}"})
 
 
 def load_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], Any]:
     """Read what `save_arrays` wrote.
 
+    Returns:
+        The arrays by name, and `meta`.
     Raises:
         FinemoeError: the file is missing, truncated, of another kind or version, or its content does not match its checksums.
     """
+    path = Path(path)
+    with _opened(path, kind, version) as (file, header):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file itself cannot be iterated
+    _verify(path, header, {name: _description(array, [_bytes_of(array)]) for name, array in arrays.items()})
+    return arrays, header["meta"]
+
+
+def map_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.memmap], Any]:
+    """As `load_arrays`, but the arrays are read-only maps into the file, for files larger than memory.
+
+    Checksums are computed from plain reads of bounded size, so that nothing is resident afterwards.
+    """
+    path = Path(path)
+    with _opened(path, kind, version) as (_, header), path.open("rb") as file:
+        arrays = {
+            name: np.memmap(file, known["dtype"], "r", start, tuple(known["shape"]))
+            for name, start in _starts(file).items()
+            if (known := header["arrays"].get(name))
+        }
+        found = {name: _description(array, _pieces(file, array.offset, array.nbytes)) for name, array in arrays.items()}
+    _verify(path, header, found)
+    return arrays, header["meta"]
+
+
+def release_pages(arrays: Iterable[np.ndarray]) -> None:
+    """Let go of the memory behind those arrays that `map_arrays` made; it comes back from the file when read again."""
+    for array in arrays:
+        if isinstance(array.base, mmap):
+            array.base.madvise(MADV_DONTNEED)
+
+
+@contextmanager
+def _opened(path: Path, kind: str, version: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The safetensors file and its header; what is wrong with the file while it is open becomes one line."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise FinemoeError(f"{path}: no such {kind} file; check the path or make it first")
     try:
         with safe_open(path, framework="numpy") as file:
-            header = _header(file.metadata(), path, kind, version)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file itself cannot be iterated
+            yield file, _header(file.metadata(), path, kind, version)
     except (SafetensorError, OSError) as error:
         raise FinemoeError(f"{path}: truncated or not a {kind} file ({error}); make it again") from error
-    for name, expected in header["checksums"].items():
-        if name not in arrays or _checksum(arrays[name]) != expected:
-            raise FinemoeError(f"{path}: array {name!r} does not match its checksum; the file is damaged, make it again")
-    return arrays, header["meta"]
 
 
 def _header(metadata: Mapping[str, str] | None, path: Path, kind: str, version: int) -> dict[str, Any]:
     if not metadata or _HEADER not in metadata:
         raise FinemoeError(f"{path}: a safetensors file, but not one written by finemoe; expected a {kind}")
-    header: dict[str, Any] = json.loads(metadata[_HEADER])
+    checksum, _, text = metadata[_HEADER].partition(" ")
+    if _checksum([text.encode()]) != checksum:
+        raise FinemoeError(f"{path}: its header is damaged or of another version of finemoe; make the file again")
+    header: dict[str, Any] = json.loads(text)
     if header["kind"] != kind:
         raise FinemoeError(f"{path}: holds a {header['kind']}, expected {kind}")
     if header["version"] != version:
@@ -95,7 +128,38 @@ def _header(metadata: Mapping[str, str] | None, path: Path, kind: str, version: 
     return header
 
 
-def _checksum(array: np.ndarray) -> str:
+def _starts(file: BinaryIO) -> dict[str, int]:
+    """Where each array begins in a safetensors file: after 8 bytes of length and as many bytes of JSON as they say."""
+    length = int.from_bytes(file.read(8), "little")
+    layout = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in layout.items() if name != "__metadata__"}
+
+
+def _verify(path: Path, header: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name, known in header["arrays"].items():
+        if found.get(name) != known:
+            raise FinemoeError(f"{path}: array {name!r} does not match its checksum; the file is damaged, make it again")
+
+
+def _description(array: np.ndarray, pieces: Iterable[Any]) -> dict[str, Any]:
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "checksum": _checksum(pieces)}
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
+
+
+def _pieces(file: BinaryIO, start: int, num_bytes: int) -> Iterator[bytes]:
+    file.seek(start)
+    while num_bytes > 0 and (piece := file.read(min(num_bytes, _PIECE_BYTES))):
+        yield piece
+        num_bytes -= len(piece)
+
+
+def _checksum(pieces: Iterable[Any]) -> str:
     from hashlib import blake2b
 
-    return blake2b(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, digest_size=16).hexdigest()
+    digest = blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.files import load_arrays, save_arrays
+from finemoe.files import load_arrays, map_arrays, release_pages, save_arrays
+from finemoe.trace_checks import ROW_ARRAYS, check_offsets, check_trace
 
 PREFILL = 0
 DECODE = 1
 _KIND = "routing-trace"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,10 @@ class RoutingTrace:
         tokens: [T] int32, the token fed in, or None.
         embedding_table: [U, h] float16, distinct semantic embeddings, or None.
         embedding_index: [T] int32, each row's embedding in the table, or None.
+        lookahead_strides: S numbers of layers, ascending from 1 or more: how far ahead routers were applied (DESIGN 2).
+        lookahead_ids: [T, S, L, M] unsigned ints; at [t, i, l] the M most probable experts, most probable first, that the norm
+            and gate of layer l + strides[i] give for row t's residual stream after layer l. Zero past the last layer. Or None.
+        lookahead_probs: [T, S, L, M] float16, that gate's softmax over all J at those experts, or None.
         request_ids: a name for each request.
         splits: "history" or "served" for each request, or empty.
         model: identity of the model that routed.
@@ -51,13 +56,15 @@ class RoutingTrace:
     tokens: np.ndarray | None = None
     embedding_table: np.ndarray | None = None
     embedding_index: np.ndarray | None = None
+    lookahead_strides: tuple[int, ...] = ()
+    lookahead_ids: np.ndarray | None = None
+    lookahead_probs: np.ndarray | None = None
     request_ids: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     model: str = ""
 
     def __post_init__(self) -> None:
-        _check_shapes(self)
-        _check_values(self)
+        check_trace(self)
 
     @classmethod
     def from_topk(
@@ -75,20 +82,23 @@ class RoutingTrace:
         Args:
             expert_ids: [T, L, K] ints. expert_probs: [T, L, K], summing to about 1 over K.
             offsets: [R + 1]. Without `step` and `phase`, every row is one decode step.
+        Raises:
+            FinemoeError: the arrays do not fit together, or hold values that no router gives; the message names the row.
         """
         offsets = np.asarray(offsets, dtype=np.int64)
         num_rows = len(expert_ids)
+        check_offsets(offsets, num_rows)
         if step is None:
-            step = np.arange(num_rows) - np.repeat(offsets[:-1], np.diff(offsets)) if _ordered(offsets, num_rows) else offsets
+            step = np.arange(num_rows) - np.repeat(offsets[:-1], np.diff(offsets))
         if phase is None:
             phase = np.full(num_rows, DECODE)
         return cls(
-            expert_ids=_smallest_ids(np.asarray(expert_ids), num_experts),
+            expert_ids=_narrowed(expert_ids, np.uint8 if num_experts <= 256 else np.uint16),
             expert_probs=np.asarray(expert_probs, dtype=np.float16),
             offsets=offsets,
             num_experts=num_experts,
-            step=np.asarray(step, dtype=np.int32),
-            phase=np.asarray(phase, dtype=np.uint8),
+            step=_narrowed(step, np.int32),
+            phase=_narrowed(phase, np.uint8),
             **details,
         )
 
@@ -124,12 +134,26 @@ class RoutingTrace:
     def maps(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Expert maps of the rows, [n, L, J] float32 (4.1); from top-k data the K known entries, renormalised."""
         if self.probs is not None:
-            return self.probs[rows].astype(np.float32)
-        ids = self.expert_ids[rows].astype(np.int64)
+            return self.probs[rows].astype(np.float32, subok=False)
         known = self.expert_probs[rows].astype(np.float32)
-        maps = np.zeros((*ids.shape[:2], self.num_experts), dtype=np.float32)
-        np.put_along_axis(maps, ids, known / known.sum(axis=-1, keepdims=True), axis=-1)
-        return maps
+        return _in_place(self.expert_ids[rows], known / known.sum(axis=-1, keepdims=True), self.num_experts)
+
+    def lookahead(self, rows: slice | np.ndarray, stride: int) -> np.ndarray:
+        """What the routers `stride` layers ahead said of the rows: [n, L, J] float32, entry l about layer l + stride.
+
+        Experts outside the M recorded ones are 0, and so are the last `stride` layers, which have nothing ahead.
+
+        Raises:
+            FinemoeError: that stride was not recorded.
+        """
+        if self.lookahead_ids is None or self.lookahead_probs is None or stride not in self.lookahead_strides:
+            recorded = ", ".join(map(str, self.lookahead_strides)) or "none"
+            raise FinemoeError(
+                f"this trace does not hold the routers applied ahead at stride {stride} (recorded strides: {recorded}); "
+                f"record it with lookahead=({stride},)"
+            )
+        index = self.lookahead_strides.index(stride)
+        return _in_place(self.lookahead_ids[rows, index], self.lookahead_probs[rows, index], self.num_experts)
 
     def embeddings(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Semantic embeddings of the rows, [n, h] float32.
@@ -143,18 +167,18 @@ class RoutingTrace:
 
     def select(self, requests: Sequence[int] | np.ndarray) -> "RoutingTrace":
         """The trace of some of the requests, in the order given."""
-        requests = [int(request) for request in requests]
-        pieces = [np.arange(self.offsets[r], self.offsets[r + 1]) for r in requests]
-        rows = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
-        of_rows: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[rows]
-            for name in ("expert_ids", "expert_probs", "step", "phase", "probs", "tokens", "embedding_index")
+        pieces = [self.rows_of(int(request)) for request in requests]
+        arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
+        chosen: dict[str, Any] = {
+            name: None if array is None else np.concatenate([array[:0], *(array[rows] for rows in pieces)])
+            for name, array in arrays.items()
         }
         return RoutingTrace(
-            **of_rows,
-            offsets=np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64),
+            **chosen,
+            offsets=np.cumsum([0, *(rows.stop - rows.start for rows in pieces)], dtype=np.int64),
             num_experts=self.num_experts,
             embedding_table=self.embedding_table,
+            lookahead_strides=self.lookahead_strides,
             request_ids=tuple(self.request_ids[r] for r in requests) if self.request_ids else (),
             splits=tuple(self.splits[r] for r in requests) if self.splits else (),
             model=self.model,
@@ -176,6 +200,7 @@ class RoutingTrace:
         arrays = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)}
         meta = {
             "num_experts": self.num_experts,
+            "lookahead_strides": list(self.lookahead_strides),
             "request_ids": list(self.request_ids),
             "splits": list(self.splits),
             "model": self.model,
@@ -183,63 +208,38 @@ class RoutingTrace:
         save_arrays(path, _KIND, _VERSION, arrays, meta)
 
     @classmethod
-    def load(cls, path: str | Path) -> "RoutingTrace":
+    def load(cls, path: str | Path, mapped: bool = False) -> "RoutingTrace":
         """Read a trace that `save` wrote.
 
+        Args:
+            mapped: leave the arrays in the file and map them, read-only; for traces larger than memory.
         Raises:
             FinemoeError: the file is missing, truncated, damaged or of another format.
         """
-        arrays, meta = load_arrays(path, _KIND, _VERSION)
+        arrays, meta = (map_arrays if mapped else load_arrays)(path, _KIND, _VERSION)
         return cls(
             **arrays,
             num_experts=meta["num_experts"],
+            lookahead_strides=tuple(meta["lookahead_strides"]),
             request_ids=tuple(meta["request_ids"]),
             splits=tuple(meta["splits"]),
             model=meta["model"],
         )
 
-
-def _smallest_ids(ids: np.ndarray, num_experts: int) -> np.ndarray:
-    if ids.size and (ids.min() < 0 or ids.max() >= num_experts):
-        raise FinemoeError(
-            f"expert_ids hold {ids.min()}..{ids.max()}, outside 0..{num_experts - 1}; row {_bad_row(ids, num_experts)}"
-        )
-    return ids.astype(np.uint8 if num_experts <= 256 else np.uint16)
+    def release_pages(self) -> None:
+        """Let go of what reading a mapped trace brought into memory; does nothing to a trace that is all in memory."""
+        release_pages(array for f in fields(self) if isinstance(array := getattr(self, f.name), np.ndarray))
 
 
-def _bad_row(ids: np.ndarray, num_experts: int) -> int:
-    return int(np.argmax(((ids < 0) | (ids >= num_experts)).reshape(len(ids), -1).any(axis=1)))
+def _narrowed(array: Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:
+    """In a smaller type, if it holds every value: what it does not hold is left for the checks to name."""
+    wide = np.asarray(array)
+    narrow: np.ndarray = wide.astype(dtype)
+    return narrow if np.array_equal(narrow, wide) else wide
 
 
-def _ordered(offsets: np.ndarray, num_rows: int) -> bool:
-    if not len(offsets) or offsets[0] != 0 or offsets[-1] != num_rows or (np.diff(offsets) < 0).any():
-        raise FinemoeError(f"offsets must rise from 0 to the number of rows, {num_rows}")
-    return True
-
-
-def _check_shapes(trace: RoutingTrace) -> None:
-    ids = trace.expert_ids
-    if ids.ndim != 3 or trace.expert_probs.shape != ids.shape:
-        raise FinemoeError(f"expert_ids and expert_probs must both be [T, L, K], not {ids.shape} and {trace.expert_probs.shape}")
-    _ordered(trace.offsets, len(ids))
-    per_row = {name: getattr(trace, name) for name in ("step", "phase", "probs", "tokens", "embedding_index")}
-    for name, array in per_row.items():
-        if array is not None and len(array) != len(ids):
-            raise FinemoeError(f"{name} has {len(array)} rows, expert_ids {len(ids)}")
-    if trace.probs is not None and trace.probs.shape != (*ids.shape[:2], trace.num_experts):
-        raise FinemoeError(f"probs must be [T, L, J] = {(*ids.shape[:2], trace.num_experts)}, not {trace.probs.shape}")
-    for name in ("request_ids", "splits"):
-        if getattr(trace, name) and len(getattr(trace, name)) != trace.num_requests:
-            raise FinemoeError(f"{name} has {len(getattr(trace, name))} entries for {trace.num_requests} requests")
-
-
-def _check_values(trace: RoutingTrace) -> None:
-    _smallest_ids(trace.expert_ids, trace.num_experts)
-    bad = ~(trace.expert_probs >= 0).all(axis=(1, 2))  # also true for NaN
-    if bad.any():
-        raise FinemoeError(f"expert_probs are negative or NaN in row {int(np.argmax(bad))}")
-    if trace.probs is not None and len(trace.probs):
-        sums = trace.probs.sum(axis=-1, dtype=np.float32)
-        wrong = ~(np.abs(sums - 1) < 0.02).all(axis=1)
-        if wrong.any():
-            raise FinemoeError(f"probs do not sum to 1 over the experts in row {int(np.argmax(wrong))}")
+def _in_place(ids: np.ndarray, probs: np.ndarray, num_experts: int) -> np.ndarray:
+    """Probabilities of some experts, ids and probs [n, L, K], as distributions over all, [n, L, J] float32."""
+    distributions = np.zeros((*ids.shape[:2], num_experts), dtype=np.float32)
+    np.put_along_axis(distributions, ids.astype(np.int64), probs, axis=-1)
+    return distributions

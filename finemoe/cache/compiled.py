@@ -4,7 +4,7 @@ Loads are instant (DESIGN 4, `hardware=None`), so that an expert is absent or re
 blocks of events, which bounds memory however long a trace is. tests/cache/test_compiled.py holds it against the readable classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -37,8 +37,7 @@ class Events:
         begins, demanded: the demanded experts of event e are demanded[begins[e]:begins[e + 1]], ascending ids within the layer.
         next_use: for each entry of `demanded`, the number of the next event that demands it (only Belady reads it).
         update_begins, update_layers, update_rows, rows: predictions that come to be known before (2e) and after (2e + 1) the
-        demand
-            of event e: expected[update_layers[u]] = rows[update_rows[u]] for u in update_begins[2e]:update_begins[2e + 1].
+            demand of event e: expected[update_layers[u]] = rows[update_rows[u]] for u in update_begins[2e]:update_begins[2e + 1].
         prefetch_begins, prefetches: flat ids (layer·J + expert) loaded then, in order.
     """
 
@@ -53,6 +52,26 @@ class Events:
     rows: np.ndarray
     prefetch_begins: np.ndarray
     prefetches: np.ndarray
+
+    def part(self, is_mine: np.ndarray) -> "Events":
+        """What of it concerns one device; is_mine: [L·J] whether an expert is that device's."""
+        num_experts = self.rows.shape[1]
+        owners = np.repeat(np.arange(len(self.layers)), np.diff(self.begins))
+        demanded = is_mine[self.layers[owners] * num_experts + self.demanded]
+        prefetched = is_mine[self.prefetches]
+        return replace(
+            self,
+            begins=_counted(demanded)[self.begins],
+            demanded=self.demanded[demanded],
+            next_use=self.next_use[demanded],
+            prefetch_begins=_counted(prefetched)[self.prefetch_begins],
+            prefetches=self.prefetches[prefetched],
+        )
+
+
+def _counted(flags: np.ndarray) -> np.ndarray:
+    """How many flags are set before each place and at the end, [n + 1]."""
+    return np.concatenate([[0], np.cumsum(flags)]).astype(np.int64)
 
 
 class CompiledCache:
@@ -76,6 +95,16 @@ class CompiledCache:
         self._running = np.zeros(num_experts, dtype=np.int64)
         self._scalars[_LAST_LAYER] = -1
         self._held = np.zeros(num_slots, dtype=np.int64)
+
+    def hold(self, experts: np.ndarray) -> None:
+        """Put experts (flat ids) into free slots, before anything runs; that counts as no load."""
+        self._held[: len(experts)] = experts
+        self._flags[_RESIDENT, experts] = True
+        self._scalars[_HELD] = len(experts)
+
+    def foresee(self, first_uses: np.ndarray) -> None:
+        """When every expert is demanded first, [L·J] event numbers (for Belady)."""
+        self._ints[_NEXT_USE] = first_uses
 
     def run(self, events: Events) -> np.ndarray:
         """Go through a block of events.
@@ -187,12 +216,12 @@ def _prefetch(when, layer, num_experts, rule, prefetch_begins, prefetches, ints,
         is_absent[index] = not flags[_RESIDENT, wanted[index]]
     for index in range(wanted.shape[0]):
         flat = wanted[index]
-        if not is_absent[index] or flags[_RESIDENT, flat] or flat // num_experts <= layer:
+        if not is_absent[index] or flags[_RESIDENT, flat] or flat // num_experts < layer:
             continue
         if _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
             scalars[_PREFETCH_LOADS] += 1
             flags[_UNDEMANDED, flat] = True
-            flags[_AWAITING, flat] = True
+            flags[_AWAITING, flat] = flat // num_experts != layer
 
 
 @njit(cache=True)

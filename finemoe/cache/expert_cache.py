@@ -125,7 +125,8 @@ class ExpertCache:
         self.num_admitted += 1
         self.state[layer, expert] = LOADING
         self.slot_of[layer, expert] = slot
-        self._undemanded[layer, expert] = self._awaiting[layer, expert] = prefetched
+        self._undemanded[layer, expert] = prefetched
+        self._awaiting[layer, expert] = prefetched and layer != self._layer
         return Admission(slot, evicted, wasted)
 
     def complete(self, layer: int, expert: int) -> None:

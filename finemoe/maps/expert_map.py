@@ -37,3 +37,23 @@ def activation_counts(maps: np.ndarray, top_k: int) -> np.ndarray:
     counts = np.zeros(maps.shape, dtype=np.int64)
     np.put_along_axis(counts, activated, 1, axis=-1)
     return counts.sum(axis=0)
+
+
+def keep_top(probs: np.ndarray, count: int) -> np.ndarray:
+    """The `count` greatest entries of each row [..., J] where they are, zeros elsewhere; equal ones: the lower id is kept."""
+    if count >= probs.shape[-1]:
+        return probs
+    ids = top_ids(probs, count)
+    kept = np.zeros_like(probs)
+    np.put_along_axis(kept, ids, np.take_along_axis(probs, ids, axis=-1), axis=-1)
+    return kept
+
+
+def top_ids(probs: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` greatest entries along the last axis, by descending value, equal ones by id."""
+    return np.argsort(-probs, axis=-1, kind="stable")[..., :count]
+
+
+def lookahead_width(num_experts: int, top_k: int) -> int:
+    """How many experts are kept of a distribution that a router applied ahead gives: twice those that a token activates."""
+    return min(num_experts, 2 * top_k)

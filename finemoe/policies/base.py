@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from finemoe.errors import FinemoeError
+from finemoe.maps.selection import select_experts
+from finemoe.traces import RoutingTrace
+
 
 @dataclass(frozen=True)
 class PolicySetup:
@@ -20,6 +24,8 @@ class PolicySetup:
         prefetch_distance: d in layers; store_capacity: C in maps.
         history: a RoutingTrace or ExpertMapStore of other requests, or None to learn online.
         model: identity of the model. seed: for policies that draw.
+    Raises:
+        FinemoeError: d is not in 1..L.
     """
 
     num_layers: int
@@ -32,6 +38,12 @@ class PolicySetup:
     model: str = ""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.prefetch_distance <= self.num_layers:
+            raise FinemoeError(
+                f"prefetch_distance is {self.prefetch_distance}, must lie in 1..{self.num_layers} (the number of layers)"
+            )
+
 
 @dataclass(frozen=True)
 class Context:
@@ -39,11 +51,13 @@ class Context:
 
     Attributes:
         embeddings: [B, h] float32 semantic embeddings, or None; a row is a sequence in decode, a token in prefill.
-        is_prefill: whether this is a prefill.
+        is_prefill: whether this is a prefill. starts_request: whether it is the first iteration of a request (or of a batch of
+            them).
     """
 
     embeddings: np.ndarray | None
     is_prefill: bool
+    starts_request: bool
 
 
 @dataclass(frozen=True)
@@ -63,11 +77,22 @@ class Policy(ABC):
 
     Attributes:
         needs_context: whether the executor must hand over embeddings and gate outputs at all.
+        lookahead: strides s for which it needs the routers applied ahead (the router of layer l + s on the residual stream after
+            layer l), which `on_gate` then gets.
+        is_synchronous: whether inference waits for what is loaded ahead (section 3).
+        loads_whole_layers: whether a layer that runs brings in all of its experts, activated or not.
+        holds_everything: whether every expert stays on the device, whatever the expert memory.
+        needs_future: whether it can only run where the future is known (replay).
         default_eviction: name of the system's own eviction rule.
         expected: [L, J] float32, the last predicted distribution of each layer (maximum over rows), 1/J before there is any.
     """
 
     needs_context = True
+    lookahead: tuple[int, ...] = ()
+    is_synchronous = False
+    loads_whole_layers = False
+    holds_everything = False
+    needs_future = False
     default_eviction = "lru"
 
     def __init__(self, setup: PolicySetup) -> None:
@@ -80,8 +105,44 @@ class Policy(ABC):
 
     @abstractmethod
     def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
-        """The gate of `layer` has spoken: probs [B, J] its softmax, experts [B, K] what the model selected."""
+        """The gate of `layer` has spoken.
+
+        Args:
+            probs: [B, J] its softmax. experts: [B, K] what the model selected.
+            lookahead: [strides, B, J] the routers applied ahead, zeros past the last layer; None if not to be had.
+        """
 
     @abstractmethod
     def end_iteration(self) -> None:
         """The last layer has run."""
+
+    def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prefetch:
+        """Predict `layer` from one distribution per row and ask for the union of what they select.
+
+        Args:
+            probs: [B, J]. thresholds: [B] summed probability that a row's experts must reach (Eq. 7); None for K a row.
+        """
+        thresholds = np.zeros(len(probs)) if thresholds is None else thresholds
+        selected = select_experts(probs, thresholds, self.setup.top_k).any(axis=0)
+        self.expected[layer] = probs.max(axis=0)
+        experts = np.flatnonzero(selected)
+        return Prefetch(layer, experts, self.expected[layer, experts])
+
+
+def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:
+    """The history from which a system takes what it knows beforehand.
+
+    Raises:
+        FinemoeError: it is no trace, or of another model's sizes.
+    """
+    history = setup.history
+    if history is None:
+        return None
+    if not isinstance(history, RoutingTrace):
+        raise FinemoeError(f"{system} learns from a RoutingTrace; history is of type {type(history).__name__}")
+    found, expected = (history.num_layers, history.num_experts), (setup.num_layers, setup.num_experts)
+    if found != expected:
+        raise FinemoeError(
+            f"the history holds routing of {found[0]} x {found[1]} experts, the model has {expected[0]} x {expected[1]}"
+        )
+    return history

@@ -9,7 +9,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.maps.kernels import warm_up
 from finemoe.maps.search import TrajectorySearch, guide
-from finemoe.maps.selection import select_experts, threshold_of
+from finemoe.maps.selection import threshold_of
 from finemoe.maps.store import ExpertMapStore
 from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch
 from finemoe.traces import RoutingTrace
@@ -20,19 +20,22 @@ class FineMoE(Policy):
 
     Args:
         setup: model sizes, d, C, history.
+        semantic: whether semantic search guides layers 1..d (without it nothing does). similarity_aware: whether a poor match
+            prefetches more than K experts (Eqs. 6-8). Both are off only in Fig. 14a's ablation.
     Raises:
         FinemoeError: the history is of another model's sizes.
     """
 
     default_eviction = "finemoe"
 
-    def __init__(self, setup: PolicySetup) -> None:
+    def __init__(self, setup: PolicySetup, semantic: bool = True, similarity_aware: bool = True) -> None:
         super().__init__(setup)
         warm_up()
         self.store = store_from(setup)
+        self._is_semantic, self._is_similarity_aware = semantic, similarity_aware
         self._learns = setup.history is None
         self._search = TrajectorySearch(self.store, 0)
-        self._context = Context(None, False)
+        self._context = Context(None, is_prefill=False, starts_request=True)
         self._gates: list[np.ndarray] = []
 
     @property
@@ -42,10 +45,10 @@ class FineMoE(Policy):
 
     def start_iteration(self, context: Context) -> list[Prefetch]:
         self._context, self._gates = context, []
-        if not len(self.store) or context.embeddings is None or not self.store.embedding_dim:
+        if context.embeddings is None or not self.searches_embeddings:
             return []
         records, scores = self.store.nearest_embeddings(context.embeddings)
-        return [self._prefetch(layer, records, scores) for layer in range(self.setup.prefetch_distance)]
+        return [self._guided(layer, records, scores) for layer in range(self.setup.prefetch_distance)]
 
     def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
         if self._learns:
@@ -58,19 +61,24 @@ class FineMoE(Policy):
         if target >= self.setup.num_layers:
             return []
         self._search.observe(layer, probs)
-        return [self._prefetch(target, *self._search.nearest())]
+        return [self._guided(target, *self._search.nearest())]
 
     def end_iteration(self) -> None:
         has_embeddings = self._context.embeddings is not None or not self.store.embedding_dim
         if self._learns and has_embeddings and len(self._gates) == self.setup.num_layers:
             self.store.add(np.stack(self._gates, axis=1), self._context.embeddings)
 
-    def _prefetch(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prefetch:
-        probs = guide(self.store, records, layer)
-        selected = select_experts(probs, threshold_of(scores), self.setup.top_k).any(axis=0)
-        self.expected[layer] = probs.max(axis=0)
-        experts = np.flatnonzero(selected)
-        return Prefetch(layer, experts, self.expected[layer, experts])
+    @property
+    def searches_embeddings(self) -> bool:
+        """Whether semantic search has something to search."""
+        return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
+
+    def thresholds(self, scores: np.ndarray) -> np.ndarray:
+        """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""
+        return threshold_of(scores) if self._is_similarity_aware else np.zeros(len(scores))
+
+    def _guided(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prefetch:
+        return self.wanted(layer, guide(self.store, records, layer), self.thresholds(scores))
 
 
 def store_from(setup: PolicySetup) -> ExpertMapStore:

@@ -13,17 +13,6 @@ from finemoe.policies.base import Prefetch
 from finemoe.runtime.memory import ExpertMemory, Lease
 
 
-def owners_of(counts: Sequence[int], num_devices: int) -> np.ndarray:
-    """Which device each expert belongs to, [L, J] (J of the widest layer); counts: experts of every layer."""
-    owners = np.zeros((len(counts), max(counts)), dtype=np.int64)
-    numbers = np.arange(sum(counts)) % num_devices
-    first = 0
-    for layer, count in enumerate(counts):
-        owners[layer, :count] = numbers[first : first + count]
-        first += count
-    return owners
-
-
 class DeviceMemories:
     """The expert memories of all devices, used as one.
 
@@ -63,13 +52,18 @@ class DeviceMemories:
         for index, memory in enumerate(self.memories):
             memory.post(iteration, [self._part(prefetch, index) for prefetch in prefetches])
 
-    def preload(self, expected: np.ndarray) -> None:
+    def preload(self, expected: np.ndarray, is_counted: bool = True) -> None:
         """Fill every device's free slots, the experts of highest expected probability [L, J] first, ties spread over the
-        layers."""
+        layers; is_counted: as in ExpertMemory."""
         owned = [(layer, expert) for layer, count in enumerate(self._counts) for expert in range(count)]
         owned.sort(key=lambda key: (-float(expected[key]), key[1], key[0]))
         for index, memory in enumerate(self.memories):
-            memory.preload([key for key in owned if self._owners[key] == index])
+            memory.preload([key for key in owned if self._owners[key] == index], is_counted)
+
+    def complete_layer(self, layer: int) -> None:
+        """Bring in all of a running layer's experts, as far as slots are to be had."""
+        for memory, part in zip(self.memories, self.split(layer, np.arange(self._counts[layer])), strict=True):
+            memory.complete_layer(layer, part)
 
     def demand(self, layer: int, experts: np.ndarray) -> "Leases":
         """Access a layer's demanded set on all devices at once; experts [n] ascending."""

@@ -16,23 +16,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import ExpertCache
+from finemoe.cache.placement import owners_of
 from finemoe.errors import EngineError
+from finemoe.maps.expert_map import lookahead_width
 from finemoe.policies import make_policy
 from finemoe.policies.base import PolicySetup, Prefetch
 from finemoe.report import Counters, Report
 from finemoe.runtime import seam
-from finemoe.runtime.devices import DeviceMemories, Leases, owners_of
+from finemoe.runtime.devices import DeviceMemories, Leases
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.guards import Guards
 from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lean import is_common, lean_forward
 from finemoe.runtime.link import make_link
+from finemoe.runtime.lookahead import AheadOutput, RoutersAhead
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.observer import Observer
-from finemoe.runtime.options import EngineOptions, num_slots
+from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.takeover import Takeover, is_empty
@@ -81,6 +85,7 @@ class Engine:
         self._begin_s = 0.0
         self._rows: np.ndarray | None = None
         self._router_output: Any = None
+        self._gate: tuple[int, GateOutput, np.ndarray] | None = None  # waits for the routers applied ahead
         self._router_weights: dict[int, torch.Tensor] = {}
         self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * setup.num_layers
         self._has_run = [False] * setup.num_layers
@@ -94,9 +99,11 @@ class Engine:
         layouts = [RecordLayout.of(layer) for layer in self._layers]
         record_bytes = max(layout.nbytes for layout in layouts)
         devices, home = options.devices, options.devices[0]
-        slots = num_slots(options.expert_memory, record_bytes, sum(self._counts), len(devices))
+        self.policy = make_policy(options.policy, setup, **options.policy_options)
+        wanted = 1.0 if self.policy.holds_everything else options.expert_memory
+        slots = slots_per_device(wanted, record_bytes, sum(self._counts), len(devices))
         self.expert_memory_bytes = slots * record_bytes * len(devices)
-        self.policy = make_policy(options.policy, setup)
+        is_asynchronous = not self.policy.is_synchronous if options.asynchronous is None else options.asynchronous
         self.eviction = options.eviction or self.policy.default_eviction
         rules = [make_rule(self.eviction, setup.num_layers, setup.num_experts, self.policy.expected) for _ in devices]
         links = [make_link(device, options.link) for device in devices]
@@ -111,17 +118,22 @@ class Engine:
         memories = []
         for rule, pool, link, name in zip(rules, pools, links, names, strict=True):
             cache = ExpertCache(rule, slots)
-            memory = ExpertMemory(cache, records, pool, link, self._counters, self._timeline, options.asynchronous, name)
+            memory = ExpertMemory(cache, records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.callback(memory.close)
             memories.append(memory)
         self._memories = DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, home)
-        self._matcher = Matcher(self.policy, self._post, self._timeline, options.asynchronous and self.policy.needs_context)
+        self._matcher = Matcher(self.policy, self._post, self._timeline, is_asynchronous and self.policy.needs_context)
         self._undo.callback(self._memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.callback(self._matcher.close)
+        if self.policy.lookahead:
+            self._ahead = RoutersAhead(self._model, self._layers, self.policy.lookahead, self.on_residual)
+            self._undo.callback(self._ahead.detach)
         for layer in self._layers:
             self._undo.callback(seam.connect(layer.experts, self._layer_function(layer)))
         self._undo.callback(Guards(self._model, self._layers).lift)
         self._undo.callback(Observer(self._model, self._layers, self, gates=self.policy.needs_context).detach)
+        if self.policy.holds_everything:
+            self._memories.preload(self.policy.expected, is_counted=False)
 
     def report(self) -> Report:
         """The counters so far, after the matcher has handled what was published."""
@@ -189,23 +201,37 @@ class Engine:
         self._end_publishing()
         self._raise_failures()
         self._iteration += 1
-        self._layer, self._is_open, self._is_prefill, self._router_output = -1, True, is_prefill, None
+        self._layer, self._is_open, self._is_prefill = -1, True, is_prefill
+        self._router_output = self._gate = None
         self._rows = None if rows is None else rows.cpu().numpy()
         self._router_weights.clear()
         self._begin_s = time.perf_counter()
-        if is_prefill or self._iteration == 1:
+        starts_request = is_prefill or self._iteration == 1
+        if starts_request:
             self._counters.start_request()
         # With everything resident there is nothing to prefetch, so nothing is searched.
         self._is_publishing = self.policy.needs_context and not self._memories.is_all_resident
         self._memories.start_iteration(self._iteration)
         if self._is_publishing:
             with self._moving():
-                is_seen = self._matcher.publish_start(self._iteration, embeddings, is_prefill, self._rows)
+                is_seen = self._matcher.publish_start(self._iteration, embeddings, is_prefill, starts_request, self._rows)
             self._counters.skipped_iterations += not is_seen
 
     def on_router(self, layer: int, output: Any) -> None:
         """A router has run (called by the observer)."""
         self._router_output = output
+
+    def on_residual(self, layer: int, residual: torch.Tensor) -> None:
+        """A decoder layer has run (called where the policy looks ahead): now its gate and the routers ahead are published."""
+        if self._gate is None or self._gate[0] != layer:
+            return
+        setup = self._setup
+        kept = lookahead_width(setup.num_experts, setup.top_k)
+        scores = self._ahead.scores(layer, residual)
+        ahead = AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept)
+        (_, gate, selected), self._gate = self._gate, None
+        with self._moving():
+            self._matcher.publish_gate(self._iteration, layer, gate, selected, self._rows, ahead)
 
     def on_forward_end(self, is_complete: bool) -> None:
         """The model's forward has returned, or broken off with an exception (called by the observer)."""
@@ -243,6 +269,8 @@ class Engine:
             else:
                 output = seam.eager_forward(module, names, source, hidden_states, top_k_index, top_k_weights)
             source.end()
+            if self.policy.loads_whole_layers:
+                self._memories.complete_layer(layer.index)
             self._leave_layer(layer.index)
             return output
 
@@ -289,7 +317,10 @@ class Engine:
         if self._is_publishing:
             scores, self._router_output = scores_of(self._router_output, top_k_index), None
             gate = GateOutput(index, layer.num_experts, self._setup.num_experts, scores, selected, top_k_weights)
-            self._matcher.publish_gate(self._iteration, index, gate, selected, self._rows)
+            if self.policy.lookahead:
+                self._gate = (index, gate, selected)
+            else:
+                self._matcher.publish_gate(self._iteration, index, gate, selected, self._rows)
         return leases
 
     def _leave_layer(self, layer: int) -> None:

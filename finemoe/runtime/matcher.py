@@ -15,6 +15,7 @@ import torch
 from finemoe.errors import EngineError
 from finemoe.policies.base import Context, Policy, Prefetch
 from finemoe.runtime.gates import GateOutput, as_recorded
+from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import Snapshot
 from finemoe.runtime.timeline import Timeline
 
@@ -43,11 +44,19 @@ class Matcher:
         if self._thread:
             self._thread.start()
 
-    def publish_start(self, iteration: int, embeddings: torch.Tensor | None, is_prefill: bool, rows: np.ndarray | None) -> bool:
+    def publish_start(
+        self,
+        iteration: int,
+        embeddings: torch.Tensor | None,
+        is_prefill: bool,
+        starts_request: bool,
+        rows: np.ndarray | None,
+    ) -> bool:
         """A new iteration begins.
 
         Args:
-            embeddings: [rows, h]; rows: indices of the rows that count (padding left out), or None for all.
+            embeddings: [rows, h]; is_prefill, starts_request: as in policies.base.Context.
+            rows: indices of the rows that count (padding left out), or None for all.
         Returns:
             False if the matcher is too far behind and will not see this iteration.
         """
@@ -55,13 +64,21 @@ class Matcher:
         if self._accepting:
             self._published += 1
             vectors = None if embeddings is None else Snapshot(embeddings)
-            self._dispatch(lambda: self._start(iteration, vectors, is_prefill, rows))
+            self._dispatch(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows))
         return self._accepting
 
-    def publish_gate(self, iteration: int, layer: int, gate: GateOutput, experts: np.ndarray, rows: np.ndarray | None) -> None:
-        """A gate has spoken; experts: [rows, K] what the model selected."""
+    def publish_gate(
+        self,
+        iteration: int,
+        layer: int,
+        gate: GateOutput,
+        experts: np.ndarray,
+        rows: np.ndarray | None,
+        ahead: AheadOutput | None = None,
+    ) -> None:
+        """A gate has spoken; experts: [rows, K] what the model selected; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
-            self._dispatch(lambda: self._gate(iteration, layer, gate, experts, rows))
+            self._dispatch(lambda: self._gate(iteration, layer, gate, experts, rows, ahead))
 
     def publish_end(self) -> None:
         """The last layer has run."""
@@ -107,15 +124,30 @@ class Matcher:
         except BaseException as error:
             self._error = error
 
-    def _start(self, iteration: int, embeddings: Snapshot | None, is_prefill: bool, rows: np.ndarray | None) -> None:
+    def _start(
+        self,
+        iteration: int,
+        embeddings: Snapshot | None,
+        is_prefill: bool,
+        starts_request: bool,
+        rows: np.ndarray | None,
+    ) -> None:
         begin_s = time.perf_counter()
         vectors = None if embeddings is None else as_recorded(embeddings.rows(rows))
         self._is_following, self._next_layer = True, 0
         self._num_rows = 0 if vectors is None else len(vectors)
-        self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill)))
+        self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill, starts_request)))
         self._timeline.add("matcher", "semantic search", begin_s)
 
-    def _gate(self, iteration: int, layer: int, gate: GateOutput, experts: np.ndarray, rows: np.ndarray | None) -> None:
+    def _gate(
+        self,
+        iteration: int,
+        layer: int,
+        gate: GateOutput,
+        experts: np.ndarray,
+        rows: np.ndarray | None,
+        ahead: AheadOutput | None,
+    ) -> None:
         begin_s = time.perf_counter()
         rows = rows if rows is not None and len(experts) > rows.max(initial=0) else None
         probs = gate.distribution(rows)
@@ -124,7 +156,9 @@ class Matcher:
         self._is_following = self._is_following and len(probs) == self._num_rows
         if self._is_following:
             self._fill_idle_layers(layer, probs)
-            self._post(iteration, self._policy.on_gate(layer, probs, experts if rows is None else experts[rows]))
+            lookahead = None if ahead is None else ahead.distributions(rows, len(probs))
+            experts = experts if rows is None else experts[rows]
+            self._post(iteration, self._policy.on_gate(layer, probs, experts, lookahead))
             self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
 
     def _fill_idle_layers(self, layer: int, probs: np.ndarray) -> None:

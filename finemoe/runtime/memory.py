@@ -77,20 +77,37 @@ class ExpertMemory:
             while self._load_next():
                 pass
 
-    def preload(self, wanted: Iterable[tuple[int, int]]) -> None:
-        """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted."""
+    def preload(self, wanted: Iterable[tuple[int, int]], is_counted: bool = True) -> None:
+        """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted.
+
+        Args:
+            is_counted: whether they count as prefetches; what stays for good does not.
+        """
         for layer, expert in wanted:
-            with self.changed:
-                if self.cache.num_held == self.cache.num_slots:
-                    return
-                if self.cache.state[layer, expert] != ABSENT:
-                    continue
-                admission = self.cache.admit(layer, expert, prefetched=True)
-                assert admission is not None
-                self.counters.prefetched(self.records.layouts[layer].nbytes, 0)
-            self._copy_in_chunks(layer, expert, admission.slot)
-            with self.changed:
-                self.cache.complete(layer, expert)
+            self._bring(layer, expert, is_counted, may_evict=False)
+
+    def complete_layer(self, layer: int, experts: np.ndarray) -> None:
+        """Bring in a running layer's other experts too, [n] ascending, in the calling thread, as far as slots are to be had."""
+        begin_s = time.perf_counter()
+        with self.changed:
+            absent = experts[self.cache.state[layer, experts] == ABSENT]
+        for expert in absent.tolist():
+            self._bring(layer, expert, is_prefetch=True, may_evict=True)
+        self.counters.stall_s += time.perf_counter() - begin_s
+
+    def _bring(self, layer: int, expert: int, is_prefetch: bool, may_evict: bool) -> None:
+        with self.changed:
+            is_full = self.cache.num_held == self.cache.num_slots
+            if self.cache.state[layer, expert] != ABSENT or (is_full and not may_evict):
+                return
+            admission = self.cache.admit(layer, expert, prefetched=is_prefetch)
+            if admission is None:
+                return
+            if is_prefetch:
+                self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
+        self._copy_in_chunks(layer, expert, admission.slot)
+        with self.changed:
+            self.cache.complete(layer, expert)
 
     def demand(self, layer: int, experts: np.ndarray) -> "Lease":
         """Access a layer's demanded set and start loading what is missing; experts [n] ascending."""

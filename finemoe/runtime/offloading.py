@@ -27,25 +27,28 @@ def offload(
     link: str | None = None,
     host_memory: int | str | None = None,
     disk_folder: str | Path | None = None,
-    asynchronous: bool = True,
+    asynchronous: bool | None = None,
     seed: int = 0,
+    **policy_options: Any,
 ) -> Engine:
     """Keep only part of a model's routed experts on the device; the model's own `generate` and `forward` go on working.
 
     Args:
         model: a Transformers MoE model with its weights in memory.
         expert_memory: bytes per device (an int, or a text like "6GiB"), or a share in (0, 1] of all routed experts (a float).
-        policy: "finemoe" or "on-demand".
-        history: a RoutingTrace or ExpertMapStore of other requests; None learns online from the requests served.
-        eviction: overrides the policy's own rule: "lru", "lfu", "finemoe".
+        policy: "finemoe", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference", "on-demand" or "no-offload".
+        history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online from those served.
+        eviction: overrides the policy's own rule: "lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval" or
+            "finemoe".
         prefetch_distance: d in layers, by default 3 (or as many as the model has); store_capacity: C in maps.
         devices: where experts live, round-robin, and the first of them computes: a device, a list of devices, or how many; by
             default the first CUDA device if there is one, else the CPU (where several stand in as so many pools of memory).
         link: "paced:24GB/s" makes copies take a real link's time on a CPU-only machine.
         host_memory: bytes of experts kept in host memory; the rest waits on disk. None keeps all of them in host memory.
         disk_folder: where the disk's share lies (a nameless file); None is the folder for temporary files.
-        asynchronous: search and prefetch off the critical path; False does both in line, deterministically.
-        seed: for policies that draw at random.
+        asynchronous: search and prefetch off the critical path; False does both in line, deterministically; None as the policy's
+            system does it.
+        seed: for policies that draw at random. policy_options: the system's own, such as promoe's `predictor`.
     Raises:
         FinemoeError: the model cannot be offloaded (the message says why), or an option is out of range.
     """
@@ -61,6 +64,7 @@ def offload(
         host_memory=host_memory,
         disk_folder=disk_folder,
         asynchronous=asynchronous,
+        **policy_options,
     )
     return Engine(model, layers, policy_setup(model, layers, history, prefetch_distance, store_capacity, seed), options)
 

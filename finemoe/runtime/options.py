@@ -1,14 +1,14 @@
 """An engine's options, checked once, in units that the rest of the runtime takes for granted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finemoe.cache.capacity import byte_count
 from finemoe.errors import FinemoeError
-from finemoe.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class EngineOptions:
 
     expert_memory: int | float | str
     policy: str
+    policy_options: Mapping[str, Any]
     eviction: str | None
     devices: tuple[torch.device, ...]
     link: str | None
     host_bytes: int | None
     disk_folder: str | Path | None
-    asynchronous: bool
+    asynchronous: bool | None
 
 
 def engine_options(
@@ -34,12 +35,14 @@ def engine_options(
     link: str | None = None,
     host_memory: int | str | None = None,
     disk_folder: str | Path | None = None,
-    asynchronous: bool = True,
+    asynchronous: bool | None = None,
+    **policy_options: Any,
 ) -> EngineOptions:
     """The options as users write them, in the units of `EngineOptions`."""
     return EngineOptions(
         expert_memory=expert_memory,
         policy=policy,
+        policy_options=policy_options,
         eviction=eviction,
         devices=device_list(devices),
         link=link,
@@ -47,40 +50,6 @@ def engine_options(
         disk_folder=disk_folder,
         asynchronous=asynchronous,
     )
-
-
-def num_slots(expert_memory: int | float | str, record_bytes: int, num_experts: int, num_devices: int) -> int:
-    """Slots per device that `expert_memory` means, no more than a device can have experts.
-
-    Args:
-        expert_memory: bytes per device, or a share of all experts over all devices; record_bytes: of the largest expert.
-    Raises:
-        FinemoeError: it is neither, or it holds less than one expert.
-    """
-    most = -(-num_experts // num_devices)
-    if isinstance(expert_memory, float):
-        if not 0 < expert_memory <= 1:
-            raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
-        return min(most, max(1, round(expert_memory * num_experts / num_devices)))
-    num_bytes = byte_count(expert_memory, "expert_memory")
-    if num_bytes < record_bytes:
-        hint = "; write 1.0 for all experts" if num_bytes == 1 else ""
-        raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {record_bytes}{hint}")
-    return min(most, num_bytes // record_bytes)
-
-
-def byte_count(value: int | str, name: str) -> int:
-    """Bytes in an int or a text with a unit.
-
-    Raises:
-        FinemoeError: it is neither, or negative.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise FinemoeError(f"{name} must be bytes, or a text like '6GiB', not {value!r}")
-    num_bytes = parse_bytes(value) if isinstance(value, str) else value
-    if num_bytes < 0:
-        raise FinemoeError(f"{name} is {num_bytes} bytes; it must not be negative")
-    return num_bytes
 
 
 def device_list(devices: Any) -> tuple[torch.device, ...]:

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
+from finemoe.maps.expert_map import lookahead_width, top_ids
 from finemoe.runtime.gates import distribution_of, sparse_distribution
 from finemoe.runtime.layers import MoELayer, find_moe_layers, scores_of
+from finemoe.runtime.lookahead import AheadOutput, RoutersAhead
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.offloading import identity_of
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
@@ -26,6 +28,8 @@ class _Step:
 
     embeddings: np.ndarray
     gates: list[np.ndarray] = field(default_factory=list)  # per layer [rows, J]
+    ahead_ids: list[np.ndarray] = field(default_factory=list)  # per layer [rows, strides, M], as in a RoutingTrace
+    ahead_probs: list[np.ndarray] = field(default_factory=list)
     selected: list[np.ndarray] = field(default_factory=list)  # per layer [rows, K]
 
 
@@ -59,6 +63,16 @@ class _Tape:
         self.steps[-1].gates.append(gate)
         self.steps[-1].selected.append(selected)
 
+    def on_ahead(self, scores: Sequence[torch.Tensor | None], targets: Sequence[int], num_experts: int) -> None:
+        """What the routers applied ahead gave after a layer, for every stride."""
+        step = self.steps[-1]
+        said = AheadOutput(scores, targets, num_experts, kept=num_experts)
+        probs = said.distributions(None, len(step.embeddings)).transpose(1, 0, 2)
+        ids = top_ids(probs, lookahead_width(num_experts, step.selected[-1].shape[-1]))
+        ids[:, [place for place, one in enumerate(scores) if one is None]] = 0
+        step.ahead_ids.append(_as_ids(ids, num_experts))
+        step.ahead_probs.append(np.take_along_axis(probs, ids, axis=-1).astype(np.float16))
+
 
 def record(
     model: nn.Module,
@@ -68,6 +82,7 @@ def record(
     max_new_tokens: int,
     min_new_tokens: int | None = None,
     batch_size: int = 1,
+    lookahead: Sequence[int] = (),
     progress: bool = False,
     splits: Sequence[str] = (),
     request_ids: Sequence[str] = (),
@@ -78,12 +93,14 @@ def record(
         model: a Transformers MoE model; tokenizer: its tokenizer, padding on the left where batch_size > 1.
         max_new_tokens, min_new_tokens: bounds on the tokens generated per request.
         batch_size: requests generated side by side.
+        lookahead: strides s, ascending, for which the routers of layers l + s are applied to the residual stream after layer l.
         splits, request_ids: one entry per prompt, kept in the trace.
     Returns:
         A trace with full probabilities, tokens and semantic embeddings. The last generated token was never fed in, so a request
         of n prompt and m new tokens has n + m - 1 rows.
     Raises:
-        FinemoeError: the model has no MoE layers, prompts are empty, or padding would be needed but is not possible.
+        FinemoeError: the model has no MoE layers, prompts are empty, padding would be needed but is not possible, or the routers
+            cannot be applied ahead.
     """
     layers = find_moe_layers(model)
     if not prompts or any(not prompt for prompt in prompts):
@@ -93,9 +110,10 @@ def record(
     pieces: list[list[dict[str, np.ndarray]]] = []
     for begin in _batches(len(prompts), batch_size, progress):
         batch = list(prompts[begin : begin + batch_size])
-        pieces.append(_record_batch(model, layers, batch, tokenizer, max_new_tokens, min_new_tokens))
+        pieces.append(_record_batch(model, layers, batch, tokenizer, max_new_tokens, min_new_tokens, lookahead))
     requests = [request for piece in pieces for request in piece]
-    return _assemble(requests, layers[0].num_experts, identity_of(model, layers), tuple(splits), tuple(request_ids))
+    details = {"model": identity_of(model, layers), "splits": tuple(splits), "request_ids": tuple(request_ids)}
+    return _assemble(requests, layers[0].num_experts, lookahead_strides=tuple(lookahead), **details)
 
 
 def _experts_hook(tape: _Tape, layer: MoELayer) -> Any:
@@ -118,9 +136,11 @@ def _record_batch(
     tokenizer: Any,
     max_new_tokens: int,
     min_new_tokens: int | None,
+    strides: Sequence[int],
 ) -> list[dict[str, np.ndarray]]:
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1).to(next(model.parameters()).device)
     tape = _Tape()
+    ahead = _ahead(model, layers, strides, tape) if strides else None
     observer = Observer(model, layers, tape)
     handles = [layer.experts.register_forward_pre_hook(_experts_hook(tape, layer)) for layer in layers]
     try:
@@ -135,6 +155,8 @@ def _record_batch(
             )
     finally:
         observer.detach()
+        if ahead is not None:
+            ahead.detach()
         for handle in handles:
             handle.remove()
     if any(len(step.gates) != len(layers) or len({gate.shape for gate in step.gates}) > 1 for step in tape.steps):
@@ -143,6 +165,14 @@ def _record_batch(
     mask = inputs["attention_mask"].cpu().numpy().astype(bool)
     ends = _ends(tokens[:, mask.shape[1] :].cpu().numpy(), eos)
     return [_rows_of(tape.steps, tokens.cpu().numpy(), mask, row, ends[row]) for row in range(len(prompts))]
+
+
+def _ahead(model: nn.Module, layers: list[MoELayer], strides: Sequence[int], tape: _Tape) -> RoutersAhead:
+    def on_residual(layer: int, residual: torch.Tensor) -> None:
+        tape.on_ahead(ahead.scores(layer, residual), ahead.targets(layer), layers[0].num_experts)
+
+    ahead = RoutersAhead(model, layers, strides, on_residual)
+    return ahead
 
 
 def _ends(generated: np.ndarray, eos: int | list[int] | None) -> list[int]:
@@ -156,40 +186,45 @@ def _rows_of(steps: list[_Step], tokens: np.ndarray, mask: np.ndarray, row: int,
     prompt_rows = row * width + np.flatnonzero(mask[row])
     picks = [prompt_rows] + [np.array([row])] * (num_generated - 1)
     used = list(zip(steps[: len(picks)], picks, strict=True))
-    return {
-        "probs": np.concatenate(
-            [np.stack([gate[pick] for gate in step.gates], axis=1).astype(np.float16) for step, pick in used]
-        ),
-        "selected": np.concatenate([np.stack([ids[pick] for ids in step.selected], axis=1) for step, pick in used]),
+    found = {
+        "probs": _stacked([(step.gates, pick) for step, pick in used]).astype(np.float16),
+        "selected": _stacked([(step.selected, pick) for step, pick in used]),
         "embeddings": np.concatenate([step.embeddings[pick] for step, pick in used]),
         "tokens": np.concatenate([tokens[row, :width][mask[row]], tokens[row, width : width + num_generated - 1]]),
         "step": np.concatenate([np.full(len(pick), index) for index, pick in enumerate(picks)]),
     }
+    if steps[0].ahead_ids:
+        found["ahead_ids"] = _stacked([(step.ahead_ids, pick) for step, pick in used])
+        found["ahead_probs"] = _stacked([(step.ahead_probs, pick) for step, pick in used])
+    return found
 
 
-def _assemble(
-    requests: list[dict[str, np.ndarray]],
-    num_experts: int,
-    model: str,
-    splits: tuple[str, ...],
-    request_ids: tuple[str, ...],
-) -> RoutingTrace:
+def _stacked(parts: list[tuple[list[np.ndarray], np.ndarray]]) -> np.ndarray:
+    """The picked rows of every step's per-layer arrays, [rows, L, ...]."""
+    return np.concatenate([np.stack([array[pick] for array in layers], axis=1) for layers, pick in parts])
+
+
+def _assemble(requests: list[dict[str, np.ndarray]], num_experts: int, **details: Any) -> RoutingTrace:
     rows = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
     of_selected = np.take_along_axis(rows["probs"], rows["selected"], axis=-1)
     order = np.argsort(-of_selected, axis=-1, kind="stable")
     table, index = np.unique(rows["embeddings"].astype(np.float16), axis=0, return_inverse=True)
+    if "ahead_ids" in rows:  # [T, L, S, M] here, [T, S, L, M] in a trace
+        details |= {f"lookahead_{name}": rows[f"ahead_{name}"].swapaxes(1, 2) for name in ("ids", "probs")}
     return RoutingTrace(
-        expert_ids=np.take_along_axis(rows["selected"], order, axis=-1).astype(np.uint8 if num_experts <= 256 else np.uint16),
-        expert_probs=np.take_along_axis(of_selected, order, axis=-1).astype(np.float16),
+        expert_ids=_as_ids(np.take_along_axis(rows["selected"], order, axis=-1), num_experts),
+        expert_probs=np.take_along_axis(of_selected, order, axis=-1),
         offsets=np.cumsum([0, *(len(request["tokens"]) for request in requests)]).astype(np.int64),
         num_experts=num_experts,
         step=rows["step"].astype(np.int32),
         phase=np.where(rows["step"] == 0, PREFILL, DECODE).astype(np.uint8),
-        probs=rows["probs"].astype(np.float16),
+        probs=rows["probs"],
         tokens=rows["tokens"].astype(np.int32),
         embedding_table=table,
         embedding_index=index.reshape(-1).astype(np.int32),
-        request_ids=request_ids,
-        splits=splits,
-        model=model,
+        **details,
     )
+
+
+def _as_ids(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    return ids.astype(np.uint8 if num_experts <= 256 else np.uint16)

@@ -72,6 +72,7 @@ def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
     The module gets a private copy of its configuration, since two models built from one configuration share it.
     """
     original: Any = module.config
+    previous: LayerFunction | None = getattr(module, _ATTRIBUTE, None)
     private = copy.copy(original)
     private._experts_implementation_internal = IMPLEMENTATION
     module.config = private
@@ -79,7 +80,10 @@ def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
 
     def disconnect() -> None:
         module.config = original
-        delattr(module, _ATTRIBUTE)
+        if previous is None:
+            delattr(module, _ATTRIBUTE)
+        else:
+            setattr(module, _ATTRIBUTE, previous)
 
     return disconnect
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.traces import RoutingTrace
+from finemoe.traces import PREFILL, RoutingTrace
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,14 @@ class Iterations:
 
     Attributes:
         rows: the trace rows they cover. starts: [n + 1] first row of each iteration, counted from the first of them, and the end.
-        requests: [n] the request of each. is_prefill: [n].
+        requests: [n] the request of each. is_prefill: [n]. starts_request: [n] whether it is the first of its request.
     """
 
     rows: slice
     starts: np.ndarray
     requests: np.ndarray
     is_prefill: np.ndarray
+    starts_request: np.ndarray
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -36,8 +37,14 @@ def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Iteration
     while begin < len(firsts) - 1:
         end = max(begin + 1, int(np.searchsorted(firsts, firsts[begin] + block_rows, side="right")) - 1)
         bounds = firsts[begin : end + 1]
-        is_prefill = trace.phase[bounds[:-1]] == 0
-        yield Iterations(slice(int(bounds[0]), int(bounds[-1])), bounds - bounds[0], owners[bounds[:-1]], is_prefill)
+        starts = bounds[:-1]
+        yield Iterations(
+            rows=slice(int(bounds[0]), int(bounds[-1])),
+            starts=bounds - bounds[0],
+            requests=owners[starts],
+            is_prefill=trace.phase[starts] == PREFILL,
+            starts_request=np.isin(starts, trace.offsets[:-1]),
+        )
         begin = end
 
 
@@ -72,6 +79,11 @@ class FutureUses:
     def __init__(self, num_layers: int, num_experts: int) -> None:
         self._num_layers, self._num_experts = num_layers, num_experts
         self._next = np.full(num_layers * num_experts, NEVER, dtype=np.int64)
+
+    @property
+    def first_uses(self) -> np.ndarray:
+        """The earliest event that demands each expert, among the blocks seen so far, [L·J]; NEVER where none does."""
+        return self._next
 
     def before(self, begins: np.ndarray, demanded: np.ndarray, first_event: int) -> np.ndarray:
         """For each demanded expert of a block's events, the number of the next event that demands it, or NEVER.

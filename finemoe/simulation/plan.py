@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.policies.base import Prefetch
+from finemoe.policies.base import Policy, Prefetch
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of a block, n of them, in any order.
+    """Predictions of a block, n of them, ordered by moment.
 
     Attributes:
         moments: [n] when each comes to be known; 2e is before the demand of event e, 2e + 1 after its gate.
@@ -41,14 +41,11 @@ class Predictions:
             np.concatenate([part.selected for part in parts])[order],
         )
 
-    @classmethod
-    def answered(cls, moment: int, wanted: list[Prefetch], expected: np.ndarray) -> "Predictions":
-        """What a policy answered at a moment, with its `expected` as it is then."""
-        layers = np.array([prefetch.layer for prefetch in wanted], dtype=np.int64)
-        selected = np.zeros((len(wanted), expected.shape[1]), dtype=np.bool_)
-        for mask, prefetch in zip(selected, wanted, strict=True):
-            mask[prefetch.experts] = True
-        return cls(np.full(len(wanted), moment), layers, expected[layers].copy(), selected)
+    def targets(self, num_layers: int) -> np.ndarray:
+        """The event that each prediction is about, [n], or -1 where it came no earlier than that event's gate."""
+        events = self.moments // 2
+        targets = events - events % num_layers + self.layers
+        return np.where(2 * targets + 1 > self.moments, targets, -1)
 
     def arrays(self, num_events: int, num_layers: int) -> tuple[np.ndarray, ...]:
         """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in cache.compiled.Events.
@@ -71,3 +68,36 @@ class Predictions:
             np.concatenate([[0], np.cumsum(loads)]).astype(np.int64),
             (layers * self.rows.shape[1] + experts)[order],
         )
+
+
+class Notes:
+    """Takes down what a policy answers, call by call.
+
+    Args:
+        policy: whose `expected` says what each answer predicts.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._moments: list[int] = []
+        self._layers: list[int] = []
+        self._rows: list[np.ndarray] = []
+        self._experts: list[np.ndarray] = []
+
+    def add(self, moment: int, wanted: list[Prefetch]) -> None:
+        """What it answered at a moment (numbered as in Predictions)."""
+        for prefetch in wanted:
+            self._moments.append(moment)
+            self._layers.append(prefetch.layer)
+            self._rows.append(self._policy.expected[prefetch.layer].copy())
+            self._experts.append(prefetch.experts)
+
+    def predictions(self) -> Predictions:
+        """All of it."""
+        num_experts = self._policy.setup.num_experts
+        if not self._moments:
+            return Predictions.none(num_experts)
+        selected = np.zeros((len(self._moments), num_experts), dtype=np.bool_)
+        owners = np.repeat(np.arange(len(self._moments)), [len(experts) for experts in self._experts])
+        selected[owners, np.concatenate(self._experts)] = True
+        return Predictions(np.array(self._moments), np.array(self._layers), np.stack(self._rows), selected)

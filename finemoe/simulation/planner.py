@@ -1,63 +1,79 @@
 """Asks a policy what it predicts for a block of recorded routing.
 
-Predictions never depend on what is resident, so that a policy can be heard first and the cache be run afterwards; and where what
-a policy knows is frozen, it can be heard for the whole block at once.
+Predictions never depend on what is resident, so that a policy can be heard first and caches of any size be run afterwards; and
+where what a policy knows is frozen, it can be heard for the whole block at once.
 """
 
 import numpy as np
 
 from finemoe.maps.search import TrajectorySearch, guide
-from finemoe.maps.selection import select_experts, threshold_of
+from finemoe.maps.selection import select_experts
 from finemoe.policies.base import Context, Policy
 from finemoe.policies.finemoe import FineMoE
+from finemoe.policies.oracle import Oracle
 from finemoe.simulation.events import Iterations
-from finemoe.simulation.plan import Predictions
+from finemoe.simulation.plan import Notes, Predictions
 from finemoe.traces import RoutingTrace
 
 
-def predict(policy: Policy, trace: RoutingTrace, block: Iterations) -> Predictions:
-    """The policy's predictions for every iteration of a block."""
+def predict(policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Predictions:
+    """The policy's predictions for every iteration of a block; begins, demanded: what its events demand (`demanded_sets`)."""
+    if policy.loads_whole_layers:
+        return _whole_layers(trace, block)
     if not policy.needs_context:
         return Predictions.none(trace.num_experts)
     if isinstance(policy, FineMoE) and policy.is_frozen:
         return _searched_at_once(policy, trace, block)
-    return _step_by_step(policy, trace, block)
+    return _step_by_step(policy, trace, block, np.split(demanded, begins[1:-1]))
 
 
-def _step_by_step(policy: Policy, trace: RoutingTrace, block: Iterations) -> Predictions:
+def _whole_layers(trace: RoutingTrace, block: Iterations) -> Predictions:
+    """Every layer brings in all of its experts as soon as its gate has spoken."""
+    events = np.arange(len(block) * trace.num_layers)
+    shape = (len(events), trace.num_experts)
+    rows = np.full(shape, 1.0 / trace.num_experts, dtype=np.float32)
+    return Predictions(2 * events + 1, events % trace.num_layers, rows, np.ones(shape, dtype=np.bool_))
+
+
+def _step_by_step(policy: Policy, trace: RoutingTrace, block: Iterations, demanded: list[np.ndarray]) -> Predictions:
     """In the order of DESIGN 2: start, every gate, end, iteration after iteration."""
+    num_layers = trace.num_layers
     maps, experts = trace.maps(block.rows), trace.expert_ids[block.rows].astype(np.int64)
     embeddings = trace.embeddings(block.rows) if trace.embedding_table is not None else None
-    parts = []
+    ahead = np.stack([trace.lookahead(block.rows, stride) for stride in policy.lookahead]) if policy.lookahead else None
+    notes = Notes(policy)
     for number, (begin, end) in enumerate(zip(block.starts[:-1].tolist(), block.starts[1:].tolist(), strict=True)):
-        first_event = number * trace.num_layers
-        context = Context(None if embeddings is None else embeddings[begin:end], bool(block.is_prefill[number]))
-        parts.append(Predictions.answered(2 * first_event, policy.start_iteration(context), policy.expected))
-        for layer in range(trace.num_layers):
-            wanted = policy.on_gate(layer, np.ascontiguousarray(maps[begin:end, layer]), experts[begin:end, layer])
-            parts.append(Predictions.answered(2 * (first_event + layer) + 1, wanted, policy.expected))
+        first_event = number * num_layers
+        if isinstance(policy, Oracle):
+            policy.foresee(demanded[first_event : first_event + num_layers])
+        rows = None if embeddings is None else embeddings[begin:end]
+        context = Context(rows, bool(block.is_prefill[number]), bool(block.starts_request[number]))
+        notes.add(2 * first_event, policy.start_iteration(context))
+        for layer in range(num_layers):
+            probs = np.ascontiguousarray(maps[begin:end, layer])
+            lookahead = None if ahead is None else ahead[:, begin:end, layer]
+            notes.add(2 * (first_event + layer) + 1, policy.on_gate(layer, probs, experts[begin:end, layer], lookahead))
         policy.end_iteration()
-    return Predictions.of(parts, trace.num_experts)
+    return notes.predictions()
 
 
 def _searched_at_once(policy: FineMoE, trace: RoutingTrace, block: Iterations) -> Predictions:
     """FineMoE over a frozen store: all rows of the block search together, layer by layer, and iterations take their rows'
     union."""
-    store, setup = policy.store, policy.setup
+    store, distance = policy.store, policy.setup.prefetch_distance
     if not len(store):
         return Predictions.none(trace.num_experts)
     maps = trace.maps(block.rows)
     firsts = np.arange(len(block)) * trace.num_layers  # first event of each iteration
     parts = []
-    if trace.embedding_table is not None and store.embedding_dim:
+    if trace.embedding_table is not None and policy.searches_embeddings:
         records, scores = store.nearest_embeddings(trace.embeddings(block.rows))
-        for layer in range(setup.prefetch_distance):
-            parts.append(_union(policy, block, records, scores, layer, 2 * firsts))
+        parts = [_union(policy, block, records, scores, layer, 2 * firsts) for layer in range(distance)]
     search = TrajectorySearch(store, len(maps))
-    for layer in range(trace.num_layers - setup.prefetch_distance):
+    for layer in range(trace.num_layers - distance):
         search.observe(layer, np.ascontiguousarray(maps[:, layer]))
         records, scores = search.nearest()
-        parts.append(_union(policy, block, records, scores, layer + setup.prefetch_distance, 2 * (firsts + layer) + 1))
+        parts.append(_union(policy, block, records, scores, layer + distance, 2 * (firsts + layer) + 1))
     return Predictions.of(parts, trace.num_experts)
 
 
@@ -65,7 +81,7 @@ def _union(
     policy: FineMoE, block: Iterations, records: np.ndarray, scores: np.ndarray, layer: int, moments: np.ndarray
 ) -> Predictions:
     probs = guide(policy.store, records, layer)
-    selected = select_experts(probs, threshold_of(scores), policy.setup.top_k)
+    selected = select_experts(probs, policy.thresholds(scores), policy.setup.top_k)
     begins = block.starts[:-1]
     layers = np.full(len(block), layer)
     return Predictions(moments, layers, np.maximum.reduceat(probs, begins), np.logical_or.reduceat(selected, begins))

@@ -1,25 +1,27 @@
 """`finemoe.replay`: a policy on recorded routing, with an instant link: exact accounting of hits and bytes (DESIGN 3 and 4)."""
 
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.compiled import RULE_CODES, CompiledCache, Events
+from finemoe.cache.placement import owners_of
 from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
-from finemoe.policies.base import PolicySetup
-from finemoe.report import Report, RequestReport
+from finemoe.policies.base import Policy, PolicySetup
+from finemoe.report import Report
 from finemoe.simulation.events import FutureUses, Iterations, demanded_sets, iteration_blocks
 from finemoe.simulation.plan import Predictions
 from finemoe.simulation.planner import predict
-from finemoe.traces import PREFILL, RoutingTrace
-from finemoe.units import parse_bytes
+from finemoe.simulation.tally import Recall, Tally
+from finemoe.traces import RoutingTrace
 
 _BLOCK_ROWS = 4096
-_NAN = float("nan")
 
 
 def replay(
@@ -32,95 +34,144 @@ def replay(
     *,
     prefetch_distance: int | None = None,
     store_capacity: int = 1000,
+    devices: int = 1,
     expert_bytes: int | None = None,
     seed: int = 0,
+    **policy_options: Any,
 ) -> Report:
-    """Replay a trace under a policy with one device's expert cache.
+    """Replay a trace under a policy.
 
     Args:
         trace: recorded routing; its requests run one after the other over one cache, cold at the start.
-        policy: "finemoe" or "on-demand"; eviction: overrides its rule, "belady" included.
-        expert_memory: a share in (0, 1] of all routed experts, or bytes (an int or a text with a unit) where `expert_bytes` is
-        given. hardware: None, an instant link.
-        history: a RoutingTrace or ExpertMapStore of other requests; None learns online.
-        prefetch_distance, store_capacity, seed: as in `finemoe.offload`.
+        policy: a system of the paper, "on-demand", "no-offload" or "oracle". eviction: overrides its rule, "belady" included.
+        expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where
+            `expert_bytes` is given. hardware: None, an instant link.
+        history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online.
+        prefetch_distance, store_capacity, seed: as in `finemoe.offload`. devices: how many; experts go round-robin.
         expert_bytes: size of one expert; without it, bytes in the report are counted in experts.
+        policy_options: the system's own, such as promoe's `predictor`.
     Raises:
-        FinemoeError: a name is unknown, an option is out of range, or a testbed is asked for.
+        FinemoeError: a name is unknown, an option is out of range, the trace lacks what the policy reads, or a testbed is asked
+            for.
     """
     if hardware is not None:
         raise FinemoeError(f"hardware {hardware!r}: replay has an instant link only (hardware=None)")
-    setup = _setup(trace, history, prefetch_distance, store_capacity, seed)
-    system = make_policy(policy, setup)
-    rule = eviction or system.default_eviction
-    if rule not in RULE_CODES:
-        raise FinemoeError(f"unknown eviction rule {rule!r}; known: {', '.join(sorted(RULE_CODES))}")
-    num_slots = slots_of(expert_memory, trace.num_layers * trace.num_experts, expert_bytes)
-    cache = CompiledCache(rule, trace.num_layers, trace.num_experts, num_slots)
-    tally = _Tally(trace)
-    for block, begins, demanded, following in _blocks(trace, rule == "belady"):
-        predictions = predict(system, trace, block)
-        outcome = cache.run(_events(trace, block, begins, demanded, following, predictions))
-        tally.add(block, begins, demanded, outcome, predictions)
-    return tally.report(cache, policy, rule, num_slots * (expert_bytes or 1), expert_bytes or 1)
+    setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
+    system = make_policy(policy, setup, is_replay=True, **policy_options)
+    cache = _Cache(trace, system, expert_memory, eviction or system.default_eviction, devices, expert_bytes)
+    return _run(trace, policy, system, [cache])[0]
 
 
-def slots_of(expert_memory: float | int | str, num_experts: int, expert_bytes: int | None) -> int:
-    """How many experts a memory size holds.
+def sweep(
+    trace: RoutingTrace,
+    policy: str,
+    expert_memories: Sequence[float | int | str],
+    evictions: Sequence[str | None] = (None,),
+    history: Any = None,
+    *,
+    prefetch_distance: int | None = None,
+    store_capacity: int = 1000,
+    devices: int = 1,
+    expert_bytes: int | None = None,
+    seed: int = 0,
+    **policy_options: Any,
+) -> list[Report]:
+    """As `replay` at every memory size under every eviction rule (None: the policy's own), sizes first; the policy is heard once
+    for all of them."""
+    setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
+    system = make_policy(policy, setup, is_replay=True, **policy_options)
+    caches = [
+        _Cache(trace, system, memory, eviction or system.default_eviction, devices, expert_bytes)
+        for memory, eviction in itertools.product(expert_memories, evictions)
+    ]
+    return _run(trace, policy, system, caches)
 
-    Raises:
-        FinemoeError: it is neither a share in (0, 1] nor bytes, or bytes come without `expert_bytes`, or not even one fits.
-    """
-    if isinstance(expert_memory, float):
-        if not 0 < expert_memory <= 1:
-            raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
-        return max(1, round(expert_memory * num_experts))
-    if isinstance(expert_memory, bool) or not isinstance(expert_memory, int | str):
-        raise FinemoeError(f"expert_memory must be a share, or bytes with a unit, not {expert_memory!r}")
-    if expert_bytes is None:
-        raise FinemoeError(f"expert_memory is {expert_memory!r}: bytes need expert_bytes; write 1.0 for all experts")
-    num_bytes = parse_bytes(expert_memory) if isinstance(expert_memory, str) else expert_memory
-    if num_bytes < expert_bytes:
-        raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {expert_bytes}")
-    return min(num_experts, num_bytes // expert_bytes)
 
-
-def _setup(trace: RoutingTrace, history: Any, distance: int | None, capacity: int, seed: int) -> PolicySetup:
+def replay_setup(
+    trace: RoutingTrace,
+    history: Any = None,
+    prefetch_distance: int | None = None,
+    store_capacity: int = 1000,
+    seed: int = 0,
+) -> PolicySetup:
+    """What a policy is told about a trace's model."""
     return PolicySetup(
         num_layers=trace.num_layers,
         num_experts=trace.num_experts,
         top_k=trace.top_k,
         embedding_dim=0 if trace.embedding_table is None else trace.embedding_table.shape[1],
-        prefetch_distance=min(3, trace.num_layers) if distance is None else distance,
-        store_capacity=capacity,
+        prefetch_distance=min(3, trace.num_layers) if prefetch_distance is None else prefetch_distance,
+        store_capacity=store_capacity,
         history=history,
         model=trace.model,
         seed=seed,
     )
 
 
-def _blocks(trace: RoutingTrace, needs_future: bool) -> Iterator[tuple[Iterations, np.ndarray, np.ndarray, np.ndarray]]:
-    """(block, begins, demanded, next uses) in order; the next uses are zeros unless the future is needed."""
-    if not needs_future:
+class _Cache:
+    """The caches of all devices under one rule, at one size, with their counts."""
+
+    def __init__(
+        self,
+        trace: RoutingTrace,
+        policy: Policy,
+        expert_memory: float | int | str,
+        rule: str,
+        num_devices: int,
+        expert_bytes: int | None,
+    ) -> None:
+        if rule not in RULE_CODES:
+            raise FinemoeError(f"unknown eviction rule {rule!r}; known: {', '.join(sorted(RULE_CODES))}")
+        if num_devices < 1:
+            raise FinemoeError(f"devices is {num_devices}; at least one is needed")
+        num_layers, num_experts = trace.num_layers, trace.num_experts
+        memory = 1.0 if policy.holds_everything else expert_memory
+        slots = slots_per_device(memory, expert_bytes, num_layers * num_experts, num_devices)
+        self.rule, self._expert_bytes, self._memory_slots = rule, expert_bytes or 1, slots * num_devices
+        self._owners = owners_of([num_experts] * num_layers, num_devices).reshape(-1)
+        self._caches = [CompiledCache(rule, num_layers, num_experts, slots) for _ in range(num_devices)]
+        self._tally = Tally(trace)
+        if policy.holds_everything:
+            for device, cache in enumerate(self._caches):
+                cache.hold(np.flatnonzero(self._owners == device))
+
+    def foresee(self, first_uses: np.ndarray) -> None:
+        """When every expert is demanded first, [L·J] event numbers."""
+        for cache in self._caches:
+            cache.foresee(first_uses)
+
+    def run(self, block: Iterations, events: Events) -> None:
+        """Go through a block of events."""
+        if len(self._caches) == 1:
+            outcome = self._caches[0].run(events)
+        else:
+            parts = [events.part(self._owners == device) for device in range(len(self._caches))]
+            outcome = np.sum([cache.run(part) for cache, part in zip(self._caches, parts, strict=True)], axis=0)
+        self._tally.add(block, events.begins, outcome)
+
+    def report(self, policy: str, recall: float) -> Report:
+        """The counts so far."""
+        useful = sum(cache.num_useful for cache in self._caches)
+        unused = sum(cache.num_unused_resident for cache in self._caches)
+        memory_bytes = self._memory_slots * self._expert_bytes
+        return self._tally.report(policy, self.rule, memory_bytes, self._expert_bytes, recall, useful, unused)
+
+
+def _run(trace: RoutingTrace, name: str, policy: Policy, caches: list[_Cache]) -> list[Report]:
+    recall = Recall(trace.num_layers)
+    with _Future(trace, any(cache.rule == "belady" for cache in caches)) as future:
+        if future.is_known:
+            for cache in caches:
+                cache.foresee(future.first_uses)
         for block in iteration_blocks(trace, _BLOCK_ROWS):
             begins, demanded = demanded_sets(trace, block)
-            yield block, begins, demanded, np.zeros(len(demanded), dtype=np.int64)
-        return
-    blocks = list(iteration_blocks(trace, _BLOCK_ROWS))
-    firsts = np.cumsum([0, *(len(block) * trace.num_layers for block in blocks)])
-    future = FutureUses(trace.num_layers, trace.num_experts)
-    with tempfile.TemporaryFile() as file:  # the future of a long trace does not fit into memory
-        sizes = []
-        for block, first_event in zip(reversed(blocks), reversed(firsts[:-1].tolist()), strict=True):
-            following = future.before(*demanded_sets(trace, block), first_event)
-            file.write(following.tobytes())
-            sizes.append(following.nbytes)
-        for block, size in zip(blocks, reversed(sizes), strict=True):
-            begins, demanded = demanded_sets(trace, block)
-            file.seek(-size, os.SEEK_CUR)
-            following = np.frombuffer(file.read(size), dtype=np.int64)
-            file.seek(-size, os.SEEK_CUR)
-            yield block, begins, demanded, following
+            predictions = predict(policy, trace, block, begins, demanded)
+            recall.add(begins, demanded, predictions)
+            events = _events(trace, block, begins, demanded, future.take(len(demanded)), predictions)
+            for cache in caches:
+                cache.run(block, events)
+            trace.release_pages()
+    return [cache.report(name, recall.value) for cache in caches]
 
 
 def _events(
@@ -128,92 +179,53 @@ def _events(
     block: Iterations,
     begins: np.ndarray,
     demanded: np.ndarray,
-    following: np.ndarray,
+    next_use: np.ndarray,
     predictions: Predictions,
 ) -> Events:
     num_events = len(block) * trace.num_layers
     layers = np.tile(np.arange(trace.num_layers), len(block))
-    return Events(layers, layers == 0, begins, demanded, following, *predictions.arrays(num_events, trace.num_layers))
+    return Events(layers, layers == 0, begins, demanded, next_use, *predictions.arrays(num_events, trace.num_layers))
 
 
-class _Tally:
-    """Counts of a replay, by layer and by request."""
+class _Future:
+    """When every demanded expert is demanded next, found from the trace's end to its beginning and kept on disk meanwhile: the
+    future of a long trace does not fit into memory.
 
-    def __init__(self, trace: RoutingTrace) -> None:
-        self._num_layers, self._num_experts = trace.num_layers, trace.num_experts
-        self._hits = np.zeros((trace.num_requests, trace.num_layers), dtype=np.int64)
-        self._accesses = np.zeros_like(self._hits)
-        self._moved = np.zeros((trace.num_requests, 3), dtype=np.int64)  # on demand, ahead, evicted unused
-        self._steps = np.zeros((trace.num_requests, 2), dtype=np.int64)  # prefills, decode steps
-        self._recalled = self._ranked = 0
+    Args:
+        is_known: whether anybody asks; else nothing is computed and all next uses are zero.
+    """
 
-    def add(self, block: Iterations, begins: np.ndarray, demanded: np.ndarray, outcome: np.ndarray, told: Predictions) -> None:
-        shape = (len(block), self._num_layers)
-        np.add.at(self._hits, block.requests, outcome[:, 0].reshape(shape))
-        np.add.at(self._moved, block.requests, outcome[:, 1:].reshape(*shape, 3).sum(axis=1))
-        np.add.at(self._accesses, block.requests, np.diff(begins).reshape(shape))
-        np.add.at(self._steps, (block.requests, np.where(block.is_prefill, 0, 1)), 1)
-        self._count_recall(begins, demanded, told)
+    def __init__(self, trace: RoutingTrace, is_known: bool) -> None:
+        self.is_known = is_known
+        self.first_uses = np.zeros(0, dtype=np.int64)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        if is_known:
+            self._look_ahead(trace)
 
-    def _count_recall(self, begins: np.ndarray, demanded: np.ndarray, told: Predictions) -> None:
-        """For the last prediction of each event before its gate: demanded experts among as many top predictions (DESIGN 4)."""
-        if not len(told.moments):
-            return
-        targets = told.moments // 2 // self._num_layers * self._num_layers + told.layers
-        last = np.full(len(begins) - 1, -1, dtype=np.int64)
-        last[targets] = np.arange(len(targets))  # the later of equal targets stays
-        counts = np.diff(begins)
-        owners = np.repeat(np.arange(len(counts)), counts)
-        known = last[owners] >= 0
-        ranks = np.empty_like(told.rows, dtype=np.int64)
-        order = np.argsort(-told.rows, axis=1, kind="stable")
-        np.put_along_axis(ranks, order, np.arange(self._num_experts)[None], axis=1)
-        ranks = ranks[last[owners[known]], demanded[known]]
-        self._recalled += int((ranks < counts[owners[known]]).sum())
-        self._ranked += int(known.sum())
+    def __enter__(self) -> "_Future":
+        return self
 
-    def report(self, cache: CompiledCache, policy: str, rule: str, memory_bytes: int, expert_bytes: int) -> Report:
-        hits, accesses = int(self._hits.sum()), int(self._accesses.sum())
-        return Report(
-            policy=policy,
-            eviction=rule,
-            expert_memory_bytes=memory_bytes,
-            accesses=accesses,
-            hits=hits,
-            late=0,
-            misses=accesses - hits,
-            hit_rate=hits / accesses if accesses else _NAN,
-            recall_at_k=self._recalled / self._ranked if self._ranked else _NAN,
-            demand_bytes=int(self._moved[:, 0].sum()) * expert_bytes,
-            prefetched_bytes=int(self._moved[:, 1].sum()) * expert_bytes,
-            wasted_bytes=int(self._moved[:, 2].sum()) * expert_bytes,
-            useful_bytes=cache.num_useful * expert_bytes,
-            unused_resident_bytes=cache.num_unused_resident * expert_bytes,
-            stall_s=0.0,
-            ttft_s=_NAN,
-            tpot_s=_NAN,
-            num_prefills=int(self._steps[:, PREFILL].sum()),
-            num_decode_steps=int(self._steps[:, 1].sum()),
-            skipped_iterations=0,
-            layer_hits=tuple(self._hits.sum(axis=0).tolist()),
-            layer_late=(0,) * self._num_layers,
-            layer_misses=tuple((self._accesses - self._hits).sum(axis=0).tolist()),
-            requests=tuple(self._request(number, expert_bytes) for number in range(len(self._hits))),
-        )
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
-    def _request(self, number: int, expert_bytes: int) -> RequestReport:
-        hits, accesses = int(self._hits[number].sum()), int(self._accesses[number].sum())
-        on_demand, ahead, wasted = (self._moved[number] * expert_bytes).tolist()
-        return RequestReport(
-            accesses=accesses,
-            hits=hits,
-            late=0,
-            misses=accesses - hits,
-            prefetched_bytes=ahead,
-            demand_bytes=on_demand,
-            wasted_bytes=wasted,
-            stall_s=0.0,
-            ttft_s=_NAN,
-            tpot_s=_NAN,
-            num_decode_steps=int(self._steps[number, 1]),
-        )
+    def take(self, count: int) -> np.ndarray:
+        """The next uses of the next `count` demanded experts, in the trace's order."""
+        if not self.is_known:
+            return np.zeros(count, dtype=np.int64)
+        self._file.seek(-8 * count, os.SEEK_CUR)
+        found = np.frombuffer(self._file.read(8 * count), dtype=np.int64)
+        self._file.seek(-8 * count, os.SEEK_CUR)
+        return found
+
+    def _look_ahead(self, trace: RoutingTrace) -> None:
+        blocks = list(iteration_blocks(trace, _BLOCK_ROWS))
+        firsts = np.cumsum([0, *(len(block) * trace.num_layers for block in blocks)])
+        future = FutureUses(trace.num_layers, trace.num_experts)
+        for block, first_event in _backwards(blocks, firsts):
+            self._file.write(future.before(*demanded_sets(trace, block), first_event).tobytes())
+            trace.release_pages()
+        self.first_uses = future.first_uses
+
+
+def _backwards(blocks: list[Iterations], firsts: np.ndarray) -> Iterator[tuple[Iterations, int]]:
+    return zip(reversed(blocks), reversed(firsts[:-1].tolist()), strict=True)

@@ -1,45 +1,21 @@
-"""The importer of the public gpt-oss-20b routing, on a file of the publisher's shape."""
+"""The command that computes Figure 4's real panel, on routing of the publisher's shape."""
 
 import numpy as np
-import pytest
+import pandas as pd
 
-from finemoe.analysis.gpt_oss import NUM_EXPERTS, load_gpt_oss
-from finemoe.errors import FinemoeError
+from finemoe.analysis.gpt_oss import write_table
+from finemoe.analysis.prediction import METHODS
 
 
-def write(path, num_requests=10, tokens=4, **changes):
+def test_every_method_is_tabled_at_every_distance(tmp_path):
     rng = np.random.default_rng(0)
-    rows = num_requests * tokens
-    ids = np.stack([rng.permutation(NUM_EXPERTS)[:4] for _ in range(rows * 3)]).reshape(rows, 3, 4).astype(np.uint8)
-    probs = rng.dirichlet(np.ones(4), size=(rows, 3)).astype(np.float16)
-    arrays = {"expert_ids": ids, "expert_probs": probs, "offsets": np.arange(num_requests + 1) * tokens} | changes
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
-    return ids, probs
-
-
-def test_experts_come_by_descending_probability_and_requests_split_7_to_3(tmp_path):
-    ids, probs = write(tmp_path / "trace.npz")
-    trace = load_gpt_oss(tmp_path / "trace.npz")
-    assert (np.diff(trace.expert_probs, axis=-1) <= 0).all()
-    for row, layer in [(0, 0), (17, 2)]:
-        assert dict(zip(trace.expert_ids[row, layer], trace.expert_probs[row, layer], strict=True)) == dict(
-            zip(ids[row, layer], probs[row, layer], strict=True)
-        )
-    assert trace.splits.count("history") == 7
-    assert trace.splits == load_gpt_oss(tmp_path / "trace.npz").splits
-
-
-def test_unusable_files_are_named(tmp_path):
-    with pytest.raises(FinemoeError, match="no such trace"):
-        load_gpt_oss(tmp_path / "none.npz")
-    write(tmp_path / "part.npz", expert_probs=None)
-    with pytest.raises(FinemoeError, match="lacks the array"):
-        load_gpt_oss(tmp_path / "part.npz")
-
-
-def test_the_development_sample(shared_data):
-    path = shared_data / "routing" / "gpt-oss-20b" / "decode_traces.npz"
-    if not path.is_file():
-        pytest.skip("the gpt-oss-20b routing is not among the external data")
-    trace = load_gpt_oss(path)
-    assert (trace.num_requests, trace.num_rows, trace.num_layers, trace.top_k) == (369, 107442, 24, 4)
+    ids = np.stack([rng.permutation(32)[:4] for _ in range(40 * 10)]).reshape(40, 10, 4)
+    probs = rng.dirichlet(np.ones(4), size=(40, 10))
+    np.savez(tmp_path / "trace.npz", expert_ids=ids, expert_probs=probs, offsets=np.arange(0, 41, 4))
+    write_table(tmp_path / "trace.npz", tmp_path / "table.csv", store_capacity=20)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert sorted(zip(table.method, table.distance, strict=True)) == sorted(
+        (name, distance) for name in METHODS for distance in range(1, 9)
+    )
+    assert (set(table.model), set(table.dataset)) == ({"gpt-oss-20b"}, {"mixed"})
+    assert table.hit_rate.between(0, 1).all()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from finemoe.analysis.gpt_oss import load_gpt_oss, sample_path
 from finemoe.analysis.prediction import METHODS, prediction_table, random_store, redundancy_store
+from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.traces import DECODE
 from tests.test_traces import make_trace
 

@@ -5,7 +5,7 @@ import resource
 import pytest
 
 import finemoe
-from finemoe.analysis.gpt_oss import load_gpt_oss, sample_path
+from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.maps.store import ExpertMapStore
 from finemoe.policies.finemoe import fill_store
 from finemoe.traces import RoutingTrace

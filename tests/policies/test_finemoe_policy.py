@@ -42,7 +42,7 @@ def test_both_searches_guide_the_layers_the_paper_says():
     rows = slice(0, 4)
     maps, embeddings = served.maps(rows), served.embeddings(rows)
 
-    first = policy.start_iteration(Context(embeddings, True))
+    first = policy.start_iteration(Context(embeddings, is_prefill=True, starts_request=True))
     cosines = cosine_table(embeddings, stored_embeddings)
     nearest = cosines.argmax(axis=1)
     assert [prefetch.layer for prefetch in first] == list(range(D))
@@ -65,7 +65,7 @@ def test_both_searches_guide_the_layers_the_paper_says():
 
 
 def run_iteration(policy, maps: np.ndarray, embeddings: np.ndarray | None) -> list:
-    answers = policy.start_iteration(Context(embeddings, False))
+    answers = policy.start_iteration(Context(embeddings, is_prefill=False, starts_request=False))
     for layer in range(L):
         answers += policy.on_gate(layer, np.ascontiguousarray(maps[:, layer]), np.zeros((len(maps), K), dtype=int))
     policy.end_iteration()
@@ -88,7 +88,7 @@ def test_without_history_it_learns_every_finished_iteration():
 def test_an_iteration_that_broke_off_is_not_learned():
     trace = make_trace(2, (8,))
     policy = make_policy("finemoe", setup())
-    policy.start_iteration(Context(trace.embeddings(slice(0, 1)), False))
+    policy.start_iteration(Context(trace.embeddings(slice(0, 1)), is_prefill=False, starts_request=False))
     policy.on_gate(0, trace.maps(slice(0, 1))[:, 0], np.zeros((1, K), dtype=int))
     run_iteration(policy, trace.maps(slice(1, 2)), trace.embeddings(slice(1, 2)))
     assert len(policy.store) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import finemoe
-from finemoe.runtime.devices import owners_of
+from finemoe.cache.placement import owners_of
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.link import MemoryLink
 from finemoe.traces import RoutingTrace

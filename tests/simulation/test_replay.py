@@ -1,7 +1,6 @@
 """`finemoe.replay`: golden counts, invariants, agreement with the live engine, and with numbers computed elsewhere."""
 
 from functools import cache as memoised
-from itertools import product
 
 import numpy as np
 import pytest
@@ -10,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finemoe
-from finemoe.analysis.gpt_oss import load_gpt_oss, sample_path
 from finemoe.cache.compiled import RULE_CODES
 from finemoe.errors import FinemoeError
+from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
+from finemoe.policies import LIVE_POLICIES
 from finemoe.traces import RoutingTrace
 from tests.runtime.models import build
 from tests.runtime.test_lossless import WordTokenizer
 
+SPECULATIVE = {"predictor": "speculative"}
 CAUSAL = sorted(set(RULE_CODES) - {"belady"})
 
 
@@ -108,27 +109,28 @@ def test_everything_fits_or_nearly_nothing():
     assert one.hits <= 60 * 3  # at most the one expert that is there
 
 
-@pytest.mark.parametrize(("policy", "rule"), list(product(["on-demand", "finemoe"], ["lru", "lfu", "finemoe", "lfu-aged"])))
+@pytest.mark.parametrize(("policy", "options"), [*((name, {}) for name in LIVE_POLICIES), ("promoe", SPECULATIVE)], ids=str)
+@pytest.mark.parametrize("rule", [None, "lru", "finemoe", "least-stale-interval"])
 @pytest.mark.parametrize("with_history", [False, True])
-def test_live_and_replay_agree(policy, rule, with_history):
+def test_live_and_replay_agree(policy, options, rule, with_history):
     """The same routing through the engine (in line, instant link) and the replay: the same hits and misses at every layer."""
     model, tokenizer = build("qwen2_moe"), WordTokenizer()
     prompts = ["hello there", "some more words", "x"]
-    options = {"tokenizer": tokenizer, "max_new_tokens": 6, "min_new_tokens": 6}
-    history = finemoe.record(model, ["another one", "words"], **options) if with_history else None
-    trace = finemoe.record(model, prompts, **options)
-    with finemoe.offload(model, 0.3, policy, eviction=rule, history=history, asynchronous=False) as engine, torch.no_grad():
+    recording = {"tokenizer": tokenizer, "max_new_tokens": 6, "min_new_tokens": 6}
+    history = finemoe.record(model, ["another one", "words"], **recording) if with_history else None
+    trace = finemoe.record(model, prompts, lookahead=(1, 3), **recording)
+    choice = {"eviction": rule, "history": history, **options}
+    with finemoe.offload(model, 0.3, policy, asynchronous=False, **choice) as engine, torch.no_grad():
         for prompt in prompts:
             inputs = tokenizer([prompt], return_tensors="pt", padding=False)
             model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
         live = engine.report()
         record_bytes = engine.records.record_bytes
-    replayed = finemoe.replay(trace, policy, 0.3, eviction=rule, history=history, expert_bytes=record_bytes)
-    names = ["layer_hits", "layer_misses", "prefetched_bytes", "demand_bytes", "wasted_bytes", "useful_bytes"]
+    replayed = finemoe.replay(trace, policy, 0.3, expert_bytes=record_bytes, **choice)
+    names = ["layer_hits", "layer_misses", "prefetched_bytes", "demand_bytes", "wasted_bytes", "useful_bytes", "eviction"]
     assert {name: getattr(live, name) for name in names} == {name: getattr(replayed, name) for name in names}
     assert [request.hits for request in live.requests] == [request.hits for request in replayed.requests]
-    if policy == "finemoe":
-        assert live.recall_at_k == pytest.approx(replayed.recall_at_k, nan_ok=True)
+    assert live.recall_at_k == pytest.approx(replayed.recall_at_k, nan_ok=True)
 
 
 @pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here")

@@ -1,0 +1,44 @@
+"""How many experts a memory size holds: `expert_memory` as users write it, in slots (DESIGN 3)."""
+
+from finemoe.errors import FinemoeError
+from finemoe.units import parse_bytes
+
+
+def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None, num_experts: int, num_devices: int = 1) -> int:
+    """Slots of every device, no more than a device can have experts.
+
+    Args:
+        expert_memory: bytes per device (an int, or a text with a unit), or a share in (0, 1] of all experts over all devices.
+        expert_bytes: of the largest expert; None where sizes are not known, then only a share can be meant.
+        num_experts: routed experts of the whole model.
+    Raises:
+        FinemoeError: it is neither, bytes come without `expert_bytes`, or it holds less than one expert.
+    """
+    most = -(-num_experts // num_devices)
+    if isinstance(expert_memory, float):
+        if not 0 < expert_memory <= 1:
+            raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
+        return min(most, max(1, round(expert_memory * num_experts / num_devices)))
+    if isinstance(expert_memory, bool) or not isinstance(expert_memory, int | str):
+        raise FinemoeError(f"expert_memory must be a share in (0, 1], bytes, or a text like '6GiB', not {expert_memory!r}")
+    num_bytes = byte_count(expert_memory, "expert_memory")
+    if expert_bytes is None:
+        raise FinemoeError(f"expert_memory is {expert_memory!r}: bytes need expert_bytes; write 1.0 for all experts")
+    if num_bytes < expert_bytes:
+        hint = "; write 1.0 for all experts" if num_bytes == 1 else ""
+        raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {expert_bytes}{hint}")
+    return min(most, num_bytes // expert_bytes)
+
+
+def byte_count(value: int | str, name: str) -> int:
+    """Bytes in an int or a text with a unit.
+
+    Raises:
+        FinemoeError: it is neither, or negative.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise FinemoeError(f"{name} must be bytes, or a text like '6GiB', not {value!r}")
+    num_bytes = parse_bytes(value) if isinstance(value, str) else value
+    if num_bytes < 0:
+        raise FinemoeError(f"{name} is {num_bytes} bytes; it must not be negative")
+    return num_bytes

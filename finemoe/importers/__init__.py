@@ -1,0 +1,1 @@
+"""Public routing of real models, read in its publishers' formats."""

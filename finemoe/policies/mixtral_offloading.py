@@ -1,0 +1,29 @@
+"""Mixtral-Offloading (Eliseev and Mazur 2023, arXiv 2312.17238, sections 3.1-3.2): the next layer's gate, tried one layer early.
+
+After a layer has run, the next layer's norm and gate are applied to the residual stream as it is, and the experts they pick are
+loaded before inference goes on; evicts by LRU. Ours differs in that the cache is one pool over all layers instead of k experts a
+layer, and that a speculative load takes a slot of it at once instead of waiting in a buffer; quantisation is left out.
+"""
+
+import numpy as np
+
+from finemoe.policies.base import Context, Policy, Prefetch
+
+
+class MixtralOffloading(Policy):
+    """Speculative loading at distance 1, whatever `prefetch_distance` says."""
+
+    lookahead = (1,)
+    is_synchronous = True
+    default_eviction = "lru"
+
+    def start_iteration(self, context: Context) -> list[Prefetch]:
+        return []
+
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+        if lookahead is None or layer + 1 >= self.setup.num_layers:
+            return []
+        return [self.wanted(layer + 1, lookahead[0])]
+
+    def end_iteration(self) -> None:
+        return None

@@ -1,0 +1,104 @@
+"""MoE-Infinity (Xue et al. 2024, arXiv 2401.14361, section 4): request-level Expert Activation Matrices.
+
+A request's matrix [L, J] counts how often each expert was activated, summed over its iterations. A collection keeps some matrices
+of past requests, chosen by clustering; the one most similar to the running request's partial matrix (cosine, flattened) says
+which experts come. Layers that no gate has spoken for yet get the most popular experts. Loads before inference goes on, evicts by
+LFU. Ours differs in that a layer is predicted d layers ahead, once, as for every system here, instead of all later layers at
+every gate with priorities that fall with distance; and the sequences of a batch share one matrix.
+"""
+
+import numpy as np
+
+from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
+from finemoe.traces import RoutingTrace
+
+
+class MoEInfinity(Policy):
+    """Nearest past request by activation counts.
+
+    Args:
+        setup: model sizes, d, history (a trace; None: finished requests enter the collection one by one).
+        collection_capacity: matrices kept; 120 cover 290 tasks in the system's publication.
+    """
+
+    is_synchronous = True
+    default_eviction = "lfu"
+
+    def __init__(self, setup: PolicySetup, collection_capacity: int = 120) -> None:
+        super().__init__(setup)
+        shape = (setup.num_layers, setup.num_experts)
+        history = history_trace(setup, "moe-infinity")
+        past = np.zeros((0, *shape)) if history is None else request_counts(history)
+        self._learns, self._capacity = history is None, collection_capacity
+        self._popularity = past.sum(axis=0)
+        self.collection = representatives(past, collection_capacity, setup.seed)
+        self._running = np.zeros(shape)
+        self._begin_request()
+
+    def start_iteration(self, context: Context) -> list[Prefetch]:
+        if context.starts_request:
+            self._end_request()
+            self._begin_request()
+        num_rows = 1 if context.embeddings is None else len(context.embeddings)
+        if not self._popularity.any():
+            return []
+        return [self._most(layer, self._popularity[layer], num_rows) for layer in range(self.setup.prefetch_distance)]
+
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+        counts = np.bincount(experts.reshape(-1), minlength=self.setup.num_experts)
+        self._running[layer] += counts
+        self._dots += self.collection[:, layer] @ counts
+        target = layer + self.setup.prefetch_distance
+        if target >= self.setup.num_layers or not len(self.collection):
+            return []
+        nearest = int(self._dots.argmax())
+        return [self._most(target, self.collection[nearest, target], len(experts))]
+
+    def end_iteration(self) -> None:
+        return None
+
+    def _most(self, layer: int, counts: np.ndarray, num_rows: int) -> Prefetch:
+        """The experts with the most counts: K a row, none that was never activated."""
+        total = counts.sum()
+        self.expected[layer] = counts / total if total else 1.0 / len(counts)
+        ranked = np.argsort(-counts, kind="stable")[: self.setup.top_k * num_rows]
+        experts = np.sort(ranked[counts[ranked] > 0])
+        return Prefetch(layer, experts, self.expected[layer, experts])
+
+    def _begin_request(self) -> None:
+        self._running[:] = 0
+        self._dots = np.zeros(len(self.collection))
+
+    def _end_request(self) -> None:
+        """Online, a finished request enters; at capacity it replaces the matrix it is most similar to."""
+        if not self._learns or not self._running.any():
+            return
+        self._popularity += self._running
+        unit = self._running / np.linalg.norm(self._running)
+        if len(self.collection) < self._capacity:
+            self.collection = np.concatenate([self.collection, unit[None]])
+        else:
+            self.collection[int((self.collection * unit).sum(axis=(1, 2)).argmax())] = unit
+
+
+def request_counts(trace: RoutingTrace) -> np.ndarray:
+    """Activation counts of whole requests, [R, L, J]: their Expert Activation Matrices."""
+    counts = np.zeros((trace.num_requests, trace.num_layers, trace.num_experts))
+    layers = np.arange(trace.num_layers)[None, :, None]
+    for request in range(trace.num_requests):
+        ids = trace.expert_ids[trace.rows_of(request)].astype(np.int64)
+        np.add.at(counts[request], (layers, ids), 1.0)
+    return counts
+
+
+def representatives(matrices: np.ndarray, capacity: int, seed: int) -> np.ndarray:
+    """At most `capacity` of the matrices [R, L, J], scaled to length 1: of every cluster (k-means) the one nearest its centre."""
+    from scipy.cluster.vq import kmeans2
+
+    units = matrices / np.maximum(np.linalg.norm(matrices, axis=(1, 2), keepdims=True), 1e-20)
+    if len(units) <= capacity:
+        return units
+    flat = units.reshape(len(units), -1)
+    centres, _ = kmeans2(flat, capacity, minit="++", rng=np.random.default_rng(seed), missing="warn")
+    distances = np.square(flat).sum(axis=1)[None] - 2 * centres @ flat.T
+    return units[np.unique(distances.argmin(axis=1))]

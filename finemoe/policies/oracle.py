@@ -1,0 +1,33 @@
+"""The oracle: sees the future (PAPER section 3, added). What no system can beat; it runs in replay only."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from finemoe.policies.base import Context, Policy, Prefetch
+
+
+class Oracle(Policy):
+    """Loads exactly what the next layer will demand while this one runs, and evicts by Belady's rule."""
+
+    needs_future = True
+    default_eviction = "belady"
+
+    def foresee(self, demanded: Sequence[np.ndarray]) -> None:
+        """What every layer of the next iteration will demand, ascending ids; told by the executor before it starts."""
+        self._demanded = demanded
+
+    def start_iteration(self, context: Context) -> list[Prefetch]:
+        return [self._prefetch(0)]
+
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+        return [self._prefetch(layer + 1)] if layer + 1 < self.setup.num_layers else []
+
+    def end_iteration(self) -> None:
+        return None
+
+    def _prefetch(self, layer: int) -> Prefetch:
+        experts = self._demanded[layer]
+        self.expected[layer] = 0.0
+        self.expected[layer, experts] = 1.0 / max(len(experts), 1)
+        return Prefetch(layer, experts, self.expected[layer, experts])

@@ -1,0 +1,64 @@
+"""Learned predictors: for every layer one small linear model of which experts it will activate, from the gates a few layers back.
+
+Ridge regression in closed form: its sums grow row by row, so that it learns online as well as from a recorded trace, gives the
+same weights on every run, and takes seconds for a whole history.
+"""
+
+import numpy as np
+
+_RIDGE = 1e-3  # of the mean square of a feature
+
+
+class LayerPredictors:
+    """Predictors of layers d..L-1, each from the gate outputs of the layers d, d+1, ... before it.
+
+    Args:
+        num_layers, num_experts: L, J. distance: d in layers. num_recent: how many gate outputs a prediction reads at most.
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, distance: int, num_recent: int = 4) -> None:
+        self._num_layers, self._num_experts, self._distance = num_layers, num_experts, distance
+        self._num_recent = num_recent
+        sizes = [1 + num_experts * len(self._sources(target)) for target in range(distance, num_layers)]
+        self._squares = [np.zeros((size, size)) for size in sizes]
+        self._products = [np.zeros((size, num_experts)) for size in sizes]
+        self._weights: list[np.ndarray] = []
+        self.num_rows = 0
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is something to predict with."""
+        return bool(self._weights)
+
+    def learn(self, maps: np.ndarray, experts: np.ndarray) -> None:
+        """Take in rows: maps [n, L, J] and what they activated, experts [n, L, K]."""
+        self.num_rows += len(maps)
+        activated = np.zeros(maps.shape, dtype=np.float32)
+        np.put_along_axis(activated, experts, 1.0, axis=-1)
+        for target in range(self._distance, self._num_layers):
+            features = self._features(target, maps.transpose(1, 0, 2))
+            self._squares[target - self._distance] += features.T @ features
+            self._products[target - self._distance] += features.T @ activated[:, target]
+
+    def fit(self) -> None:
+        """Solve for the weights, from all rows taken in so far."""
+        self._weights = [self._solve(squares, products) for squares, products in zip(self._squares, self._products, strict=True)]
+
+    def predict(self, target: int, gates: "np.ndarray | list[np.ndarray]") -> np.ndarray:
+        """Distribution over the experts of layer `target`, [B, J] float32; gates: [B, J] of every layer up to target - d."""
+        scores = self._features(target, gates) @ self._weights[target - self._distance]
+        scores = np.maximum(scores, 0.0) + 1e-9
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def _sources(self, target: int) -> range:
+        last = target - self._distance
+        return range(max(0, last - self._num_recent + 1), last + 1)
+
+    def _features(self, target: int, gates: "np.ndarray | list[np.ndarray]") -> np.ndarray:
+        parts = [gates[layer] for layer in self._sources(target)]
+        return np.concatenate([*parts, np.ones((len(parts[0]), 1), dtype=np.float32)], axis=1)
+
+    def _solve(self, squares: np.ndarray, products: np.ndarray) -> np.ndarray:
+        ridge = _RIDGE * np.trace(squares) / len(squares)
+        weights = np.linalg.solve(squares + ridge * np.eye(len(squares)), products)
+        return weights.astype(np.float32)

@@ -1,0 +1,69 @@
+"""ProMoE (Song et al. 2024, arXiv 2410.22134, sections 4-6): a learned predictor per layer, several layers ahead.
+
+K experts a token are loaded beside inference, by what a small model, trained beforehand on recorded iterations, says of the layer
+d ahead; evicts by LRU. Ours differs in that the model is linear and reads the gate outputs of the last layers (a routing trace
+holds no layer inputs, which the published two-layer perceptron reads), that the cache is one pool instead of one per layer, and
+that only demand counts as a use. The variant `predictor="speculative"` applies the router of layer l + d to the residual stream
+after layer l instead, which needs no training: the stride-speculative prototype that the FineMoE paper compares with.
+"""
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
+from finemoe.policies.predictors import LayerPredictors
+
+_BLOCK_ROWS = 2048
+_FIRST_FIT_ROWS = 32
+
+
+class ProMoE(Policy):
+    """Learned prediction d layers ahead.
+
+    Args:
+        setup: model sizes, d, history (a trace to train on; None: trains on finished iterations, anew at every doubling).
+        predictor: "learned" or "speculative".
+    """
+
+    default_eviction = "lru"
+
+    def __init__(self, setup: PolicySetup, predictor: str = "learned") -> None:
+        super().__init__(setup)
+        if predictor not in ("learned", "speculative"):
+            raise FinemoeError(f"promoe has the predictors 'learned' and 'speculative', not {predictor!r}")
+        self._is_speculative = predictor == "speculative"
+        self.lookahead = (setup.prefetch_distance,) if self._is_speculative else ()
+        history = None if self._is_speculative else history_trace(setup, "promoe")
+        self._learns = not self._is_speculative and history is None
+        self._predictors = LayerPredictors(setup.num_layers, setup.num_experts, setup.prefetch_distance)
+        self._next_fit_rows = _FIRST_FIT_ROWS
+        self._gates: list[np.ndarray] = []
+        self._experts: list[np.ndarray] = []
+        if history is not None:
+            for begin in range(0, history.num_rows, _BLOCK_ROWS):
+                rows = slice(begin, begin + _BLOCK_ROWS)
+                self._predictors.learn(history.maps(rows), history.expert_ids[rows].astype(np.int64))
+            self._predictors.fit()
+
+    def start_iteration(self, context: Context) -> list[Prefetch]:
+        self._gates, self._experts = [], []
+        return []
+
+    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+        self._gates.append(probs)
+        self._experts.append(experts)
+        target = layer + self.setup.prefetch_distance
+        if target >= self.setup.num_layers:
+            return []
+        if self._is_speculative:
+            return [] if lookahead is None else [self.wanted(target, lookahead[0])]
+        return [self.wanted(target, self._predictors.predict(target, self._gates))] if self._predictors.is_fitted else []
+
+    def end_iteration(self) -> None:
+        is_whole = len(self._gates) == self.setup.num_layers and len({ids.shape for ids in self._experts}) == 1
+        if not self._learns or not is_whole:
+            return
+        self._predictors.learn(np.stack(self._gates, axis=1), np.stack(self._experts, axis=1))
+        if self._predictors.num_rows >= self._next_fit_rows:
+            self._predictors.fit()
+            self._next_fit_rows = 2 * self._predictors.num_rows

@@ -1,0 +1,122 @@
+"""Counts of a replay, by layer and by request, and the report made of them."""
+
+import numpy as np
+
+from finemoe.report import Report, RequestReport
+from finemoe.simulation.events import Iterations
+from finemoe.simulation.plan import Predictions
+from finemoe.traces import PREFILL, RoutingTrace
+
+_NAN = float("nan")
+
+
+class Recall:
+    """recall_at_k of DESIGN 4: the share of demanded experts among as many that the last prediction before the gate ranks
+    highest, over the layers predicted."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._num_layers = num_layers
+        self._recalled = self._ranked = 0
+
+    def add(self, begins: np.ndarray, demanded: np.ndarray, told: Predictions) -> None:
+        """A block's demanded sets and predictions."""
+        targets = told.targets(self._num_layers)
+        predictions = np.flatnonzero(targets >= 0)
+        if not len(predictions):
+            return
+        counts = np.diff(begins)
+        last = np.full(len(counts), -1, dtype=np.int64)
+        last[targets[predictions]] = predictions  # the later of equal targets stays
+        owners = np.repeat(np.arange(len(counts)), counts)
+        known = last[owners] >= 0
+        ranks = _ranks(told.rows)[last[owners[known]], demanded[known]]
+        self._recalled += int((ranks < counts[owners[known]]).sum())
+        self._ranked += int(known.sum())
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing was predicted."""
+        return self._recalled / self._ranked if self._ranked else _NAN
+
+
+class Tally:
+    """Hits, accesses and loads of one cache over a trace, in experts."""
+
+    def __init__(self, trace: RoutingTrace) -> None:
+        self._num_layers = trace.num_layers
+        self._hits = np.zeros((trace.num_requests, trace.num_layers), dtype=np.int64)
+        self._accesses = np.zeros_like(self._hits)
+        self._moved = np.zeros((trace.num_requests, 3), dtype=np.int64)  # on demand, ahead, evicted unused
+        self._steps = np.zeros((trace.num_requests, 2), dtype=np.int64)  # prefills, decode steps
+
+    def add(self, block: Iterations, begins: np.ndarray, outcome: np.ndarray) -> None:
+        """A block's outcome [E, 4]: hits, loads on demand, loads ahead, and evicted unused, of each event."""
+        shape = (len(block), self._num_layers)
+        np.add.at(self._hits, block.requests, outcome[:, 0].reshape(shape))
+        np.add.at(self._moved, block.requests, outcome[:, 1:].reshape(*shape, 3).sum(axis=1))
+        np.add.at(self._accesses, block.requests, np.diff(begins).reshape(shape))
+        np.add.at(self._steps, (block.requests, np.where(block.is_prefill, 0, 1)), 1)
+
+    def report(
+        self,
+        policy: str,
+        eviction: str,
+        memory_bytes: int,
+        expert_bytes: int,
+        recall: float,
+        num_useful: int,
+        num_unused_resident: int,
+    ) -> Report:
+        """Everything counted, with bytes = experts x expert_bytes; an instant link stalls nobody and times are not defined."""
+        hits, accesses = int(self._hits.sum()), int(self._accesses.sum())
+        return Report(
+            policy=policy,
+            eviction=eviction,
+            expert_memory_bytes=memory_bytes,
+            accesses=accesses,
+            hits=hits,
+            late=0,
+            misses=accesses - hits,
+            hit_rate=hits / accesses if accesses else _NAN,
+            recall_at_k=recall,
+            demand_bytes=int(self._moved[:, 0].sum()) * expert_bytes,
+            prefetched_bytes=int(self._moved[:, 1].sum()) * expert_bytes,
+            wasted_bytes=int(self._moved[:, 2].sum()) * expert_bytes,
+            useful_bytes=num_useful * expert_bytes,
+            unused_resident_bytes=num_unused_resident * expert_bytes,
+            stall_s=0.0,
+            ttft_s=_NAN,
+            tpot_s=_NAN,
+            num_prefills=int(self._steps[:, PREFILL].sum()),
+            num_decode_steps=int(self._steps[:, 1].sum()),
+            skipped_iterations=0,
+            layer_hits=tuple(self._hits.sum(axis=0).tolist()),
+            layer_late=(0,) * self._num_layers,
+            layer_misses=tuple((self._accesses - self._hits).sum(axis=0).tolist()),
+            requests=tuple(self._request(number, expert_bytes) for number in range(len(self._hits))),
+        )
+
+    def _request(self, number: int, expert_bytes: int) -> RequestReport:
+        hits, accesses = int(self._hits[number].sum()), int(self._accesses[number].sum())
+        on_demand, ahead, wasted = (self._moved[number] * expert_bytes).tolist()
+        return RequestReport(
+            accesses=accesses,
+            hits=hits,
+            late=0,
+            misses=accesses - hits,
+            prefetched_bytes=ahead,
+            demand_bytes=on_demand,
+            wasted_bytes=wasted,
+            stall_s=0.0,
+            ttft_s=_NAN,
+            tpot_s=_NAN,
+            num_decode_steps=int(self._steps[number, 1]),
+        )
+
+
+def _ranks(rows: np.ndarray) -> np.ndarray:
+    """Place of every expert in each row's order by descending probability, equal ones by id, [n, J]."""
+    order = np.argsort(-rows, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(rows.shape[1])[None], axis=1)
+    return ranks

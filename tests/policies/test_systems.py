@@ -1,0 +1,164 @@
+"""What the other systems know and learn, piece by piece; their decisions as a whole are in tests/simulation/test_golden.py."""
+
+import numpy as np
+import pytest
+import torch
+
+import finemoe
+from finemoe.errors import FinemoeError
+from finemoe.policies import LIVE_POLICIES, POLICIES, make_policy
+from finemoe.policies.base import Context, PolicySetup
+from finemoe.policies.moe_infinity import representatives, request_counts
+from finemoe.policies.predictors import LayerPredictors
+from finemoe.traces import RoutingTrace
+from tests.runtime.models import build
+from tests.simulation.golden import FILE
+
+TRACE = RoutingTrace.load(FILE)
+HISTORY, SERVED = TRACE.split("history"), TRACE.split("served")
+
+
+def setup(history=None, distance: int = 2) -> PolicySetup:
+    return PolicySetup(4, 6, 2, 3, prefetch_distance=distance, history=history, model="golden")
+
+
+def start(num_rows: int = 1) -> Context:
+    return Context(np.ones((num_rows, 3), dtype=np.float32), is_prefill=True, starts_request=True)
+
+
+def run_request(policy, trace: RoutingTrace, request: int) -> None:
+    """Every iteration of one request, in order."""
+    first = True
+    for owner, _, rows in trace.iterations():
+        if owner != request:
+            continue
+        policy.start_iteration(Context(trace.embeddings(rows), first, first))
+        for layer in range(trace.num_layers):
+            policy.on_gate(layer, trace.maps(rows)[:, layer], trace.expert_ids[rows, layer].astype(np.int64))
+        policy.end_iteration()
+        first = False
+
+
+def test_matrices_count_activations():
+    counts = request_counts(HISTORY)
+    assert counts.sum() == HISTORY.expert_ids.size
+    rows = HISTORY.rows_of(1)
+    expected = [[int((HISTORY.expert_ids[rows, layer] == expert).sum()) for expert in range(6)] for layer in range(4)]
+    np.testing.assert_array_equal(counts[1], expected)
+
+
+def test_a_collection_keeps_one_matrix_of_every_cluster():
+    rng = np.random.default_rng(0)
+    centres = rng.dirichlet(np.full(24, 0.2), size=3).reshape(3, 4, 6)
+    matrices = np.concatenate([centre + 0.001 * rng.random((5, 4, 6)) for centre in centres])
+    kept = representatives(matrices, 3, seed=0)
+    units = matrices / np.linalg.norm(matrices, axis=(1, 2), keepdims=True)
+    members = [int(np.abs(units - one).sum(axis=(1, 2)).argmin()) for one in kept]
+    assert all(np.abs(units[member] - one).max() < 1e-12 for member, one in zip(members, kept, strict=True))
+    assert sorted(member // 5 for member in members) == [0, 1, 2]
+    assert len(representatives(matrices, 99, seed=0)) == 15
+
+
+def test_a_finished_request_enters_the_collection_and_replaces_its_likest():
+    policy = make_policy("moe-infinity", setup(), collection_capacity=2)
+    assert policy.start_iteration(start()) == []
+    for request in range(3):
+        run_request(policy, HISTORY, request)
+        assert len(policy.collection) == min(request, 2)
+    before = policy.collection.copy()
+    policy.start_iteration(start())  # the third request is over now
+    newest = request_counts(HISTORY)[2]
+    newest /= np.linalg.norm(newest)
+    likest = int((before * newest).sum(axis=(1, 2)).argmax())
+    np.testing.assert_allclose(policy.collection[likest], newest)
+    np.testing.assert_allclose(policy.collection[1 - likest], before[1 - likest])
+
+
+def test_popular_experts_lead_the_first_layers():
+    policy = make_policy("moe-infinity", setup(HISTORY))
+    answers = policy.start_iteration(start(num_rows=2))
+    popular = request_counts(HISTORY).sum(axis=0)
+    assert [answer.layer for answer in answers] == [0, 1]
+    for answer in answers:
+        assert set(answer.experts) == set(np.argsort(-popular[answer.layer], kind="stable")[:4])
+
+
+def test_predictors_find_a_linear_rule():
+    """Layer 2 activates the neighbours of what layer 0 prefers most: a rule that one-hot gates make linear."""
+    rng = np.random.default_rng(0)
+    favourite = rng.integers(0, 6, 400)
+    maps = np.full((400, 3, 6), 0.02, dtype=np.float32)
+    maps[np.arange(400), 0, favourite] = 0.9
+    experts = np.zeros((400, 3, 2), dtype=np.int64)
+    experts[:, :, 1] = 1
+    experts[:, 2] = np.stack([(favourite + 1) % 6, (favourite + 2) % 6], axis=1)
+    predictors = LayerPredictors(3, 6, 2)
+    for begin in range(0, 400, 100):
+        predictors.learn(maps[begin : begin + 100], experts[begin : begin + 100])
+    predictors.fit()
+    found = predictors.predict(2, [maps[:50, layer] for layer in range(3)])
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    top = np.sort(np.argsort(-found, axis=1)[:, :2], axis=1)
+    np.testing.assert_array_equal(top, np.sort(experts[:50, 2], axis=1))
+
+
+def test_promoe_learns_online_once_it_has_seen_enough():
+    policy = make_policy("promoe", setup())
+    for request in range(HISTORY.num_requests):
+        run_request(policy, HISTORY, request)
+    policy.start_iteration(start())
+    assert policy.on_gate(0, HISTORY.maps(slice(0, 1))[:, 0], np.zeros((1, 2), dtype=np.int64))[0].layer == 2
+
+
+@pytest.mark.parametrize("policy", ["moe-infinity", "promoe"])
+def test_a_history_of_the_wrong_kind_is_named(policy):
+    with pytest.raises(FinemoeError, match=r"learns from a RoutingTrace; history is of type dict"):
+        make_policy(policy, setup({}))
+    narrow = RoutingTrace.from_topk(np.zeros((1, 4, 1), dtype=int), np.ones((1, 4, 1)), [0, 1], 3)
+    with pytest.raises(FinemoeError, match="the history holds routing of 4 x 3 experts, the model has 4 x 6"):
+        make_policy(policy, setup(narrow))
+
+
+def test_what_a_trace_lacks_is_named():
+    bare = RoutingTrace.from_topk(SERVED.expert_ids, np.full(SERVED.expert_ids.shape, 0.5), SERVED.offsets, 6)
+    with pytest.raises(FinemoeError, match="stride 1"):
+        finemoe.replay(bare, "mixtral-offloading")
+    with pytest.raises(FinemoeError, match="stride 3"):
+        finemoe.replay(SERVED, "promoe", predictor="speculative", prefetch_distance=3)
+
+
+def test_unknown_systems_and_options_are_named():
+    with pytest.raises(FinemoeError, match="unknown policy 'magic'; known: deepspeed-inference, finemoe, mixtral-offloading"):
+        make_policy("magic", setup())
+    with pytest.raises(FinemoeError, match="policy 'on-demand' has no option 'predictor'; its own are: none"):
+        make_policy("on-demand", setup(), predictor="learned")
+    with pytest.raises(FinemoeError, match="'learned' and 'speculative', not 'guessed'"):
+        make_policy("promoe", setup(), predictor="guessed")
+    with pytest.raises(FinemoeError, match=r"must lie in 1\.\.4"):
+        setup(distance=5)
+
+
+def test_the_future_is_for_replay_only():
+    assert set(POLICIES) - set(LIVE_POLICIES) == {"oracle"}
+    with pytest.raises(FinemoeError, match="policy 'oracle' must know the future"):
+        finemoe.offload(build("mixtral"), 0.5, "oracle")
+
+
+def test_no_offload_holds_everything_whatever_the_memory():
+    model = build("mixtral")
+    with finemoe.offload(model, 0.1, "no-offload") as engine, torch.no_grad():
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+        report = engine.report()
+    assert (report.misses, report.demand_bytes, report.prefetched_bytes, report.useful_bytes) == (0, 0, 0, 0)
+    assert report.hits == report.accesses > 0
+
+
+def test_systems_load_as_section_3_says():
+    """Synchronous systems have no worker; `asynchronous` overrides that."""
+    model = build("mixtral")
+    for name in LIVE_POLICIES:
+        with finemoe.offload(model, 0.5, name) as engine:
+            has_worker = engine._memories.memories[0]._worker is not None
+        assert has_worker == (name in ("finemoe", "promoe", "on-demand", "no-offload")), name
+    with finemoe.offload(model, 0.5, "moe-infinity", asynchronous=True) as engine:
+        assert engine._memories.memories[0]._worker is not None
