@@ -39,8 +39,8 @@ TRACE_FIGURES = {
     "f3b": ("Fig. 3b", ["seed"]),
     "f3c": ("Fig. 3c", ["num_iterations", "seed"]),
     "f4": ("Fig. 4", ["store_capacity", "seed"]),
-    "f8": ("Fig. 8", ["seed"]),
-    "f9": ("Fig. 9", ["seed"]),
+    "f8": ("Fig. 8", ["sentence_model", "dataset_sources", "seed"]),
+    "f9": ("Fig. 9", ["sentence_model", "dataset_sources", "seed"]),
 }
 CLAIMED = ["t1", *TRACE_FIGURES]
 MEASURED = ["engine_overhead_measured", "paced_link_measured"]

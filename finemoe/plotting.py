@@ -17,6 +17,7 @@ MODEL_TITLES = {
     "qwen-mini": "Qwen1.5-MoE miniature (24×60/4)",
     "phi-mini": "Phi-3.5-MoE miniature (32×16/2)",
     "gpt-oss-20b": "gpt-oss-20b, real (24×32/4)",
+    "mixtral-8x7b": "Mixtral-8x7B, real (32×8/2)",
 }
 DATASET_TITLES = {"questions": "questions", "dialogues": "dialogues"}
 # Every series differs in colour, lightness, marker and dash, so that a grey print can still be read.
@@ -28,6 +29,7 @@ PALETTE = {
     "default": "#D55E00",
     "semantic": "#56B4E9",
     "trajectory": "#0072B2",
+    "sentence": "#D55E00",
     "null": "#8C8C8C",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

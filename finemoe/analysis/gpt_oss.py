@@ -1,33 +1,50 @@
-"""Figure 4 on real routing: the public gpt-oss-20b top-k traces (369 requests, decode only, Apache-2.0).
+"""Figures 4, 14a and 14b and the comparison of systems on real routing: the public gpt-oss-20b traces (369 requests, decode).
 
-The trace itself is not part of the project; `python -m finemoe.analysis.gpt_oss TRACE` computes the table that is shipped under
-data/reference/, so that the figure shows this panel anywhere. `finemoe.importers.gpt_oss` names the publisher.
+The trace itself (Apache-2.0) is not part of the project; `python -m finemoe.analysis.gpt_oss TRACE` computes the tables that are
+shipped under data/reference/, so that the figures show this panel anywhere. It holds neither semantic embeddings nor routers
+applied ahead, so what needs them is left out. Publisher on GitHub: AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting.
 """
 
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from finemoe.analysis.prediction import prediction_table
+from finemoe.analysis.systems import ABLATION, EVICTIONS, SYSTEMS, eviction_systems, system_table
 from finemoe.importers.gpt_oss import MODEL, load_gpt_oss, sample_path
 from finemoe.paths import DATA
 from finemoe.plotting import save_table
+from finemoe.traces import RoutingTrace
 
 DATASET = "mixed"
+DISTANCE = 3
+EXPERT_MEMORIES = [0.0625, 0.125, 0.25, 0.5, 0.75]
 
 
-def write_table(
-    trace: Annotated[Path | None, typer.Argument(help="what load_gpt_oss reads; default: the sample beside the checkout")] = None,
-    output: Annotated[Path, typer.Option()] = DATA / "reference" / "f4_gpt_oss.csv",
+def reference_tables(routing: RoutingTrace, store_capacity: int = 1000) -> dict[str, pd.DataFrame]:
+    """The tables behind the real panels, by figure."""
+    history, served = routing.split("history"), routing.split("served")
+    settings = {"prefetch_distance": DISTANCE, "store_capacity": store_capacity}
+    return {
+        "f4": prediction_table(history, served, list(range(1, 9)), store_capacity),
+        "f14a": system_table(history, served, ABLATION, [0.25], **settings),
+        "f14b": system_table(history, served, eviction_systems(EVICTIONS), [0.25], **settings),
+        "compare_systems": system_table(history, served, SYSTEMS, EXPERT_MEMORIES, **settings),
+    }
+
+
+def write_tables(
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz, or raw files; default: beside the checkout")] = None,
+    folder: Annotated[Path, typer.Option()] = DATA / "reference",
     store_capacity: Annotated[int, typer.Option(help="C, maps")] = 1000,
 ) -> None:
-    """Compute Figure 4's real panel and write it as CSV."""
-    routing = load_gpt_oss(trace or sample_path())
-    table = prediction_table(routing.split("history"), routing.split("served"), list(range(1, 9)), store_capacity)
-    save_table(table.assign(model=MODEL, dataset=DATASET), output)
-    typer.echo(table[table.distance == 3].to_string(index=False))
+    """Compute the real panels' tables and write them as CSV."""
+    for figure, table in reference_tables(load_gpt_oss(trace or sample_path()), store_capacity).items():
+        save_table(table.assign(model=MODEL, dataset=DATASET), folder / f"{figure}_gpt_oss.csv")
+        typer.echo(f"{figure}: {len(table)} rows")
 
 
 if __name__ == "__main__":
-    typer.run(write_table)
+    typer.run(write_tables)

@@ -11,15 +11,20 @@ import numpy as np
 import pandas as pd
 
 from finemoe.analysis.entropy import decode_rows, requests_of
+from finemoe.maps.expert_map import top_ids
 from finemoe.maps.store import ExpertMapStore
 from finemoe.metrics import bootstrap_ratio
 from finemoe.policies.finemoe import fill_store
+from finemoe.policies.moe_infinity import request_counts
+from finemoe.policies.promoe import trained_predictors
 from finemoe.traces import RoutingTrace
 
 METHODS = {
     "expert maps": "fine: nearest map by prefix (Eq. 5), store by RDY",
     "expert maps, random store": "fine: the same search, C maps drawn at random",
-    "request neighbour": "coarse: nearest past request by counts so far",
+    "routers ahead": "the routers, applied d layers ahead (Mixtral-Offloading at d = 1)",
+    "learned predictor": "learned from the gates of the last layers (ProMoE)",
+    "request neighbour": "coarse: nearest past request by counts so far (MoE-Infinity)",
     "request history": "coarse: the request's own counts so far",
     "popularity": "no request at all: counts over the history",
 }
@@ -33,31 +38,32 @@ def prediction_table(
 
     Args:
         history: what the methods know beforehand; served: other requests, which are predicted.
-        distances: d in layers; layers d+1..L are predicted.
+        distances: d in layers; layers d+1..L are predicted; by the routers only at the strides that the trace holds.
     Returns:
         Rows (method, distance, hit_rate, low, high), intervals over requests.
     """
     rows = decode_rows(served)
     owners = requests_of(served, rows)
+    known = [distance for distance in distances if distance in served.lookahead_strides]
     hits = {
+        "routers ahead": _ahead_hits(served, rows, known),
+        "learned predictor": _learned_hits(history, served, rows, distances),
         "expert maps": _map_hits(redundancy_store(history, store_capacity), served, rows, distances),
         "expert maps, random store": _map_hits(random_store(history, store_capacity, seed), served, rows, distances),
         "request neighbour": _static_hits(_neighbour_choice(history, served, rows), served, rows, distances),
         "request history": _static_hits(_own_choice(served, rows), served, rows, distances),
         "popularity": _static_hits(_popular_choice(history, rows), served, rows, distances),
     }
-    tables = [_by_request(hits[name], owners, served, distances, seed).assign(method=name) for name in METHODS]
+    covered = dict.fromkeys(METHODS, distances) | {"routers ahead": known}
+    tables = [
+        _by_request(hits[name], owners, served, covered[name], seed).assign(method=name) for name in METHODS if covered[name]
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
 def overlap(predicted: np.ndarray, activated: np.ndarray) -> np.ndarray:
     """How many of the activated experts were predicted: [..., K] and [..., K] ids -> [...]."""
     return (predicted[..., :, None] == activated[..., None, :]).any(axis=-2).sum(axis=-1)
-
-
-def top_experts(weights: np.ndarray, top_k: int) -> np.ndarray:
-    """Ids of the K greatest entries along the last axis, ties to the lower id."""
-    return np.argsort(-weights, axis=-1, kind="stable")[..., :top_k]
 
 
 def nearest_prefixes(store: ExpertMapStore, maps: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -92,7 +98,7 @@ def _empty_store(history: RoutingTrace, capacity: int) -> ExpertMapStore:
 
 def _map_hits(store: ExpertMapStore, served: RoutingTrace, rows: np.ndarray, distances: list[int]) -> np.ndarray:
     """Hits of expert maps, [distances, n]."""
-    guided = top_experts(store.maps(), served.top_k)
+    guided = top_ids(store.maps(), served.top_k)
     hits = np.zeros((len(distances), len(rows)), dtype=np.int64)
     for begin in range(0, len(rows), _BLOCK_ROWS):
         block = rows[begin : begin + _BLOCK_ROWS]
@@ -102,6 +108,30 @@ def _map_hits(store: ExpertMapStore, served: RoutingTrace, rows: np.ndarray, dis
                 target = layer + distance
                 if target < served.num_layers:
                     hits[index, begin : begin + len(block)] += overlap(guided[records, target], activated[:, target])
+    return hits
+
+
+def _ahead_hits(served: RoutingTrace, rows: np.ndarray, distances: list[int]) -> np.ndarray:
+    """Hits of the routers applied ahead, [distances, n]."""
+    hits = np.zeros((len(distances), len(rows)), dtype=np.int64)
+    for index, distance in enumerate(distances):
+        ranked = top_ids(served.lookahead(rows, distance)[:, :-distance], served.top_k)
+        hits[index] = overlap(ranked, served.expert_ids[rows, distance:].astype(np.int64)).sum(axis=1)
+    return hits
+
+
+def _learned_hits(history: RoutingTrace, served: RoutingTrace, rows: np.ndarray, distances: list[int]) -> np.ndarray:
+    """Hits of learned predictors, [distances, n]."""
+    hits = np.zeros((len(distances), len(rows)), dtype=np.int64)
+    for index, distance in enumerate(distances):
+        predictors = trained_predictors(history, distance)
+        for begin in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[begin : begin + _BLOCK_ROWS]
+            gates = served.maps(block).transpose(1, 0, 2)
+            activated = served.expert_ids[block].astype(np.int64)
+            for target in range(distance, served.num_layers):
+                ranked = top_ids(predictors.predict(target, gates), served.top_k)
+                hits[index, begin : begin + len(block)] += overlap(ranked, activated[:, target])
     return hits
 
 
@@ -128,29 +158,20 @@ def _counts_so_far(trace: RoutingTrace, rows: np.ndarray) -> np.ndarray:
 
 
 def _own_choice(served: RoutingTrace, rows: np.ndarray) -> np.ndarray:
-    return top_experts(_counts_so_far(served, rows), served.top_k)
-
-
-def _request_counts(trace: RoutingTrace) -> np.ndarray:
-    """Activation counts of whole requests, [R, L, J]: MoE-Infinity's Expert Activation Matrices."""
-    counts = np.zeros((trace.num_requests, trace.num_layers, trace.num_experts), dtype=np.float32)
-    owners = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
-    layers = np.arange(trace.num_layers)[None, :, None]
-    np.add.at(counts, (owners[:, None, None], layers, trace.expert_ids.astype(np.int64)), 1.0)
-    return counts
+    return top_ids(_counts_so_far(served, rows), served.top_k)
 
 
 def _popular_choice(history: RoutingTrace, rows: np.ndarray) -> np.ndarray:
-    popular = top_experts(_request_counts(history).sum(axis=0), history.top_k)
+    popular = top_ids(request_counts(history).sum(axis=0), history.top_k)
     return np.broadcast_to(popular, (len(rows), *popular.shape))
 
 
 def _neighbour_choice(history: RoutingTrace, served: RoutingTrace, rows: np.ndarray) -> np.ndarray:
-    past = _request_counts(history)
+    past = request_counts(history)
     flat = past.reshape(len(past), -1)
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     so_far = _counts_so_far(served, rows).reshape(len(rows), -1)
-    return top_experts(past, history.top_k)[(so_far @ unit.T).argmax(axis=1)]
+    return top_ids(past, history.top_k)[(so_far @ unit.T).argmax(axis=1)]
 
 
 def _by_request(hits: np.ndarray, owners: np.ndarray, served: RoutingTrace, distances: list[int], seed: int) -> pd.DataFrame:

@@ -16,7 +16,7 @@ class LayerPredictors:
         num_layers, num_experts: L, J. distance: d in layers. num_recent: how many gate outputs a prediction reads at most.
     """
 
-    def __init__(self, num_layers: int, num_experts: int, distance: int, num_recent: int = 4) -> None:
+    def __init__(self, num_layers: int, num_experts: int, distance: int, num_recent: int = 8) -> None:
         self._num_layers, self._num_experts, self._distance = num_layers, num_experts, distance
         self._num_recent = num_recent
         sizes = [1 + num_experts * len(self._sources(target)) for target in range(distance, num_layers)]

@@ -12,6 +12,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
 from finemoe.policies.predictors import LayerPredictors
+from finemoe.traces import RoutingTrace
 
 _BLOCK_ROWS = 2048
 _FIRST_FIT_ROWS = 32
@@ -35,15 +36,12 @@ class ProMoE(Policy):
         self.lookahead = (setup.prefetch_distance,) if self._is_speculative else ()
         history = None if self._is_speculative else history_trace(setup, "promoe")
         self._learns = not self._is_speculative and history is None
-        self._predictors = LayerPredictors(setup.num_layers, setup.num_experts, setup.prefetch_distance)
+        distance = setup.prefetch_distance
+        untrained = LayerPredictors(setup.num_layers, setup.num_experts, distance)
+        self._predictors = untrained if history is None else trained_predictors(history, distance)
         self._next_fit_rows = _FIRST_FIT_ROWS
         self._gates: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
-        if history is not None:
-            for begin in range(0, history.num_rows, _BLOCK_ROWS):
-                rows = slice(begin, begin + _BLOCK_ROWS)
-                self._predictors.learn(history.maps(rows), history.expert_ids[rows].astype(np.int64))
-            self._predictors.fit()
 
     def start_iteration(self, context: Context) -> list[Prefetch]:
         self._gates, self._experts = [], []
@@ -67,3 +65,13 @@ class ProMoE(Policy):
         if self._predictors.num_rows >= self._next_fit_rows:
             self._predictors.fit()
             self._next_fit_rows = 2 * self._predictors.num_rows
+
+
+def trained_predictors(history: RoutingTrace, distance: int) -> LayerPredictors:
+    """Predictors of the layers d ahead, trained on every row of a history."""
+    predictors = LayerPredictors(history.num_layers, history.num_experts, distance)
+    for begin in range(0, history.num_rows, _BLOCK_ROWS):
+        rows = slice(begin, begin + _BLOCK_ROWS)
+        predictors.learn(history.maps(rows), history.expert_ids[rows].astype(np.int64))
+    predictors.fit()
+    return predictors

@@ -1,21 +1,25 @@
-"""The command that computes Figure 4's real panel, on routing of the publisher's shape."""
+"""The command that computes the real panels' tables, on routing of the publisher's shape."""
+
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from finemoe.analysis.gpt_oss import write_table
+from finemoe.analysis.gpt_oss import write_tables
 from finemoe.analysis.prediction import METHODS
 
 
-def test_every_method_is_tabled_at_every_distance(tmp_path):
+def test_every_table_is_made(tmp_path):
     rng = np.random.default_rng(0)
     ids = np.stack([rng.permutation(32)[:4] for _ in range(40 * 10)]).reshape(40, 10, 4)
     probs = rng.dirichlet(np.ones(4), size=(40, 10))
     np.savez(tmp_path / "trace.npz", expert_ids=ids, expert_probs=probs, offsets=np.arange(0, 41, 4))
-    write_table(tmp_path / "trace.npz", tmp_path / "table.csv", store_capacity=20)
-    table = pd.read_csv(tmp_path / "table.csv")
-    assert sorted(zip(table.method, table.distance, strict=True)) == sorted(
-        (name, distance) for name in METHODS for distance in range(1, 9)
-    )
-    assert (set(table.model), set(table.dataset)) == ({"gpt-oss-20b"}, {"mixed"})
-    assert table.hit_rate.between(0, 1).all()
+    write_tables(tmp_path / "trace.npz", tmp_path, store_capacity=20)
+    tables = {path.name.removesuffix("_gpt_oss.csv"): pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    assert set(tables) == {"f4", "f14a", "f14b", "compare_systems"}
+    for table in tables.values():
+        assert (set(table.model), set(table.dataset)) == ({"gpt-oss-20b"}, {"mixed"})
+        assert table.hit_rate.between(0, 1).all()
+    without_routers = set(METHODS) - {"routers ahead"}
+    assert set(zip(tables["f4"].method, tables["f4"].distance, strict=True)) == set(product(without_routers, range(1, 9)))
+    assert set(tables["f14a"].system) == {"on-demand (LRU)", "Learn", "Hit count", "Map (T)", "Belady (on demand)"}

@@ -1,14 +1,20 @@
 """F4's hit rates against loops, and against the numbers an independent computation found on real routing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+import finemoe
 from finemoe.analysis.prediction import METHODS, prediction_table, random_store, redundancy_store
 from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
-from finemoe.traces import DECODE
+from finemoe.traces import DECODE, RoutingTrace
+from tests.simulation.golden import FILE
 from tests.test_traces import make_trace
 
 DISTANCES = [1, 2]
+GOLDEN = RoutingTrace.load(FILE)
+HISTORY, SERVED = GOLDEN.split("history"), GOLDEN.split("served")
 
 
 def naive_hit_rate(store_maps, served, distance) -> float:
@@ -75,9 +81,24 @@ def test_a_repeated_request_is_predicted_perfectly():
     assert (table[table.method == "expert maps"].hit_rate == 1.0).all()
 
 
+def test_routers_ahead_and_learned_predictors_are_the_policies_predictions():
+    """At K experts a row, each row an iteration of its own, the hit rate is the recall that a replay of the policy reports."""
+    decode = SERVED.select([0])
+    decode = replace(decode, phase=np.full_like(decode.phase, DECODE), step=np.arange(decode.num_rows, dtype=np.int32))
+    table = prediction_table(HISTORY, decode, [2], 20).set_index("method").hit_rate
+    for method, predictor in [("routers ahead", "speculative"), ("learned predictor", "learned")]:
+        report = finemoe.replay(decode, "promoe", 0.5, history=HISTORY, prefetch_distance=2, predictor=predictor)
+        assert table[method] == pytest.approx(report.recall_at_k, abs=1e-9)
+
+
 def test_every_method_has_every_distance_and_an_interval_around_it():
-    table = prediction_table(make_trace(0, (9, 8, 10)), make_trace(1, (6, 7, 9)), DISTANCES, 20)
-    assert table.groupby("method").distance.apply(list).to_dict() == dict.fromkeys(METHODS, DISTANCES)
+    """The routers applied ahead only at the strides that a trace holds."""
+    bare = {"lookahead_strides": (), "lookahead_ids": None, "lookahead_probs": None}
+    table = prediction_table(make_trace(0, (9, 8, 10)), replace(make_trace(1, (6, 7, 9)), **bare), DISTANCES, 20)
+    covered = dict.fromkeys(set(METHODS) - {"routers ahead"}, DISTANCES)
+    assert table.groupby("method").distance.apply(list).to_dict() == covered
+    table = prediction_table(HISTORY, SERVED, [1, 2, 3], 20)
+    assert table[table.method == "routers ahead"].distance.tolist() == [1, 2]
     assert ((table.low <= table.hit_rate) & (table.hit_rate <= table.high)).all()
 
 

@@ -149,7 +149,7 @@ def test_a_router_that_emits_nan_names_the_layer_before_a_token_comes_out(policy
         (float("nan"), r"must lie in \(0, 1\]"),
         ("0GiB", "one expert takes"),
         ("-1GiB", "not a byte count"),
-        (None, "must be bytes"),
+        (None, "must be a share in"),
     ],
 )
 def test_absurd_memory_is_refused(memory, message):

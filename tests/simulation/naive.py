@@ -132,7 +132,7 @@ class Matrices(Nothing):
 class Ridge(Nothing):
     """promoe: one ridge regression a layer, solved as ordinary least squares on rows extended by the penalty."""
 
-    recent, penalty = 4, 1e-3
+    recent, penalty = 8, 1e-3
 
     def __init__(self, trace, history, distance):
         super().__init__(trace, history, distance)
