@@ -38,9 +38,11 @@ TRACE_FIGURES = {
     "f3a": ("Fig. 3a", []),
     "f3b": ("Fig. 3b", ["seed"]),
     "f3c": ("Fig. 3c", ["num_iterations", "seed"]),
-    "f4": ("Fig. 4", ["store_capacity", "seed"]),
+    "f4": ("Fig. 4", ["expert_memory", "store_capacity", "seed"]),
     "f8": ("Fig. 8", ["sentence_model", "dataset_sources", "seed"]),
     "f9": ("Fig. 9", ["sentence_model", "dataset_sources", "seed"]),
+    "f14a": ("Fig. 14a", ["expert_memory", "prefetch_distances", "store_capacity", "seed"]),
+    "f14b": ("Fig. 14b", ["expert_memory", "prefetch_distances", "store_capacity", "seed"]),
 }
 CLAIMED = ["t1", *TRACE_FIGURES]
 MEASURED = ["engine_overhead_measured", "paced_link_measured"]
@@ -73,7 +75,7 @@ def in_report(stem, artefact):
     """The picture of a figure, shown by `snakemake --report`."""
     return report(
         f"{FIGURES}/{stem}.png",
-        caption=f"notebooks/captions/{stem}.rst",
+        caption=f"notebooks/captions/{Path(stem).parts[0]}.rst",
         category="Figures",
         labels={"artefact": artefact},
     )
@@ -101,7 +103,8 @@ def prompts_file(wildcards):
 def figure_parameters(wildcards, input, output):
     """What a figure's notebook is told: the traces it reads, the stem it draws to, the claim it writes, its settings."""
     stem = output.pdf.removesuffix(".pdf")
-    settings = {name: config[name] for name in TRACE_FIGURES[Path(stem).name][1]}
+    of_traces = {"prefetch_distances": [config["prefetch_distance"][m] for m in MODELS for _ in DATASETS]}
+    settings = {name: (config | of_traces)[name] for name in TRACE_FIGURES[Path(stem).name][1]}
     return json.dumps({"traces": list(input.traces), "figure": stem, "claims": output.claims, **settings})
 
 
@@ -119,6 +122,8 @@ rule all:
         f"{FIGURES}/claims.md",
         f"{FIGURES}/claims.csv",
         pairs(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv"),
+        pairs(f"{FIGURES}/compare_systems/{{model}}-{{dataset}}.pdf"),
+        f"{FIGURES}/compare_systems/gpt-oss-20b-mixed.pdf",
 
 
 rule profile_models:
@@ -145,6 +150,7 @@ rule profile_models:
                 "num_prompts": config["num_prompts"],
                 "max_new_tokens": config["max_new_tokens"],
                 "batch_size": config["batch_size"],
+                "lookahead": config["lookahead"],
                 **dataset_source(wildcards.dataset),
                 "trace": output.trace,
                 "table": output.table,
@@ -192,6 +198,7 @@ rule run_offloading:
         model=model_folder,
         prompts=prompts_file,
         store=rules.build_expert_maps.output.store,
+        trace=rules.profile_models.output.trace,
     output:
         table=ensure(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv", non_empty=True),
         measured=f"{RESULTS}/offloading/{{model}}-{{dataset}}_measured.csv",
@@ -208,6 +215,7 @@ rule run_offloading:
             {
                 "model": f"{MINIATURES}/{wildcards.model}",
                 "store": input.store,
+                "trace": input.trace,
                 "num_prompts": config["num_prompts"],
                 "link": config["link"],
                 **dataset_source(wildcards.dataset),
@@ -369,6 +377,60 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
             values=figure_parameters,
         shell:
             RUN
+
+
+rule compare_systems:
+    input:
+        notebook="notebooks/compare_systems.ipynb",
+        code=sources_of("compare_systems"),
+        style=STYLE,
+        trace=rules.profile_models.output.trace,
+    output:
+        pdf=f"{FIGURES}/compare_systems/{{model}}-{{dataset}}.pdf",
+        png=in_report("compare_systems/{model}-{dataset}", "systems"),
+        csv=ensure(f"{FIGURES}/compare_systems/{{model}}-{{dataset}}.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/compare_systems/{{model}}-{{dataset}}.ipynb",
+        text=f"{RESULTS}/logs/compare_systems/{{model}}-{{dataset}}.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_systems/{{model}}-{{dataset}}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "trace": input.trace,
+                "expert_memories": config["expert_memories"],
+                "prefetch_distance": config["prefetch_distance"][wildcards.model],
+                "store_capacity": config["store_capacity"],
+                "seed": config["seed"],
+                "figure": output.pdf.removesuffix(".pdf"),
+            }
+        ),
+    shell:
+        RUN
+
+
+# Real routing, whose trace is not shipped: the notebook draws the table computed from it.
+use rule compare_systems as compare_systems_real with:
+    input:
+        notebook="notebooks/compare_systems.ipynb",
+        code=sources_of("compare_systems"),
+        style=STYLE,
+        known="data/reference/compare_systems_gpt_oss.csv",
+    output:
+        pdf=f"{FIGURES}/compare_systems/gpt-oss-20b-mixed.pdf",
+        png=in_report("compare_systems/gpt-oss-20b-mixed", "systems"),
+        csv=ensure(f"{FIGURES}/compare_systems/gpt-oss-20b-mixed.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/compare_systems/gpt-oss-20b-mixed.ipynb",
+        text=f"{RESULTS}/logs/compare_systems/gpt-oss-20b-mixed.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_systems/gpt-oss-20b-mixed.tsv"
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {"known": input.known, "figure": output.pdf.removesuffix(".pdf")}
+        ),
 
 
 rule training_curves:

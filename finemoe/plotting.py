@@ -32,7 +32,7 @@ PALETTE = {
     "sentence": "#D55E00",
     "null": "#8C8C8C",
 }
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
 _FLOAT_FORMAT = "%.6g"  # more digits than any measurement has, fewer than rounding noise reaches
 

@@ -3,7 +3,7 @@ import yaml
 
 from finemoe.errors import FinemoeError
 from finemoe.pipeline.config import CONFIG, check, load
-from finemoe.policies import POLICIES
+from finemoe.policies import LIVE_POLICIES
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_overlay_merges_mappings_key_by_key(tmp_path, config):
         ({"prefetch_distance": {"qwen": 3}}, "unknown value 'qwen' in prefetch_distance"),
         ({"prefetch_distance": {"qwen-mini": 3}}, "prefetch_distance has no entry for 'mixtral-mini'"),
         ({"num_prompts": "many"}, "num_prompts: 'many' is not of type 'integer'"),
-        ({"expert_memory": [1.5]}, "expert_memory: 1.5 is greater than the maximum of 1"),
+        ({"expert_memories": [1.5]}, "expert_memories: 1.5 is greater than the maximum of 1"),
         ({"datasets": ["question"]}, "unknown value 'question' in datasets; did you mean 'questions'"),
     ],
 )
@@ -56,7 +56,7 @@ def test_missing_and_malformed_files(tmp_path):
 
 def test_schema_knows_the_policies_of_the_registry():
     schema = yaml.safe_load((CONFIG / "schema.yaml").read_text())
-    assert set(schema["properties"]["policies"]["items"]["enum"]) == set(POLICIES)
+    assert set(schema["properties"]["policies"]["items"]["enum"]) == set(LIVE_POLICIES)
 
 
 def test_every_setting_is_explained():
