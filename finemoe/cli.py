@@ -12,6 +12,8 @@ from finemoe.errors import EngineError, FinemoeError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
+_SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand or no-offload"
+_FINEMOE, _A_QUARTER, _NEXT_LAYER = ["finemoe"], [0.25], [1]  # defaults of options that may be given several times
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 
@@ -26,9 +28,9 @@ def run(
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="the text to continue")],
     expert_memory: Annotated[str, typer.Option(help="bytes ('6GiB') or a share of all experts ('0.25')")] = "0.25",
-    policy: Annotated[str, typer.Option(help="finemoe or on-demand")] = "finemoe",
-    eviction: Annotated[str | None, typer.Option(help="lru, lfu or finemoe; default: the policy's own")] = None,
-    store: Annotated[Path | None, typer.Option(help="an Expert Map Store file to start from; default: learn online")] = None,
+    policy: Annotated[str, typer.Option(help=_SYSTEMS)] = "finemoe",
+    eviction: Annotated[str | None, typer.Option(help="lru, lfu, finemoe, ...; default: the policy's own")] = None,
+    store: Annotated[Path | None, typer.Option(help="an Expert Map Store to start from (finemoe); default: learn online")] = None,
     prefetch_distance: Annotated[int, typer.Option(help="layers ahead")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most")] = 64,
     host_memory: Annotated[
@@ -82,6 +84,7 @@ def record(
     limit: Annotated[int | None, typer.Option(help="how many prompts")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt")] = 64,
     batch_size: Annotated[int, typer.Option(help="requests side by side")] = 8,
+    lookahead: Annotated[list[int], typer.Option(help="apply routers so many layers ahead; again for more")] = _NEXT_LAYER,
     as_json: AsJson = False,
 ) -> None:
     """Record the routing of a model over a prompt set as a trace file."""
@@ -97,6 +100,7 @@ def record(
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        lookahead=lookahead,
         splits=list(prompts["split"]),
         request_ids=list(prompts["id"]),
         progress=not as_json,
@@ -117,26 +121,106 @@ def record(
 @app.command()
 def replay(
     trace: Annotated[Path, typer.Argument(help="a trace file, from `finemoe record`")],
-    policy: Annotated[str, typer.Option(help="finemoe or on-demand")] = "finemoe",
-    expert_memory: Annotated[float, typer.Option(help="share of all routed experts")] = 0.25,
+    policy: Annotated[list[str], typer.Option(help=f"{_SYSTEMS}, or oracle; again for more of them")] = _FINEMOE,
+    expert_memory: Annotated[list[float], typer.Option(help="share of all routed experts; again for more")] = _A_QUARTER,
     eviction: Annotated[str | None, typer.Option(help="lru, lfu, finemoe, belady, ...; default: the policy's own")] = None,
     history: Annotated[Path | None, typer.Option(help="a trace of other requests; default: learn online")] = None,
-    prefetch_distance: Annotated[int | None, typer.Option(help="layers ahead")] = None,
+    split: Annotated[
+        bool, typer.Option("--split", help="the trace's own history split is the history, the rest is served")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="every system of the paper beside LRU and Belady (implies --split)")
+    ] = False,
+    figure: Annotated[Path | None, typer.Option(help="with --compare: draw to this file stem (.pdf, .png, .csv)")] = None,
+    prefetch_distance: Annotated[int, typer.Option(help="layers ahead")] = 3,
     store_capacity: Annotated[int, typer.Option(help="maps in the store")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Replay recorded routing under a policy with an instant link; bytes are counted in experts."""
-    import finemoe
+    """Replay recorded routing under one or several systems with an instant link; bytes are counted in experts."""
+    from finemoe.traces import RoutingTrace
 
-    known = None if history is None else finemoe.RoutingTrace.load(history)
+    served = RoutingTrace.load(trace, mapped=True)
+    known = None if history is None else RoutingTrace.load(history, mapped=True)
+    if split or compare:
+        known, served = served.split("history"), served.split("served")
+    if compare:
+        _compare(trace, known, served, expert_memory, prefetch_distance, store_capacity, figure, as_json)
+        return
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
-    report = finemoe.replay(finemoe.RoutingTrace.load(trace), policy, expert_memory, history=known, eviction=eviction, **options)
+    _replay_each(trace, served, policy, expert_memory, eviction, known, as_json, options)
+
+
+def _replay_each(
+    path: Path,
+    served: Any,
+    policies: list[str],
+    expert_memories: list[float],
+    eviction: str | None,
+    history: Any,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    from finemoe.simulation.replay import sweep
+
+    reports = [
+        (policy, memory, report)
+        for policy in policies
+        for memory, report in zip(
+            expert_memories, sweep(served, policy, expert_memories, [eviction], history, **options), strict=True
+        )
+    ]
     if as_json:
-        _print_json(report.to_dict())
-    else:
-        names = ("hit_rate", "recall_at_k", "accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes")
+        dicts = [{"expert_memory": memory, **report.to_dict()} for _, memory, report in reports]
+        _print_json(dicts[0] if len(dicts) == 1 else dicts)
+        return
+    names = ("hit_rate", "recall_at_k", "accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes")
+    for policy, memory, report in reports:
         rows = [(name.replace("_bytes", " (experts)"), f"{getattr(report, name):g}") for name in (*names, "wasted_bytes")]
-        _print_table(f"{trace} under {report.policy} / {report.eviction} at {expert_memory:g} of the experts", rows)
+        _print_table(f"{path} under {policy} / {report.eviction} at {memory:g} of the experts", rows)
+
+
+def _compare(
+    path: Path,
+    history: Any,
+    served: Any,
+    expert_memories: list[float],
+    prefetch_distance: int,
+    store_capacity: int,
+    figure: Path | None,
+    as_json: bool,
+) -> None:
+    from finemoe.analysis.comparison import comparison_figure
+    from finemoe.analysis.systems import SYSTEMS, left_out, system_table
+    from finemoe.plotting import save_figure
+
+    for name, reason in left_out(served, SYSTEMS, prefetch_distance).items():
+        typer.echo(f"left out: {name}, {reason}", err=True)
+    table = system_table(history, served, SYSTEMS, expert_memories, prefetch_distance, store_capacity)
+    if figure is not None:
+        details = (f"d = {prefetch_distance}", f"C = {store_capacity}")
+        save_figure(comparison_figure(table, path.stem, "", *details), table, figure.resolve())
+    if as_json:
+        _print_json(table.to_dict("records"))
+    else:
+        _print_comparison(path, table)
+
+
+def _print_comparison(path: Path, table: Any) -> None:
+    """One table per memory size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for memory, part in table.groupby("expert_memory", sort=False):
+        text = Table(caption="per expert demanded: loaded on demand, ahead and used,\nahead and evicted unused")
+        text.add_column("system", no_wrap=True)
+        for column in ("hit rate [95 %]", "recall", "demand", "used", "wasted"):
+            text.add_column(column, justify="right", no_wrap=True)
+        for row in part.itertuples():
+            recall = "" if row.recall_at_k != row.recall_at_k else f"{row.recall_at_k:.2f}"
+            loads = (f"{load:.2f}" for load in (row.demand_loads, row.useful_loads, row.wasted_loads))
+            text.add_row(row.system, f"{row.hit_rate:.2f} [{row.low:.2f}, {row.high:.2f}]", recall, *loads)
+        typer.echo(f"{path}, served requests, instant link, {memory:.4g} of the experts")
+        Console().print(text)
 
 
 @app.command()
@@ -154,8 +238,8 @@ def _describe(what: str) -> dict[str, Any]:
     if path.suffix == ".trace":
         from finemoe.traces import RoutingTrace
 
-        trace = RoutingTrace.load(path)
-        of_trace = ("model", "num_requests", "num_rows", "num_layers", "num_experts", "top_k")
+        trace = RoutingTrace.load(path, mapped=True)
+        of_trace = ("model", "num_requests", "num_rows", "num_layers", "num_experts", "top_k", "lookahead_strides")
         return {name: getattr(trace, name) for name in of_trace}
     if path.suffix == ".store":
         from finemoe.maps.store import ExpertMapStore

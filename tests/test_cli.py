@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
+from tests.simulation.golden import FILE as GOLDEN
 
 run = CliRunner().invoke
 SHORT = ["--max-new-tokens", "4", "--prompt", "User: Why is the sea salty?\nAssistant:"]
@@ -50,6 +51,28 @@ def test_record_and_info(tmp_path):
     assert "hit_rate" in table
 
 
+def test_replay_of_several_systems_and_sizes():
+    arguments = ["replay", str(GOLDEN), "--split", "--policy", "promoe", "--policy", "oracle", "--expert-memory", "0.25"]
+    found = json.loads(run(app, [*arguments, "--expert-memory", "0.5", "--prefetch-distance", "2", "--json"]).stdout)
+    assert [(one["policy"], one["expert_memory"]) for one in found] == [
+        *(("promoe", 0.25), ("promoe", 0.5), ("oracle", 0.25), ("oracle", 0.5))
+    ]
+    assert found[1]["hits"] >= found[0]["hits"]
+    assert "oracle / belady at 0.25 of the experts" in run(app, [*arguments, "--prefetch-distance", "2"]).output
+
+
+def test_replay_compares_all_systems_and_draws(tmp_path):
+    arguments = ["replay", str(GOLDEN), "--compare", "--expert-memory", "0.4", "--prefetch-distance", "2"]
+    done = run(app, [*arguments, "--figure", str(tmp_path / "systems")])
+    assert done.exit_code == 0, done.output
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv"}
+    for name in ("Mixtral-Offloading", "FineMoE", "Belady (on demand)", "evicted unused"):
+        assert name in done.output
+    done = run(app, ["replay", str(GOLDEN), "--compare", "--json"])
+    assert "left out: ProMoE (speculative), routers applied 3 ahead are not recorded" in done.stderr
+    assert "ProMoE (speculative)" not in [row["system"] for row in json.loads(done.stdout)]
+
+
 def test_info_on_a_model():
     found = json.loads(run(app, ["info", "mixtral-mini", "--json"]).stdout)
     assert (found["num_layers"], found["num_experts"], found["experts_per_token"]) == (32, 8, 2)
@@ -60,7 +83,10 @@ def test_info_on_a_model():
     [
         (["run", "-m", "mixtral-min", "-p", "x"], "unknown model 'mixtral-min'; known: mixtral-mini"),
         (["run", "-m", "mixtral-mini", "-p", "x", "--expert-memory", "3"], "a bare number is a share"),
-        (["run", "-m", "mixtral-mini", "-p", "x", "--policy", "fine"], "unknown policy 'fine'; known: finemoe, on-demand"),
+        (
+            ["run", "-m", "mixtral-mini", "-p", "x", "--policy", "fine"],
+            "unknown policy 'fine'; known: deepspeed-inference, finemoe",
+        ),
         (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
         (["replay", "none.trace"], "none.trace: no such routing-trace file"),
         (["info", "none.trace"], "none.trace: no such routing-trace file"),
