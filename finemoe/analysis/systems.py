@@ -4,6 +4,7 @@ A free link flatters whoever loads most, so each row carries what it moved: expe
 ahead, and how much of the latter was evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,16 +84,14 @@ def system_table(
         loads per expert demanded, intervals over requests.
     """
     missing = left_out(served, systems, prefetch_distance)
-    rows = []
-    for name, system in systems.items():
-        if name not in missing:
-            options = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed, **system.options}
-            reports = sweep(served, system.policy, expert_memories, [system.eviction], history, **options)
-            rows += [
-                {"system": name, "expert_memory": memory, **_row(report, seed)}
-                for memory, report in zip(expert_memories, reports, strict=True)
-            ]
-    return pd.DataFrame(rows)
+    options = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
+    rows = {}
+    for names in _heard_alike([name for name in systems if name not in missing], systems):
+        system, evictions = systems[names[0]], [systems[name].eviction for name in names]
+        reports = sweep(served, system.policy, expert_memories, evictions, history, **options, **system.options)
+        for (memory, name), report in zip(itertools.product(expert_memories, names), reports, strict=True):
+            rows[name, memory] = {"system": name, "expert_memory": memory, **_row(report, seed)}
+    return pd.DataFrame([rows[name, memory] for name in systems if name not in missing for memory in expert_memories])
 
 
 def left_out(trace: RoutingTrace, systems: Mapping[str, System], prefetch_distance: int) -> dict[str, str]:
@@ -116,6 +115,14 @@ def chosen_systems(names: Sequence[str]) -> dict[str, System]:
     if unknown := [name for name in names if name not in SYSTEMS]:
         raise FinemoeError(f"unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}")
     return {name: SYSTEMS[name] for name in names}
+
+
+def _heard_alike(names: list[str], systems: Mapping[str, System]) -> list[list[str]]:
+    """Systems that differ in their eviction rule only: their policy is heard once."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(f"{systems[name].policy} {sorted(systems[name].options.items())}", []).append(name)
+    return list(groups.values())
 
 
 def _row(report: Report, seed: int) -> dict[str, float]:

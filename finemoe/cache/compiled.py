@@ -214,6 +214,8 @@ def _prefetch(when, layer, num_experts, rule, prefetch_begins, prefetches, ints,
     is_absent = np.empty(wanted.shape[0], dtype=np.bool_)  # when they are asked for, as the engine's queue takes them
     for index in range(wanted.shape[0]):
         is_absent[index] = not flags[_RESIDENT, wanted[index]]
+        if not is_absent[index] and wanted[index] // num_experts > layer:
+            flags[_AWAITING, wanted[index]] = True
     for index in range(wanted.shape[0]):
         flat = wanted[index]
         if not is_absent[index] or flags[_RESIDENT, flat] or flat // num_experts < layer:

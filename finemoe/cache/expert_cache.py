@@ -129,6 +129,10 @@ class ExpertCache:
         self._awaiting[layer, expert] = prefetched and layer != self._layer
         return Admission(slot, evicted, wasted)
 
+    def expect(self, layer: int, expert: int) -> None:
+        """A prefetch finds this expert here or on its way: as one just prefetched, it is awaited until its layer comes."""
+        self._awaiting[layer, expert] = True
+
     def complete(self, layer: int, expert: int) -> None:
         """The expert's load has ended."""
         assert self.state[layer, expert] == LOADING

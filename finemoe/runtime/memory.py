@@ -64,14 +64,18 @@ class ExpertMemory:
             self.cache.start_iteration()
 
     def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
-        """Queue what a policy asked for; what is of a past iteration, of a passed layer, or already here is left out."""
+        """Queue what a policy asked for; what is of a past iteration or a passed layer is left out, what is here is awaited."""
         with self.changed:
             if iteration != self._iteration:
                 return
             for prefetch in prefetches:
+                if prefetch.layer <= self.layer:
+                    continue
                 for expert, probability in zip(prefetch.experts.tolist(), prefetch.probabilities.tolist(), strict=True):
-                    if prefetch.layer > self.layer and self.cache.state[prefetch.layer, expert] == ABSENT:
+                    if self.cache.state[prefetch.layer, expert] == ABSENT:
                         self._pending[prefetch.layer, expert] = probability
+                    else:
+                        self.cache.expect(prefetch.layer, expert)
             self.changed.notify_all()
         if self._worker is None:
             while self._load_next():

@@ -67,9 +67,13 @@ class Plain:
         for update in range(events.update_begins[when], events.update_begins[when + 1]):
             self.expected[events.update_layers[update]] = events.rows[events.update_rows[update]]
         wanted = events.prefetches[events.prefetch_begins[when] : events.prefetch_begins[when + 1]]
-        for flat in wanted[self.cache.state.reshape(-1)[wanted] == ABSENT].tolist():
+        is_absent = self.cache.state.reshape(-1)[wanted] == ABSENT
+        for flat in wanted[~is_absent].tolist():
+            if flat // EXPERTS > layer:
+                self.cache.expect(*divmod(flat, EXPERTS))
+        for flat in wanted[is_absent].tolist():
             target, expert = divmod(flat, EXPERTS)
-            if target > layer and self.cache.state[target, expert] == ABSENT and self.load(target, expert, True):
+            if target >= layer and self.cache.state[target, expert] == ABSENT and self.load(target, expert, True):
                 self.prefetch_loads += 1
 
     def admit_all(self, layer: int, experts: np.ndarray) -> None:

@@ -322,6 +322,7 @@ def replay(trace, system, rule, num_slots, history=None, distance=2):
             log.expected.update({(layer, expert): row[expert] for expert in range(trace.num_experts)})
         asked = [(p / max(layer - cache.layer, 1), (layer, e)) for layer, wanted, _ in answers for e, p in wanted.items()]
         absent = [(p, key) for p, key in asked if key not in cache.resident]
+        cache.awaited |= {key for _, key in asked if key in cache.resident and key[0] > cache.layer}
         for _, key in sorted(absent, key=lambda pair: -pair[0]):
             if cache.make_room():
                 cache.resident.add(key)

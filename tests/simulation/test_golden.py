@@ -17,24 +17,24 @@ HISTORY, SERVED = TRACE.split("history"), TRACE.split("served")
 # hits, misses, prefetched, evicted unused; in experts
 SYSTEMS = {
     "deepspeed-inference": (106, 41, 265, 264),
-    "finemoe": (71, 76, 106, 83),
-    "mixtral-offloading": (123, 24, 40, 21),
-    "moe-infinity": (94, 53, 159, 122),
+    "finemoe": (69, 78, 104, 81),
+    "mixtral-offloading": (125, 22, 41, 21),
+    "moe-infinity": (96, 51, 159, 123),
     "no-offload": (147, 0, 0, 0),
     "on-demand": (113, 34, 0, 0),
     "oracle": (147, 0, 26, 0),
     "promoe": (68, 79, 64, 58),
-    "promoe speculative": (117, 30, 20, 10),
+    "promoe speculative": (121, 26, 20, 10),
 }
 RULES = {
-    "belady": (104, 43, 121, 94),
-    "finemoe": (71, 76, 106, 83),
+    "belady": (100, 47, 118, 95),
+    "finemoe": (69, 78, 104, 81),
     "least-stale": (86, 61, 113, 97),
     "least-stale-interval": (72, 75, 119, 83),
-    "lfru": (65, 82, 115, 98),
-    "lfu": (93, 54, 120, 99),
-    "lfu-aged": (93, 54, 120, 98),
-    "lru": (51, 96, 108, 95),
+    "lfru": (68, 79, 114, 98),
+    "lfu": (96, 51, 120, 99),
+    "lfu-aged": (95, 52, 119, 98),
+    "lru": (59, 88, 108, 95),
 }
 
 
