@@ -78,7 +78,17 @@ def test_paths_start_at_the_root_never_at_a_machine(path):
 @pytest.fixture(scope="module")
 def rule_parameters() -> dict[str, dict]:
     """What the Snakefile would pass to each notebook, read off a dry run."""
-    dry_run = ["--dry-run", "--forceall", "--printshellcmds", "--cores", "2", "--nolock", "--workflow-profile", "none"]
+    dry_run = [
+        "--dry-run",
+        "--forceall",
+        "--rerun-incomplete",
+        "--printshellcmds",
+        "--cores",
+        "2",
+        "--nolock",
+        "--workflow-profile",
+        "none",
+    ]
     command = [sys.executable, "-m", "snakemake", *dry_run]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""Memory of a replay above what importing takes, on a trace of some gigabytes that is read from its file (run with `make bench`)."""
+"""Memory of a replay above what importing takes, on a trace of gigabytes that is read from its file (run with `make bench`)."""
 
 import json
 import os

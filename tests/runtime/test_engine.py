@@ -110,11 +110,11 @@ def test_bad_input_gets_one_clear_line():
         (1, "one expert takes"),
         (1.5, r"share must lie in \(0, 1\]"),
         ("6 parsecs", "not a byte count"),
-        (True, "expert_memory must be bytes"),
+        (True, "expert_memory must be a share"),
     ]:
         with pytest.raises(FinemoeError, match=message):
             finemoe.offload(model, memory)
-    with pytest.raises(FinemoeError, match="unknown policy 'finemo'; known: finemoe, on-demand"):
+    with pytest.raises(FinemoeError, match="unknown policy 'finemo'; known: deepspeed-inference, finemoe"):
         finemoe.offload(model, 0.5, "finemo")
     with pytest.raises(FinemoeError, match="unknown eviction rule"):
         finemoe.offload(model, 0.5, eviction="mru")
