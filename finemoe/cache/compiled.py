@@ -22,10 +22,10 @@ RULE_CODES = {
     "finemoe": 6,
     "belady": 7,
 }
-_FREQUENCY, _LAST_VISIT, _LAST_PASS, _LAST_TURN, _NEXT_USE = range(5)
-_SCORE, _INTERVAL, _EXPECTED = range(3)
-_RESIDENT, _UNDEMANDED, _AWAITING, _RUNNING = range(4)
-_TIME, _PASS, _LAST_LAYER, _HELD, _DEMAND_LOADS, _PREFETCH_LOADS, _WASTED, _USEFUL, _NUM_RUNNING = range(9)
+FREQUENCY, LAST_VISIT, LAST_PASS, LAST_TURN, NEXT_USE = range(5)
+SCORE, INTERVAL, EXPECTED = range(3)
+RESIDENT, UNDEMANDED, AWAITING, RUNNING, LOADING = range(5)
+TIME, PASS, LAST_LAYER, HELD, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_RUNNING = range(9)
 
 
 @dataclass(frozen=True)
@@ -85,26 +85,26 @@ class CompiledCache:
         size = num_layers * num_experts
         self._code, self._num_experts = RULE_CODES[rule], num_experts
         self._ints = np.zeros((5, size), dtype=np.int64)
-        self._ints[_FREQUENCY] = 1
-        self._ints[_LAST_PASS] = self._ints[_LAST_TURN] = -1
+        self._ints[FREQUENCY] = 1
+        self._ints[LAST_PASS] = self._ints[LAST_TURN] = -1
         self._floats = np.zeros((3, size), dtype=np.float64)
-        self._floats[_INTERVAL], self._floats[_EXPECTED] = num_experts, np.float32(1.0 / num_experts)
-        self._flags = np.zeros((4, size), dtype=np.bool_)
+        self._floats[INTERVAL], self._floats[EXPECTED] = num_experts, np.float32(1.0 / num_experts)
+        self._flags = np.zeros((5, size), dtype=np.bool_)
         self._turns = np.zeros(num_layers, dtype=np.int64)
         self._scalars = np.zeros(9, dtype=np.int64)
         self._running = np.zeros(num_experts, dtype=np.int64)
-        self._scalars[_LAST_LAYER] = -1
+        self._scalars[LAST_LAYER] = -1
         self._held = np.zeros(num_slots, dtype=np.int64)
 
     def hold(self, experts: np.ndarray) -> None:
         """Put experts (flat ids) into free slots, before anything runs; that counts as no load."""
         self._held[: len(experts)] = experts
-        self._flags[_RESIDENT, experts] = True
-        self._scalars[_HELD] = len(experts)
+        self._flags[RESIDENT, experts] = True
+        self._scalars[HELD] = len(experts)
 
     def foresee(self, first_uses: np.ndarray) -> None:
         """When every expert is demanded first, [L·J] event numbers (for Belady)."""
-        self._ints[_NEXT_USE] = first_uses
+        self._ints[NEXT_USE] = first_uses
 
     def run(self, events: Events) -> np.ndarray:
         """Go through a block of events.
@@ -124,12 +124,12 @@ class CompiledCache:
     @property
     def num_useful(self) -> int:
         """Prefetched experts that were demanded while resident."""
-        return int(self._scalars[_USEFUL])
+        return int(self._scalars[USEFUL])
 
     @property
     def num_unused_resident(self) -> int:
         """Prefetched experts that are resident and were not demanded so far."""
-        return int(np.count_nonzero(self._flags[_RESIDENT] & self._flags[_UNDEMANDED]))
+        return int(np.count_nonzero(self._flags[RESIDENT] & self._flags[UNDEMANDED]))
 
 
 @njit(cache=True)
@@ -160,52 +160,52 @@ def run_events(  # type: ignore[no-untyped-def]
     for event in range(layers.shape[0]):
         layer = layers[event]
         base = layer * num_experts
-        demand_loads, prefetch_loads, wasted = scalars[_DEMAND_LOADS], scalars[_PREFETCH_LOADS], scalars[_WASTED]
+        demand_loads, prefetch_loads, wasted = scalars[DEMAND_LOADS], scalars[PREFETCH_LOADS], scalars[WASTED]
         if is_start[event]:
-            for place in range(scalars[_HELD]):
-                flags[_AWAITING, held[place]] = False
-            _end_layer(flags, scalars, running)
-            _predict(2 * event, -1, num_experts, rule, update_begins, update_layers, update_rows, rows, floats)
+            for place in range(scalars[HELD]):
+                flags[AWAITING, held[place]] = False
+            end_layer(flags, scalars, running)
+            update_expected(2 * event, -1, num_experts, rule, update_begins, update_layers, update_rows, rows, floats)
             _prefetch(2 * event, -1, num_experts, rule, prefetch_begins, prefetches, ints, floats, flags, turns, scalars, held)
-        _end_layer(flags, scalars, running)
+        end_layer(flags, scalars, running)
         experts = demanded[begins[event] : begins[event + 1]]
         for expert in range(num_experts):
-            flags[_AWAITING, base + expert] = False
-        scalars[_NUM_RUNNING] = experts.shape[0]
+            flags[AWAITING, base + expert] = False
+        scalars[NUM_RUNNING] = experts.shape[0]
         for index in range(experts.shape[0]):
             flat = base + experts[index]
             running[index] = flat
-            flags[_RUNNING, flat] = True
-            if flags[_RESIDENT, flat]:
+            flags[RUNNING, flat] = True
+            if flags[RESIDENT, flat]:
                 outcome[event, 0] += 1
-                if flags[_UNDEMANDED, flat]:
-                    scalars[_USEFUL] += 1
-            flags[_UNDEMANDED, flat] = False
-        _visit(layer, num_experts, experts, rule, ints, floats, turns, scalars)
+                if flags[UNDEMANDED, flat]:
+                    scalars[USEFUL] += 1
+            flags[UNDEMANDED, flat] = False
+        visit(layer, num_experts, experts, rule, ints, floats, turns, scalars)
         if rule == 7:
             for index in range(begins[event], begins[event + 1]):
-                ints[_NEXT_USE, base + demanded[index]] = next_use[index]
+                ints[NEXT_USE, base + demanded[index]] = next_use[index]
         _admit_all(layer, num_experts, experts, rule, ints, floats, flags, turns, scalars, held)
-        _predict(2 * event + 1, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats)
+        update_expected(2 * event + 1, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats)
         _prefetch(2 * event + 1, layer, num_experts, rule, prefetch_begins, prefetches, ints, floats, flags, turns, scalars, held)
-        outcome[event, 1] = scalars[_DEMAND_LOADS] - demand_loads
-        outcome[event, 2] = scalars[_PREFETCH_LOADS] - prefetch_loads
-        outcome[event, 3] = scalars[_WASTED] - wasted
+        outcome[event, 1] = scalars[DEMAND_LOADS] - demand_loads
+        outcome[event, 2] = scalars[PREFETCH_LOADS] - prefetch_loads
+        outcome[event, 3] = scalars[WASTED] - wasted
 
 
 @njit(cache=True)
-def _end_layer(flags, scalars, running):  # type: ignore[no-untyped-def]
-    for index in range(scalars[_NUM_RUNNING]):
-        flags[_RUNNING, running[index]] = False
-    scalars[_NUM_RUNNING] = 0
+def end_layer(flags, scalars, running):  # type: ignore[no-untyped-def]
+    for index in range(scalars[NUM_RUNNING]):
+        flags[RUNNING, running[index]] = False
+    scalars[NUM_RUNNING] = 0
 
 
 @njit(cache=True)
-def _predict(when, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats):  # type: ignore[no-untyped-def]
+def update_expected(when, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats):  # type: ignore[no-untyped-def]
     for update in range(update_begins[when], update_begins[when + 1]):
         base = update_layers[update] * num_experts
         for expert in range(num_experts):
-            floats[_EXPECTED, base + expert] = rows[update_rows[update], expert]
+            floats[EXPECTED, base + expert] = rows[update_rows[update], expert]
 
 
 @njit(cache=True)
@@ -213,17 +213,17 @@ def _prefetch(when, layer, num_experts, rule, prefetch_begins, prefetches, ints,
     wanted = prefetches[prefetch_begins[when] : prefetch_begins[when + 1]]
     is_absent = np.empty(wanted.shape[0], dtype=np.bool_)  # when they are asked for, as the engine's queue takes them
     for index in range(wanted.shape[0]):
-        is_absent[index] = not flags[_RESIDENT, wanted[index]]
+        is_absent[index] = not flags[RESIDENT, wanted[index]]
         if not is_absent[index] and wanted[index] // num_experts > layer:
-            flags[_AWAITING, wanted[index]] = True
+            flags[AWAITING, wanted[index]] = True
     for index in range(wanted.shape[0]):
         flat = wanted[index]
-        if not is_absent[index] or flags[_RESIDENT, flat] or flat // num_experts < layer:
+        if not is_absent[index] or flags[RESIDENT, flat] or flat // num_experts < layer:
             continue
         if _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
-            scalars[_PREFETCH_LOADS] += 1
-            flags[_UNDEMANDED, flat] = True
-            flags[_AWAITING, flat] = flat // num_experts != layer
+            scalars[PREFETCH_LOADS] += 1
+            flags[UNDEMANDED, flat] = True
+            flags[AWAITING, flat] = flat // num_experts != layer
 
 
 @njit(cache=True)
@@ -232,41 +232,49 @@ def _admit_all(layer, num_experts, experts, rule, ints, floats, flags, turns, sc
     base = layer * num_experts
     for position in range(experts.shape[0]):
         flat = base + experts[position]
-        if flags[_RESIDENT, flat]:
+        if flags[RESIDENT, flat]:
             continue
         if not _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
             break
-        scalars[_DEMAND_LOADS] += 1
+        scalars[DEMAND_LOADS] += 1
     for position in range(experts.shape[0]):
         flat = base + experts[position]
-        if flags[_RESIDENT, flat]:
+        if flags[RESIDENT, flat]:
             continue
         for used in range(position):
-            flags[_RUNNING, base + experts[used]] = False
+            flags[RUNNING, base + experts[used]] = False
         if not _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):
             for ahead in range(experts.shape[0] - 1, position, -1):
-                if flags[_RESIDENT, base + experts[ahead]]:
-                    flags[_RUNNING, base + experts[ahead]] = False
+                if flags[RESIDENT, base + experts[ahead]]:
+                    flags[RUNNING, base + experts[ahead]] = False
                     break
             _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
-        scalars[_DEMAND_LOADS] += 1
+        scalars[DEMAND_LOADS] += 1
 
 
 @njit(cache=True)
 def _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
-    if scalars[_HELD] < held.shape[0]:
-        place = scalars[_HELD]
-        scalars[_HELD] += 1
+    is_done = take_slot(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
+    if is_done:
+        flags[RESIDENT, flat] = True
+    return is_done
+
+
+@njit(cache=True)
+def take_slot(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
+    """Give an absent expert a slot, evicting if none is free; False where every slot holds an expert that must stay."""
+    if scalars[HELD] < held.shape[0]:
+        place = scalars[HELD]
+        scalars[HELD] += 1
     else:
         place = _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
         if place < 0:
             return False
         evicted = held[place]
-        scalars[_WASTED] += flags[_UNDEMANDED, evicted]
-        for flag in (_RESIDENT, _UNDEMANDED, _AWAITING):
+        scalars[WASTED] += flags[UNDEMANDED, evicted]
+        for flag in (RESIDENT, UNDEMANDED, AWAITING):
             flags[flag, evicted] = False
     held[place] = flat
-    flags[_RESIDENT, flat] = True
     return True
 
 
@@ -279,7 +287,7 @@ def _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
         best = -1
         for place in range(held.shape[0]):
             flat = held[place]
-            if flags[_RUNNING, flat] or flags[_AWAITING, flat] != is_awaited:
+            if flags[RUNNING, flat] or flags[LOADING, flat] or flags[AWAITING, flat] != is_awaited:
                 continue
             if (
                 best < 0
@@ -295,8 +303,8 @@ def _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
 @njit(cache=True)
 def _goes_first(flat, other, layer, num_experts, num_layers, ints):  # type: ignore[no-untyped-def]
     """Which of two equally worthy experts goes: the less frequent, else that of the layer farther away, else the lower id."""
-    if ints[_FREQUENCY, flat] != ints[_FREQUENCY, other]:
-        return ints[_FREQUENCY, flat] < ints[_FREQUENCY, other]
+    if ints[FREQUENCY, flat] != ints[FREQUENCY, other]:
+        return ints[FREQUENCY, flat] < ints[FREQUENCY, other]
     until = (flat // num_experts - layer - 1) % num_layers
     other_until = (other // num_experts - layer - 1) % num_layers
     return until > other_until or (until == other_until and flat < other)
@@ -308,52 +316,52 @@ def _worth(num_experts, num_layers, rule, ints, floats, turns, scalars, held):  
     worth = np.empty(held.shape[0], dtype=np.float64)
     if rule == 0:
         for place in range(held.shape[0]):
-            worth[place] = ints[_LAST_VISIT, held[place]]
+            worth[place] = ints[LAST_VISIT, held[place]]
     elif rule == 1:
         for place in range(held.shape[0]):
-            worth[place] = ints[_FREQUENCY, held[place]]
+            worth[place] = ints[FREQUENCY, held[place]]
     elif rule == 2:
         for place in range(held.shape[0]):
-            worth[place] = floats[_SCORE, held[place]]
+            worth[place] = floats[SCORE, held[place]]
     elif rule == 3:
         for place in range(held.shape[0]):
-            age = scalars[_TIME] + 1 - ints[_LAST_VISIT, held[place]]
-            worth[place] = ints[_FREQUENCY, held[place]] / age
+            age = scalars[TIME] + 1 - ints[LAST_VISIT, held[place]]
+            worth[place] = ints[FREQUENCY, held[place]] / age
     elif rule == 4:
         for place in range(held.shape[0]):
-            until = (held[place] // num_experts - scalars[_LAST_LAYER] - 1) % num_layers
-            is_fresh = ints[_LAST_PASS, held[place]] == scalars[_PASS]
+            until = (held[place] // num_experts - scalars[LAST_LAYER] - 1) % num_layers
+            is_fresh = ints[LAST_PASS, held[place]] == scalars[PASS]
             worth[place] = is_fresh * num_layers + (num_layers - 1 - until)
     elif rule == 5:
         for place in range(held.shape[0]):
-            turn, last = turns[held[place] // num_experts], ints[_LAST_TURN, held[place]]
-            worth[place] = turn - ((last if last >= 0 else turn) + floats[_INTERVAL, held[place]])
+            turn, last = turns[held[place] // num_experts], ints[LAST_TURN, held[place]]
+            worth[place] = turn - ((last if last >= 0 else turn) + floats[INTERVAL, held[place]])
     elif rule == 6:
         for place in range(held.shape[0]):
-            worth[place] = floats[_EXPECTED, held[place]] * ints[_FREQUENCY, held[place]]
+            worth[place] = floats[EXPECTED, held[place]] * ints[FREQUENCY, held[place]]
     else:
         for place in range(held.shape[0]):
-            worth[place] = -float(ints[_NEXT_USE, held[place]])
+            worth[place] = -float(ints[NEXT_USE, held[place]])
     return worth
 
 
 @njit(cache=True)
-def _visit(layer, num_experts, experts, rule, ints, floats, turns, scalars):  # type: ignore[no-untyped-def]
+def visit(layer, num_experts, experts, rule, ints, floats, turns, scalars):  # type: ignore[no-untyped-def]
     base = layer * num_experts
-    scalars[_TIME] += 1
+    scalars[TIME] += 1
     turns[layer] += 1
-    scalars[_PASS] += layer <= scalars[_LAST_LAYER]
-    scalars[_LAST_LAYER] = layer
+    scalars[PASS] += layer <= scalars[LAST_LAYER]
+    scalars[LAST_LAYER] = layer
     if rule == 2:
         for expert in range(num_experts):
-            floats[_SCORE, base + expert] *= DECAY
+            floats[SCORE, base + expert] *= DECAY
     for expert in experts:
         flat = base + expert
-        ints[_FREQUENCY, flat] += 1
-        ints[_LAST_VISIT, flat] = scalars[_TIME]
-        ints[_LAST_PASS, flat] = scalars[_PASS]
-        floats[_SCORE, flat] += 1.0
-        if ints[_LAST_TURN, flat] >= 0:
-            newest = turns[layer] - ints[_LAST_TURN, flat]
-            floats[_INTERVAL, flat] += NEWEST_SHARE * (newest - floats[_INTERVAL, flat])
-        ints[_LAST_TURN, flat] = turns[layer]
+        ints[FREQUENCY, flat] += 1
+        ints[LAST_VISIT, flat] = scalars[TIME]
+        ints[LAST_PASS, flat] = scalars[PASS]
+        floats[SCORE, flat] += 1.0
+        if ints[LAST_TURN, flat] >= 0:
+            newest = turns[layer] - ints[LAST_TURN, flat]
+            floats[INTERVAL, flat] += NEWEST_SHARE * (newest - floats[INTERVAL, flat])
+        ints[LAST_TURN, flat] = turns[layer]

@@ -56,7 +56,7 @@ class Geometry:
 
         from finemoe.runtime.layers import activated_per_token, find_moe_layers
 
-        config = _config_of(source)
+        config = config_of(source)
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
@@ -81,7 +81,12 @@ class Geometry:
         )
 
 
-def _config_of(source: Any) -> Any:
+def config_of(source: Any) -> Any:
+    """The Transformers configuration meant by a config object, a dict of its fields, a folder, a JSON file, or a hub id.
+
+    Raises:
+        FinemoeError: no such file or model type.
+    """
     from transformers import AutoConfig
 
     if isinstance(source, dict):

@@ -116,6 +116,11 @@ class Policy(ABC):
     def end_iteration(self) -> None:
         """The last layer has run."""
 
+    def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes that the policy's own work reads at an iteration's start and at each gate, [n] each; num_rows: of n iterations.
+        A simulated executor takes the work's time from them."""
+        return np.zeros(len(num_rows)), np.zeros(len(num_rows))
+
     def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prefetch:
         """Predict `layer` from one distribution per row and ask for the union of what they select.
 

@@ -30,6 +30,11 @@ class LayerPredictors:
         """Whether there is something to predict with."""
         return bool(self._weights)
 
+    @property
+    def num_weights(self) -> int:
+        """Of the largest predictor."""
+        return max((products.size for products in self._products), default=0)
+
     def learn(self, maps: np.ndarray, experts: np.ndarray) -> None:
         """Take in rows: maps [n, L, J] and what they activated, experts [n, L, K]."""
         self.num_rows += len(maps)

@@ -66,6 +66,28 @@ def demanded_sets(trace: RoutingTrace, block: Iterations) -> tuple[np.ndarray, n
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), keys % num_experts
 
 
+def tokens_of(trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> np.ndarray:
+    """How many rows selected each demanded expert, one entry per entry of `demanded`."""
+    if len(demanded) == len(block) * trace.num_layers * trace.top_k and block.starts[-1] == len(block):
+        return np.ones(len(demanded), dtype=np.int64)  # one row an iteration, as in decode
+    ids = trace.expert_ids[block.rows].astype(np.int64)
+    owners = np.repeat(np.arange(len(block)), np.diff(block.starts))
+    events = owners[:, None] * trace.num_layers + np.arange(trace.num_layers)[None]
+    keys = (events[:, :, None] * trace.num_experts + ids).reshape(-1)
+    counts = np.bincount(keys, minlength=len(block) * trace.num_layers * trace.num_experts)
+    tokens: np.ndarray = counts[np.repeat(np.arange(len(begins) - 1), np.diff(begins)) * trace.num_experts + demanded]
+    return tokens
+
+
+def contexts_of(trace: RoutingTrace, block: Iterations) -> np.ndarray:
+    """Tokens that the rows of each iteration attend to, summed over the rows, [n]: a row attends to its request up to itself."""
+    rows = np.arange(block.rows.start, block.rows.stop)
+    owners = np.repeat(block.requests, np.diff(block.starts))
+    positions = rows - trace.offsets[owners] + 1
+    sums: np.ndarray = np.add.reduceat(positions, block.starts[:-1])
+    return sums
+
+
 NEVER = np.iinfo(np.int64).max
 
 

@@ -1,9 +1,13 @@
-"""`finemoe.replay`: a policy on recorded routing, with an instant link: exact accounting of hits and bytes (DESIGN 3 and 4)."""
+"""`finemoe.replay`: a policy on recorded routing (DESIGN 3, 4 and 6).
+
+With an instant link it is exact accounting of hits and bytes; on a described testbed it takes virtual time.
+"""
 
 import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,14 @@ from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.report import Report
+from finemoe.simulation.clockwork import Durations
+from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.events import FutureUses, Iterations, demanded_sets, iteration_blocks
 from finemoe.simulation.plan import Predictions
 from finemoe.simulation.planner import predict
 from finemoe.simulation.tally import Recall, Tally
+from finemoe.simulation.testbed import Testbed
+from finemoe.simulation.timed import Pace, TimedCache
 from finemoe.traces import RoutingTrace
 
 _BLOCK_ROWS = 4096
@@ -31,35 +39,23 @@ def replay(
     hardware: str | None = None,
     history: Any = None,
     eviction: str | None = None,
-    *,
-    prefetch_distance: int | None = None,
-    store_capacity: int = 1000,
-    devices: int = 1,
-    expert_bytes: int | None = None,
-    seed: int = 0,
-    **policy_options: Any,
+    **options: Any,
 ) -> Report:
     """Replay a trace under a policy.
 
     Args:
         trace: recorded routing; its requests run one after the other over one cache, cold at the start.
         policy: a system of the paper, "on-demand", "no-offload" or "oracle". eviction: overrides its rule, "belady" included.
-        expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where
-            `expert_bytes` is given. hardware: None, an instant link.
+        expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where the size
+            of an expert is known.
+        hardware: a testbed's name in data/hardware or the path of a YAML file, for virtual time; None, an instant link.
         history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online.
-        prefetch_distance, store_capacity, seed: as in `finemoe.offload`. devices: how many; experts go round-robin.
-        expert_bytes: size of one expert; without it, bytes in the report are counted in experts.
-        policy_options: the system's own, such as promoe's `predictor`.
+        options: as in `sweep`.
     Raises:
-        FinemoeError: a name is unknown, an option is out of range, the trace lacks what the policy reads, or a testbed is asked
-            for.
+        FinemoeError: a name is unknown, an option is out of range, the trace lacks what the policy reads, or the testbed has not
+            the memory.
     """
-    if hardware is not None:
-        raise FinemoeError(f"hardware {hardware!r}: replay has an instant link only (hardware=None)")
-    setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
-    system = make_policy(policy, setup, is_replay=True, **policy_options)
-    cache = _Cache(trace, system, expert_memory, eviction or system.default_eviction, devices, expert_bytes)
-    return _run(trace, policy, system, [cache])[0]
+    return sweep(trace, policy, [expert_memory], [eviction], history, hardware=hardware, **options)[0]
 
 
 def sweep(
@@ -69,22 +65,42 @@ def sweep(
     evictions: Sequence[str | None] = (None,),
     history: Any = None,
     *,
+    hardware: str | None = None,
+    model: str | None = None,
     prefetch_distance: int | None = None,
     store_capacity: int = 1000,
-    devices: int = 1,
+    devices: int | None = None,
     expert_bytes: int | None = None,
     seed: int = 0,
     **policy_options: Any,
 ) -> list[Report]:
     """As `replay` at every memory size under every eviction rule (None: the policy's own), sizes first; the policy is heard once
-    for all of them."""
+    for all of them.
+
+    Args:
+        model: with hardware, whose sizes are meant (a published configuration's name, a folder, config.json or a hub id); None:
+            the published model that has the trace's layers and experts.
+        prefetch_distance, store_capacity, seed: as in `finemoe.offload`.
+        devices: how many share the experts, round-robin; by default one, or as many as the testbed has.
+        expert_bytes: without hardware, the size of one expert; by default bytes in the report are counted in experts.
+        policy_options: the system's own, such as promoe's `predictor`.
+    """
     setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
     system = make_policy(policy, setup, is_replay=True, **policy_options)
-    caches = [
-        _Cache(trace, system, memory, eviction or system.default_eviction, devices, expert_bytes)
+    choices = [
+        (memory, _known_rule(eviction or system.default_eviction))
         for memory, eviction in itertools.product(expert_memories, evictions)
     ]
-    return _run(trace, policy, system, caches)
+    if hardware is None:
+        num_devices = 1 if devices is None else devices
+        return _run(
+            trace, policy, system, [_Cache(trace, system, memory, rule, num_devices, expert_bytes) for memory, rule in choices]
+        )
+    testbed = Testbed.load(hardware)
+    testbed = testbed if devices is None else replace(testbed, devices=devices)
+    cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
+    caches = [TimedCache(trace, system, memory, rule, cost) for memory, rule in choices]
+    return _run(trace, policy, system, caches, Pace(cost, system))
 
 
 def replay_setup(
@@ -120,8 +136,6 @@ class _Cache:
         num_devices: int,
         expert_bytes: int | None,
     ) -> None:
-        if rule not in RULE_CODES:
-            raise FinemoeError(f"unknown eviction rule {rule!r}; known: {', '.join(sorted(RULE_CODES))}")
         if num_devices < 1:
             raise FinemoeError(f"devices is {num_devices}; at least one is needed")
         num_layers, num_experts = trace.num_layers, trace.num_experts
@@ -140,14 +154,14 @@ class _Cache:
         for cache in self._caches:
             cache.foresee(first_uses)
 
-    def run(self, block: Iterations, events: Events) -> None:
-        """Go through a block of events."""
+    def run(self, block: Iterations, events: Events, durations: Durations | None = None) -> None:
+        """Go through a block of events; nothing takes time."""
         if len(self._caches) == 1:
             outcome = self._caches[0].run(events)
         else:
             parts = [events.part(self._owners == device) for device in range(len(self._caches))]
             outcome = np.sum([cache.run(part) for cache, part in zip(self._caches, parts, strict=True)], axis=0)
-        self._tally.add(block, events.begins, outcome)
+        self._tally.add(block, events.begins, np.insert(outcome, 1, 0, axis=1))  # nothing is late
 
     def report(self, policy: str, recall: float) -> Report:
         """The counts so far."""
@@ -157,7 +171,15 @@ class _Cache:
         return self._tally.report(policy, self.rule, memory_bytes, self._expert_bytes, recall, useful, unused)
 
 
-def _run(trace: RoutingTrace, name: str, policy: Policy, caches: list[_Cache]) -> list[Report]:
+def _known_rule(name: str) -> str:
+    if name not in RULE_CODES:
+        raise FinemoeError(f"unknown eviction rule {name!r}; known: {', '.join(sorted(RULE_CODES))}")
+    return name
+
+
+def _run(
+    trace: RoutingTrace, name: str, policy: Policy, caches: "Sequence[_Cache | TimedCache]", pace: Pace | None = None
+) -> list[Report]:
     recall = Recall(trace.num_layers)
     with _Future(trace, any(cache.rule == "belady" for cache in caches)) as future:
         if future.is_known:
@@ -168,8 +190,9 @@ def _run(trace: RoutingTrace, name: str, policy: Policy, caches: list[_Cache]) -
             predictions = predict(policy, trace, block, begins, demanded)
             recall.add(begins, demanded, predictions)
             events = _events(trace, block, begins, demanded, future.take(len(demanded)), predictions)
+            durations = None if pace is None else pace.durations(trace, block, begins, demanded)
             for cache in caches:
-                cache.run(block, events)
+                cache.run(block, events, durations)
             trace.release_pages()
     return [cache.report(name, recall.value) for cache in caches]
 

@@ -40,22 +40,31 @@ class Recall:
 
 
 class Tally:
-    """Hits, accesses and loads of one cache over a trace, in experts."""
+    """Hits, accesses, loads and times of one cache over a trace; loads in experts."""
 
     def __init__(self, trace: RoutingTrace) -> None:
-        self._num_layers = trace.num_layers
-        self._hits = np.zeros((trace.num_requests, trace.num_layers), dtype=np.int64)
-        self._accesses = np.zeros_like(self._hits)
+        shape = (trace.num_requests, trace.num_layers)
+        self._hits, self._late, self._accesses = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         self._moved = np.zeros((trace.num_requests, 3), dtype=np.int64)  # on demand, ahead, evicted unused
         self._steps = np.zeros((trace.num_requests, 2), dtype=np.int64)  # prefills, decode steps
+        self._seconds = np.full((trace.num_requests, 2), _NAN)  # of them
+        self._stalls = np.zeros(trace.num_requests)
 
-    def add(self, block: Iterations, begins: np.ndarray, outcome: np.ndarray) -> None:
-        """A block's outcome [E, 4]: hits, loads on demand, loads ahead, and evicted unused, of each event."""
-        shape = (len(block), self._num_layers)
-        np.add.at(self._hits, block.requests, outcome[:, 0].reshape(shape))
-        np.add.at(self._moved, block.requests, outcome[:, 1:].reshape(*shape, 3).sum(axis=1))
+    def add(self, block: Iterations, begins: np.ndarray, counts: np.ndarray) -> None:
+        """A block's counts [E, 5]: hits, late, loads on demand, loads ahead, and evicted unused, of each event."""
+        shape = (len(block), self._hits.shape[1])
+        np.add.at(self._hits, block.requests, counts[:, 0].reshape(shape))
+        np.add.at(self._late, block.requests, counts[:, 1].reshape(shape))
+        np.add.at(self._moved, block.requests, counts[:, 2:].reshape(*shape, 3).sum(axis=1))
         np.add.at(self._accesses, block.requests, np.diff(begins).reshape(shape))
         np.add.at(self._steps, (block.requests, np.where(block.is_prefill, 0, 1)), 1)
+
+    def add_times(self, block: Iterations, durations_s: np.ndarray, stalls_s: np.ndarray) -> None:
+        """How long each iteration of a block took, and how much of it was waiting for weights, [n] each."""
+        places = (block.requests, np.where(block.is_prefill, 0, 1))
+        self._seconds[places] = np.nan_to_num(self._seconds[places])
+        np.add.at(self._seconds, places, durations_s)
+        np.add.at(self._stalls, block.requests, stalls_s)
 
     def report(
         self,
@@ -67,16 +76,18 @@ class Tally:
         num_useful: int,
         num_unused_resident: int,
     ) -> Report:
-        """Everything counted, with bytes = experts x expert_bytes; an instant link stalls nobody and times are not defined."""
-        hits, accesses = int(self._hits.sum()), int(self._accesses.sum())
+        """Everything counted, with bytes = experts x expert_bytes; times are NaN where none were added."""
+        hits, late, accesses = int(self._hits.sum()), int(self._late.sum()), int(self._accesses.sum())
+        seconds, steps = np.nansum(self._seconds, axis=0), self._steps.sum(axis=0)
+        is_timed = not np.isnan(self._seconds).all()
         return Report(
             policy=policy,
             eviction=eviction,
             expert_memory_bytes=memory_bytes,
             accesses=accesses,
             hits=hits,
-            late=0,
-            misses=accesses - hits,
+            late=late,
+            misses=accesses - hits - late,
             hit_rate=hits / accesses if accesses else _NAN,
             recall_at_k=recall,
             demand_bytes=int(self._moved[:, 0].sum()) * expert_bytes,
@@ -84,33 +95,34 @@ class Tally:
             wasted_bytes=int(self._moved[:, 2].sum()) * expert_bytes,
             useful_bytes=num_useful * expert_bytes,
             unused_resident_bytes=num_unused_resident * expert_bytes,
-            stall_s=0.0,
-            ttft_s=_NAN,
-            tpot_s=_NAN,
-            num_prefills=int(self._steps[:, PREFILL].sum()),
-            num_decode_steps=int(self._steps[:, 1].sum()),
+            stall_s=float(self._stalls.sum()),
+            ttft_s=float(seconds[PREFILL] / steps[PREFILL]) if is_timed and steps[PREFILL] else _NAN,
+            tpot_s=float(seconds[1] / steps[1]) if is_timed and steps[1] else _NAN,
+            num_prefills=int(steps[PREFILL]),
+            num_decode_steps=int(steps[1]),
             skipped_iterations=0,
             layer_hits=tuple(self._hits.sum(axis=0).tolist()),
-            layer_late=(0,) * self._num_layers,
-            layer_misses=tuple((self._accesses - self._hits).sum(axis=0).tolist()),
+            layer_late=tuple(self._late.sum(axis=0).tolist()),
+            layer_misses=tuple((self._accesses - self._hits - self._late).sum(axis=0).tolist()),
             requests=tuple(self._request(number, expert_bytes) for number in range(len(self._hits))),
         )
 
     def _request(self, number: int, expert_bytes: int) -> RequestReport:
-        hits, accesses = int(self._hits[number].sum()), int(self._accesses[number].sum())
+        hits, late, accesses = (int(counts[number].sum()) for counts in (self._hits, self._late, self._accesses))
         on_demand, ahead, wasted = (self._moved[number] * expert_bytes).tolist()
+        num_decode_steps = int(self._steps[number, 1])
         return RequestReport(
             accesses=accesses,
             hits=hits,
-            late=0,
-            misses=accesses - hits,
+            late=late,
+            misses=accesses - hits - late,
             prefetched_bytes=ahead,
             demand_bytes=on_demand,
             wasted_bytes=wasted,
-            stall_s=0.0,
-            ttft_s=_NAN,
-            tpot_s=_NAN,
-            num_decode_steps=int(self._steps[number, 1]),
+            stall_s=float(self._stalls[number]),
+            ttft_s=float(self._seconds[number, PREFILL]),
+            tpot_s=float(self._seconds[number, 1] / num_decode_steps) if num_decode_steps else _NAN,
+            num_decode_steps=num_decode_steps,
         )
 
 

@@ -280,6 +280,7 @@ class Cache:
     def __init__(self, rule, num_slots, log):
         self.rule, self.num_slots, self.log = rule, num_slots, log
         self.resident, self.unused, self.awaited, self.running = set(), set(), set(), set()
+        self.held_back = set()  # on their way, and so no victims
         self.layer = -1
         self.wasted = 0
 
@@ -290,7 +291,7 @@ class Cache:
     def make_room(self):
         if len(self.resident) < self.num_slots:
             return True
-        movable = self.resident - self.running
+        movable = self.resident - self.running - self.held_back
         candidates = (movable - self.awaited) or movable
         if not candidates:
             return False

@@ -154,7 +154,9 @@ def test_hit_rates_computed_elsewhere_on_gpt_oss(share, lru, lfu, belady):
         ({"expert_memory": "6GiB"}, "bytes need expert_bytes"),
         ({"expert_memory": 5, "expert_bytes": 10}, "one expert takes 10"),
         ({"expert_memory": True}, "must be a share"),
-        ({"hardware": "6x-rtx3090"}, "instant link only"),
+        ({"hardware": "7x-rtx3090"}, "no testbed '7x-rtx3090'; known: 6x-rtx3090"),
+        ({"hardware": "6x-rtx3090"}, "no published configuration of 3 layers x 6 experts / 2"),
+        ({"devices": 0}, "at least one is needed"),
         ({"prefetch_distance": 9}, "prefetch_distance is 9, must lie in 1..3"),
     ],
 )

@@ -1,0 +1,159 @@
+"""How long a model's parts take on a testbed: a roofline per layer, from the model's configuration alone (DESIGN 6).
+
+A part takes the longer of its arithmetic and of reading its weights (and the cache of keys and values), plus what the framework
+adds. Weights other than experts are on the first device; nothing overlaps within a layer but loads.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.paths import DATA
+from finemoe.simulation.testbed import Testbed
+
+CONFIGS = DATA / "models" / "configs"
+_BYTES = 2  # bf16
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model weighs, in parameters of two bytes.
+
+    Attributes:
+        name; num_layers, num_experts, top_k: L, J, K; hidden_size: h.
+        expert_params: of one routed expert. layer_params: of a decoder layer without its routed experts (attention, norms,
+            router, shared experts). head_params: of the output layer. total_params: of all.
+        attention_width: query heads x head size. kv_bytes: keys and values of one token in one layer.
+    """
+
+    name: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    expert_params: int
+    layer_params: int
+    head_params: int
+    total_params: int
+    attention_width: int
+    kv_bytes: int
+
+    @property
+    def expert_bytes(self) -> int:
+        return _BYTES * self.expert_params
+
+    @property
+    def total_bytes(self) -> int:
+        return _BYTES * self.total_params
+
+    @property
+    def resident_bytes(self) -> int:
+        """All weights but the routed experts."""
+        return self.total_bytes - self.num_layers * self.num_experts * self.expert_bytes
+
+    @classmethod
+    def from_config(cls, source: Any, name: str = "") -> "ModelSize":
+        """Sizes from a configuration, as `Geometry.from_config` takes it."""
+        from finemoe.maps.geometry import Geometry, config_of
+
+        geometry, text = Geometry.from_config(source), config_of(source).get_text_config()
+        head = text.vocab_size * text.hidden_size
+        embeddings = head if text.tie_word_embeddings else 2 * head
+        rest = geometry.total_params - geometry.num_layers * geometry.num_experts * geometry.expert_params - embeddings
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return cls(
+            name=name or geometry.name,
+            num_layers=geometry.num_layers,
+            num_experts=geometry.num_experts,
+            top_k=geometry.experts_per_token,
+            hidden_size=geometry.hidden_size,
+            expert_params=geometry.expert_params,
+            layer_params=rest // text.num_hidden_layers,
+            head_params=head,
+            total_params=geometry.total_params,
+            attention_width=text.num_attention_heads * head_size,
+            kv_bytes=2 * _BYTES * text.num_key_value_heads * head_size,
+        )
+
+    @classmethod
+    def known(cls, num_layers: int, num_experts: int, top_k: int) -> "ModelSize":
+        """The published model of these sizes whose configuration comes with the project.
+
+        Raises:
+            FinemoeError: there is none.
+        """
+        for path in sorted(CONFIGS.glob("*.json")):
+            size = cls.from_config(path, path.stem)
+            if (size.num_layers, size.num_experts, size.top_k) == (num_layers, num_experts, top_k):
+                return size
+        raise FinemoeError(
+            f"no published configuration of {num_layers} layers x {num_experts} experts / {top_k} comes with the project; "
+            "say which model is meant: model='config.json', a folder or a hub id"
+        )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds that the parts of a model take on a testbed."""
+
+    size: ModelSize
+    testbed: Testbed
+
+    def before_experts(self, num_rows: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """Attention, norms, router and shared experts of one layer, [n].
+
+        Args:
+            num_rows: [n] tokens computed side by side. context: [n] tokens attended to, summed over rows.
+        """
+        flops = 2.0 * num_rows * self.size.layer_params + 4.0 * self.size.attention_width * context
+        moved = _BYTES * self.size.layer_params + self.size.kv_bytes * context / np.maximum(num_rows, 1)
+        return self.testbed.layer_overhead_s + self._roofline(flops, moved)
+
+    def expert(self, num_tokens: np.ndarray) -> np.ndarray:
+        """One routed expert over the tokens that selected it, [n]."""
+        flops = 2.0 * num_tokens * self.size.expert_params
+        return self.testbed.expert_overhead_s + self._roofline(flops, np.full(len(num_tokens), float(self.size.expert_bytes)))
+
+    def exchange(self, num_rows: np.ndarray) -> np.ndarray:
+        """Activations to the devices that hold a layer's experts and back, [n]; nothing on one device."""
+        if self.testbed.devices == 1:
+            return np.zeros(len(num_rows))
+        moved = 2.0 * _BYTES * num_rows * self.size.hidden_size
+        return self.testbed.interconnect_latency_s + moved / self.testbed.interconnect_bytes_per_s
+
+    def head(self) -> float:
+        """The output layer for one token of every sequence."""
+        moved = np.array([float(_BYTES * self.size.head_params)])
+        return float(self._roofline(np.array([2.0 * self.size.head_params]), moved)[0])
+
+    def load(self) -> float:
+        """One expert over a device's link."""
+        return self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
+
+    def search(self, read_bytes: np.ndarray) -> np.ndarray:
+        """A policy's own work that reads so many bytes, [n]; none where it reads nothing."""
+        return np.where(read_bytes > 0, self.testbed.search_overhead_s + read_bytes / self.testbed.search_bytes_per_s, 0.0)
+
+    def _roofline(self, flops: np.ndarray, moved_bytes: np.ndarray) -> np.ndarray:
+        times: np.ndarray = np.maximum(flops / self.testbed.flops_per_s, moved_bytes / self.testbed.memory_bytes_per_s)
+        return times
+
+
+def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: int) -> ModelSize:
+    """The sizes of the model meant, or of the published one with these layers and experts.
+
+    Raises:
+        FinemoeError: the model has other layers or experts, or none is known.
+    """
+    if model is None:
+        return ModelSize.known(num_layers, num_experts, top_k)
+    named = CONFIGS / f"{model}.json"
+    size = ModelSize.from_config(named if named.is_file() else model, str(model))
+    found, expected = (size.num_layers, size.num_experts, size.top_k), (num_layers, num_experts, top_k)
+    if found != expected:
+        texts = ["{} layers x {} experts / {}".format(*one) for one in (found, expected)]
+        raise FinemoeError(f"{model} has {texts[0]}, the trace {texts[1]}; name a model of the trace's sizes")
+    return size

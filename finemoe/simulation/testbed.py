@@ -1,0 +1,90 @@
+"""A described testbed: what a machine can do per second, each constant with its source (DESIGN 6, data/hardware/*.yaml)."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from finemoe.errors import FinemoeError
+from finemoe.paths import DATA
+
+FOLDER = DATA / "hardware"
+_MAY_BE_ZERO = ("link_latency_s", "interconnect_latency_s", "layer_overhead_s", "expert_overhead_s", "search_overhead_s")
+
+
+@dataclass(frozen=True)
+class Testbed:
+    __test__ = False  # pytest: no test, whatever its name
+    """One machine; rates are sustained ones, not peaks.
+
+    Attributes:
+        title: in words. devices: how many. memory_bytes: of each.
+        flops_per_s, memory_bytes_per_s: of each device, at the model's precision.
+        link_bytes_per_s, link_latency_s: of each device's way to the host. host_bytes_per_s: that all links share.
+        interconnect_bytes_per_s, interconnect_latency_s: between devices.
+        layer_overhead_s, expert_overhead_s: what the framework takes per decoder layer and per expert computed.
+        search_bytes_per_s, search_overhead_s: how fast a policy reads what it searches, and what a search takes at least.
+    """
+
+    title: str
+    devices: int
+    memory_bytes: float
+    flops_per_s: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    link_latency_s: float
+    host_bytes_per_s: float
+    interconnect_bytes_per_s: float
+    interconnect_latency_s: float
+    layer_overhead_s: float
+    expert_overhead_s: float
+    search_bytes_per_s: float
+    search_overhead_s: float
+
+    @property
+    def load_bytes_per_s(self) -> float:
+        """What a device's link moves while all of them are busy."""
+        return min(self.link_bytes_per_s, self.host_bytes_per_s / self.devices)
+
+    @classmethod
+    def load(cls, name: str | Path) -> "Testbed":
+        """A profile by its name in data/hardware, or by the path of a YAML file.
+
+        Raises:
+            FinemoeError: there is no such profile, a constant or its source is missing, or a value is out of range.
+        """
+        import yaml
+
+        path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+        if not path.is_file():
+            raise FinemoeError(f"no testbed {str(name)!r}; known: {', '.join(known_testbeds())}, or the path of a .yaml file")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise FinemoeError(f"{path}: not a mapping of constants; copy one of {FOLDER} and change it")
+        return cls(**_values(content, path))
+
+
+def known_testbeds() -> list[str]:
+    """The profiles that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _values(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    names = [field.name for field in fields(Testbed)]
+    if unknown := sorted(set(content) - set(names)):
+        raise FinemoeError(f"{path}: unknown constant {unknown[0]!r}; known: {', '.join(names)}")
+    if missing := [name for name in names if name not in content]:
+        raise FinemoeError(f"{path}: {missing[0]} is missing; every testbed states {', '.join(names)}")
+    return {name: str(content[name]) if name == "title" else _value(content[name], name, path) for name in names}
+
+
+def _value(entry: Any, name: str, path: Path) -> float:
+    if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not str(entry["source"]).strip():
+        raise FinemoeError(f"{path}: {name} must be written {{value: NUMBER, source: WHERE IT COMES FROM}}")
+    value = entry["value"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise FinemoeError(f"{path}: {name} is {value!r}, not a number of its unit (write 24.0e+9, with a point and a sign)")
+    if not value and name not in _MAY_BE_ZERO:
+        raise FinemoeError(f"{path}: {name} must be positive")
+    if name == "devices" and value != int(value):
+        raise FinemoeError(f"{path}: devices is {value!r}; it is a whole number")
+    return int(value) if name == "devices" else float(value)

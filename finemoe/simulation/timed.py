@@ -1,0 +1,113 @@
+"""A replay's caches in virtual time: what the clockwork is told of a trace, a policy and a testbed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finemoe.cache.capacity import slots_per_device
+from finemoe.cache.compiled import Events
+from finemoe.cache.placement import owners_of
+from finemoe.errors import FinemoeError
+from finemoe.policies.base import Policy
+from finemoe.report import Report
+from finemoe.simulation.clockwork import AFTER_LAYER, AT_GATE, BESIDE, Clockwork, Durations
+from finemoe.simulation.cost import CostModel
+from finemoe.simulation.events import Iterations, contexts_of, tokens_of
+from finemoe.simulation.tally import Tally
+from finemoe.traces import RoutingTrace
+from finemoe.units import format_bytes
+
+_CHUNK_BYTES = 4 << 20  # as the live engine's link moves them
+
+
+def waits_of(policy: Policy) -> int:
+    """When inference waits for what a policy loads ahead (PAPER section 3)."""
+    if not policy.is_synchronous:
+        return BESIDE
+    return AFTER_LAYER if policy.lookahead or policy.loads_whole_layers else AT_GATE
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the parts of a block of iterations take.
+
+    Args:
+        cost: the model on its testbed. policy: whose own work takes time too.
+    """
+
+    cost: CostModel
+    policy: Policy
+
+    def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
+        """Of every event of a block."""
+        num_layers, num_rows = trace.num_layers, np.diff(block.starts).astype(float)
+        before = self.cost.before_experts(num_rows, contexts_of(trace, block).astype(float))
+        after = np.repeat(self.cost.exchange(num_rows), num_layers)
+        after[num_layers - 1 :: num_layers] += self.cost.head()
+        at_start, at_gate = (self.cost.search(read) for read in self.policy.read_bytes(num_rows))
+        search = np.zeros((len(block), num_layers, 2))
+        search[:, 0, 0], search[:, :, 1] = at_start, at_gate[:, None]
+        return Durations(
+            before=np.repeat(before, num_layers),
+            expert=self.cost.expert(tokens_of(trace, block, begins, demanded).astype(float)),
+            after=after,
+            search=search.reshape(-1),
+            earliest=np.zeros(len(block) * num_layers),
+        )
+
+
+class TimedCache:
+    """The caches and links of a testbed under one rule, at one size, with their counts and times.
+
+    Raises:
+        FinemoeError: the memory asked for, with the model's other weights, exceeds the testbed's.
+    """
+
+    def __init__(
+        self,
+        trace: RoutingTrace,
+        policy: Policy,
+        expert_memory: float | int | str,
+        rule: str,
+        cost: CostModel,
+    ) -> None:
+        num_devices, size = cost.testbed.devices, cost.size
+        num_layers, num_experts = trace.num_layers, trace.num_experts
+        memory = 1.0 if policy.holds_everything else expert_memory
+        slots = slots_per_device(memory, size.expert_bytes, num_layers * num_experts, num_devices)
+        _require_room(cost, slots)
+        self.rule, self._expert_bytes, self._memory_bytes = rule, size.expert_bytes, slots * num_devices * size.expert_bytes
+        owners = owners_of([num_experts] * num_layers, num_devices)
+        chunk_s = min(cost.load(), _CHUNK_BYTES / cost.testbed.load_bytes_per_s)
+        self._clockwork = Clockwork(rule, owners, num_devices, slots, cost.load(), chunk_s, waits_of(policy))
+        self._tally = Tally(trace)
+        if policy.holds_everything:
+            self._clockwork.hold(np.arange(num_layers * num_experts))
+
+    def foresee(self, first_uses: np.ndarray) -> None:
+        """When every expert is demanded first, [L·J] event numbers."""
+        self._clockwork.foresee(first_uses)
+
+    def run(self, block: Iterations, events: Events, durations: Durations | None) -> None:
+        """Go through a block of events."""
+        assert durations is not None
+        outcome = self._clockwork.run(events, durations)
+        per_iteration = (len(block), -1)
+        begins, ends = outcome.starts.reshape(per_iteration)[:, 0], outcome.ends.reshape(per_iteration)[:, -1]
+        self._tally.add(block, events.begins, outcome.counts)
+        self._tally.add_times(block, ends - begins, outcome.stalls.reshape(per_iteration).sum(axis=1))
+
+    def report(self, policy: str, recall: float) -> Report:
+        """The counts and times so far."""
+        counts = (self._clockwork.num_useful, self._clockwork.num_unused)
+        return self._tally.report(policy, self.rule, self._memory_bytes, self._expert_bytes, recall, *counts)
+
+
+def _require_room(cost: CostModel, slots: int) -> None:
+    needed = cost.size.resident_bytes + slots * cost.testbed.devices * cost.size.expert_bytes
+    room = cost.testbed.devices * cost.testbed.memory_bytes
+    if needed > room:
+        raise FinemoeError(
+            f"{cost.size.name} would take {format_bytes(needed)} on {cost.testbed.title}, which has {format_bytes(room)}: "
+            "lower expert_memory"
+        )

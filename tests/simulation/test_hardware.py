@@ -1,0 +1,159 @@
+"""Testbeds, the cost model against formulas by hand, and replay in virtual time."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import finemoe
+from finemoe.errors import FinemoeError
+from finemoe.simulation.cost import CONFIGS, CostModel, ModelSize
+from finemoe.simulation.events import contexts_of, demanded_sets, iteration_blocks, tokens_of
+from finemoe.simulation.testbed import FOLDER, Testbed, known_testbeds
+from finemoe.traces import RoutingTrace
+from tests.simulation.golden import FILE
+from tests.simulation.test_events import mixed_trace
+
+TRACE = RoutingTrace.load(FILE)
+HISTORY, SERVED = TRACE.split("history"), TRACE.split("served")
+# Sizes like the golden trace's: 4 layers of 6 experts.
+SIZE = ModelSize("toy", 4, 6, 2, 64, 10**6, 3 * 10**5, 10**6, 4 * (6 * 10**6 + 3 * 10**5) + 2 * 10**6, 64, 256)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Replays of the golden trace mean a toy model."""
+    monkeypatch.setattr("finemoe.simulation.replay.size_of", lambda *_: SIZE)
+
+
+@pytest.mark.parametrize("name", known_testbeds())
+def test_every_profile_is_complete_and_sourced(name):
+    testbed = Testbed.load(name)
+    assert testbed.title
+    assert testbed.load_bytes_per_s <= testbed.link_bytes_per_s
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert text.count("source:") == 13
+
+
+def test_the_paper_s_testbeds_are_there():
+    paper = Testbed.load("6x-rtx3090")
+    assert (paper.devices, paper.memory_bytes) == (6, 24e9)
+    assert Testbed.load("a100-80gb").memory_bytes == 80e9
+    assert {"h200", "rtx3090", "rtx4090", "laptop-8gb", "cpu-disk"} <= set(known_testbeds())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("devices: {value: 1, ", "devices: {value: 1.5, "), "it is a whole number"),
+        (("memory_bytes: {value: 24.0e+9", "memory_bytes: {value: 24e9"), "memory_bytes is '24e9', not a number of its unit"),
+        (("link_bytes_per_s: {value: 26.0e+9", "link_bytes_per_s: {value: 0"), "link_bytes_per_s must be positive"),
+        (("link_latency_s", "link_latencies"), "unknown constant 'link_latencies'"),
+        (('source: "one device"', 'source: ""'), "devices must be written {value: NUMBER, source: WHERE IT COMES FROM}"),
+        (("layer_overhead_s:", "# layer_overhead_s:"), "layer_overhead_s is missing"),
+    ],
+)
+def test_a_profile_s_mistakes_are_named(tmp_path, change, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text((FOLDER / "rtx3090.yaml").read_text().replace(*change, 1))
+    with pytest.raises(FinemoeError) as caught:
+        Testbed.load(path)
+    assert message in str(caught.value)
+
+
+def test_a_user_s_own_profile_is_loaded_by_its_path(tmp_path):
+    shutil.copy(FOLDER / "rtx3090.yaml", tmp_path / "mine.yaml")
+    assert Testbed.load(tmp_path / "mine.yaml") == Testbed.load("rtx3090")
+    with pytest.raises(FinemoeError, match="no testbed 'rtx9090'; known: 6x-rtx3090, a100-80gb"):
+        Testbed.load("rtx9090")
+
+
+def test_sizes_of_mixtral_add_up():
+    """8 experts of 3 matrices 4096 x 14336; attention 4096 x (4096 + 1024 + 1024 + 4096); a router; two norms; two embeddings."""
+    size = ModelSize.from_config(CONFIGS / "mixtral-8x7b.json")
+    assert size.expert_params == 3 * 4096 * 14336
+    assert size.layer_params == pytest.approx(4096 * (4096 + 2 * 1024 + 4096) + 8 * 4096 + 2 * 4096, rel=1e-5)
+    assert size.head_params == 32000 * 4096
+    assert (size.attention_width, size.kv_bytes) == (4096, 2 * 2 * 8 * 128)
+    assert size.resident_bytes == size.total_bytes - 32 * 8 * size.expert_bytes
+    assert ModelSize.known(32, 8, 2).name == "mixtral-8x7b"
+    with pytest.raises(FinemoeError, match="no published configuration of 3 layers x 5 experts / 2"):
+        ModelSize.known(3, 5, 2)
+
+
+def test_a_part_takes_the_longer_of_arithmetic_and_reading():
+    testbed, size = Testbed.load("rtx3090"), ModelSize.from_config(CONFIGS / "mixtral-8x7b.json")
+    cost = CostModel(size, testbed)
+    one, many = cost.expert(np.array([1.0, 5000.0])).tolist()
+    assert one == pytest.approx(testbed.expert_overhead_s + size.expert_bytes / testbed.memory_bytes_per_s)
+    assert many == pytest.approx(testbed.expert_overhead_s + 2 * 5000 * size.expert_params / testbed.flops_per_s)
+    assert cost.load() == pytest.approx(testbed.link_latency_s + size.expert_bytes / 26e9)
+    decode = cost.before_experts(np.array([1.0]), np.array([1000.0]))[0]
+    moved = 2 * size.layer_params + 1000 * size.kv_bytes
+    assert decode == pytest.approx(testbed.layer_overhead_s + moved / testbed.memory_bytes_per_s)
+    assert cost.exchange(np.array([1.0]))[0] == 0
+    assert cost.search(np.array([0.0, 2e9])).tolist() == [0.0, pytest.approx(testbed.search_overhead_s + 0.1)]
+    six = CostModel(size, Testbed.load("6x-rtx3090"))
+    assert six.load() == pytest.approx(10e-6 + size.expert_bytes / min(26e9, 140e9 / 6))
+
+
+def test_tokens_and_contexts_are_counted():
+    trace = mixed_trace(3)
+    for block in iteration_blocks(trace, 7):
+        begins, demanded = demanded_sets(trace, block)
+        found, place = tokens_of(trace, block, begins, demanded), 0
+        contexts = contexts_of(trace, block)
+        for number in range(len(block)):
+            rows = range(block.rows.start + int(block.starts[number]), block.rows.start + int(block.starts[number + 1]))
+            first = int(trace.offsets[block.requests[number]])
+            assert contexts[number] == sum(row - first + 1 for row in rows)
+            for layer in range(trace.num_layers):
+                chosen = [int(e) for row in rows for e in trace.expert_ids[row, layer]]
+                for expert in sorted(set(chosen)):
+                    assert (demanded[place], found[place]) == (expert, chosen.count(expert))
+                    place += 1
+
+
+@pytest.mark.parametrize(
+    "policy", ["on-demand", "finemoe", "moe-infinity", "mixtral-offloading", "deepspeed-inference", "oracle"]
+)
+def test_virtual_time_adds_up(toy, policy):
+    report = finemoe.replay(SERVED, policy, 0.4, hardware="rtx3090", history=HISTORY, prefetch_distance=2)
+    assert report.accesses == report.hits + report.late + report.misses
+    assert report.prefetched_bytes == report.useful_bytes + report.wasted_bytes + report.unused_resident_bytes
+    assert report.demand_bytes == SIZE.expert_bytes * report.misses
+    assert report.num_prefills == SERVED.num_requests
+    total = report.ttft_s * report.num_prefills + report.tpot_s * report.num_decode_steps
+    assert total == pytest.approx(sum(r.ttft_s + r.tpot_s * r.num_decode_steps for r in report.requests))
+    assert 0 <= report.stall_s < total
+    again = finemoe.replay(SERVED, policy, 0.4, hardware="rtx3090", history=HISTORY, prefetch_distance=2)
+    assert again == report
+
+
+def test_no_offload_takes_the_roofline_s_time_and_on_demand_its_loads_more(toy):
+    """On one device: what computing takes; and with one slot every load is waited for in full."""
+    cost = CostModel(SIZE, Testbed.load("rtx3090"))
+    work = 0.0
+    for request, _, rows in SERVED.iterations():
+        n = rows.stop - rows.start
+        context = sum(row - int(SERVED.offsets[request]) + 1 for row in range(rows.start, rows.stop))
+        work += 4 * cost.before_experts(np.array([float(n)]), np.array([float(context)]))[0] + cost.head()
+        for layer in range(4):
+            chosen = SERVED.expert_ids[rows, layer].reshape(-1).tolist()
+            work += sum(cost.expert(np.array([float(chosen.count(e))]))[0] for e in set(chosen))
+    resident = finemoe.replay(SERVED, "no-offload", hardware="rtx3090")
+    assert resident.tpot_s * resident.num_decode_steps + resident.ttft_s * resident.num_prefills == pytest.approx(work)
+    assert (resident.stall_s, resident.misses) == (pytest.approx(0, abs=1e-9), 0)
+    one = finemoe.replay(SERVED, "on-demand", SIZE.expert_bytes, hardware="rtx3090")
+    loads = one.demand_bytes / SIZE.expert_bytes
+    assert one.stall_s == pytest.approx(loads * cost.load())
+    assert one.tpot_s * one.num_decode_steps + one.ttft_s * one.num_prefills == pytest.approx(work + loads * cost.load())
+
+
+def test_what_does_not_fit_is_refused():
+    trace = RoutingTrace.from_topk(np.broadcast_to([0, 1], (1, 32, 2)), np.full((1, 32, 2), 0.5), [0, 1], 8)
+    with pytest.raises(FinemoeError, match=r"mixtral-8x7b would take 87.0 GiB on one RTX 3090, PCIe 4.0, which has 22.4 GiB"):
+        finemoe.replay(trace, "no-offload", hardware="rtx3090")
+    assert finemoe.replay(trace, "no-offload", hardware="6x-rtx3090").num_decode_steps == 1
+    with pytest.raises(FinemoeError, match=r"phi-3\.5-moe has 32 layers x 16 experts / 2, the trace 32 layers x 8 experts / 2"):
+        finemoe.replay(trace, hardware="rtx3090", model="phi-3.5-moe")
