@@ -359,7 +359,11 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
             notebook=f"notebooks/{stem}.ipynb",
             code=sources_of(stem),
             style=STYLE,
-            reference=[str(path) for path in sorted(Path("data/reference").glob(f"{stem}_*.csv"))],
+            reference=[
+                str(path)
+                for pattern in (f"{stem}_*.csv", "compare_systems_*.csv" if stem == "f4" else "")
+                for path in sorted(Path("data/reference").glob(pattern or "nothing"))
+            ],
             traces=pairs(f"{RESULTS}/traces/{{model}}-{{dataset}}.trace"),
         output:
             pdf=f"{FIGURES}/{stem}.pdf",

@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
 _SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand or no-offload"
-_FINEMOE, _A_QUARTER, _NEXT_LAYER = ["finemoe"], [0.25], [1]  # defaults of options that may be given several times
+_FINEMOE, _A_QUARTER, _NONE = ["finemoe"], [0.25], list[int]()  # defaults of options that may be given several times
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 
@@ -84,7 +84,9 @@ def record(
     limit: Annotated[int | None, typer.Option(help="how many prompts")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt")] = 64,
     batch_size: Annotated[int, typer.Option(help="requests side by side")] = 8,
-    lookahead: Annotated[list[int], typer.Option(help="apply routers so many layers ahead; again for more")] = _NEXT_LAYER,
+    lookahead: Annotated[
+        list[int], typer.Option(help="also record routers applied so many layers ahead; again for more")
+    ] = _NONE,
     as_json: AsJson = False,
 ) -> None:
     """Record the routing of a model over a prompt set as a trace file."""
@@ -132,21 +134,29 @@ def replay(
         bool, typer.Option("--compare", help="every system of the paper beside LRU and Belady (implies --split)")
     ] = False,
     figure: Annotated[Path | None, typer.Option(help="with --compare: draw to this file stem (.pdf, .png, .csv)")] = None,
-    prefetch_distance: Annotated[int, typer.Option(help="layers ahead")] = 3,
+    prefetch_distance: Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are")] = None,
     store_capacity: Annotated[int, typer.Option(help="maps in the store")] = 1000,
+    hardware: Annotated[str | None, typer.Option(help="a testbed in data/hardware or a .yaml file: virtual time")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded routing under one or several systems with an instant link; bytes are counted in experts."""
     from finemoe.traces import RoutingTrace
 
+    if history is not None and (split or compare):
+        raise FinemoeError("--history and --split (or --compare) both say what is known beforehand; give one of them")
+    if compare and (eviction or hardware or policy != _FINEMOE):
+        raise FinemoeError("--compare takes every system with its own rule and an instant link; leave the other options out")
+    if figure is not None and not compare:
+        raise FinemoeError("--figure draws what --compare finds; give both")
     served = RoutingTrace.load(trace, mapped=True)
     known = None if history is None else RoutingTrace.load(history, mapped=True)
     if split or compare:
         known, served = served.split("history"), served.split("served")
     if compare:
-        _compare(trace, known, served, expert_memory, prefetch_distance, store_capacity, figure, as_json)
+        distance = min(3, served.num_layers) if prefetch_distance is None else prefetch_distance
+        _compare(trace, known, served, expert_memory, distance, store_capacity, figure, as_json)
         return
-    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "hardware": hardware}
     _replay_each(trace, served, policy, expert_memory, eviction, known, as_json, options)
 
 
@@ -173,10 +183,14 @@ def _replay_each(
         dicts = [{"expert_memory": memory, **report.to_dict()} for _, memory, report in reports]
         _print_json(dicts[0] if len(dicts) == 1 else dicts)
         return
-    names = ("hit_rate", "recall_at_k", "accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes")
     for policy, memory, report in reports:
-        rows = [(name.replace("_bytes", " (experts)"), f"{getattr(report, name):g}") for name in (*names, "wasted_bytes")]
+        rows = report.rows() if options["hardware"] else _counts_of(report)
         _print_table(f"{path} under {policy} / {report.eviction} at {memory:g} of the experts", rows)
+
+
+def _counts_of(report: Any) -> list[tuple[str, str]]:
+    names = ("hit_rate", "recall_at_k", "accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes")
+    return [(name.replace("_bytes", " (experts)"), f"{getattr(report, name):g}") for name in (*names, "wasted_bytes")]
 
 
 def _compare(
@@ -211,7 +225,7 @@ def _print_comparison(path: Path, table: Any) -> None:
     from rich.table import Table
 
     for memory, part in table.groupby("expert_memory", sort=False):
-        text = Table(caption="per expert demanded: loaded on demand, ahead and used,\nahead and evicted unused")
+        text = Table(caption="loads per expert demanded: on demand; undemanded and used later;\nundemanded and evicted unused")
         text.add_column("system", no_wrap=True)
         for column in ("hit rate [95 %]", "recall", "demand", "used", "wasted"):
             text.add_column(column, justify="right", no_wrap=True)

@@ -6,11 +6,11 @@ in one line.
 """
 
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,8 +96,8 @@ def map_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.
 def release_pages(arrays: Iterable[np.ndarray]) -> None:
     """Let go of the memory behind those arrays that `map_arrays` made; it comes back from the file when read again."""
     for array in arrays:
-        if isinstance(array.base, mmap):
-            array.base.madvise(MADV_DONTNEED)
+        if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Probabilities and embeddings are kept in half precision; the embedding is stored
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,14 @@ class RoutingTrace:
             splits=tuple(self.splits[r] for r in requests) if self.splits else (),
             model=self.model,
         )
+
+    def decode(self) -> "RoutingTrace":
+        """The trace without its prefills."""
+        is_decode = self.phase == DECODE
+        rows_before = np.concatenate([[0], np.cumsum(is_decode)]).astype(np.int64)
+        arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
+        chosen: dict[str, Any] = {name: None if array is None else array[is_decode] for name, array in arrays.items()}
+        return replace(self, offsets=rows_before[self.offsets], **chosen)
 
     def split(self, name: str) -> "RoutingTrace":
         """The requests of one split, "history" or "served".

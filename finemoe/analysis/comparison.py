@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _BOUNDS = ("on-demand (LRU)", "Belady (on demand)")  # the floor and the ceiling without prediction, drawn black
 _KINDS = {
     "demand_loads": ("on demand", "#444444", ""),
-    "useful_loads": ("ahead, used", "#56B4E9", ""),
-    "wasted_loads": ("ahead, evicted unused", "#E69F00", "//////"),
-    "unused_loads": ("ahead, still unused", "white", "......"),
+    "useful_loads": ("not demanded yet, used later", "#56B4E9", ""),
+    "wasted_loads": ("never demanded, evicted", "#E69F00", "//////"),
+    "unused_loads": ("never demanded, resident", "white", "......"),
 }
 
 

@@ -64,7 +64,8 @@ def weighted_nearest(scores: np.ndarray, guides: np.ndarray, num_neighbours: int
     Args:
         scores: [B, C] cosines. guides: [C, J] the records' distributions.
     """
-    nearest = np.argpartition(-scores, num_neighbours, axis=1)[:, :num_neighbours]
+    num_neighbours = min(num_neighbours, scores.shape[1])
+    nearest = np.argpartition(-scores, num_neighbours - 1, axis=1)[:, :num_neighbours]
     cosines = np.take_along_axis(scores, nearest, axis=1)
     weights = np.exp(_SHARPNESS * (cosines - cosines.max(axis=1, keepdims=True)))
     weights /= weights.sum(axis=1, keepdims=True)

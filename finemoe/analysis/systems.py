@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from finemoe.errors import FinemoeError
-from finemoe.metrics import bootstrap_ratio
+from finemoe.metrics import Interval, bootstrap_ratio
 from finemoe.policies import POLICIES
+from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
-from finemoe.simulation.replay import sweep
+from finemoe.simulation.replay import replay_setup, sweep
 from finemoe.traces import RoutingTrace
 
 
@@ -74,7 +75,7 @@ def system_table(
     store_capacity: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every system at every memory size; systems whose lookahead the trace does not hold are left out (`left_out` says why).
+    """Every system at every memory size, as a table; systems that the trace cannot serve are left out (`left_out` says why).
 
     Args:
         history: what a system knows beforehand; served: other requests, replayed over one cache, cold at the start.
@@ -83,15 +84,44 @@ def system_table(
         Rows (system, expert_memory, hit_rate, low, high, recall_at_k, demand_loads, useful_loads, wasted_loads, unused_loads),
         loads per expert demanded, intervals over requests.
     """
+    reports = system_reports(history, served, systems, expert_memories, prefetch_distance, store_capacity, seed)
+    return table_of(reports, seed)
+
+
+def system_reports(
+    history: RoutingTrace,
+    served: RoutingTrace,
+    systems: Mapping[str, System],
+    expert_memories: Sequence[float],
+    prefetch_distance: int,
+    store_capacity: int = 1000,
+    seed: int = 0,
+) -> dict[tuple[str, float], Report]:
+    """As `system_table`, but whole reports by (system, expert memory)."""
     missing = left_out(served, systems, prefetch_distance)
-    options = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
-    rows = {}
+    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
+    store = store_from(replay_setup(served, history, **options))  # once for every variant of FineMoE
+    found = {}
     for names in _heard_alike([name for name in systems if name not in missing], systems):
         system, evictions = systems[names[0]], [systems[name].eviction for name in names]
-        reports = sweep(served, system.policy, expert_memories, evictions, history, **options, **system.options)
+        known = store if system.policy == "finemoe" else history
+        reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **system.options)
         for (memory, name), report in zip(itertools.product(expert_memories, names), reports, strict=True):
-            rows[name, memory] = {"system": name, "expert_memory": memory, **_row(report, seed)}
-    return pd.DataFrame([rows[name, memory] for name in systems if name not in missing for memory in expert_memories])
+            found[name, memory] = report
+    return {(name, memory): found[name, memory] for name in systems if name not in missing for memory in expert_memories}
+
+
+def table_of(reports: Mapping[tuple[str, float], Report], seed: int = 0) -> pd.DataFrame:
+    """The rows of `system_table`."""
+    return pd.DataFrame([{"system": name, "expert_memory": memory, **_row(one, seed)} for (name, memory), one in reports.items()])
+
+
+def gain(better: Report, worse: Report, seed: int = 0) -> Interval:
+    """How much more one report hits than the other, with an interval over the requests that both served (paired)."""
+    hits = [[float(one.hits - other.hits)] for one, other in zip(better.requests, worse.requests, strict=True)]
+    accesses = [[float(one.accesses)] for one in better.requests]
+    found = bootstrap_ratio(np.array(hits), np.array(accesses), seed=seed)
+    return Interval(found.value[0], found.low[0], found.high[0])
 
 
 def left_out(trace: RoutingTrace, systems: Mapping[str, System], prefetch_distance: int) -> dict[str, str]:

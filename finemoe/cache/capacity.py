@@ -18,6 +18,8 @@ def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None,
     if isinstance(expert_memory, float):
         if not 0 < expert_memory <= 1:
             raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
+        if expert_memory == 1:
+            return most  # all of them fit, also where the devices' shares are not equal
         return min(most, max(1, round(expert_memory * num_experts / num_devices)))
     if isinstance(expert_memory, bool) or not isinstance(expert_memory, int | str):
         raise FinemoeError(f"expert_memory must be a share in (0, 1], bytes, or a text like '6GiB', not {expert_memory!r}")

@@ -104,6 +104,10 @@ class ExpertCache:
         self.rule.visit(layer, experts)
         return Access(layer, experts[state == RESIDENT], experts[state == LOADING], experts[state == ABSENT])
 
+    def use(self, layer: int, experts: list[int]) -> None:
+        """Experts demanded while everything is resident: no rule has anything to learn, but they are unused no longer."""
+        self._undemanded[layer, experts] = False
+
     def release(self, layer: int, experts: np.ndarray) -> None:
         """Experts of the running set that have been used in this call and may now be victims."""
         self._running[layer, experts] = False

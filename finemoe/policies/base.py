@@ -5,6 +5,7 @@ keeps `expected`, the probabilities that eviction may read. A policy never touch
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,8 @@ class PolicySetup:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.prefetch_distance <= self.num_layers:
+        distance = self.prefetch_distance
+        if isinstance(distance, bool) or not isinstance(distance, int) or not 1 <= distance <= self.num_layers:
             raise FinemoeError(
                 f"prefetch_distance is {self.prefetch_distance}, must lie in 1..{self.num_layers} (the number of layers)"
             )
@@ -115,6 +117,10 @@ class Policy(ABC):
     @abstractmethod
     def end_iteration(self) -> None:
         """The last layer has run."""
+
+    def foresee(self, demanded: Sequence[np.ndarray]) -> None:
+        """What every layer of the next iteration will demand, ascending ids; told before it starts to who `needs_future`."""
+        raise NotImplementedError(f"{type(self).__name__} does not look into the future")
 
     def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bytes that the policy's own work reads at an iteration's start and at each gate, [n] each; num_rows: of n iterations.

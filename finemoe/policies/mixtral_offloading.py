@@ -1,8 +1,10 @@
 """Mixtral-Offloading (Eliseev and Mazur 2023, arXiv 2312.17238, sections 3.1-3.2): the next layer's gate, tried one layer early.
 
 After a layer has run, the next layer's norm and gate are applied to the residual stream as it is, and the experts they pick are
-loaded before inference goes on; evicts by LRU. Ours differs in that the cache is one pool over all layers instead of k experts a
-layer, and that a speculative load takes a slot of it at once instead of waiting in a buffer; quantisation is left out.
+loaded before inference goes on, as the FineMoE paper (section 6.1) describes the system; evicts by LRU. Ours differs from its own
+publication in that (it copies beside the next layer's attention), in that the cache is one pool over all layers instead of k
+experts a layer, and in that a speculative load takes a slot of it at once instead of waiting in a buffer. Quantisation is left
+out.
 """
 
 import numpy as np

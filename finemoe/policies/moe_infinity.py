@@ -2,13 +2,16 @@
 
 A request's matrix [L, J] counts how often each expert was activated, summed over its iterations. A collection keeps some matrices
 of past requests, chosen by clustering; the one most similar to the running request's partial matrix (cosine, flattened) says
-which experts come. Layers that no gate has spoken for yet get the most popular experts. Loads before inference goes on, evicts by
-LFU. Ours differs in that a layer is predicted d layers ahead, once, as for every system here, instead of all later layers at
-every gate with priorities that fall with distance; and the sequences of a batch share one matrix.
+which experts come. Layers that no gate has spoken for yet get the most popular experts. Loads before inference goes on, and
+evicts by LFU, as the FineMoE paper (section 6.1) describes the system. Ours differs from its own publication in both (it
+prefetches beside inference and ranks what it keeps by the predicted matrix), in that a layer is predicted d layers ahead, once,
+as for every system here, instead of all later layers at every gate with priorities that fall with distance, and in that the
+sequences of a batch share one matrix.
 """
 
 import numpy as np
 
+from finemoe.errors import FinemoeError
 from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
 from finemoe.traces import RoutingTrace
 
@@ -18,7 +21,7 @@ class MoEInfinity(Policy):
 
     Args:
         setup: model sizes, d, history (a trace; None: finished requests enter the collection one by one).
-        collection_capacity: matrices kept; 120 cover 290 tasks in the system's publication.
+        collection_capacity: matrices kept at most.
     """
 
     is_synchronous = True
@@ -26,6 +29,8 @@ class MoEInfinity(Policy):
 
     def __init__(self, setup: PolicySetup, collection_capacity: int = 120) -> None:
         super().__init__(setup)
+        if collection_capacity < 1:
+            raise FinemoeError(f"collection_capacity is {collection_capacity}; at least one matrix must be kept")
         shape = (setup.num_layers, setup.num_experts)
         history = history_trace(setup, "moe-infinity")
         past = np.zeros((0, *shape)) if history is None else request_counts(history)

@@ -8,20 +8,20 @@ from finemoe.policies.base import Context, Policy, Prefetch
 
 
 class Oracle(Policy):
-    """Loads exactly what the next layer will demand while this one runs, and evicts by Belady's rule."""
+    """Loads exactly what the layer d ahead will demand, and evicts by Belady's rule."""
 
     needs_future = True
     default_eviction = "belady"
 
     def foresee(self, demanded: Sequence[np.ndarray]) -> None:
-        """What every layer of the next iteration will demand, ascending ids; told by the executor before it starts."""
         self._demanded = demanded
 
     def start_iteration(self, context: Context) -> list[Prefetch]:
-        return [self._prefetch(0)]
+        return [self._prefetch(layer) for layer in range(self.setup.prefetch_distance)]
 
     def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
-        return [self._prefetch(layer + 1)] if layer + 1 < self.setup.num_layers else []
+        target = layer + self.setup.prefetch_distance
+        return [self._prefetch(target)] if target < self.setup.num_layers else []
 
     def end_iteration(self) -> None:
         return None

@@ -2,9 +2,10 @@
 
 K experts a token are loaded beside inference, by what a small model, trained beforehand on recorded iterations, says of the layer
 d ahead; evicts by LRU. Ours differs in that the model is linear and reads the gate outputs of the last layers (a routing trace
-holds no layer inputs, which the published two-layer perceptron reads), that the cache is one pool instead of one per layer, and
-that only demand counts as a use. The variant `predictor="speculative"` applies the router of layer l + d to the residual stream
-after layer l instead, which needs no training: the stride-speculative prototype that the FineMoE paper compares with.
+holds no layer inputs, which the published two-layer perceptron reads), that the cache is one pool instead of one per layer, that
+only demand counts as a use, and that experts are computed in the model's own order instead of those that are there first. The
+variant `predictor="speculative"` applies the router of layer l + d to the residual stream after layer l instead, which needs no
+training: the stride-speculative prototype that the FineMoE paper compares with.
 """
 
 import numpy as np
@@ -37,8 +38,10 @@ class ProMoE(Policy):
         history = None if self._is_speculative else history_trace(setup, "promoe")
         self._learns = not self._is_speculative and history is None
         distance = setup.prefetch_distance
-        untrained = LayerPredictors(setup.num_layers, setup.num_experts, distance)
-        self._predictors = untrained if history is None else trained_predictors(history, distance)
+        if history is None:
+            self._predictors = LayerPredictors(setup.num_layers, setup.num_experts, distance)
+        else:
+            self._predictors = trained_predictors(history, distance)
         self._next_fit_rows = _FIRST_FIT_ROWS
         self._gates: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []

@@ -60,6 +60,11 @@ class DeviceMemories:
         for index, memory in enumerate(self.memories):
             memory.preload([key for key in owned if self._owners[key] == index], is_counted)
 
+    def use(self, layer: int, experts: list[int]) -> None:
+        """Experts demanded while everything is resident; see ExpertCache."""
+        for memory in self.memories:
+            memory.cache.use(layer, experts)
+
     def complete_layer(self, layer: int) -> None:
         """Bring in all of a running layer's experts, as far as slots are to be had."""
         for memory, part in zip(self.memories, self.split(layer, np.arange(self._counts[layer])), strict=True):

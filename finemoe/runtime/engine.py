@@ -85,7 +85,7 @@ class Engine:
         self._begin_s = 0.0
         self._rows: np.ndarray | None = None
         self._router_output: Any = None
-        self._gate: tuple[int, GateOutput, np.ndarray] | None = None  # waits for the routers applied ahead
+        self._gate: tuple[int, GateOutput, np.ndarray] | None = None  # not yet published
         self._router_weights: dict[int, torch.Tensor] = {}
         self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * setup.num_layers
         self._has_run = [False] * setup.num_layers
@@ -228,10 +228,8 @@ class Engine:
         setup = self._setup
         kept = lookahead_width(setup.num_experts, setup.top_k)
         scores = self._ahead.scores(layer, residual)
-        ahead = AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept)
-        (_, gate, selected), self._gate = self._gate, None
         with self._moving():
-            self._matcher.publish_gate(self._iteration, layer, gate, selected, self._rows, ahead)
+            self._publish_gate(AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept))
 
     def on_forward_end(self, is_complete: bool) -> None:
         """The model's forward has returned, or broken off with an exception (called by the observer)."""
@@ -269,6 +267,8 @@ class Engine:
             else:
                 output = seam.eager_forward(module, names, source, hidden_states, top_k_index, top_k_weights)
             source.end()
+            if not self.policy.lookahead:
+                self._publish_gate(None)
             if self.policy.loads_whole_layers:
                 self._memories.complete_layer(layer.index)
             self._leave_layer(layer.index)
@@ -304,7 +304,9 @@ class Engine:
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         index = layer.index
         if self._memories.is_all_resident and not self._is_publishing:
-            self._counters.hits[index] += len(set(selected.ravel().tolist()) - {layer.num_experts})
+            used = list(set(selected.ravel().tolist()) - {layer.num_experts})
+            self._counters.hits[index] += len(used)
+            self._memories.use(index, used)
             return _Resident(self._memories.resident_weights(index))
         demanded = np.unique(selected)
         demanded = demanded[demanded < layer.num_experts]  # expert parallelism marks foreign experts with J
@@ -317,11 +319,16 @@ class Engine:
         if self._is_publishing:
             scores, self._router_output = scores_of(self._router_output, top_k_index), None
             gate = GateOutput(index, layer.num_experts, self._setup.num_experts, scores, selected, top_k_weights)
-            if self.policy.lookahead:
-                self._gate = (index, gate, selected)
-            else:
-                self._matcher.publish_gate(self._iteration, index, gate, selected, self._rows)
+            self._gate = (index, gate, selected)
+            if self._matcher.is_asynchronous and not self.policy.lookahead:
+                self._publish_gate(None)
         return leases
+
+    def _publish_gate(self, ahead: AheadOutput | None) -> None:
+        """What the last gate said goes to the matcher: at once where it works beside inference, else when the layer is done."""
+        if self._gate is not None:
+            (layer, gate, selected), self._gate = self._gate, None
+            self._matcher.publish_gate(self._iteration, layer, gate, selected, self._rows, ahead)
 
     def _leave_layer(self, layer: int) -> None:
         self._is_moving = False
@@ -341,6 +348,9 @@ class Engine:
             self._is_moving = self._is_open = self._is_publishing = False
             self._matcher.forget()
             self._memories.reset()
+            if self.policy.holds_everything:
+                with self._moving():
+                    self._memories.preload(self.policy.expected, is_counted=False)
 
     def _end_publishing(self) -> None:
         if self._is_publishing:

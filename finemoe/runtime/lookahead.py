@@ -96,9 +96,9 @@ class AheadOutput:
         found = np.zeros((len(self._snapshots), num_rows, self._width), dtype=np.float32)
         for place, (snapshot, layer) in enumerate(zip(self._snapshots, self._layers, strict=True)):
             if snapshot is not None:
-                probs = as_recorded(distribution_of(snapshot.rows(rows), layer))
-                found[place, :, : probs.shape[1]] = keep_top(probs, self._kept)
-        return found
+                probs = distribution_of(snapshot.rows(rows), layer)
+                found[place, :, : probs.shape[1]] = probs
+        return keep_top(as_recorded(found), self._kept)
 
 
 def decoder_layers(model: nn.Module, layers: Sequence[MoELayer]) -> list[nn.Module]:
@@ -190,4 +190,5 @@ def _list_entry(model: nn.Module, name: str) -> str:
 
 
 def _unknown(layer: MoELayer, reason: str) -> str:
-    return f"the router of {layer.name!r} cannot be applied ahead ({reason}); use a policy that does not look ahead"
+    what_to_do = "use a policy that does not look ahead, or record without lookahead"
+    return f"the router of {layer.name!r} cannot be applied ahead ({reason}); {what_to_do}"

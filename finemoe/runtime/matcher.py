@@ -38,11 +38,16 @@ class Matcher:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._published = self._finished = 0  # iterations
         self._accepting = self._is_following = False
+        self._has_missed_start = False  # a request began with an iteration that was left out
         self._num_rows, self._next_layer = 0, 0
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="finemoe-matcher", daemon=True) if asynchronous else None
         if self._thread:
             self._thread.start()
+
+    @property
+    def is_asynchronous(self) -> bool:
+        return self._thread is not None
 
     def publish_start(
         self,
@@ -61,8 +66,10 @@ class Matcher:
             False if the matcher is too far behind and will not see this iteration.
         """
         self._accepting = self._published - self._finished < _MOST_ITERATIONS_BEHIND
+        starts_request = self._has_missed_start = starts_request or self._has_missed_start
         if self._accepting:
             self._published += 1
+            self._has_missed_start = False
             vectors = None if embeddings is None else Snapshot(embeddings)
             self._dispatch(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows))
         return self._accepting

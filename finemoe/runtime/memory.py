@@ -77,9 +77,11 @@ class ExpertMemory:
                     else:
                         self.cache.expect(prefetch.layer, expert)
             self.changed.notify_all()
-        if self._worker is None:
+        if self._worker is None:  # inference waits for it
+            begin_s = time.perf_counter()
             while self._load_next():
                 pass
+            self.counters.stall_s += time.perf_counter() - begin_s
 
     def preload(self, wanted: Iterable[tuple[int, int]], is_counted: bool = True) -> None:
         """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted.

@@ -99,9 +99,10 @@ def record(
         A trace with full probabilities, tokens and semantic embeddings. The last generated token was never fed in, so a request
         of n prompt and m new tokens has n + m - 1 rows.
     Raises:
-        FinemoeError: the model has no MoE layers, prompts are empty, padding would be needed but is not possible, or the routers
-            cannot be applied ahead.
+        FinemoeError: the model has no MoE layers, prompts are empty, padding would be needed but is not possible, the routers
+            cannot be applied ahead, or an argument has the wrong length or order.
     """
+    _require_entries(len(prompts), lookahead, splits=splits, request_ids=request_ids)
     layers = find_moe_layers(model)
     if not prompts or any(not prompt for prompt in prompts):
         raise FinemoeError("record needs at least one prompt, and none of them empty")
@@ -114,6 +115,15 @@ def record(
     requests = [request for piece in pieces for request in piece]
     details = {"model": identity_of(model, layers), "splits": tuple(splits), "request_ids": tuple(request_ids)}
     return _assemble(requests, layers[0].num_experts, lookahead_strides=tuple(lookahead), **details)
+
+
+def _require_entries(num_prompts: int, lookahead: Sequence[int], **per_prompt: Sequence[str]) -> None:
+    """What the trace would refuse, refused before hours of recording."""
+    if not all(isinstance(stride, int) and stride >= 1 for stride in lookahead) or list(lookahead) != sorted(set(lookahead)):
+        raise FinemoeError(f"lookahead is {list(lookahead)}; give strides as ascending whole numbers from 1, such as (1, 2, 3)")
+    for name, entries in per_prompt.items():
+        if len(entries) not in (0, num_prompts):
+            raise FinemoeError(f"{name} has {len(entries)} entries for {num_prompts} prompts")
 
 
 def _experts_hook(tape: _Tape, layer: MoELayer) -> Any:

@@ -10,7 +10,6 @@ from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import select_experts
 from finemoe.policies.base import Context, Policy
 from finemoe.policies.finemoe import FineMoE
-from finemoe.policies.oracle import Oracle
 from finemoe.simulation.events import Iterations
 from finemoe.simulation.plan import Notes, Predictions
 from finemoe.traces import RoutingTrace
@@ -18,13 +17,14 @@ from finemoe.traces import RoutingTrace
 
 def predict(policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Predictions:
     """The policy's predictions for every iteration of a block; begins, demanded: what its events demand (`demanded_sets`)."""
+    parts = []
+    if type(policy) is FineMoE and policy.is_frozen:
+        parts.append(_searched_at_once(policy, trace, block))
+    elif policy.needs_context:
+        parts.append(_step_by_step(policy, trace, block, begins, demanded))
     if policy.loads_whole_layers:
-        return _whole_layers(trace, block)
-    if not policy.needs_context:
-        return Predictions.none(trace.num_experts)
-    if isinstance(policy, FineMoE) and policy.is_frozen:
-        return _searched_at_once(policy, trace, block)
-    return _step_by_step(policy, trace, block, np.split(demanded, begins[1:-1]))
+        parts.append(_whole_layers(trace, block))
+    return Predictions.of(parts, trace.num_experts)
 
 
 def _whole_layers(trace: RoutingTrace, block: Iterations) -> Predictions:
@@ -35,17 +35,20 @@ def _whole_layers(trace: RoutingTrace, block: Iterations) -> Predictions:
     return Predictions(2 * events + 1, events % trace.num_layers, rows, np.ones(shape, dtype=np.bool_))
 
 
-def _step_by_step(policy: Policy, trace: RoutingTrace, block: Iterations, demanded: list[np.ndarray]) -> Predictions:
+def _step_by_step(
+    policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray
+) -> Predictions:
     """In the order of DESIGN 2: start, every gate, end, iteration after iteration."""
     num_layers = trace.num_layers
     maps, experts = trace.maps(block.rows), trace.expert_ids[block.rows].astype(np.int64)
     embeddings = trace.embeddings(block.rows) if trace.embedding_table is not None else None
     ahead = np.stack([trace.lookahead(block.rows, stride) for stride in policy.lookahead]) if policy.lookahead else None
+    sets = np.split(demanded, begins[1:-1]) if policy.needs_future else []
     notes = Notes(policy)
     for number, (begin, end) in enumerate(zip(block.starts[:-1].tolist(), block.starts[1:].tolist(), strict=True)):
         first_event = number * num_layers
-        if isinstance(policy, Oracle):
-            policy.foresee(demanded[first_event : first_event + num_layers])
+        if policy.needs_future:
+            policy.foresee(sets[first_event : first_event + num_layers])
         rows = None if embeddings is None else embeddings[begin:end]
         context = Context(rows, bool(block.is_prefill[number]), bool(block.starts_request[number]))
         notes.add(2 * first_event, policy.start_iteration(context))

@@ -26,10 +26,10 @@ from finemoe.simulation.plan import Predictions
 from finemoe.simulation.planner import predict
 from finemoe.simulation.tally import Recall, Tally
 from finemoe.simulation.testbed import Testbed
-from finemoe.simulation.timed import Pace, TimedCache
+from finemoe.simulation.timed import ModelledPace, Pace, TimedCache
 from finemoe.traces import RoutingTrace
 
-_BLOCK_ROWS = 4096
+_MOST_ROWS, _MOST_VALUES = 4096, 1 << 23  # of a block of iterations: rows, and gate values in them
 
 
 def replay(
@@ -71,6 +71,8 @@ def sweep(
     store_capacity: int = 1000,
     devices: int | None = None,
     expert_bytes: int | None = None,
+    link: str | None = None,
+    host_memory: int | str | None = None,
     seed: int = 0,
     **policy_options: Any,
 ) -> list[Report]:
@@ -83,8 +85,10 @@ def sweep(
         prefetch_distance, store_capacity, seed: as in `finemoe.offload`.
         devices: how many share the experts, round-robin; by default one, or as many as the testbed has.
         expert_bytes: without hardware, the size of one expert; by default bytes in the report are counted in experts.
+        link, host_memory: of the live engine only; a testbed describes its own.
         policy_options: the system's own, such as promoe's `predictor`.
     """
+    _require_sensible(devices, expert_bytes, link, host_memory)
     setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
     system = make_policy(policy, setup, is_replay=True, **policy_options)
     choices = [
@@ -99,8 +103,18 @@ def sweep(
     testbed = Testbed.load(hardware)
     testbed = testbed if devices is None else replace(testbed, devices=devices)
     cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
-    caches = [TimedCache(trace, system, memory, rule, cost) for memory, rule in choices]
-    return _run(trace, policy, system, caches, Pace(cost, system))
+    pace = ModelledPace(cost, system)
+    for memory, _ in choices:
+        pace.require_room(1.0 if system.holds_everything else memory, trace.num_layers * trace.num_experts)
+    return paced(trace, policy, system, choices, pace)
+
+
+def paced(
+    trace: RoutingTrace, name: str, policy: Policy, choices: Sequence[tuple[float | int | str, str]], pace: Pace
+) -> list[Report]:
+    """Replay in virtual time at a given pace, for every choice of (expert memory, eviction rule)."""
+    caches = [TimedCache(trace, policy, memory, rule, pace) for memory, rule in choices]
+    return _run(trace, name, policy, caches, pace)
 
 
 def replay_setup(
@@ -136,8 +150,6 @@ class _Cache:
         num_devices: int,
         expert_bytes: int | None,
     ) -> None:
-        if num_devices < 1:
-            raise FinemoeError(f"devices is {num_devices}; at least one is needed")
         num_layers, num_experts = trace.num_layers, trace.num_experts
         memory = 1.0 if policy.holds_everything else expert_memory
         slots = slots_per_device(memory, expert_bytes, num_layers * num_experts, num_devices)
@@ -171,6 +183,18 @@ class _Cache:
         return self._tally.report(policy, self.rule, memory_bytes, self._expert_bytes, recall, useful, unused)
 
 
+def _require_sensible(devices: int | None, expert_bytes: int | None, link: str | None, host_memory: int | str | None) -> None:
+    for name, value in (("devices", devices), ("expert_bytes", expert_bytes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise FinemoeError(f"{name} is {value!r}; in a replay it is a whole number, at least 1")
+    if link is not None or host_memory is not None:
+        raise FinemoeError("link and host_memory belong to the live engine; a replay has an instant link, or that of hardware=")
+
+
+def _block_rows(trace: RoutingTrace) -> int:
+    return max(64, min(_MOST_ROWS, _MOST_VALUES // (trace.num_layers * trace.num_experts)))
+
+
 def _known_rule(name: str) -> str:
     if name not in RULE_CODES:
         raise FinemoeError(f"unknown eviction rule {name!r}; known: {', '.join(sorted(RULE_CODES))}")
@@ -185,7 +209,7 @@ def _run(
         if future.is_known:
             for cache in caches:
                 cache.foresee(future.first_uses)
-        for block in iteration_blocks(trace, _BLOCK_ROWS):
+        for block in iteration_blocks(trace, _block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
             predictions = predict(policy, trace, block, begins, demanded)
             recall.add(begins, demanded, predictions)
@@ -241,7 +265,7 @@ class _Future:
         return found
 
     def _look_ahead(self, trace: RoutingTrace) -> None:
-        blocks = list(iteration_blocks(trace, _BLOCK_ROWS))
+        blocks = list(iteration_blocks(trace, _block_rows(trace)))
         firsts = np.cumsum([0, *(len(block) * trace.num_layers for block in blocks)])
         future = FutureUses(trace.num_layers, trace.num_experts)
         for block, first_event in _backwards(blocks, firsts):

@@ -1,6 +1,7 @@
 """A replay's caches in virtual time: what the clockwork is told of a trace, a policy and a testbed."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -27,9 +28,33 @@ def waits_of(policy: Policy) -> int:
     return AFTER_LAYER if policy.lookahead or policy.loads_whole_layers else AT_GATE
 
 
+class Pace(Protocol):
+    """How fast a machine is, for one model and policy.
+
+    Attributes:
+        num_devices; expert_bytes: of one expert; load_s: one expert over a link; chunk_s: how long a demanded load may have to
+        wait.
+    """
+
+    @property
+    def num_devices(self) -> int: ...
+
+    @property
+    def expert_bytes(self) -> int: ...
+
+    @property
+    def load_s(self) -> float: ...
+
+    @property
+    def chunk_s(self) -> float: ...
+
+    def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
+        """Of every event of a block; begins, demanded: its demanded sets."""
+
+
 @dataclass(frozen=True)
-class Pace:
-    """How long the parts of a block of iterations take.
+class ModelledPace:
+    """From a cost model.
 
     Args:
         cost: the model on its testbed. policy: whose own work takes time too.
@@ -37,6 +62,37 @@ class Pace:
 
     cost: CostModel
     policy: Policy
+
+    @property
+    def num_devices(self) -> int:
+        return self.cost.testbed.devices
+
+    @property
+    def expert_bytes(self) -> int:
+        return self.cost.size.expert_bytes
+
+    @property
+    def load_s(self) -> float:
+        return self.cost.load()
+
+    @property
+    def chunk_s(self) -> float:
+        return min(self.load_s, _CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
+
+    def require_room(self, expert_memory: float | int | str, num_experts: int) -> None:
+        """Refuse a cache that does not fit beside the model's other weights.
+
+        Raises:
+            FinemoeError: it does not.
+        """
+        size, testbed = self.cost.size, self.cost.testbed
+        slots = slots_per_device(expert_memory, size.expert_bytes, num_experts, testbed.devices)
+        needed, room = size.resident_bytes + slots * testbed.devices * size.expert_bytes, testbed.devices * testbed.memory_bytes
+        if needed > room:
+            raise FinemoeError(
+                f"{size.name} would take {format_bytes(needed)} on {testbed.title}, which has {format_bytes(room)}: "
+                "lower expert_memory"
+            )
 
     def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
         """Of every event of a block."""
@@ -57,11 +113,7 @@ class Pace:
 
 
 class TimedCache:
-    """The caches and links of a testbed under one rule, at one size, with their counts and times.
-
-    Raises:
-        FinemoeError: the memory asked for, with the model's other weights, exceeds the testbed's.
-    """
+    """The caches and links of a machine under one rule, at one size, with their counts and times."""
 
     def __init__(
         self,
@@ -69,17 +121,14 @@ class TimedCache:
         policy: Policy,
         expert_memory: float | int | str,
         rule: str,
-        cost: CostModel,
+        pace: Pace,
     ) -> None:
-        num_devices, size = cost.testbed.devices, cost.size
-        num_layers, num_experts = trace.num_layers, trace.num_experts
+        num_layers, num_experts, num_devices = trace.num_layers, trace.num_experts, pace.num_devices
         memory = 1.0 if policy.holds_everything else expert_memory
-        slots = slots_per_device(memory, size.expert_bytes, num_layers * num_experts, num_devices)
-        _require_room(cost, slots)
-        self.rule, self._expert_bytes, self._memory_bytes = rule, size.expert_bytes, slots * num_devices * size.expert_bytes
+        slots = slots_per_device(memory, pace.expert_bytes, num_layers * num_experts, num_devices)
+        self.rule, self._expert_bytes, self._memory_bytes = rule, pace.expert_bytes, slots * num_devices * pace.expert_bytes
         owners = owners_of([num_experts] * num_layers, num_devices)
-        chunk_s = min(cost.load(), _CHUNK_BYTES / cost.testbed.load_bytes_per_s)
-        self._clockwork = Clockwork(rule, owners, num_devices, slots, cost.load(), chunk_s, waits_of(policy))
+        self._clockwork = Clockwork(rule, owners, num_devices, slots, pace.load_s, pace.chunk_s, waits_of(policy))
         self._tally = Tally(trace)
         if policy.holds_everything:
             self._clockwork.hold(np.arange(num_layers * num_experts))
@@ -101,13 +150,3 @@ class TimedCache:
         """The counts and times so far."""
         counts = (self._clockwork.num_useful, self._clockwork.num_unused)
         return self._tally.report(policy, self.rule, self._memory_bytes, self._expert_bytes, recall, *counts)
-
-
-def _require_room(cost: CostModel, slots: int) -> None:
-    needed = cost.size.resident_bytes + slots * cost.testbed.devices * cost.size.expert_bytes
-    room = cost.testbed.devices * cost.testbed.memory_bytes
-    if needed > room:
-        raise FinemoeError(
-            f"{cost.size.name} would take {format_bytes(needed)} on {cost.testbed.title}, which has {format_bytes(room)}: "
-            "lower expert_memory"
-        )

@@ -163,3 +163,25 @@ def test_systems_load_as_section_3_says():
         assert has_worker != is_synchronous, name
     with finemoe.offload(model, 0.5, "moe-infinity", asynchronous=True) as engine:
         assert engine._memories.memories[0]._worker is not None
+
+
+def test_no_offload_holds_everything_on_any_number_of_devices_and_after_an_interrupt():
+    """Round-robin shares may differ by one expert: every device has room for its own."""
+    model = build("mixtral")
+    with finemoe.offload(model, 0.1, "no-offload", devices=5) as engine, torch.no_grad():
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+        engine._is_moving = True  # as a forward that broke off inside a layer leaves it
+        model(input_ids=torch.tensor([[6, 7]]))
+        report = engine.report()
+    assert (report.misses, report.demand_bytes) == (0, 0)
+    assert finemoe.replay(SERVED, "no-offload", devices=5).hit_rate == 1.0
+
+
+@pytest.mark.parametrize("policy", ["moe-infinity", "deepspeed-inference", "mixtral-offloading"])
+def test_waiting_for_loads_ahead_is_stalling(policy):
+    """Over a paced link nearly all of the link's time is waited for where loads are in line."""
+    model, tokens = build("mixtral"), torch.arange(3, 9)[None]
+    with finemoe.offload(model, 0.3, policy, link="paced:20MB/s") as engine, torch.no_grad():
+        model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        report = engine.report()
+    assert report.stall_s >= 0.95 * (report.demand_bytes + report.prefetched_bytes) / 20e6

@@ -77,3 +77,18 @@ def test_bad_input_is_named():
     tokenizer.padding_side = "right"
     with pytest.raises(FinemoeError, match="padding_side='left'"):
         finemoe.record(model, ["a", "b"], tokenizer=tokenizer, max_new_tokens=2, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lookahead": (0,)}, r"lookahead is \[0\]; give strides as ascending whole numbers"),
+        ({"lookahead": (3, 1)}, "ascending"),
+        ({"lookahead": (1.5,)}, "whole numbers"),
+        ({"splits": ["served"]}, "splits has 1 entries for 2 prompts"),
+        ({"request_ids": ["a", "b", "c"]}, "request_ids has 3 entries for 2 prompts"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_recorded(change, message):
+    with pytest.raises(FinemoeError, match=message):
+        finemoe.record(None, ["a", "b"], tokenizer=None, max_new_tokens=1, **change)

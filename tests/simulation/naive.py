@@ -173,10 +173,11 @@ class Future(Nothing):
         return [(layer, {e: float(row[e]) for e in experts}, row)]
 
     def at_start(self, request, rows):
-        return self.will(rows, 0)
+        return [answer for layer in range(self.distance) for answer in self.will(rows, layer)]
 
     def at_gate(self, request, rows, layer):
-        return self.will(rows, layer + 1) if layer + 1 < self.trace.num_layers else []
+        target = layer + self.distance
+        return self.will(rows, target) if target < self.trace.num_layers else []
 
 
 SYSTEMS = {

@@ -22,7 +22,7 @@ SYSTEMS = {
     "moe-infinity": (96, 51, 159, 123),
     "no-offload": (147, 0, 0, 0),
     "on-demand": (113, 34, 0, 0),
-    "oracle": (147, 0, 26, 0),
+    "oracle": (147, 0, 28, 0),
     "promoe": (68, 79, 64, 58),
     "promoe speculative": (121, 26, 20, 10),
 }

@@ -109,28 +109,40 @@ def test_everything_fits_or_nearly_nothing():
     assert one.hits <= 60 * 3  # at most the one expert that is there
 
 
-@pytest.mark.parametrize(("policy", "options"), [*((name, {}) for name in LIVE_POLICIES), ("promoe", SPECULATIVE)], ids=str)
-@pytest.mark.parametrize("rule", [None, "lru", "finemoe", "least-stale-interval"])
-@pytest.mark.parametrize("with_history", [False, True])
-def test_live_and_replay_agree(policy, options, rule, with_history):
+SYSTEMS = [*((name, {}) for name in LIVE_POLICIES), ("promoe", SPECULATIVE)]
+RECORDING = {"tokenizer": WordTokenizer(), "max_new_tokens": 6, "min_new_tokens": 6}
+
+
+def assert_live_and_replay_agree(policy: str, share: float, devices: int = 1, **options) -> None:
     """The same routing through the engine (in line, instant link) and the replay: the same hits and misses at every layer."""
-    model, tokenizer = build("qwen2_moe"), WordTokenizer()
-    prompts = ["hello there", "some more words", "x"]
-    recording = {"tokenizer": tokenizer, "max_new_tokens": 6, "min_new_tokens": 6}
-    history = finemoe.record(model, ["another one", "words"], **recording) if with_history else None
-    trace = finemoe.record(model, prompts, lookahead=(1, 3), **recording)
-    choice = {"eviction": rule, "history": history, **options}
-    with finemoe.offload(model, 0.3, policy, asynchronous=False, **choice) as engine, torch.no_grad():
+    model, prompts = build("qwen2_moe"), ["hello there", "some more words", "x"]
+    trace = finemoe.record(model, prompts, lookahead=(1, 3), **RECORDING)
+    with finemoe.offload(model, share, policy, devices=devices, asynchronous=False, **options) as engine, torch.no_grad():
         for prompt in prompts:
-            inputs = tokenizer([prompt], return_tensors="pt", padding=False)
+            inputs = RECORDING["tokenizer"]([prompt], return_tensors="pt", padding=False)
             model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
         live = engine.report()
         record_bytes = engine.records.record_bytes
-    replayed = finemoe.replay(trace, policy, 0.3, expert_bytes=record_bytes, **choice)
+    replayed = finemoe.replay(trace, policy, share, devices=devices, expert_bytes=record_bytes, **options)
     names = ["layer_hits", "layer_misses", "prefetched_bytes", "demand_bytes", "wasted_bytes", "useful_bytes", "eviction"]
     assert {name: getattr(live, name) for name in names} == {name: getattr(replayed, name) for name in names}
     assert [request.hits for request in live.requests] == [request.hits for request in replayed.requests]
-    assert live.recall_at_k == pytest.approx(replayed.recall_at_k, nan_ok=True)
+    if share < 1:  # with everything resident the engine predicts nothing any more
+        assert live.recall_at_k == pytest.approx(replayed.recall_at_k, nan_ok=True)
+
+
+@pytest.mark.parametrize(("policy", "options"), SYSTEMS, ids=str)
+@pytest.mark.parametrize("rule", [None, "lru", "finemoe", "least-stale-interval"])
+@pytest.mark.parametrize("with_history", [False, True])
+def test_live_and_replay_agree(policy, options, rule, with_history):
+    history = finemoe.record(build("qwen2_moe"), ["another one", "words"], **RECORDING) if with_history else None
+    assert_live_and_replay_agree(policy, 0.3, eviction=rule, history=history, **options)
+
+
+@pytest.mark.parametrize(("policy", "options"), SYSTEMS, ids=str)
+@pytest.mark.parametrize(("share", "devices"), [(0.1, 1), (1.0, 1), (0.3, 3), (0.1, 3), (1.0, 5)])
+def test_they_agree_where_sets_exceed_the_cache_and_on_several_devices(policy, options, share, devices):
+    assert_live_and_replay_agree(policy, share, devices, **options)
 
 
 @pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here")
@@ -156,7 +168,11 @@ def test_hit_rates_computed_elsewhere_on_gpt_oss(share, lru, lfu, belady):
         ({"expert_memory": True}, "must be a share"),
         ({"hardware": "7x-rtx3090"}, "no testbed '7x-rtx3090'; known: 6x-rtx3090"),
         ({"hardware": "6x-rtx3090"}, "no published configuration of 3 layers x 6 experts / 2"),
-        ({"devices": 0}, "at least one is needed"),
+        ({"devices": 0}, "devices is 0; in a replay it is a whole number, at least 1"),
+        ({"devices": 2.5}, r"devices is 2\.5"),
+        ({"expert_bytes": 0}, "expert_bytes is 0"),
+        ({"host_memory": "8GiB"}, "link and host_memory belong to the live engine"),
+        ({"prefetch_distance": 1.5}, r"prefetch_distance is 1\.5"),
         ({"prefetch_distance": 9}, "prefetch_distance is 9, must lie in 1..3"),
     ],
 )
