@@ -12,16 +12,14 @@ from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.traces import RoutingTrace
 
 pytestmark = pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here")
-COPIES = 20
+COPIES = {"on-demand": 20, "finemoe": 4}  # of the trace; a search takes longer
 PROGRAM = """
 import json, resource, sys
 import finemoe, finemoe.simulation.replay, finemoe.importers.gpt_oss
 from finemoe.traces import RoutingTrace
 
-small = RoutingTrace.load(sys.argv[2])
-options = {"history": small} if sys.argv[3] == "finemoe" else {"eviction": sys.argv[4]}
-finemoe.replay(small.select([0]), sys.argv[3], 0.25, **options)  # compiled before it is measured
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+options = {"history": RoutingTrace.load(sys.argv[2])} if sys.argv[3] == "finemoe" else {"eviction": sys.argv[4]}
 report = finemoe.replay(RoutingTrace.load(sys.argv[1], mapped=True), sys.argv[3], 0.25, **options)
 grown_megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
 print(json.dumps({"grown_megabytes": round(grown_megabytes), "rows": report.num_decode_steps}))
@@ -30,20 +28,22 @@ print(json.dumps({"grown_megabytes": round(grown_megabytes), "rows": report.num_
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The trace some times over, and a few requests of it."""
+    """The trace some times over, by policy, and a few requests of it."""
     trace = load_gpt_oss(sample_path())
     folder = tmp_path_factory.mktemp("traces")
     trace.select(range(20)).save(folder / "small.trace")
-    ids, probs = (np.concatenate([array] * COPIES) for array in (trace.expert_ids, trace.expert_probs))
-    starts = [trace.offsets[:-1] + copy * trace.num_rows for copy in range(COPIES)]
-    offsets = np.concatenate([*starts, [len(ids)]])
-    RoutingTrace.from_topk(ids, probs, offsets, trace.num_experts).save(folder / "long.trace")
+    for policy, copies in COPIES.items():
+        ids, probs = (np.concatenate([array] * copies) for array in (trace.expert_ids, trace.expert_probs))
+        starts = [trace.offsets[:-1] + copy * trace.num_rows for copy in range(copies)]
+        offsets = np.concatenate([*starts, [len(ids)]])
+        RoutingTrace.from_topk(ids, probs, offsets, trace.num_experts).save(folder / f"{policy}.trace")
     return folder
 
 
 @pytest.mark.parametrize(("policy", "eviction"), [("on-demand", "lru"), ("on-demand", "belady"), ("finemoe", "finemoe")])
 def test_memory_is_bounded_by_blocks(benchmark, files, policy, eviction):
-    command = [sys.executable, "-c", PROGRAM, str(files / "long.trace"), str(files / "small.trace"), policy, eviction]
+    trace = files / f"{policy}.trace"
+    command = [sys.executable, "-c", PROGRAM, str(trace), str(files / "small.trace"), policy, eviction]
     run = lambda: subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout  # noqa: E731
     found = json.loads(benchmark.pedantic(run, rounds=1))
-    benchmark.extra_info.update(found, file_megabytes=round((files / "long.trace").stat().st_size / 1e6))
+    benchmark.extra_info.update(found, file_megabytes=round(trace.stat().st_size / 1e6))
