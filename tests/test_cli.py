@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
+from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE as GOLDEN
 
 run = CliRunner().invoke
@@ -71,6 +73,24 @@ def test_replay_compares_all_systems_and_draws(tmp_path):
     done = run(app, ["replay", str(GOLDEN), "--compare", "--json"])
     assert "left out: ProMoE (speculative), routers applied 3 ahead are not recorded" in done.stderr
     assert "ProMoE (speculative)" not in [row["system"] for row in json.loads(done.stdout)]
+
+
+def test_replay_in_virtual_time(tmp_path):
+    ids, probs = np.broadcast_to([0, 1], (3, 32, 2)), np.full((3, 32, 2), 0.5)
+    RoutingTrace.from_topk(ids, probs, [0, 3], 8).save(tmp_path / "a.trace")
+    table = run(app, ["replay", str(tmp_path / "a.trace"), "--hardware", "laptop-8gb", "--policy", "on-demand"]).output
+    assert "TPOT" in table
+    assert "3 decode steps" in table
+
+
+def test_options_that_contradict_each_other_are_named():
+    for arguments, message in [
+        (["--split", "--history", "x.trace"], "give one of them"),
+        (["--compare", "--eviction", "lru"], "leave the other options out"),
+        (["--figure", "x"], "--figure draws what --compare finds"),
+    ]:
+        done = run(app, ["replay", str(GOLDEN), *arguments])
+        assert message in str(done.exception)
 
 
 def test_info_on_a_model():
