@@ -78,7 +78,9 @@ def test_replay_compares_all_systems_and_draws(tmp_path):
 def test_replay_in_virtual_time(tmp_path):
     ids, probs = np.broadcast_to([0, 1], (3, 32, 2)), np.full((3, 32, 2), 0.5)
     RoutingTrace.from_topk(ids, probs, [0, 3], 8).save(tmp_path / "a.trace")
-    table = run(app, ["replay", str(tmp_path / "a.trace"), "--hardware", "laptop-8gb", "--policy", "on-demand"]).output
+    table = run(
+        app, ["replay", str(tmp_path / "a.trace"), "--hardware", "laptop-8gb", "--policy", "on-demand", "--expert-memory", "0.03"]
+    ).output
     assert "TPOT" in table
     assert "3 decode steps" in table
 
