@@ -119,8 +119,9 @@ class Policy(ABC):
         """The last layer has run."""
 
     def foresee(self, demanded: Sequence[np.ndarray]) -> None:
-        """What every layer of the next iteration will demand, ascending ids; told before it starts to who `needs_future`."""
-        raise NotImplementedError(f"{type(self).__name__} does not look into the future")
+        """What every layer of the next iteration will demand, [L] arrays of ascending ids; told before it starts to whoever
+        `needs_future`, and of no use to others."""
+        return None
 
     def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bytes that the policy's own work reads at an iteration's start and at each gate, [n] each; num_rows: of n iterations.
