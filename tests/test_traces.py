@@ -346,3 +346,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         RoutingTrace.load(tmp_path / "a")
     with pytest.raises(FinemoeError, match="no such routing-trace file"):
         RoutingTrace.load(tmp_path / "b")
+
+
+def test_decode_leaves_the_prefills_out():
+    trace = make_trace(2, (6, 4, 5))
+    found = trace.decode()
+    kept = [row for row in range(trace.num_rows) if trace.phase[row] == DECODE]
+    np.testing.assert_array_equal(found.tokens, trace.tokens[kept])
+    np.testing.assert_array_equal(found.embeddings(), trace.embeddings(np.array(kept)))
+    for request in range(trace.num_requests):
+        rows = range(*trace.rows_of(request).indices(trace.num_rows))
+        assert len(range(*found.rows_of(request).indices(found.num_rows))) == sum(trace.phase[row] == DECODE for row in rows)
+    assert found.request_ids == trace.request_ids

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from finemoe.analysis.systems import SYSTEMS
 from finemoe.plotting import model_title, provenance, series_styles, use_style
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def comparison_figure(table: pd.DataFrame, model: str, dataset: str, *details: s
 
 
 def _draw_hit_rates(axis: "Axes", table: pd.DataFrame) -> None:
-    names = list(dict.fromkeys(table.system))
-    look = series_styles(names)
-    for name in names:
+    look = series_styles(list(SYSTEMS))  # a system looks alike in every figure
+    for name in dict.fromkeys(table.system):
         line = table[table.system == name]
         colour, dash = ("black", "--") if name in _BOUNDS else (look["palette"][name], "-")
         axis.plot(line.expert_memory, line.hit_rate, color=colour, marker=look["markers"][name], linestyle=dash, label=name)

@@ -51,7 +51,7 @@ def prediction_table(
         "expert maps": _map_hits(redundancy_store(history, store_capacity), served, rows, distances),
         "expert maps, random store": _map_hits(random_store(history, store_capacity, seed), served, rows, distances),
         "request neighbour": _static_hits(_neighbour_choice(history, served, rows), served, rows, distances),
-        "request history": _static_hits(_own_choice(served, rows), served, rows, distances),
+        "request history": own_count_hits(served, rows, distances),
         "popularity": _static_hits(_popular_choice(history, rows), served, rows, distances),
     }
     covered = dict.fromkeys(METHODS, distances) | {"routers ahead": known}
@@ -157,8 +157,9 @@ def _counts_so_far(trace: RoutingTrace, rows: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _own_choice(served: RoutingTrace, rows: np.ndarray) -> np.ndarray:
-    return top_ids(_counts_so_far(served, rows), served.top_k)
+def own_count_hits(served: RoutingTrace, rows: np.ndarray, distances: list[int]) -> np.ndarray:
+    """Hits of the K experts that each row's request activated most often before, [distances, n]."""
+    return _static_hits(top_ids(_counts_so_far(served, rows), served.top_k), served, rows, distances)
 
 
 def _popular_choice(history: RoutingTrace, rows: np.ndarray) -> np.ndarray:

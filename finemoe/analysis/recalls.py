@@ -13,7 +13,7 @@ import pandas as pd
 import typer
 
 from finemoe.analysis.entropy import decode_rows, requests_of
-from finemoe.analysis.prediction import overlap, prediction_table
+from finemoe.analysis.prediction import overlap, own_count_hits
 from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.maps.expert_map import top_ids
 from finemoe.metrics import bootstrap_ratio
@@ -46,10 +46,11 @@ def recall_table(
     """
     rows = decode_rows(served)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:num_rows])
-    hits = _neighbour_hits(history, served, rows, distance, seed)
+    hits = {"request history": own_count_hits(served, rows, [distance])[0]}
+    hits |= _neighbour_hits(history, served, rows, distance, seed)
     owners = requests_of(served, rows)
     num_accesses = (served.num_layers - distance) * served.top_k
-    table = [_own_counts(history, served, distance, seed)]
+    table = []
     for method, found in hits.items():
         by_request = np.bincount(owners, weights=found, minlength=served.num_requests)
         accesses = np.bincount(owners, minlength=served.num_requests) * num_accesses
@@ -70,12 +71,6 @@ def weighted_nearest(scores: np.ndarray, guides: np.ndarray, num_neighbours: int
     weights = np.exp(_SHARPNESS * (cosines - cosines.max(axis=1, keepdims=True)))
     weights /= weights.sum(axis=1, keepdims=True)
     return np.einsum("bn,bnj->bj", weights, guides[nearest])
-
-
-def _own_counts(history: RoutingTrace, served: RoutingTrace, distance: int, seed: int) -> dict[str, object]:
-    table = prediction_table(history, served, [distance], 1, seed).set_index("method")
-    found = table.loc["request history"]
-    return {"method": "request history", "recall": found.hit_rate, "low": found.low, "high": found.high}
 
 
 def _neighbour_hits(

@@ -7,14 +7,10 @@ in ascending order on their own device, each as soon as it is there. Nothing is 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from finemoe.cache.compiled import (
-    AWAITING,
-    DEMAND_LOADS,
     EXPECTED,
     FREQUENCY,
     HELD,
@@ -24,22 +20,13 @@ from finemoe.cache.compiled import (
     LAST_TURN,
     LOADING,
     NEXT_USE,
-    PREFETCH_LOADS,
     RESIDENT,
     RULE_CODES,
-    RUNNING,
     UNDEMANDED,
     USEFUL,
-    WASTED,
     Events,
-    take_slot,
-    update_expected,
-    visit,
 )
-
-BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches; waits before the layer computes; after it
-_NOTHING, _BELADY = -1, RULE_CODES["belady"]
-_ABSENT, _HAS_SLOT = -1.0, -2.0  # instead of the time when a demanded expert is there
+from finemoe.simulation.links import BESIDE, NOTHING, Plan, State, run
 
 
 @dataclass(frozen=True)
@@ -76,61 +63,6 @@ class Outcome:
     stalls: np.ndarray
 
 
-class _State(NamedTuple):
-    """Everything that changes, and what it is indexed by; D devices of S slots, N = L·J experts by flat id.
-
-    Attributes:
-        rule, num_experts, waits, load_s, chunk_s: settings. owners: [N] each expert's device.
-        ints, floats, flags, turns, scalars, held: per device what cache.compiled keeps for one.
-        link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes.
-        flying: [D] the expert in flight, or -1. pending, num_pending: [D, N] and [D] prefetches that wait, as asked for.
-        urgency: [N] probability of what is pending, else -1. clock: [2] when the last layer ended, when the matcher is free.
-        ready: [J] when each demanded expert of the running layer is there, by its place in the set; -1 while it has no slot.
-    """
-
-    rule: int
-    num_experts: int
-    waits: int
-    load_s: float
-    chunk_s: float
-    owners: np.ndarray
-    ints: np.ndarray
-    floats: np.ndarray
-    flags: np.ndarray
-    turns: np.ndarray
-    scalars: np.ndarray
-    held: np.ndarray
-    link_s: np.ndarray
-    rest_s: np.ndarray
-    flying: np.ndarray
-    pending: np.ndarray
-    num_pending: np.ndarray
-    urgency: np.ndarray
-    clock: np.ndarray
-    ready: np.ndarray
-
-
-class _Plan(NamedTuple):
-    """A block of `Events` with its `Durations`."""
-
-    layers: np.ndarray
-    is_start: np.ndarray
-    begins: np.ndarray
-    demanded: np.ndarray
-    next_use: np.ndarray
-    update_begins: np.ndarray
-    update_layers: np.ndarray
-    update_rows: np.ndarray
-    rows: np.ndarray
-    prefetch_begins: np.ndarray
-    prefetches: np.ndarray
-    before: np.ndarray
-    expert: np.ndarray
-    after: np.ndarray
-    search: np.ndarray
-    earliest: np.ndarray
-
-
 class Clockwork:
     """Caches and links of all devices under one eviction rule.
 
@@ -158,7 +90,7 @@ class Clockwork:
         floats[:, INTERVAL], floats[:, EXPECTED] = num_experts, np.float32(1.0 / num_experts)
         scalars = np.zeros((num_devices, 9), dtype=np.int64)
         scalars[:, LAST_LAYER] = -1
-        self._state = _State(
+        self._state = State(
             rule=RULE_CODES[rule],
             num_experts=num_experts,
             waits=waits,
@@ -173,7 +105,7 @@ class Clockwork:
             held=np.zeros((num_devices, num_slots), dtype=np.int64),
             link_s=np.zeros(num_devices),
             rest_s=np.zeros(num_devices),
-            flying=np.full(num_devices, _NOTHING),
+            flying=np.full(num_devices, NOTHING),
             pending=np.zeros((num_devices, owners.size), dtype=np.int64),
             num_pending=np.zeros(num_devices, dtype=np.int64),
             urgency=np.full(owners.size, -1.0),
@@ -199,8 +131,8 @@ class Clockwork:
         num_events = len(events.layers)
         counts, times = np.zeros((num_events, 5), dtype=np.int64), np.zeros((num_events, 3))
         parts = (events, durations)
-        plan = _Plan(**{name: getattr(parts[not hasattr(events, name)], name) for name in _Plan._fields})
-        _run(self._state, plan, counts, times)
+        plan = Plan(**{name: getattr(parts[not hasattr(events, name)], name) for name in Plan._fields})
+        run(self._state, plan, counts, times)
         return Outcome(counts, times[:, 0], times[:, 1], times[:, 2])
 
     @property
@@ -213,314 +145,3 @@ class Clockwork:
         """Prefetched experts that hold a slot and were not demanded so far."""
         flags = self._state.flags
         return int((flags[:, UNDEMANDED] & (flags[:, RESIDENT] | flags[:, LOADING])).sum())
-
-
-@njit(cache=True)
-def _run(state, plan, counts, times):  # type: ignore[no-untyped-def]
-    """The loop over events. What the policy answers waits in a queue until its work is done: `said` holds (time, moment)."""
-    said, ends = np.empty((2 * plan.layers.shape[0], 2)), np.zeros(2, dtype=np.int64)  # and where the queue begins and ends
-    for event in range(plan.layers.shape[0]):
-        layer = plan.layers[event]
-        ahead, wasted = state.scalars[:, PREFETCH_LOADS].sum(), state.scalars[:, WASTED].sum()
-        if plan.is_start[event]:
-            _start_iteration(state, plan, event, said, ends)
-        begin = now = state.clock[0]
-        if plan.is_start[event]:
-            now = _publish(state, plan, 2 * event, -1, begin, state.waits != BESIDE, said, ends)
-        gate = now + plan.before[event]
-        _pass_time(state, plan, gate, layer - 1, said, ends)
-        experts = plan.demanded[plan.begins[event] : plan.begins[event + 1]]
-        _access(state, plan, event, layer, gate, experts, counts)
-        start = gate
-        if state.waits != AFTER_LAYER:
-            start = _publish(state, plan, 2 * event + 1, layer, gate, state.waits == AT_GATE, said, ends)
-        end, longest = _compute(state, plan, event, layer, start, experts, counts)
-        end += plan.after[event]
-        if state.waits == AFTER_LAYER:
-            end = _publish(state, plan, 2 * event + 1, layer, end, True, said, ends)
-        state.clock[0] = end
-        counts[event, 3] = state.scalars[:, PREFETCH_LOADS].sum() - ahead
-        counts[event, 4] = state.scalars[:, WASTED].sum() - wasted
-        times[event, 0], times[event, 1] = begin, end
-        times[event, 2] = end - begin - plan.before[event] - longest - plan.after[event]
-    _pass_time(state, plan, np.inf, state.turns.shape[1], said, ends)
-
-
-@njit(cache=True)
-def _start_iteration(state, plan, event, said, ends):  # type: ignore[no-untyped-def]
-    """What earlier iterations asked for is forgotten, and what they were waiting for."""
-    now = max(state.clock[0], plan.earliest[event])
-    state.clock[0] = now
-    _pass_time(state, plan, now, state.turns.shape[1], said, ends)
-    while ends[0] < ends[1]:  # answers that come too late for their iteration are still what the policy expects
-        _hear(state, plan, int(said[ends[0], 1]), state.turns.shape[1], False)
-        ends[0] += 1
-    for d in range(state.held.shape[0]):
-        for place in range(state.num_pending[d]):
-            state.urgency[state.pending[d, place]] = -1.0
-        state.num_pending[d] = 0
-        state.flags[d, AWAITING] = False
-        state.flags[d, RUNNING] = False
-
-
-@njit(cache=True)
-def _publish(state, plan, moment, layer, now, waits, said, ends):  # type: ignore[no-untyped-def]
-    """The policy is told something; it answers once its own work is done. Returns when inference goes on."""
-    answered = max(now, state.clock[1]) + plan.search[moment]
-    state.clock[1] = answered
-    said[ends[1], 0], said[ends[1], 1] = answered, moment
-    ends[1] += 1
-    if not waits:
-        return now
-    _pass_time(state, plan, answered, layer, said, ends)
-    for d in range(state.held.shape[0]):
-        answered = max(answered, _drain(state, d, layer))
-    return answered
-
-
-@njit(cache=True)
-def _pass_time(state, plan, until, layer, said, ends):  # type: ignore[no-untyped-def]
-    """Links work and answers arrive up to a time (without end: answers only), while `layer` is the last whose gate has spoken."""
-    while ends[0] < ends[1] and said[ends[0], 0] <= until:
-        if until < np.inf:
-            for d in range(state.held.shape[0]):
-                _advance(state, d, said[ends[0], 0], layer)
-        _hear(state, plan, int(said[ends[0], 1]), layer, until < np.inf)
-        ends[0] += 1
-    if until < np.inf:
-        for d in range(state.held.shape[0]):
-            _advance(state, d, until, layer)
-
-
-@njit(cache=True)
-def _hear(state, plan, moment, layer, may_load):  # type: ignore[no-untyped-def]
-    for d in range(state.held.shape[0]):
-        update_expected(moment, layer, state.num_experts, state.rule, plan.update_begins, plan.update_layers, plan.update_rows,
-                        plan.rows, state.floats[d])  # fmt: skip
-    if may_load:
-        for flat in plan.prefetches[plan.prefetch_begins[moment] : plan.prefetch_begins[moment + 1]]:
-            _post(state, flat, layer)
-
-
-@njit(cache=True)
-def _post(state, flat, layer):  # type: ignore[no-untyped-def]
-    """Queue one prefetch at its device; what is here or on its way is awaited instead."""
-    d = state.owners[flat]
-    if _is_stale(state, flat, layer):
-        return
-    if state.flags[d, RESIDENT, flat] or state.flags[d, LOADING, flat]:
-        if flat // state.num_experts > layer:
-            state.flags[d, AWAITING, flat] = True
-        return
-    if state.urgency[flat] < 0:
-        state.pending[d, state.num_pending[d]] = flat
-        state.num_pending[d] += 1
-    state.urgency[flat] = state.floats[d, EXPECTED, flat]
-
-
-@njit(cache=True)
-def _is_stale(state, flat, layer):  # type: ignore[no-untyped-def]
-    """Whether an expert's layer has come; after a layer its own other experts may still be fetched (whole layers)."""
-    target = flat // state.num_experts
-    return target < layer or (target == layer and state.waits != AFTER_LAYER)
-
-
-@njit(cache=True)
-def _advance(state, d, until, layer):  # type: ignore[no-untyped-def]
-    """Let a device's link work up to a time, while `layer` is the last whose gate has spoken."""
-    while state.link_s[d] < until:
-        if state.flying[d] >= 0:
-            step = min(state.rest_s[d], until - state.link_s[d])
-            is_done = step == state.rest_s[d]
-            state.link_s[d] += step
-            state.rest_s[d] -= step
-            if is_done:
-                _land(state, d)
-        elif not _take_off(state, d, layer):
-            state.link_s[d] = until
-
-
-@njit(cache=True)
-def _drain(state, d, layer):  # type: ignore[no-untyped-def]
-    """Let a device's link load all that is pending; returns when it is idle."""
-    while True:
-        if state.flying[d] >= 0:
-            state.link_s[d] += state.rest_s[d]
-            _land(state, d)
-        elif not _take_off(state, d, layer):
-            return state.link_s[d]
-
-
-@njit(cache=True)
-def _land(state, d):  # type: ignore[no-untyped-def]
-    flat = state.flying[d]
-    state.flying[d], state.rest_s[d] = _NOTHING, 0.0
-    state.flags[d, LOADING, flat] = False
-    state.flags[d, RESIDENT, flat] = True
-
-
-@njit(cache=True)
-def _take_off(state, d, layer):  # type: ignore[no-untyped-def]
-    """Begin the most urgent prefetch that a slot can be had for; False when none is left."""
-    while True:
-        flat = _most_urgent(state, d, layer)
-        if flat < 0:
-            return False
-        if _take_slot(state, d, flat, layer):
-            state.scalars[d, PREFETCH_LOADS] += 1
-            state.flags[d, UNDEMANDED, flat] = True
-            state.flags[d, AWAITING, flat] = flat // state.num_experts != layer
-            state.flags[d, LOADING, flat] = True
-            state.flying[d], state.rest_s[d] = flat, state.load_s
-            return True
-
-
-@njit(cache=True)
-def _most_urgent(state, d, layer):  # type: ignore[no-untyped-def]
-    """Take the pending prefetch of highest p / (l - l_now) out of the queue (section 4.5); what is stale or here by now leaves
-    it too."""
-    kept, best, best_priority = 0, _NOTHING, -1.0
-    for place in range(state.num_pending[d]):
-        flat = state.pending[d, place]
-        if _is_stale(state, flat, layer) or state.flags[d, RESIDENT, flat] or state.flags[d, LOADING, flat]:
-            state.urgency[flat] = -1.0
-            continue
-        state.pending[d, kept] = flat
-        kept += 1
-        priority = state.urgency[flat] / max(flat // state.num_experts - layer, 1)
-        if priority > best_priority:
-            best, best_priority = flat, priority
-    if best >= 0:
-        place = 0
-        while state.pending[d, place] != best:
-            place += 1
-        kept -= 1
-        for later in range(place, kept):
-            state.pending[d, later] = state.pending[d, later + 1]
-        state.urgency[best] = -1.0
-    state.num_pending[d] = kept
-    return best
-
-
-@njit(cache=True)
-def _take_slot(state, d, flat, layer):  # type: ignore[no-untyped-def]
-    return take_slot(flat, layer, state.num_experts, state.rule, state.ints[d], state.floats[d], state.flags[d], state.turns[d],
-                     state.scalars[d], state.held[d])  # fmt: skip
-
-
-@njit(cache=True)
-def _access(state, plan, event, layer, gate, experts, counts):  # type: ignore[no-untyped-def]
-    """The demanded set is judged at the gate, and what is missing begins to load."""
-    base = layer * state.num_experts
-    for d in range(state.held.shape[0]):
-        state.flags[d, RUNNING] = False
-        state.flags[d, AWAITING, base : base + state.num_experts] = False
-    for index in range(experts.shape[0]):
-        flat = base + experts[index]
-        d = state.owners[flat]
-        is_here, is_coming = state.flags[d, RESIDENT, flat], state.flags[d, LOADING, flat]
-        counts[event, 0] += is_here
-        counts[event, 1] += is_coming
-        state.scalars[d, USEFUL] += (is_here or is_coming) and state.flags[d, UNDEMANDED, flat]
-        state.flags[d, UNDEMANDED, flat] = False
-        state.flags[d, RUNNING, flat] = True
-        state.ready[index] = gate if is_here else _ABSENT
-    for d in range(state.held.shape[0]):
-        mine = experts[state.owners[base + experts] == d]
-        visit(layer, state.num_experts, mine, state.rule, state.ints[d], state.floats[d], state.turns[d], state.scalars[d])
-        if state.rule == _BELADY:
-            for index in range(experts.shape[0]):
-                state.ints[d, NEXT_USE, base + experts[index]] = plan.next_use[plan.begins[event] + index]
-        counts[event, 2] += _load_missing(state, d, layer, experts)
-
-
-@njit(cache=True)
-def _load_missing(state, d, layer, experts):  # type: ignore[no-untyped-def]
-    """On-demand loads of one device, as many as get a slot at the gate; returns how many. A prefetch in flight pauses after its
-    chunk, and continues first if it is demanded too (late)."""
-    base, count = layer * state.num_experts, 0
-    late = _NOTHING
-    for index in range(experts.shape[0]):
-        flat = base + experts[index]
-        if state.flying[d] == flat:
-            late = index
-        elif state.owners[flat] == d and state.ready[index] == _ABSENT:
-            if not _take_slot(state, d, flat, layer):
-                break
-            state.ready[index] = _HAS_SLOT
-            state.flags[d, RESIDENT, flat] = True
-            count += 1
-    if count:
-        _finish_chunk(state, d)
-    if late >= 0 and state.flying[d] < 0:  # that was its last chunk
-        state.ready[late] = state.link_s[d]
-    for index in range(experts.shape[0]):
-        if state.owners[base + experts[index]] == d and state.ready[index] == _HAS_SLOT:
-            state.link_s[d] += state.load_s
-            state.ready[index] = state.link_s[d]
-    if late >= 0 and state.flying[d] >= 0:
-        state.link_s[d] += state.rest_s[d]
-        state.ready[late] = state.link_s[d]
-        _land(state, d)
-    state.scalars[d, DEMAND_LOADS] += count
-    return count
-
-
-@njit(cache=True)
-def _finish_chunk(state, d):  # type: ignore[no-untyped-def]
-    """The chunk that is being moved ends before anything else can go over the link."""
-    if state.flying[d] < 0:
-        return
-    moved = state.load_s - state.rest_s[d]
-    rest = min(state.rest_s[d], (np.floor(moved / state.chunk_s + 1e-9) + 1) * state.chunk_s - moved)
-    if moved <= 0.0 or abs(moved / state.chunk_s - np.round(moved / state.chunk_s)) < 1e-9:
-        return
-    is_done = rest == state.rest_s[d]
-    state.link_s[d] += rest
-    state.rest_s[d] -= rest
-    if is_done:
-        _land(state, d)
-
-
-@njit(cache=True)
-def _compute(state, plan, event, layer, start, experts, counts):  # type: ignore[no-untyped-def]
-    """Every device computes its experts in ascending order as they come; returns when all are done, and the longest device's own
-    work."""
-    base, num_devices = layer * state.num_experts, state.held.shape[0]
-    ends, work = np.full(num_devices, start), np.zeros(num_devices)
-    for index in range(experts.shape[0]):
-        flat = base + experts[index]
-        d = state.owners[flat]
-        if state.ready[index] < 0:
-            _make_room(state, d, index, layer, ends[d], experts)
-            counts[event, 2] += 1
-        duration = plan.expert[plan.begins[event] + index]
-        ends[d] = max(ends[d], state.ready[index]) + duration
-        work[d] += duration
-    return max(start, ends.max()), work.max()
-
-
-@njit(cache=True)
-def _make_room(state, d, index, layer, now, experts):  # type: ignore[no-untyped-def]
-    """The set exceeds the cache: those already computed may go, or the prefetch in flight is waited for, or the hit needed last
-    is given up (DESIGN 4)."""
-    base, flat = layer * state.num_experts, layer * state.num_experts + experts[index]
-    for used in range(index):
-        state.flags[d, RUNNING, base + experts[used]] = False
-    _advance(state, d, now, layer)
-    while not _take_slot(state, d, flat, layer):
-        if state.flying[d] >= 0:
-            state.link_s[d] += state.rest_s[d]
-            _land(state, d)
-            continue
-        for last in range(experts.shape[0] - 1, index, -1):
-            other = base + experts[last]
-            if state.owners[other] == d and state.flags[d, RESIDENT, other] and state.flags[d, RUNNING, other]:
-                state.flags[d, RUNNING, other] = False
-                state.ready[last] = _ABSENT
-                break
-    _finish_chunk(state, d)
-    state.link_s[d] = max(state.link_s[d], now) + state.load_s
-    state.ready[index] = state.link_s[d]
-    state.flags[d, RESIDENT, flat] = True
-    state.scalars[d, DEMAND_LOADS] += 1

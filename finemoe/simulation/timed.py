@@ -11,9 +11,10 @@ from finemoe.cache.placement import owners_of
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
 from finemoe.report import Report
-from finemoe.simulation.clockwork import AFTER_LAYER, AT_GATE, BESIDE, Clockwork, Durations
+from finemoe.simulation.clockwork import Clockwork, Durations
 from finemoe.simulation.cost import CostModel
 from finemoe.simulation.events import Iterations, contexts_of, tokens_of
+from finemoe.simulation.links import AFTER_LAYER, AT_GATE, BESIDE
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
 from finemoe.units import format_bytes

@@ -1,5 +1,7 @@
 """The comparison of systems: every row is a replay of its own, and its loads are all of the replay's bytes."""
 
+from dataclasses import replace
+
 import pytest
 
 import finemoe
@@ -9,7 +11,9 @@ from finemoe.analysis.systems import (
     SYSTEMS,
     chosen_systems,
     eviction_systems,
+    gain,
     left_out,
+    system_reports,
     system_table,
 )
 from finemoe.cache.compiled import RULE_CODES
@@ -36,6 +40,19 @@ def test_rows_are_replays(systems):
         ahead = row.useful_loads + row.wasted_loads + row.unused_loads
         assert ahead * report.accesses == pytest.approx(report.prefetched_bytes)
         assert row.low <= row.hit_rate <= row.high
+
+
+def test_a_gain_is_paired_over_requests():
+    """The difference of two hit rates; where every request gains alike, its interval is a point, however much they differ."""
+    reports = system_reports(HISTORY, SERVED, SYSTEMS, [0.4], prefetch_distance=2, store_capacity=40)
+    better, worse = reports["Mixtral-Offloading", 0.4], reports["on-demand (LRU)", 0.4]
+    found = gain(better, worse)
+    assert found.value == pytest.approx(better.hit_rate - worse.hit_rate)
+    assert found.low <= found.value <= found.high
+    alike = [replace(one, hits=one.hits + one.accesses // 10, accesses=one.accesses // 10 * 10) for one in worse.requests]
+    fewer = [replace(one, accesses=one.accesses // 10 * 10) for one in worse.requests]
+    found = gain(replace(better, requests=tuple(alike)), replace(worse, requests=tuple(fewer)))
+    assert (found.low, found.value, found.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_what_a_trace_cannot_serve_is_left_out_and_why():

@@ -8,8 +8,12 @@ import torch
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.policies.base import PolicySetup
+from finemoe.policies.on_demand import OnDemand
 from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.timeline import Timeline
 from tests.runtime.models import FAMILIES, build, padded_batch
 
 
@@ -226,3 +230,23 @@ def test_with_everything_resident_nothing_is_searched_and_everything_hits():
         assert len(engine.policy.store) == 0
     assert (report.hit_rate, report.late, report.misses, report.demand_bytes) == (1.0, 0, 0, 0)
     assert report.accesses > 0
+
+
+def test_a_request_whose_first_iteration_was_left_out_still_begins():
+    """Where the matcher is too far behind to see a prefill, the next iteration it sees tells the policy of the new request."""
+    told: list[bool] = []
+
+    class Listening(OnDemand):
+        def start_iteration(self, context):
+            told.append(context.starts_request)
+            return []
+
+    policy = Listening(PolicySetup(1, 2, 1, prefetch_distance=1))
+    matcher = Matcher(policy, lambda *_: None, Timeline(), asynchronous=False)
+    matcher._published = 9  # far ahead of what is finished
+    assert not matcher.publish_start(1, None, is_prefill=True, starts_request=True, rows=None)
+    matcher._finished = 9
+    for iteration in (2, 3):
+        assert matcher.publish_start(iteration, None, is_prefill=False, starts_request=False, rows=None)
+        matcher.publish_end()
+    assert told == [True, False]
