@@ -7,6 +7,8 @@ import numpy as np
 
 from finemoe.traces import PREFILL, RoutingTrace
 
+_MOST_ROWS, _MOST_VALUES = 4096, 1 << 23  # of a block: rows, and gate values in them
+
 
 @dataclass(frozen=True)
 class Iterations:
@@ -25,6 +27,11 @@ class Iterations:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+
+def block_rows(trace: RoutingTrace) -> int:
+    """How many rows a block may have, so that memory stays bounded however long a trace is and however wide its model."""
+    return max(64, min(_MOST_ROWS, _MOST_VALUES // (trace.num_layers * trace.num_experts)))
 
 
 def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Iterations]:
@@ -86,41 +93,3 @@ def contexts_of(trace: RoutingTrace, block: Iterations) -> np.ndarray:
     positions = rows - trace.offsets[owners] + 1
     sums: np.ndarray = np.add.reduceat(positions, block.starts[:-1])
     return sums
-
-
-NEVER = np.iinfo(np.int64).max
-
-
-class FutureUses:
-    """When every expert is demanded next, from the end of a trace to its beginning, block by block.
-
-    Args:
-        num_layers, num_experts: L, J.
-    """
-
-    def __init__(self, num_layers: int, num_experts: int) -> None:
-        self._num_layers, self._num_experts = num_layers, num_experts
-        self._next = np.full(num_layers * num_experts, NEVER, dtype=np.int64)
-
-    @property
-    def first_uses(self) -> np.ndarray:
-        """The earliest event that demands each expert, among the blocks seen so far, [L·J]; NEVER where none does."""
-        return self._next
-
-    def before(self, begins: np.ndarray, demanded: np.ndarray, first_event: int) -> np.ndarray:
-        """For each demanded expert of a block's events, the number of the next event that demands it, or NEVER.
-
-        Args:
-            begins, demanded: of the block that comes before those seen so far. first_event: number of its first event.
-        """
-        events = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
-        flat = (events % self._num_layers) * self._num_experts + demanded
-        order = np.argsort(flat, kind="stable")
-        ordered = flat[order]
-        is_last = np.append(ordered[1:] != ordered[:-1], True)
-        following = np.empty(len(flat), dtype=np.int64)
-        following[order[is_last]] = self._next[ordered[is_last]]
-        following[order[:-1][~is_last[:-1]]] = events[order[1:][~is_last[:-1]]] + first_event
-        is_first = np.insert(is_last[:-1], 0, True)
-        self._next[ordered[is_first]] = events[order[is_first]] + first_event
-        return following

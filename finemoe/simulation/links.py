@@ -337,12 +337,10 @@ def _load_missing(state, d, layer, experts):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _finish_chunk(state, d):  # type: ignore[no-untyped-def]
     """The chunk that is being moved ends before anything else can go over the link."""
-    if state.flying[d] < 0:
+    chunks = (state.load_s - state.rest_s[d]) / state.chunk_s  # moved so far
+    if state.flying[d] < 0 or abs(chunks - np.round(chunks)) < 1e-9:
         return
-    moved = state.load_s - state.rest_s[d]
-    rest = min(state.rest_s[d], (np.floor(moved / state.chunk_s + 1e-9) + 1) * state.chunk_s - moved)
-    if moved <= 0.0 or abs(moved / state.chunk_s - np.round(moved / state.chunk_s)) < 1e-9:
-        return
+    rest = min(state.rest_s[d], (np.ceil(chunks) - chunks) * state.chunk_s)
     is_done = rest == state.rest_s[d]
     state.link_s[d] += rest
     state.rest_s[d] -= rest

@@ -13,7 +13,6 @@ _MAY_BE_ZERO = ("link_latency_s", "interconnect_latency_s", "layer_overhead_s", 
 
 @dataclass(frozen=True)
 class Testbed:
-    __test__ = False  # pytest: no test, whatever its name
     """One machine; rates are sustained ones, not peaks.
 
     Attributes:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from finemoe.cache.compiled import RULE_CODES, CompiledCache, Events
 from finemoe.cache.eviction import RULES, make_rule
 from finemoe.cache.expert_cache import ABSENT, RESIDENT, ExpertCache
-from finemoe.simulation.events import FutureUses
+from finemoe.simulation.future import FutureUses
 
 LAYERS, EXPERTS = 3, 6
 

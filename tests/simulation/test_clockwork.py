@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from finemoe.cache.compiled import RULE_CODES, CompiledCache, Events
 from finemoe.cache.placement import owners_of
 from finemoe.simulation.clockwork import Clockwork, Durations
-from finemoe.simulation.events import FutureUses
+from finemoe.simulation.future import FutureUses
 from finemoe.simulation.links import AFTER_LAYER, AT_GATE, BESIDE
 from tests.simulation import naive_timed
 

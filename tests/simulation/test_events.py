@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finemoe.simulation.events import NEVER, FutureUses, demanded_sets, iteration_blocks
+from finemoe.simulation.events import demanded_sets, iteration_blocks
+from finemoe.simulation.future import NEVER, FutureUses
 from finemoe.traces import RoutingTrace
 
 

@@ -9,7 +9,8 @@ import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.simulation.cost import CONFIGS, CostModel, ModelSize
 from finemoe.simulation.events import contexts_of, demanded_sets, iteration_blocks, tokens_of
-from finemoe.simulation.testbed import FOLDER, Testbed, known_testbeds
+from finemoe.simulation.testbed import FOLDER, known_testbeds
+from finemoe.simulation.testbed import Testbed as Machine  # pytest takes what begins with Test for tests
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
 from tests.simulation.test_events import mixed_trace
@@ -28,7 +29,7 @@ def toy(monkeypatch):
 
 @pytest.mark.parametrize("name", known_testbeds())
 def test_every_profile_is_complete_and_sourced(name):
-    testbed = Testbed.load(name)
+    testbed = Machine.load(name)
     assert testbed.title
     assert testbed.load_bytes_per_s <= testbed.link_bytes_per_s
     text = (FOLDER / f"{name}.yaml").read_text()
@@ -36,9 +37,9 @@ def test_every_profile_is_complete_and_sourced(name):
 
 
 def test_the_paper_s_testbeds_are_there():
-    paper = Testbed.load("6x-rtx3090")
+    paper = Machine.load("6x-rtx3090")
     assert (paper.devices, paper.memory_bytes) == (6, 24e9)
-    assert Testbed.load("a100-80gb").memory_bytes == 80e9
+    assert Machine.load("a100-80gb").memory_bytes == 80e9
     assert {"h200", "rtx3090", "rtx4090", "laptop-8gb", "cpu-disk"} <= set(known_testbeds())
 
 
@@ -57,15 +58,15 @@ def test_a_profile_s_mistakes_are_named(tmp_path, change, message):
     path = tmp_path / "mine.yaml"
     path.write_text((FOLDER / "rtx3090.yaml").read_text().replace(*change, 1))
     with pytest.raises(FinemoeError) as caught:
-        Testbed.load(path)
+        Machine.load(path)
     assert message in str(caught.value)
 
 
 def test_a_user_s_own_profile_is_loaded_by_its_path(tmp_path):
     shutil.copy(FOLDER / "rtx3090.yaml", tmp_path / "mine.yaml")
-    assert Testbed.load(tmp_path / "mine.yaml") == Testbed.load("rtx3090")
+    assert Machine.load(tmp_path / "mine.yaml") == Machine.load("rtx3090")
     with pytest.raises(FinemoeError, match="no testbed 'rtx9090'; known: 6x-rtx3090, a100-80gb"):
-        Testbed.load("rtx9090")
+        Machine.load("rtx9090")
 
 
 def test_sizes_of_mixtral_add_up():
@@ -82,7 +83,7 @@ def test_sizes_of_mixtral_add_up():
 
 
 def test_a_part_takes_the_longer_of_arithmetic_and_reading():
-    testbed, size = Testbed.load("rtx3090"), ModelSize.from_config(CONFIGS / "mixtral-8x7b.json")
+    testbed, size = Machine.load("rtx3090"), ModelSize.from_config(CONFIGS / "mixtral-8x7b.json")
     cost = CostModel(size, testbed)
     one, many = cost.expert(np.array([1.0, 5000.0])).tolist()
     assert one == pytest.approx(testbed.expert_overhead_s + size.expert_bytes / testbed.memory_bytes_per_s)
@@ -93,7 +94,7 @@ def test_a_part_takes_the_longer_of_arithmetic_and_reading():
     assert decode == pytest.approx(testbed.layer_overhead_s + moved / testbed.memory_bytes_per_s)
     assert cost.exchange(np.array([1.0]))[0] == 0
     assert cost.search(np.array([0.0, 2e9])).tolist() == [0.0, pytest.approx(testbed.search_overhead_s + 0.1)]
-    six = CostModel(size, Testbed.load("6x-rtx3090"))
+    six = CostModel(size, Machine.load("6x-rtx3090"))
     assert six.load() == pytest.approx(10e-6 + size.expert_bytes / min(26e9, 140e9 / 6))
 
 
@@ -132,7 +133,7 @@ def test_virtual_time_adds_up(toy, policy):
 
 def test_no_offload_takes_the_roofline_s_time_and_on_demand_its_loads_more(toy):
     """On one device: what computing takes; and with one slot every load is waited for in full."""
-    cost = CostModel(SIZE, Testbed.load("rtx3090"))
+    cost = CostModel(SIZE, Machine.load("rtx3090"))
     work = 0.0
     for request, _, rows in SERVED.iterations():
         n = rows.stop - rows.start
