@@ -27,6 +27,9 @@ SCORE, INTERVAL, EXPECTED = range(3)
 RESIDENT, UNDEMANDED, AWAITING, RUNNING, LOADING = range(5)
 TIME, PASS, LAST_LAYER, HELD, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_RUNNING = range(9)
 
+# For functions that only index arrays which their callers own: Numba's counting of references took 60 % of a replay's time.
+borrowing = njit(cache=True, _nrt=False)
+
 
 @dataclass(frozen=True)
 class Events:
@@ -193,14 +196,14 @@ def run_events(  # type: ignore[no-untyped-def]
         outcome[event, 3] = scalars[WASTED] - wasted
 
 
-@njit(cache=True)
+@borrowing
 def end_layer(flags, scalars, running):  # type: ignore[no-untyped-def]
     for index in range(scalars[NUM_RUNNING]):
         flags[RUNNING, running[index]] = False
     scalars[NUM_RUNNING] = 0
 
 
-@njit(cache=True)
+@borrowing
 def update_expected(when, layer, num_experts, rule, update_begins, update_layers, update_rows, rows, floats):  # type: ignore[no-untyped-def]
     for update in range(update_begins[when], update_begins[when + 1]):
         base = update_layers[update] * num_experts
@@ -226,7 +229,7 @@ def _prefetch(when, layer, num_experts, rule, prefetch_begins, prefetches, ints,
             flags[AWAITING, flat] = flat // num_experts != layer
 
 
-@njit(cache=True)
+@borrowing
 def _admit_all(layer, num_experts, experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
     """Forced admission in ascending order; a set larger than the cache streams through (DESIGN 4)."""
     base = layer * num_experts
@@ -252,7 +255,7 @@ def _admit_all(layer, num_experts, experts, rule, ints, floats, flags, turns, sc
         scalars[DEMAND_LOADS] += 1
 
 
-@njit(cache=True)
+@borrowing
 def _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
     is_done = take_slot(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
     if is_done:
@@ -260,7 +263,7 @@ def _make_resident(flat, layer, num_experts, rule, ints, floats, flags, turns, s
     return is_done
 
 
-@njit(cache=True)
+@borrowing
 def take_slot(flat, layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
     """Give an absent expert a slot, evicting if none is free; False where every slot holds an expert that must stay."""
     if scalars[HELD] < held.shape[0]:
@@ -278,29 +281,27 @@ def take_slot(flat, layer, num_experts, rule, ints, floats, flags, turns, scalar
     return True
 
 
-@njit(cache=True)
+@borrowing
 def _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held):  # type: ignore[no-untyped-def]
     """Place of the least worthy expert that may go: not awaited if any such is left; ties as in EvictionRule.victim."""
-    num_layers = turns.shape[0]
-    worth = _worth(num_experts, num_layers, rule, ints, floats, turns, scalars, held)
-    for is_awaited in (False, True):
-        best = -1
-        for place in range(held.shape[0]):
-            flat = held[place]
-            if flags[RUNNING, flat] or flags[LOADING, flat] or flags[AWAITING, flat] != is_awaited:
-                continue
-            if (
-                best < 0
-                or worth[place] < worth[best]
-                or (worth[place] == worth[best] and _goes_first(flat, held[best], layer, num_experts, num_layers, ints))
-            ):
-                best = place
-        if best >= 0:
-            return best
-    return -1
+    num_layers, best, least, is_best_awaited = turns.shape[0], -1, 0.0, True
+    for place in range(held.shape[0]):
+        flat = held[place]
+        is_awaited = flags[AWAITING, flat]
+        if flags[RUNNING, flat] or flags[LOADING, flat] or (is_awaited and not is_best_awaited):
+            continue
+        worth = _worth(flat, num_experts, num_layers, rule, ints, floats, turns, scalars)
+        if (
+            best < 0
+            or is_awaited != is_best_awaited
+            or worth < least
+            or (worth == least and _goes_first(flat, held[best], layer, num_experts, num_layers, ints))
+        ):
+            best, least, is_best_awaited = place, worth, is_awaited
+    return best
 
 
-@njit(cache=True)
+@borrowing
 def _goes_first(flat, other, layer, num_experts, num_layers, ints):  # type: ignore[no-untyped-def]
     """Which of two equally worthy experts goes: the less frequent, else that of the layer farther away, else the lower id."""
     if ints[FREQUENCY, flat] != ints[FREQUENCY, other]:
@@ -310,42 +311,30 @@ def _goes_first(flat, other, layer, num_experts, num_layers, ints):  # type: ign
     return until > other_until or (until == other_until and flat < other)
 
 
-@njit(cache=True)
-def _worth(num_experts, num_layers, rule, ints, floats, turns, scalars, held):  # type: ignore[no-untyped-def]
-    """What it is worth to keep each expert held, [slots]: each rule's `worth`, with the rule chosen once for all."""
-    worth = np.empty(held.shape[0], dtype=np.float64)
+@borrowing
+def _worth(flat, num_experts, num_layers, rule, ints, floats, turns, scalars):  # type: ignore[no-untyped-def]
+    """What it is worth to keep an expert: each rule's `worth`."""
     if rule == 0:
-        for place in range(held.shape[0]):
-            worth[place] = ints[LAST_VISIT, held[place]]
-    elif rule == 1:
-        for place in range(held.shape[0]):
-            worth[place] = ints[FREQUENCY, held[place]]
-    elif rule == 2:
-        for place in range(held.shape[0]):
-            worth[place] = floats[SCORE, held[place]]
-    elif rule == 3:
-        for place in range(held.shape[0]):
-            age = scalars[TIME] + 1 - ints[LAST_VISIT, held[place]]
-            worth[place] = ints[FREQUENCY, held[place]] / age
-    elif rule == 4:
-        for place in range(held.shape[0]):
-            until = (held[place] // num_experts - scalars[LAST_LAYER] - 1) % num_layers
-            is_fresh = ints[LAST_PASS, held[place]] == scalars[PASS]
-            worth[place] = is_fresh * num_layers + (num_layers - 1 - until)
-    elif rule == 5:
-        for place in range(held.shape[0]):
-            turn, last = turns[held[place] // num_experts], ints[LAST_TURN, held[place]]
-            worth[place] = turn - ((last if last >= 0 else turn) + floats[INTERVAL, held[place]])
-    elif rule == 6:
-        for place in range(held.shape[0]):
-            worth[place] = floats[EXPECTED, held[place]] * ints[FREQUENCY, held[place]]
-    else:
-        for place in range(held.shape[0]):
-            worth[place] = -float(ints[NEXT_USE, held[place]])
-    return worth
+        return float(ints[LAST_VISIT, flat])
+    if rule == 1:
+        return float(ints[FREQUENCY, flat])
+    if rule == 2:
+        return floats[SCORE, flat]
+    if rule == 3:
+        return ints[FREQUENCY, flat] / (scalars[TIME] + 1 - ints[LAST_VISIT, flat])
+    if rule == 4:
+        until = (flat // num_experts - scalars[LAST_LAYER] - 1) % num_layers
+        is_fresh = ints[LAST_PASS, flat] == scalars[PASS]
+        return float(is_fresh * num_layers + (num_layers - 1 - until))
+    if rule == 5:
+        turn, last = turns[flat // num_experts], ints[LAST_TURN, flat]
+        return turn - ((last if last >= 0 else turn) + floats[INTERVAL, flat])
+    if rule == 6:
+        return floats[EXPECTED, flat] * ints[FREQUENCY, flat]
+    return -float(ints[NEXT_USE, flat])
 
 
-@njit(cache=True)
+@borrowing
 def visit(layer, num_experts, experts, rule, ints, floats, turns, scalars):  # type: ignore[no-untyped-def]
     base = layer * num_experts
     scalars[TIME] += 1

@@ -97,6 +97,7 @@ class Clockwork:
             load_s=load_s,
             chunk_s=chunk_s,
             owners=np.ascontiguousarray(owners.reshape(-1)),
+            layers=np.repeat(np.arange(num_layers), num_experts),
             ints=ints,
             floats=floats,
             flags=np.zeros((num_devices, 5, owners.size), dtype=np.bool_),

@@ -9,6 +9,7 @@ from finemoe.cache.compiled import (
     AWAITING,
     DEMAND_LOADS,
     EXPECTED,
+    LAST_LAYER,
     LOADING,
     NEXT_USE,
     PREFETCH_LOADS,
@@ -18,6 +19,7 @@ from finemoe.cache.compiled import (
     UNDEMANDED,
     USEFUL,
     WASTED,
+    borrowing,
     take_slot,
     update_expected,
     visit,
@@ -32,7 +34,7 @@ class State(NamedTuple):
     """Everything that changes, and what it is indexed by; D devices of S slots, N = L·J experts by flat id.
 
     Attributes:
-        rule, num_experts, waits, load_s, chunk_s: settings. owners: [N] each expert's device.
+        rule, num_experts, waits, load_s, chunk_s: settings. owners, layers: [N] each expert's device and layer.
         ints, floats, flags, turns, scalars, held: per device what cache.compiled keeps for one.
         link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes.
         flying: [D] the expert in flight, or -1. pending, num_pending: [D, N] and [D] prefetches that wait, as asked for.
@@ -46,6 +48,7 @@ class State(NamedTuple):
     load_s: float
     chunk_s: float
     owners: np.ndarray
+    layers: np.ndarray
     ints: np.ndarray
     floats: np.ndarray
     flags: np.ndarray
@@ -160,117 +163,124 @@ def _pass_time(state, plan, until, layer, said, ends):  # type: ignore[no-untype
             _advance(state, d, until, layer)
 
 
-@njit(cache=True)
+@borrowing
 def _hear(state, plan, moment, layer, may_load):  # type: ignore[no-untyped-def]
     for d in range(state.held.shape[0]):
         update_expected(moment, layer, state.num_experts, state.rule, plan.update_begins, plan.update_layers, plan.update_rows,
                         plan.rows, state.floats[d])  # fmt: skip
     if may_load:
-        for flat in plan.prefetches[plan.prefetch_begins[moment] : plan.prefetch_begins[moment + 1]]:
-            _post(state, flat, layer)
+        _post(state, plan.prefetches[plan.prefetch_begins[moment] : plan.prefetch_begins[moment + 1]], layer)
 
 
-@njit(cache=True)
-def _post(state, flat, layer):  # type: ignore[no-untyped-def]
-    """Queue one prefetch at its device; what is here or on its way is awaited instead."""
-    d = state.owners[flat]
-    if _is_stale(state, flat, layer):
-        return
-    if state.flags[d, RESIDENT, flat] or state.flags[d, LOADING, flat]:
-        if flat // state.num_experts > layer:
-            state.flags[d, AWAITING, flat] = True
-        return
-    if state.urgency[flat] < 0:
-        state.pending[d, state.num_pending[d]] = flat
-        state.num_pending[d] += 1
-    state.urgency[flat] = state.floats[d, EXPECTED, flat]
+@borrowing
+def _post(state, wanted, layer):  # type: ignore[no-untyped-def]
+    """Queue prefetches at their devices; what is here or on its way is awaited instead."""
+    owners, layers, urgency, pending, flags = state.owners, state.layers, state.urgency, state.pending, state.flags
+    num_pending, floats = state.num_pending, state.floats
+    earliest = _earliest(state, layer)
+    for flat in wanted:
+        d = owners[flat]
+        if layers[flat] < earliest:
+            continue
+        if flags[d, RESIDENT, flat] or flags[d, LOADING, flat]:
+            if layers[flat] > layer:
+                flags[d, AWAITING, flat] = True
+            continue
+        if urgency[flat] < 0:
+            pending[d, num_pending[d]] = flat
+            num_pending[d] += 1
+        urgency[flat] = floats[d, EXPECTED, flat]
 
 
-@njit(cache=True)
-def _is_stale(state, flat, layer):  # type: ignore[no-untyped-def]
-    """Whether an expert's layer has come; after a layer its own other experts may still be fetched (whole layers)."""
-    target = flat // state.num_experts
-    return target < layer or (target == layer and state.waits != AFTER_LAYER)
+@borrowing
+def _earliest(state, layer):  # type: ignore[no-untyped-def]
+    """The first layer that may still be fetched: after a layer its own other experts may be, too (whole layers)."""
+    return layer + (state.waits != AFTER_LAYER)
 
 
-@njit(cache=True)
+@borrowing
 def _advance(state, d, until, layer):  # type: ignore[no-untyped-def]
     """Let a device's link work up to a time, while `layer` is the last whose gate has spoken."""
-    while state.link_s[d] < until:
-        if state.flying[d] >= 0:
-            step = min(state.rest_s[d], until - state.link_s[d])
-            is_done = step == state.rest_s[d]
-            state.link_s[d] += step
-            state.rest_s[d] -= step
+    link_s, rest_s, flying = state.link_s, state.rest_s, state.flying
+    while link_s[d] < until:
+        if flying[d] >= 0:
+            step = min(rest_s[d], until - link_s[d])
+            is_done = step == rest_s[d]
+            link_s[d] += step
+            rest_s[d] -= step
             if is_done:
-                _land(state, d)
+                _land(flying, rest_s, state.flags, d)
         elif not _take_off(state, d, layer):
-            state.link_s[d] = until
+            link_s[d] = until
 
 
-@njit(cache=True)
+@borrowing
 def _drain(state, d, layer):  # type: ignore[no-untyped-def]
     """Let a device's link load all that is pending; returns when it is idle."""
+    link_s, rest_s, flying, flags = state.link_s, state.rest_s, state.flying, state.flags
     while True:
-        if state.flying[d] >= 0:
-            state.link_s[d] += state.rest_s[d]
-            _land(state, d)
+        if flying[d] >= 0:
+            link_s[d] += rest_s[d]
+            _land(flying, rest_s, flags, d)
         elif not _take_off(state, d, layer):
-            return state.link_s[d]
+            return link_s[d]
 
 
-@njit(cache=True)
-def _land(state, d):  # type: ignore[no-untyped-def]
-    flat = state.flying[d]
-    state.flying[d], state.rest_s[d] = NOTHING, 0.0
-    state.flags[d, LOADING, flat] = False
-    state.flags[d, RESIDENT, flat] = True
+@borrowing
+def _land(flying, rest_s, flags, d):  # type: ignore[no-untyped-def]
+    flat = flying[d]
+    flying[d], rest_s[d] = NOTHING, 0.0
+    flags[d, LOADING, flat] = False
+    flags[d, RESIDENT, flat] = True
 
 
-@njit(cache=True)
+@borrowing
 def _take_off(state, d, layer):  # type: ignore[no-untyped-def]
     """Begin the most urgent prefetch that a slot can be had for; False when none is left."""
-    while True:
+    while state.num_pending[d] > 0:
         flat = _most_urgent(state, d, layer)
         if flat < 0:
             return False
         if _take_slot(state, d, flat, layer):
+            flags = state.flags[d]
+            flags[UNDEMANDED, flat] = flags[LOADING, flat] = True
+            flags[AWAITING, flat] = state.layers[flat] != layer
             state.scalars[d, PREFETCH_LOADS] += 1
-            state.flags[d, UNDEMANDED, flat] = True
-            state.flags[d, AWAITING, flat] = flat // state.num_experts != layer
-            state.flags[d, LOADING, flat] = True
             state.flying[d], state.rest_s[d] = flat, state.load_s
             return True
+    return False
 
 
-@njit(cache=True)
+@borrowing
 def _most_urgent(state, d, layer):  # type: ignore[no-untyped-def]
     """Take the pending prefetch of highest p / (l - l_now) out of the queue (section 4.5); what is stale or here by now leaves
     it too."""
+    layers, urgency, pending, flags = state.layers, state.urgency, state.pending[d], state.flags[d]
     kept, best, best_priority = 0, NOTHING, -1.0
+    earliest = _earliest(state, layer)
     for place in range(state.num_pending[d]):
-        flat = state.pending[d, place]
-        if _is_stale(state, flat, layer) or state.flags[d, RESIDENT, flat] or state.flags[d, LOADING, flat]:
-            state.urgency[flat] = -1.0
+        flat = pending[place]
+        if layers[flat] < earliest or flags[RESIDENT, flat] or flags[LOADING, flat]:
+            urgency[flat] = -1.0
             continue
-        state.pending[d, kept] = flat
+        pending[kept] = flat
         kept += 1
-        priority = state.urgency[flat] / max(flat // state.num_experts - layer, 1)
+        priority = urgency[flat] / max(layers[flat] - layer, 1)
         if priority > best_priority:
             best, best_priority = flat, priority
     if best >= 0:
         place = 0
-        while state.pending[d, place] != best:
+        while pending[place] != best:
             place += 1
         kept -= 1
         for later in range(place, kept):
-            state.pending[d, later] = state.pending[d, later + 1]
-        state.urgency[best] = -1.0
+            pending[later] = pending[later + 1]
+        urgency[best] = -1.0
     state.num_pending[d] = kept
     return best
 
 
-@njit(cache=True)
+@borrowing
 def _take_slot(state, d, flat, layer):  # type: ignore[no-untyped-def]
     return take_slot(flat, layer, state.num_experts, state.rule, state.ints[d], state.floats[d], state.flags[d], state.turns[d],
                      state.scalars[d], state.held[d])  # fmt: skip
@@ -279,62 +289,66 @@ def _take_slot(state, d, flat, layer):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _access(state, plan, event, layer, gate, experts, counts):  # type: ignore[no-untyped-def]
     """The demanded set is judged at the gate, and what is missing begins to load."""
+    owners, flags, scalars, ready = state.owners, state.flags, state.scalars, state.ready
     base = layer * state.num_experts
-    for d in range(state.held.shape[0]):
-        state.flags[d, RUNNING] = False
-        state.flags[d, AWAITING, base : base + state.num_experts] = False
+    for d in range(flags.shape[0]):
+        last = max(scalars[d, LAST_LAYER], 0) * state.num_experts  # whose experts may be marked as running
+        for expert in range(state.num_experts):
+            flags[d, RUNNING, last + expert] = False
+            flags[d, AWAITING, base + expert] = False
     for index in range(experts.shape[0]):
         flat = base + experts[index]
-        d = state.owners[flat]
-        is_here, is_coming = state.flags[d, RESIDENT, flat], state.flags[d, LOADING, flat]
+        d = owners[flat]
+        is_here, is_coming = flags[d, RESIDENT, flat], flags[d, LOADING, flat]
         counts[event, 0] += is_here
         counts[event, 1] += is_coming
-        state.scalars[d, USEFUL] += (is_here or is_coming) and state.flags[d, UNDEMANDED, flat]
-        state.flags[d, UNDEMANDED, flat] = False
-        state.flags[d, RUNNING, flat] = True
-        state.ready[index] = gate if is_here else _ABSENT
-    for d in range(state.held.shape[0]):
-        mine = experts[state.owners[base + experts] == d]
-        visit(layer, state.num_experts, mine, state.rule, state.ints[d], state.floats[d], state.turns[d], state.scalars[d])
+        scalars[d, USEFUL] += (is_here or is_coming) and flags[d, UNDEMANDED, flat]
+        flags[d, UNDEMANDED, flat] = False
+        flags[d, RUNNING, flat] = True
+        ready[index] = gate if is_here else _ABSENT
+    for d in range(flags.shape[0]):
+        mine = experts[owners[base + experts] == d]
+        visit(layer, state.num_experts, mine, state.rule, state.ints[d], state.floats[d], state.turns[d], scalars[d])
         if state.rule == _BELADY:
             for index in range(experts.shape[0]):
                 state.ints[d, NEXT_USE, base + experts[index]] = plan.next_use[plan.begins[event] + index]
         counts[event, 2] += _load_missing(state, d, layer, experts)
 
 
-@njit(cache=True)
+@borrowing
 def _load_missing(state, d, layer, experts):  # type: ignore[no-untyped-def]
     """On-demand loads of one device, as many as get a slot at the gate; returns how many. A prefetch in flight pauses after its
     chunk, and continues first if it is demanded too (late)."""
+    owners, ready, flying, link_s, rest_s = state.owners, state.ready, state.flying, state.link_s, state.rest_s
     base, count = layer * state.num_experts, 0
     late = NOTHING
     for index in range(experts.shape[0]):
         flat = base + experts[index]
-        if state.flying[d] == flat:
+        if flying[d] == flat:
             late = index
-        elif state.owners[flat] == d and state.ready[index] == _ABSENT:
+        elif owners[flat] == d and ready[index] == _ABSENT:
             if not _take_slot(state, d, flat, layer):
                 break
-            state.ready[index] = _HAS_SLOT
+            ready[index] = _HAS_SLOT
             state.flags[d, RESIDENT, flat] = True
             count += 1
     if count:
         _finish_chunk(state, d)
-    if late >= 0 and state.flying[d] < 0:  # that was its last chunk
-        state.ready[late] = state.link_s[d]
+    if late >= 0 and flying[d] < 0:  # that was its last chunk
+        ready[late] = link_s[d]
     for index in range(experts.shape[0]):
-        if state.owners[base + experts[index]] == d and state.ready[index] == _HAS_SLOT:
-            state.link_s[d] += state.load_s
-            state.ready[index] = state.link_s[d]
-    if late >= 0 and state.flying[d] >= 0:
-        state.link_s[d] += state.rest_s[d]
-        state.ready[late] = state.link_s[d]
-        _land(state, d)
+        if owners[base + experts[index]] == d and ready[index] == _HAS_SLOT:
+            link_s[d] += state.load_s
+            ready[index] = link_s[d]
+    if late >= 0 and flying[d] >= 0:
+        link_s[d] += rest_s[d]
+        ready[late] = link_s[d]
+        _land(flying, rest_s, state.flags, d)
     state.scalars[d, DEMAND_LOADS] += count
     return count
 
 
-@njit(cache=True)
+@borrowing
 def _finish_chunk(state, d):  # type: ignore[no-untyped-def]
     """The chunk that is being moved ends before anything else can go over the link."""
     chunks = (state.load_s - state.rest_s[d]) / state.chunk_s  # moved so far
@@ -345,28 +359,28 @@ def _finish_chunk(state, d):  # type: ignore[no-untyped-def]
     state.link_s[d] += rest
     state.rest_s[d] -= rest
     if is_done:
-        _land(state, d)
+        _land(state.flying, state.rest_s, state.flags, d)
 
 
 @njit(cache=True)
 def _compute(state, plan, event, layer, start, experts, counts):  # type: ignore[no-untyped-def]
     """Every device computes its experts in ascending order as they come; returns when all are done, and the longest device's own
     work."""
+    owners, ready, durations = state.owners, state.ready, plan.expert[plan.begins[event] : plan.begins[event + 1]]
     base, num_devices = layer * state.num_experts, state.held.shape[0]
     ends, work = np.full(num_devices, start), np.zeros(num_devices)
     for index in range(experts.shape[0]):
         flat = base + experts[index]
-        d = state.owners[flat]
-        if state.ready[index] < 0:
+        d = owners[flat]
+        if ready[index] < 0:
             _make_room(state, d, index, layer, ends[d], experts)
             counts[event, 2] += 1
-        duration = plan.expert[plan.begins[event] + index]
-        ends[d] = max(ends[d], state.ready[index]) + duration
-        work[d] += duration
+        ends[d] = max(ends[d], ready[index]) + durations[index]
+        work[d] += durations[index]
     return max(start, ends.max()), work.max()
 
 
-@njit(cache=True)
+@borrowing
 def _make_room(state, d, index, layer, now, experts):  # type: ignore[no-untyped-def]
     """The set exceeds the cache: those already computed may go, or the prefetch in flight is waited for, or the hit needed last
     is given up (DESIGN 4)."""
@@ -377,7 +391,7 @@ def _make_room(state, d, index, layer, now, experts):  # type: ignore[no-untyped
     while not _take_slot(state, d, flat, layer):
         if state.flying[d] >= 0:
             state.link_s[d] += state.rest_s[d]
-            _land(state, d)
+            _land(state.flying, state.rest_s, state.flags, d)
             continue
         for last in range(experts.shape[0] - 1, index, -1):
             other = base + experts[last]
