@@ -43,9 +43,20 @@ TRACE_FIGURES = {
     "f9": ("Fig. 9", ["sentence_model", "dataset_sources", "seed"]),
     "f14a": ("Fig. 14a", ["expert_memory", "prefetch_distances", "store_capacity", "seed"]),
     "f14b": ("Fig. 14b", ["expert_memory", "prefetch_distances", "store_capacity", "seed"]),
+    "f15": ("Fig. 15", ["testbed", "expert_memory", "max_distance", "store_capacity", "seed"]),
+    "f16a": ("Fig. 16a", ["store_capacities", "prefetch_distances", "seed"]),
 }
-CLAIMED = ["t1", *TRACE_FIGURES]
-MEASURED = ["engine_overhead_measured", "paced_link_measured"]
+# Figures drawn from the systems on a testbed.
+TESTBED_FIGURES = {
+    "f1b": ("Fig. 1b", ["expert_memory", "store_capacity", "seed"]),
+    "f10": ("Fig. 10", ["expert_memory", "seed"]),
+    "f12": ("Fig. 12", ["seed"]),
+    "f13": ("Fig. 13", ["expert_memory", "seed"]),
+}
+CLAIMED = ["t1", *TRACE_FIGURES, *TESTBED_FIGURES, "h", "f11", "f16b", "f17", "f18"]
+DRAWN = [id for id in CLAIMED if id != "h"]  # the headline is a row of the claims only
+MEASURED = ["engine_overhead_measured", "paced_link_measured", "validate_simulator_measured"]
+TESTBEDS = [config["testbed"], config["high_end_testbed"], *config["further_testbeds"]]
 RUN = (
     "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
@@ -60,6 +71,7 @@ STYLE = "finemoe/finemoe.mplstyle"
 wildcard_constraints:
     model="|".join(MODELS),
     dataset="|".join(DATASETS),
+    testbed="|".join(TESTBEDS),
 
 
 def pairs(pattern):
@@ -69,6 +81,19 @@ def pairs(pattern):
 
 def figure_files(stem):
     return [f"{FIGURES}/{stem}.{suffix}" for suffix in ("pdf", "png", "csv")]
+
+
+def simulated(testbed):
+    """The tables of every system on a testbed, one for each model and dataset."""
+    return pairs(f"{RESULTS}/simulated/{testbed}/{{model}}-{{dataset}}.csv")
+
+
+def first_traces(models):
+    """The traces of the first dataset, and of the last one."""
+    return [
+        expand(f"{RESULTS}/traces/{{model}}-{dataset}.trace", model=models)
+        for dataset in (DATASETS[0], DATASETS[-1])
+    ]
 
 
 def in_report(stem, artefact):
@@ -118,12 +143,14 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        [figure_files(stem) for stem in [*CLAIMED, "training", "quickstart", *MEASURED]],
+        [figure_files(stem) for stem in [*DRAWN, "scale", "training", "quickstart", *MEASURED]],
         f"{FIGURES}/claims.md",
         f"{FIGURES}/claims.csv",
         pairs(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv"),
         pairs(f"{FIGURES}/compare_systems/{{model}}-{{dataset}}.pdf"),
         f"{FIGURES}/compare_systems/gpt-oss-20b-mixed.pdf",
+        f"{RESULTS}/notebooks/explore.ipynb",
+        [simulated(testbed) for testbed in TESTBEDS],
 
 
 rule profile_models:
@@ -383,6 +410,329 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
             RUN
 
 
+rule simulate_testbed:
+    input:
+        notebook="notebooks/simulate_testbed.ipynb",
+        code=sources_of("simulate_testbed"),
+        constants=lambda wildcards: f"data/hardware/{wildcards.testbed}.yaml",
+        trace=rules.profile_models.output.trace,
+    output:
+        table=ensure(f"{RESULTS}/simulated/{{testbed}}/{{model}}-{{dataset}}.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.ipynb",
+        text=f"{RESULTS}/logs/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "trace": input.trace,
+                "testbed": wildcards.testbed,
+                "simulated_memories": config["simulated_memories"],
+                "cache_limits_gb": (
+                    config["cache_limits_gb"] if wildcards.testbed == config["testbed"] else []
+                ),
+                "prefetch_distance": config["prefetch_distance"][wildcards.model],
+                "store_capacity": config["store_capacity"],
+                "seed": config["seed"],
+                "table": output.table,
+            }
+        ),
+    shell:
+        RUN
+
+
+def testbed_parameters(wildcards, input, output):
+    """What the notebook of a figure drawn from simulated tables is told."""
+    stem = output.pdf.removesuffix(".pdf")
+    id = Path(stem).name
+    found = {"tables": list(input.tables), "figure": stem, "claims": output.claims}
+    found |= {name: config[name] for name in TESTBED_FIGURES[id][1]}
+    found |= {"paper_tables": list(input.compared)} if id == "f13" else {}
+    return json.dumps(found | ({"headline": output.headline} if id == "f10" else {}))
+
+
+for stem, (artefact, _) in TESTBED_FIGURES.items():
+
+    rule:
+        name:
+            stem
+        input:
+            notebook=f"notebooks/{stem}.ipynb",
+            code=sources_of(stem),
+            style=STYLE,
+            reference=[] if stem == "f1b" else ["data/reference/simulated_gpt_oss.csv"],
+            tables=simulated(config["high_end_testbed" if stem == "f13" else "testbed"]),
+            compared=simulated(config["testbed"]) if stem == "f13" else [],
+        output:
+            **({"headline": f"{RESULTS}/claims/h.json"} if stem == "f10" else {}),
+            pdf=f"{FIGURES}/{stem}.pdf",
+            png=in_report(stem, artefact),
+            csv=ensure(f"{FIGURES}/{stem}.csv", non_empty=True),
+            claims=f"{RESULTS}/claims/{stem}.json",
+        log:
+            notebook=f"{RESULTS}/notebooks/{stem}.ipynb",
+            text=f"{RESULTS}/logs/{stem}.txt",
+        benchmark:
+            f"{RESULTS}/benchmarks/{stem}.tsv"
+        conda:
+            ENVIRONMENT
+        params:
+            values=testbed_parameters,
+        shell:
+            RUN
+
+
+rule serve_online:
+    input:
+        notebook="notebooks/serve_online.ipynb",
+        code=sources_of("serve_online"),
+        constants=f"data/hardware/{config['testbed']}.yaml",
+        arrivals=[config["arrivals_file"]] if config["arrivals_file"] else [],
+        trace=lambda wildcards: first_traces([wildcards.model])[0],
+        training=lambda wildcards: first_traces([wildcards.model])[1],
+    output:
+        table=ensure(f"{RESULTS}/online/{{model}}.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/serve_online/{{model}}.ipynb",
+        text=f"{RESULTS}/logs/serve_online/{{model}}.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/serve_online/{{model}}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "trace": input.trace[0],
+                "training_trace": input.training[0],
+                "prefetch_distance": config["prefetch_distance"][wildcards.model],
+                "store_capacity": config["store_capacity"],
+                "num_online": config["num_online"],
+                "arrivals_file": config["arrivals_file"],
+                "table": output.table,
+                **{name: config[name] for name in ("testbed", "expert_memory", "online_rate", "seed")},
+            }
+        ),
+    shell:
+        RUN
+
+
+rule f11:
+    input:
+        notebook="notebooks/f11.ipynb",
+        code=sources_of("f11"),
+        style=STYLE,
+        tables=expand(f"{RESULTS}/online/{{model}}.csv", model=MODELS),
+    output:
+        pdf=f"{FIGURES}/f11.pdf",
+        png=in_report("f11", "Fig. 11"),
+        csv=ensure(f"{FIGURES}/f11.csv", non_empty=True),
+        claims=f"{RESULTS}/claims/f11.json",
+    log:
+        notebook=f"{RESULTS}/notebooks/f11.ipynb",
+        text=f"{RESULTS}/logs/f11.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/f11.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "tables": list(input.tables),
+                "figure": output.pdf.removesuffix(".pdf"),
+                "claims": output.claims,
+                **{name: config[name] for name in ("testbed", "expert_memory", "online_rate", "seed")},
+            }
+        ),
+    shell:
+        RUN
+
+
+rule f16b:
+    input:
+        notebook="notebooks/f16b.ipynb",
+        code=sources_of("f16b"),
+        style=STYLE,
+        constants=f"data/hardware/{config['testbed']}.yaml",
+        traces=expand(f"{RESULTS}/traces/{MODELS[0]}-{{dataset}}.trace", dataset=DATASETS),
+    output:
+        pdf=f"{FIGURES}/f16b.pdf",
+        png=in_report("f16b", "Fig. 16b"),
+        csv=ensure(f"{FIGURES}/f16b.csv", non_empty=True),
+        claims=f"{RESULTS}/claims/f16b.json",
+    log:
+        notebook=f"{RESULTS}/notebooks/f16b.ipynb",
+        text=f"{RESULTS}/logs/f16b.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/f16b.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "traces": list(input.traces),
+                "testbed": config["testbed"],
+                "expert_memory": config["expert_memory"],
+                "batch_sizes": config["batch_sizes"],
+                "prefetch_distance": config["prefetch_distance"][MODELS[0]],
+                "store_capacity": config["store_capacity"],
+                "seed": config["seed"],
+                "figure": output.pdf.removesuffix(".pdf"),
+                "claims": output.claims,
+            }
+        ),
+    shell:
+        RUN
+
+
+# Measures the live engine, so nothing else may run beside it.
+rule f17:
+    input:
+        notebook="notebooks/f17.ipynb",
+        code=sources_of("f17"),
+        style=STYLE,
+        constants=f"data/hardware/{config['testbed']}.yaml",
+        models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
+        traces=first_traces(MODELS)[0],
+    output:
+        pdf=f"{FIGURES}/f17.pdf",
+        png=in_report("f17", "Fig. 17"),
+        csv=ensure(f"{FIGURES}/f17.csv", non_empty=True),
+        measured=ensure(f"{FIGURES}/f17_measured.csv", non_empty=True),
+        claims=f"{RESULTS}/claims/f17.json",
+    log:
+        notebook=f"{RESULTS}/notebooks/f17.ipynb",
+        text=f"{RESULTS}/logs/f17.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/f17.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "models": [f"{MINIATURES}/{model}" for model in MODELS],
+                "traces": list(input.traces),
+                **dataset_source(DATASETS[0]),
+                "testbed": config["testbed"],
+                "expert_memory": config["expert_memory"],
+                "prefetch_distance": config["prefetch_distance"][MODELS[0]],
+                "store_capacity": config["store_capacity"],
+                "num_prompts": config["num_prompts"],
+                "paced_load_ms": config["paced_load_ms"],
+                "paced_served": config["paced_served"],
+                "paced_tokens": config["paced_tokens"],
+                "figure": output.pdf.removesuffix(".pdf"),
+                "measured": output.measured,
+                "claims": output.claims,
+            }
+        ),
+    shell:
+        ONE_THREAD + RUN
+
+
+rule f18:
+    input:
+        notebook="notebooks/f18.ipynb",
+        code=sources_of("f18"),
+        style=STYLE,
+        configs=[str(path) for path in sorted(Path("data/models/configs").glob("*.json"))],
+    output:
+        pdf=f"{FIGURES}/f18.pdf",
+        png=in_report("f18", "Fig. 18"),
+        csv=ensure(f"{FIGURES}/f18.csv", non_empty=True),
+        claims=f"{RESULTS}/claims/f18.json",
+    log:
+        notebook=f"{RESULTS}/notebooks/f18.ipynb",
+        text=f"{RESULTS}/logs/f18.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, output: json.dumps({"figure": f"{FIGURES}/f18", "claims": output.claims}),
+    shell:
+        RUN
+
+
+# Measures the live engine, so nothing else may run beside it.
+rule validate_simulator:
+    input:
+        notebook="notebooks/validate_simulator.ipynb",
+        code=sources_of("validate_simulator"),
+        style=STYLE,
+        models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
+        traces=first_traces(MODELS)[0],
+    output:
+        pdf=f"{FIGURES}/validate_simulator_measured.pdf",
+        png=in_report("validate_simulator_measured", "validity"),
+        csv=ensure(f"{FIGURES}/validate_simulator_measured.csv", non_empty=True),
+        checks=ensure(f"{RESULTS}/validate_simulator_checks.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/validate_simulator.ipynb",
+        text=f"{RESULTS}/logs/validate_simulator.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/validate_simulator.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "models": [f"{MINIATURES}/{model}" for model in MODELS],
+                "traces": list(input.traces),
+                **dataset_source(DATASETS[0]),
+                "prefetch_distances": [config["prefetch_distance"][model] for model in MODELS],
+                "num_prompts": config["num_prompts"],
+                "validated_loads_ms": config["validated_loads_ms"],
+                "validated_memories": config["validated_memories"],
+                "validated_served": config["validated_served"],
+                "validated_tokens": config["validated_tokens"],
+                "num_rounds": config["num_rounds"],
+                "store_capacity": config["store_capacity"],
+                "figure": output.pdf.removesuffix(".pdf"),
+                "checks": output.checks,
+            }
+        ),
+    shell:
+        ONE_THREAD + RUN
+
+
+rule scale:
+    input:
+        notebook="notebooks/scale.ipynb",
+        code=sources_of("scale"),
+        style=STYLE,
+        configs=[str(path) for path in sorted(Path("data/models/configs").glob("*.json"))],
+        statistics="data/reference/statistics_gpt_oss.csv",
+    output:
+        pdf=f"{FIGURES}/scale.pdf",
+        png=in_report("scale", "scale"),
+        csv=ensure(f"{FIGURES}/scale.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/scale.ipynb",
+        text=f"{RESULTS}/logs/scale.txt",
+    benchmark:
+        f"{RESULTS}/benchmarks/scale.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "scale_testbed": config["scale_testbed"],
+                "scale_devices": config["scale_devices"],
+                "scale_tokens": config["scale_tokens"],
+                "prefetch_distance": config["prefetch_distance"][MODELS[0]],
+                "expert_memory": config["expert_memory"],
+                "store_capacity": config["store_capacity"],
+                "seed": config["seed"],
+                "figure": output.pdf.removesuffix(".pdf"),
+            }
+        ),
+    shell:
+        RUN
+
+
 rule compare_systems:
     input:
         notebook="notebooks/compare_systems.ipynb",
@@ -458,6 +808,26 @@ rule training_curves:
         ),
     shell:
         RUN
+
+
+rule explore:
+    input:
+        notebook="notebooks/explore.ipynb",
+        code=sources_of("explore"),
+        trace=f"{RESULTS}/traces/{MODELS[0]}-{DATASETS[0]}.trace",
+    output:
+        f"{RESULTS}/notebooks/explore.ipynb",
+    log:
+        f"{RESULTS}/logs/explore.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input: json.dumps(
+            {"trace": input.trace, "testbed": config["testbed"], "seed": config["seed"]}
+        ),
+    shell:
+        "python -m finemoe.pipeline notebook {input.notebook} --output {output} --log {log}"
+        " --parameters-json {params.values:q}"
 
 
 rule quickstart:

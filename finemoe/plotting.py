@@ -9,6 +9,7 @@ from finemoe.paths import ROOT
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name("finemoe.mplstyle")
@@ -25,6 +26,7 @@ PALETTE = {
     "fine": "#0072B2",
     "coarse": "#E69F00",
     "finemoe": "#0072B2",
+    "MoE-Infinity": "#E69F00",
     "on-demand": "#8C8C8C",
     "default": "#D55E00",
     "semantic": "#56B4E9",
@@ -59,6 +61,15 @@ def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         "markers": {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)},
         "dashes": {name: DASHES[index % len(DASHES)] for index, name in enumerate(names)},
     }
+
+
+def log_ticks(axis: "Axis") -> None:
+    """Plain numbers at 1, 2 and 5 of every decade of a logarithmic axis (`ax.xaxis` or `ax.yaxis`), nothing between."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def provenance(fig: "Figure", executor: str, *details: str) -> None:

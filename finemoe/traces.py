@@ -167,22 +167,26 @@ class RoutingTrace:
 
     def select(self, requests: Sequence[int] | np.ndarray) -> "RoutingTrace":
         """The trace of some of the requests, in the order given."""
-        pieces = [self.rows_of(int(request)) for request in requests]
-        arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
-        chosen: dict[str, Any] = {
-            name: None if array is None else np.concatenate([array[:0], *(array[rows] for rows in pieces)])
-            for name, array in arrays.items()
-        }
-        return RoutingTrace(
-            **chosen,
-            offsets=np.cumsum([0, *(rows.stop - rows.start for rows in pieces)], dtype=np.int64),
-            num_experts=self.num_experts,
-            embedding_table=self.embedding_table,
-            lookahead_strides=self.lookahead_strides,
+        pieces = [np.arange(self.offsets[request], self.offsets[request + 1]) for request in requests]
+        offsets = np.cumsum([0, *(len(rows) for rows in pieces)], dtype=np.int64)
+        return replace(
+            self.arranged(np.concatenate([np.zeros(0, dtype=np.int64), *pieces]), offsets),
             request_ids=tuple(self.request_ids[r] for r in requests) if self.request_ids else (),
             splits=tuple(self.splits[r] for r in requests) if self.splits else (),
-            model=self.model,
         )
+
+    def arranged(
+        self, rows: np.ndarray, offsets: np.ndarray, step: np.ndarray | None = None, phase: np.ndarray | None = None
+    ) -> "RoutingTrace":
+        """These rows, in this order and as often as they are named, as nameless requests.
+
+        Args:
+            rows: [T'] row numbers. offsets: [R' + 1] first row of each new request and the end.
+            step, phase: [T'] instead of the rows' own.
+        """
+        chosen: dict[str, Any] = {name: None if (a := getattr(self, name)) is None else a[rows] for name in ROW_ARRAYS}
+        chosen |= {name: given for name, given in (("step", step), ("phase", phase)) if given is not None}
+        return replace(self, **chosen, offsets=offsets, request_ids=(), splits=())
 
     def decode(self) -> "RoutingTrace":
         """The trace without its prefills."""

@@ -28,7 +28,7 @@ RESIDENT, UNDEMANDED, AWAITING, RUNNING, LOADING = range(5)
 TIME, PASS, LAST_LAYER, HELD, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_RUNNING = range(9)
 
 # For functions that only index arrays which their callers own: Numba's counting of references took 60 % of a replay's time.
-borrowing = njit(cache=True, _nrt=False)
+borrowing = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import yaml
 
 from finemoe.errors import FinemoeError
 from finemoe.paths import PROMPTS, ROOT
+from finemoe.simulation.testbed import known_testbeds
 
 CONFIG = ROOT / "config"
+_TESTBEDS = ("testbed", "high_end_testbed", "scale_testbed")
 
 
 def load(*files: Path) -> dict[str, Any]:
@@ -80,6 +82,12 @@ def _check_references(config: Mapping[str, Any]) -> None:
     if without:
         raise FinemoeError(f"config: prefetch_distance has no entry for {without[0]!r}; add one (layers, e.g. 3)")
     known = sorted({path.stem for path in PROMPTS.glob("*.jsonl")} | set(config["dataset_sources"]))
+    testbeds = known_testbeds()
+    for testbed in [config[name] for name in _TESTBEDS] + config["further_testbeds"]:
+        if testbed not in testbeds:
+            raise FinemoeError(
+                f"config: unknown testbed {testbed!r}; {_suggest(testbed, testbeds)}; add data/hardware/{testbed}.yaml"
+            )
     for dataset in config["datasets"]:
         if dataset not in known:
             raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {_suggest(dataset, known)}")

@@ -4,15 +4,19 @@ Variants are timed in turn, round by round in one process, so that whatever else
 """
 
 import itertools
+import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 import finemoe
+from finemoe.cache.expert_cache import RESIDENT
 from finemoe.metrics import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
@@ -65,17 +69,179 @@ def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:
     rows = []
     for policy, share in itertools.product(("on-demand", "finemoe"), (1.0, 0.5)):
         model, _ = load_model(source)
-        with finemoe.offload(model, share, policy) as engine, _no_arithmetic():
+        with finemoe.offload(model, share, policy) as engine:
             engine.preload()
-            times_s = [_layers_s(engine) for _ in range(num_rounds)]
-        rows.append({"policy": policy, "expert_memory": share, "microseconds_per_layer": float(np.median(times_s)) * 1e6})
+            time_s = engine_time_s(engine, num_rounds)
+        rows.append({"policy": policy, "expert_memory": share, "microseconds_per_layer": time_s * 1e6})
     return pd.DataFrame(rows)
+
+
+def engine_time_s(engine: Any, num_rounds: int) -> float:
+    """An engine's own time per layer at one token, without the experts' arithmetic, when nothing is missing; median."""
+    with _no_arithmetic():
+        return float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
+
+
+def expert_time_s(engine: Any, num_rounds: int) -> float:
+    """One expert's arithmetic for one token; median."""
+    with_arithmetic_s = float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
+    return max(0.0, with_arithmetic_s - engine_time_s(engine, num_rounds)) / engine._setup.top_k
+
+
+def prefetch_time_s(model: Any, load_s: float, num_experts: int = 8) -> float:
+    """How long a prefetched expert keeps a paced link busy, chunk by chunk, while others wait."""
+    with finemoe.offload(model, 0.5, "on-demand", link=paced_link(one_expert_bytes(model) / load_s)) as engine:
+        memory = engine._memories.memories[0]
+        memory.start_iteration(1)
+        begin_s = time.perf_counter()
+        for layer in range(num_experts):
+            _post(memory, layer=layer, experts=1)
+        with memory.changed:
+            memory.changed.wait_for(lambda: int((memory.cache.state == RESIDENT).sum()) >= num_experts, timeout=60)
+        return (time.perf_counter() - begin_s) / num_experts
+
+
+def wake_time_s(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int, load_s: float) -> float:
+    """What waiting for a load costs beyond the load: handing it to the link's thread and being woken late (measured on one load
+    over an idle paced link), and going on with cold caches (a model with everything resident that pauses in every layer)."""
+    with finemoe.offload(model, 0.5, "on-demand", link=paced_link(one_expert_bytes(model) / load_s)) as engine:
+        memory = engine._memories.memories[0]
+        memory.start_iteration(1)
+        handing_s = float(np.median([_demand_s(memory, layer, 0) for layer in range(len(engine._layers))])) - load_s
+    with finemoe.offload(model, 1.0, "on-demand") as engine:
+        engine.preload()
+        calls = [_generation(model, tokenizer, [prompt], num_tokens) for prompt in prompts]
+        unpaused_s = _tpot_s(engine, calls)
+        with _pauses(load_s) as paused:
+            pausing_s = _tpot_s(engine, calls)
+        cold_s = (pausing_s - unpaused_s) / len(engine._layers) - float(np.mean(paused))
+    return max(0.0, handing_s) + max(0.0, cold_s)
+
+
+def software_time_s(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int, policy: str, **options: Any) -> float:
+    """TPOT with nothing to load and every layer accounted for, published and searched: a cache for all experts, warm."""
+    with finemoe.offload(model, 1.0, policy, **options) as engine:
+        return _tpot_s(engine, [_generation(model, tokenizer, [prompt], num_tokens) for prompt in prompts])
+
+
+def _tpot_s(engine: Any, calls: list[Callable[[list[Any]], object]]) -> float:
+    """Of calls that were made once before."""
+    for call in calls:
+        call([])
+    engine.reset_counters()
+    for call in calls:
+        call([])
+    return float(engine.report().tpot_s)
+
+
+@contextmanager
+def _pauses(length_s: float) -> Iterator[list[float]]:
+    """Every layer's experts wait that long; the real lengths are in the list."""
+    from unittest.mock import patch
+
+    from finemoe.runtime.lean import lean_forward
+
+    real_s: list[float] = []
+
+    def pausing(*arguments: Any) -> Any:
+        begin_s = time.perf_counter()
+        time.sleep(length_s)
+        real_s.append(time.perf_counter() - begin_s)
+        return lean_forward(*arguments)
+
+    with patch("finemoe.runtime.engine.lean_forward", pausing):
+        yield real_s
+
+
+def measured_breakdown(
+    source: str,
+    prompts: list[str],
+    num_tokens: int,
+    history: Any,
+    expert_memory: float,
+    prefetch_distance: int,
+    load_s: float,
+) -> dict[str, float]:
+    """Mean decode iteration of FineMoE over a paced link, in ms by part, from the engine's own timeline (Fig. 17).
+
+    Args:
+        history: what FineMoE knows. load_s: time of one expert on the link.
+    Returns:
+        attention_ms (all outside the experts), experts_ms, engine_ms (accounting and publishing in the layers), waiting_ms, and
+        beside them search_ms and prefetching_ms; num_layers and engine_ms_per_layer.
+    """
+    model, tokenizer = load_model(source)
+    options: dict[str, Any] = {"history": history, "prefetch_distance": prefetch_distance}
+    with finemoe.offload(model, 1.0, "on-demand") as engine:
+        engine.preload()
+        resident = _decode_spans(engine, model, tokenizer, prompts, num_tokens)
+    link = paced_link(one_expert_bytes(model) / load_s)
+    with finemoe.offload(model, expert_memory, "finemoe", link=link, **options) as engine:
+        spans = _decode_spans(engine, model, tokenizer, prompts, num_tokens)
+        num_layers = len(engine._layers)
+    engine_ms = max(0.0, spans["layers"] - spans["waiting"] - resident["layers"])
+    return {
+        "attention_ms": spans["iteration"] - spans["layers"],
+        "experts_ms": resident["layers"],
+        "engine_ms": engine_ms,
+        "waiting_ms": spans["waiting"],
+        "search_ms": spans["matcher"],
+        "prefetching_ms": spans["prefetching"],
+        "num_layers": num_layers,
+        "engine_ms_per_layer": engine_ms / num_layers,
+    }
+
+
+def _decode_spans(engine: Any, model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> dict[str, float]:
+    """Mean ms per decode iteration of the timeline's spans, and of what the counters call waiting and prefetching."""
+    totals: dict[str, float] = dict.fromkeys(("iteration", "layers", "matcher", "waiting", "prefetching"), 0.0)
+    num_steps = 0
+    for prompt in prompts:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "timeline.json")
+            inputs = tokenizer(prompt, return_tensors="pt")
+            token, cache = _prefill(model, inputs)  # outside the timeline
+            engine.reset_counters()
+            with engine.timeline(path):
+                _decode(model, token, cache, num_tokens)
+            report = engine.report()
+            events = json.loads(path.read_text())["traceEvents"]
+        tracks = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+        for event in (one for one in events if one["ph"] == "X"):
+            track, name = tracks[event["tid"]], event["name"].split()[0]
+            kind = {"iteration": "iteration", "layer": "layers"}.get(name, track) if track == "compute" else track
+            totals[kind] = totals.get(kind, 0.0) + event["dur"] / 1e3
+        totals["waiting"] += 1e3 * report.stall_s
+        totals["prefetching"] += (
+            totals.pop("link", 0.0) * report.prefetched_bytes / max(1, report.prefetched_bytes + report.demand_bytes)
+        )
+        num_steps += num_tokens
+    return {name: total / num_steps for name, total in totals.items()}
+
+
+def _prefill(model: Any, inputs: Any) -> tuple["torch.Tensor", Any]:
+    """The first new token, and the cache."""
+    import torch
+
+    with torch.inference_mode():
+        output = model(**inputs, use_cache=True)
+    return output.logits[:, -1:].argmax(-1), output.past_key_values
+
+
+def _decode(model: Any, token: "torch.Tensor", cache: Any, num_tokens: int) -> None:
+    """Greedy decoding after a prefill."""
+    import torch
+
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
 
 
 def stall_ratio(source: str, prompt: str, bytes_per_s: float, num_tokens: int) -> float:
     """Measured stall of on-demand loading over bytes / bandwidth, with one expert's slot and a paced link."""
     model, tokenizer = load_model(source)
-    with finemoe.offload(model, _one_expert(model), "on-demand", link=_paced(bytes_per_s)) as engine:
+    with finemoe.offload(model, one_expert_bytes(model), "on-demand", link=paced_link(bytes_per_s)) as engine:
         _generation(model, tokenizer, [prompt], num_tokens)([])
         report = engine.report()
     return report.stall_s / (report.demand_bytes / bytes_per_s)
@@ -106,7 +272,7 @@ def overtaking_s(source: str, bytes_per_s: float, num_trials: int) -> tuple[Inte
 def bandwidth_for(source: str, load_s: float) -> float:
     """Bytes per second at which one expert of the model takes `load_s`."""
     model, _ = load_model(source)
-    return _one_expert(model) / load_s
+    return one_expert_bytes(model) / load_s
 
 
 def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
@@ -118,7 +284,7 @@ def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
     return models, engines
 
 
-def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[list[Any]], "torch.Tensor"]:
+def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[list[Any]], Any]:
     """Greedy generation of exactly that many tokens; the call takes logits processors, which run once per token."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
@@ -160,23 +326,25 @@ def _layers_s(engine: Any) -> float:
         return (time.perf_counter() - begin_s) / len(layers)
 
 
-def _one_expert(model: Any) -> int:
+def one_expert_bytes(model: Any) -> int:
+    """What a record of one expert takes."""
     from finemoe.runtime.layers import find_moe_layers
     from finemoe.runtime.records import RecordLayout
 
     return max(RecordLayout.of(layer).nbytes for layer in find_moe_layers(model))
 
 
-def _paced(bytes_per_s: float) -> str:
+def paced_link(bytes_per_s: float) -> str:
+    """The `link` option for a link of that bandwidth."""
     return f"paced:{bytes_per_s:.0f}B/s"
 
 
 def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
     """A fresh expert memory for each trial, with the time one expert's transfer takes."""
     model, _ = load_model(source)
-    record_s = _one_expert(model) / bytes_per_s
+    record_s = one_expert_bytes(model) / bytes_per_s
     for _ in range(num_trials):
-        with finemoe.offload(model, 0.5, "on-demand", link=_paced(bytes_per_s)) as engine:
+        with finemoe.offload(model, 0.5, "on-demand", link=paced_link(bytes_per_s)) as engine:
             memory = engine._memories.memories[0]
             memory.start_iteration(1)
             yield memory, record_s

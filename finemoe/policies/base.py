@@ -123,9 +123,10 @@ class Policy(ABC):
         `needs_future`, and of no use to others."""
         return None
 
-    def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes that the policy's own work reads at an iteration's start and at each gate, [n] each; num_rows: of n iterations.
-        A simulated executor takes the work's time from them."""
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes that the policy's own work reads at an iteration's start and at each gate, [n] each; num_rows: of n iterations;
+        hidden_size: h of the model meant, whose embeddings a store would hold. A simulated executor takes the work's time from
+        them."""
         return np.zeros(len(num_rows)), np.zeros(len(num_rows))
 
     def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prefetch:

@@ -73,10 +73,11 @@ class FineMoE(Policy):
         """Whether semantic search has something to search."""
         return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
-    def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Each search reads its part of the store once per row: all embeddings, or one layer of all maps."""
         per_record = 2.0 * len(self.store)
-        return num_rows * per_record * self.store.embedding_dim, num_rows * per_record * self.store.num_experts
+        embedding_dim = hidden_size if self.searches_embeddings else 0
+        return num_rows * per_record * embedding_dim, num_rows * per_record * self.store.num_experts
 
     def thresholds(self, scores: np.ndarray) -> np.ndarray:
         """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""

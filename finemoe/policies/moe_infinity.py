@@ -59,7 +59,7 @@ class MoEInfinity(Policy):
         nearest = int(self._dots.argmax())
         return [self._most(target, self.collection[nearest, target], len(experts))]
 
-    def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
         """A gate compares one layer of every matrix, whatever the rows."""
         nothing = np.zeros(len(num_rows))
         return nothing, nothing + 8.0 * len(self.collection) * self.setup.num_experts

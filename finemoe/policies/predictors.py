@@ -32,6 +32,11 @@ class LayerPredictors:
 
     @property
     def num_weights(self) -> int:
+        """Of all layers' predictors."""
+        return sum(products.size for products in self._products)
+
+    @property
+    def most_weights(self) -> int:
         """Of the largest predictor."""
         return max((products.size for products in self._products), default=0)
 

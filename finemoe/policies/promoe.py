@@ -60,10 +60,10 @@ class ProMoE(Policy):
             return [] if lookahead is None else [self.wanted(target, lookahead[0])]
         return [self.wanted(target, self._predictors.predict(target, self._gates))] if self._predictors.is_fitted else []
 
-    def read_bytes(self, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
         """A gate applies one layer's predictor, or one router, to all rows at once."""
         nothing = np.zeros(len(num_rows))
-        return nothing, nothing + 4.0 * self._predictors.num_weights
+        return nothing, nothing + 4.0 * self._predictors.most_weights
 
     def end_iteration(self) -> None:
         is_whole = len(self._gates) == self.setup.num_layers and len({ids.shape for ids in self._experts}) == 1

@@ -308,8 +308,8 @@ class Engine:
             self._counters.hits[index] += len(used)
             self._memories.use(index, used)
             return _Resident(self._memories.resident_weights(index))
-        demanded = np.unique(selected)
-        demanded = demanded[demanded < layer.num_experts]  # expert parallelism marks foreign experts with J
+        chosen = set(selected.ravel().tolist()) - {layer.num_experts}  # expert parallelism marks foreign experts with J
+        demanded = np.array(sorted(chosen), dtype=np.int64)
         self._count_recall(index, demanded)
         leases = self._memories.demand(index, demanded)
         for access in leases.accesses:
@@ -390,7 +390,7 @@ class Engine:
         iteration, expected = self._predictions[layer]
         if iteration == self._iteration:
             ranked = np.argsort(-expected, kind="stable")[: len(demanded)]
-            self._counters.recalled += int(np.isin(demanded, ranked).sum())
+            self._counters.recalled += len(set(ranked.tolist()).intersection(demanded.tolist()))
             self._counters.ranked += len(demanded)
 
 

@@ -68,8 +68,9 @@ class Clockwork:
 
     Args:
         rule: a name in RULE_CODES. owners: [L, J] each expert's device. num_slots: of every device.
-        load_s: one expert over its link, latency included. chunk_s: how long a demanded load may have to wait for a prefetch.
-        waits: BESIDE, AT_GATE or AFTER_LAYER.
+        load_s: one expert over its link on demand, latency included. chunk_s: one chunk of a prefetch, which a demanded load may
+            have to wait for. prefetch_s: one expert ahead of demand, chunk by chunk; None: as on demand.
+        waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s: what it takes to go on after waiting for a load.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Clockwork:
         load_s: float,
         chunk_s: float,
         waits: int = BESIDE,
+        wake_s: float = 0.0,
+        prefetch_s: float | None = None,
     ) -> None:
         num_layers, num_experts = owners.shape
         ints = np.zeros((num_devices, 5, owners.size), dtype=np.int64)
@@ -95,7 +98,9 @@ class Clockwork:
             num_experts=num_experts,
             waits=waits,
             load_s=load_s,
+            prefetch_s=load_s if prefetch_s is None else prefetch_s,
             chunk_s=chunk_s,
+            wake_s=wake_s,
             owners=np.ascontiguousarray(owners.reshape(-1)),
             layers=np.repeat(np.arange(num_layers), num_experts),
             ints=ints,

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from finemoe.cache.capacity import slots_per_device
 from finemoe.errors import FinemoeError
 from finemoe.paths import DATA
 from finemoe.simulation.testbed import Testbed
 
 CONFIGS = DATA / "models" / "configs"
+PUBLISHED = {"mixtral-mini": "mixtral-8x7b", "qwen-mini": "qwen1.5-moe-a2.7b", "phi-mini": "phi-3.5-moe"}  # of each miniature
 _BYTES = 2  # bf16
 
 
@@ -46,13 +48,17 @@ class ModelSize:
         return _BYTES * self.expert_params
 
     @property
+    def all_experts_bytes(self) -> int:
+        return self.num_layers * self.num_experts * self.expert_bytes
+
+    @property
     def total_bytes(self) -> int:
         return _BYTES * self.total_params
 
     @property
     def resident_bytes(self) -> int:
         """All weights but the routed experts."""
-        return self.total_bytes - self.num_layers * self.num_experts * self.expert_bytes
+        return self.total_bytes - self.all_experts_bytes
 
     @classmethod
     def from_config(cls, source: Any, name: str = "") -> "ModelSize":
@@ -64,6 +70,9 @@ class ModelSize:
         embeddings = head if text.tie_word_embeddings else 2 * head
         rest = geometry.total_params - geometry.num_layers * geometry.num_experts * geometry.expert_params - embeddings
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        kv_width = 2 * text.num_key_value_heads * head_size
+        if latent := getattr(text, "kv_lora_rank", None):  # multi-head latent attention keeps one vector for all heads
+            kv_width = latent + text.qk_rope_head_dim
         return cls(
             name=name or geometry.name,
             num_layers=geometry.num_layers,
@@ -75,7 +84,7 @@ class ModelSize:
             head_params=head,
             total_params=geometry.total_params,
             attention_width=text.num_attention_heads * head_size,
-            kv_bytes=2 * _BYTES * text.num_key_value_heads * head_size,
+            kv_bytes=_BYTES * kv_width,
         )
 
     @classmethod
@@ -101,6 +110,16 @@ class CostModel:
 
     size: ModelSize
     testbed: Testbed
+
+    def cache_bytes(self, expert_memory: float | int | str) -> int:
+        """What the expert caches of all devices take."""
+        size, devices = self.size, self.testbed.devices
+        slots = slots_per_device(expert_memory, size.expert_bytes, size.num_layers * size.num_experts, devices)
+        return slots * devices * size.expert_bytes
+
+    def fits(self, expert_memory: float | int | str) -> bool:
+        """Whether caches of that size have room beside the other weights."""
+        return self.cache_bytes(expert_memory) + self.size.resident_bytes <= self.testbed.total_bytes
 
     def before_experts(self, num_rows: np.ndarray, context: np.ndarray) -> np.ndarray:
         """Attention, norms, router and shared experts of one layer, [n].
@@ -129,9 +148,9 @@ class CostModel:
         moved = np.array([float(_BYTES * self.size.head_params)])
         return float(self._roofline(np.array([2.0 * self.size.head_params]), moved)[0])
 
-    def load(self) -> float:
-        """One expert over a device's link."""
-        return self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
+    def load(self, num_chunks: int = 1) -> float:
+        """One expert over a device's link, in so many copies."""
+        return num_chunks * self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
 
     def search(self, read_bytes: np.ndarray) -> np.ndarray:
         """A policy's own work that reads so many bytes, [n]; none where it reads nothing."""
@@ -140,6 +159,12 @@ class CostModel:
     def _roofline(self, flops: np.ndarray, moved_bytes: np.ndarray) -> np.ndarray:
         times: np.ndarray = np.maximum(flops / self.testbed.flops_per_s, moved_bytes / self.testbed.memory_bytes_per_s)
         return times
+
+
+def size_named(model: str) -> ModelSize:
+    """The published model behind a name: a miniature's, or that of a configuration in data/models/configs."""
+    name = PUBLISHED.get(model, model)
+    return ModelSize.from_config(CONFIGS / f"{name}.json", name)
 
 
 def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: int) -> ModelSize:

@@ -86,10 +86,7 @@ def tokens_of(trace: RoutingTrace, block: Iterations, begins: np.ndarray, demand
     return tokens
 
 
-def contexts_of(trace: RoutingTrace, block: Iterations) -> np.ndarray:
-    """Tokens that the rows of each iteration attend to, summed over the rows, [n]: a row attends to its request up to itself."""
-    rows = np.arange(block.rows.start, block.rows.stop)
-    owners = np.repeat(block.requests, np.diff(block.starts))
-    positions = rows - trace.offsets[owners] + 1
-    sums: np.ndarray = np.add.reduceat(positions, block.starts[:-1])
+def contexts_of(contexts: np.ndarray, block: Iterations) -> np.ndarray:
+    """Tokens that each iteration attends to, summed over its rows, [n]; contexts: [T] of every row of the trace."""
+    sums: np.ndarray = np.add.reduceat(contexts[block.rows], block.starts[:-1])
     return sums

@@ -34,7 +34,7 @@ class State(NamedTuple):
     """Everything that changes, and what it is indexed by; D devices of S slots, N = L·J experts by flat id.
 
     Attributes:
-        rule, num_experts, waits, load_s, chunk_s: settings. owners, layers: [N] each expert's device and layer.
+        rule, num_experts, waits, load_s, prefetch_s, chunk_s, wake_s: settings. owners, layers: [N] of each expert.
         ints, floats, flags, turns, scalars, held: per device what cache.compiled keeps for one.
         link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes.
         flying: [D] the expert in flight, or -1. pending, num_pending: [D, N] and [D] prefetches that wait, as asked for.
@@ -46,7 +46,9 @@ class State(NamedTuple):
     num_experts: int
     waits: int
     load_s: float
+    prefetch_s: float
     chunk_s: float
+    wake_s: float
     owners: np.ndarray
     layers: np.ndarray
     ints: np.ndarray
@@ -246,7 +248,7 @@ def _take_off(state, d, layer):  # type: ignore[no-untyped-def]
             flags[UNDEMANDED, flat] = flags[LOADING, flat] = True
             flags[AWAITING, flat] = state.layers[flat] != layer
             state.scalars[d, PREFETCH_LOADS] += 1
-            state.flying[d], state.rest_s[d] = flat, state.load_s
+            state.flying[d], state.rest_s[d] = flat, state.prefetch_s
             return True
     return False
 
@@ -351,7 +353,7 @@ def _load_missing(state, d, layer, experts):  # type: ignore[no-untyped-def]
 @borrowing
 def _finish_chunk(state, d):  # type: ignore[no-untyped-def]
     """The chunk that is being moved ends before anything else can go over the link."""
-    chunks = (state.load_s - state.rest_s[d]) / state.chunk_s  # moved so far
+    chunks = (state.prefetch_s - state.rest_s[d]) / state.chunk_s  # moved so far
     if state.flying[d] < 0 or abs(chunks - np.round(chunks)) < 1e-9:
         return
     rest = min(state.rest_s[d], (np.ceil(chunks) - chunks) * state.chunk_s)
@@ -375,7 +377,9 @@ def _compute(state, plan, event, layer, start, experts, counts):  # type: ignore
         if ready[index] < 0:
             _make_room(state, d, index, layer, ends[d], experts)
             counts[event, 2] += 1
-        ends[d] = max(ends[d], ready[index]) + durations[index]
+        if ready[index] > ends[d]:  # waits for it, and wakes up
+            ends[d] = ready[index] + state.wake_s
+        ends[d] += durations[index]
         work[d] += durations[index]
     return max(start, ends.max()), work.max()
 

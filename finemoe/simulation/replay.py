@@ -15,6 +15,7 @@ from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.report import Report
+from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.events import Iterations, block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
@@ -69,6 +70,8 @@ def sweep(
     link: str | None = None,
     host_memory: int | str | None = None,
     seed: int = 0,
+    batch_size: int = 1,
+    arrangement: Arrangement | None = None,
     **policy_options: Any,
 ) -> list[Report]:
     """As `replay` at every memory size under every eviction rule (None: the policy's own), sizes first; the policy is heard once
@@ -81,9 +84,13 @@ def sweep(
         devices: how many share the experts, round-robin; by default one, or as many as the testbed has.
         expert_bytes: without hardware, the size of one expert; by default bytes in the report are counted in experts.
         link, host_memory: of the live engine only; a testbed describes its own.
+        batch_size: how many consecutive requests run side by side; a batch counts as one request.
+        arrangement: in what order, when and how long requests run, instead of `batch_size`; `trace` is then its trace.
         policy_options: the system's own, such as promoe's `predictor`.
     """
     _require_sensible(devices, expert_bytes, link, host_memory)
+    arrangement = arrangement or _arranged(trace, batch_size)
+    trace = arrangement.trace
     setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
     system = make_policy(policy, setup, is_replay=True, **policy_options)
     choices = [
@@ -101,9 +108,9 @@ def sweep(
     testbed = Testbed.load(hardware)
     testbed = testbed if devices is None else replace(testbed, devices=devices)
     cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
-    pace = ModelledPace(cost, system)
+    pace = ModelledPace(cost, system, arrangement)
     for memory, _ in choices:
-        pace.require_room(1.0 if system.holds_everything else memory, trace.num_layers * trace.num_experts)
+        pace.require_room(1.0 if system.holds_everything else memory)
     return paced(trace, policy, system, choices, pace)
 
 
@@ -142,6 +149,10 @@ def _require_sensible(devices: int | None, expert_bytes: int | None, link: str |
             raise FinemoeError(f"{name} is {value!r}; in a replay it is a whole number, at least 1")
     if link is not None or host_memory is not None:
         raise FinemoeError("link and host_memory belong to the live engine; a replay has an instant link, or that of hardware=")
+
+
+def _arranged(trace: RoutingTrace, batch_size: int) -> Arrangement:
+    return Arrangement.one_by_one(trace) if batch_size == 1 else Arrangement.side_by_side(trace, batch_size)
 
 
 def _known_rule(name: str) -> str:

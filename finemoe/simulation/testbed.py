@@ -40,6 +40,11 @@ class Testbed:
     search_overhead_s: float
 
     @property
+    def total_bytes(self) -> float:
+        """Memory of all devices."""
+        return self.devices * self.memory_bytes
+
+    @property
     def load_bytes_per_s(self) -> float:
         """What a device's link moves while all of them are busy."""
         return min(self.link_bytes_per_s, self.host_bytes_per_s / self.devices)

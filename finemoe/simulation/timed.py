@@ -11,6 +11,7 @@ from finemoe.cache.placement import owners_of
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
 from finemoe.report import Report
+from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.clockwork import Clockwork, Durations
 from finemoe.simulation.cost import CostModel
 from finemoe.simulation.events import Iterations, contexts_of, tokens_of
@@ -33,8 +34,8 @@ class Pace(Protocol):
     """How fast a machine is, for one model and policy.
 
     Attributes:
-        num_devices; expert_bytes: of one expert; load_s: one expert over a link; chunk_s: how long a demanded load may have to
-        wait.
+        num_devices; expert_bytes: of one expert; load_s, prefetch_s: one expert over a link, on demand and chunk by chunk ahead;
+        chunk_s: one chunk; wake_s: what it takes to go on after waiting.
     """
 
     @property
@@ -47,7 +48,13 @@ class Pace(Protocol):
     def load_s(self) -> float: ...
 
     @property
+    def prefetch_s(self) -> float: ...
+
+    @property
     def chunk_s(self) -> float: ...
+
+    @property
+    def wake_s(self) -> float: ...
 
     def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
         """Of every event of a block; begins, demanded: its demanded sets."""
@@ -58,11 +65,13 @@ class ModelledPace:
     """From a cost model.
 
     Args:
-        cost: the model on its testbed. policy: whose own work takes time too.
+        cost: the model on its testbed. policy: whose own work takes time too. arrangement: what is served.
     """
 
     cost: CostModel
     policy: Policy
+    arrangement: Arrangement
+    wake_s = 0.0  # a device waits for an event without anybody waking up
 
     @property
     def num_devices(self) -> int:
@@ -77,31 +86,34 @@ class ModelledPace:
         return self.cost.load()
 
     @property
-    def chunk_s(self) -> float:
-        return min(self.load_s, _CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
+    def prefetch_s(self) -> float:
+        return self.cost.load(-(-self.expert_bytes // _CHUNK_BYTES))
 
-    def require_room(self, expert_memory: float | int | str, num_experts: int) -> None:
+    @property
+    def chunk_s(self) -> float:
+        return min(self.prefetch_s, self.cost.testbed.link_latency_s + _CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
+
+    def require_room(self, expert_memory: float | int | str) -> None:
         """Refuse a cache that does not fit beside the model's other weights.
 
         Raises:
             FinemoeError: it does not.
         """
         size, testbed = self.cost.size, self.cost.testbed
-        slots = slots_per_device(expert_memory, size.expert_bytes, num_experts, testbed.devices)
-        needed, room = size.resident_bytes + slots * testbed.devices * size.expert_bytes, testbed.devices * testbed.memory_bytes
-        if needed > room:
+        if not self.cost.fits(expert_memory):
+            needed = size.resident_bytes + self.cost.cache_bytes(expert_memory)
             raise FinemoeError(
-                f"{size.name} would take {format_bytes(needed)} on {testbed.title}, which has {format_bytes(room)}: "
-                "lower expert_memory"
+                f"{size.name} would take {format_bytes(needed)} on {testbed.title}, "
+                f"which has {format_bytes(testbed.total_bytes)}: lower expert_memory"
             )
 
     def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
         """Of every event of a block."""
         num_layers, num_rows = trace.num_layers, np.diff(block.starts).astype(float)
-        before = self.cost.before_experts(num_rows, contexts_of(trace, block).astype(float))
+        before = self.cost.before_experts(num_rows, contexts_of(self.arrangement.contexts, block).astype(float))
         after = np.repeat(self.cost.exchange(num_rows), num_layers)
         after[num_layers - 1 :: num_layers] += self.cost.head()
-        at_start, at_gate = (self.cost.search(read) for read in self.policy.read_bytes(num_rows))
+        at_start, at_gate = (self.cost.search(read) for read in self.policy.read_bytes(num_rows, self.cost.size.hidden_size))
         search = np.zeros((len(block), num_layers, 2))
         search[:, 0, 0], search[:, :, 1] = at_start, at_gate[:, None]
         return Durations(
@@ -109,7 +121,7 @@ class ModelledPace:
             expert=self.cost.expert(tokens_of(trace, block, begins, demanded).astype(float)),
             after=after,
             search=search.reshape(-1),
-            earliest=np.zeros(len(block) * num_layers),
+            earliest=np.repeat(self.arrangement.arrivals_s[block.requests], num_layers),
         )
 
 
@@ -129,7 +141,8 @@ class TimedCache:
         slots = slots_per_device(memory, pace.expert_bytes, num_layers * num_experts, num_devices)
         self.rule, self._expert_bytes, self._memory_bytes = rule, pace.expert_bytes, slots * num_devices * pace.expert_bytes
         owners = owners_of([num_experts] * num_layers, num_devices)
-        self._clockwork = Clockwork(rule, owners, num_devices, slots, pace.load_s, pace.chunk_s, waits_of(policy))
+        pace_of_link = pace.load_s, pace.chunk_s, waits_of(policy), pace.wake_s, pace.prefetch_s
+        self._clockwork = Clockwork(rule, owners, num_devices, slots, *pace_of_link)
         self._tally = Tally(trace)
         if policy.holds_everything:
             self._clockwork.hold(np.arange(num_layers * num_experts))

@@ -32,6 +32,14 @@ def test_smoke_covers_every_rule_of_the_default_target():
     assert "train_miniature" not in full
 
 
+def test_a_grid_of_cells_is_planned_for_a_slurm_cluster():
+    """The profile and the grid's configuration parse, and every cell is a job of its own."""
+    done = snakemake("--workflow-profile", "profiles/slurm", "--configfile", "config/grid.yaml", "--dry-run", "--quiet", "host")
+    assert done.returncode == 0, done.stdout
+    jobs = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert jobs["simulate_testbed"] == str(6 * 3 * 2)  # testbeds, models, datasets
+
+
 def test_a_typo_in_the_configuration_is_one_clear_line(tmp_path):
     (tmp_path / "typo.yaml").write_text("polices: [finemoe]\n")
     done = snakemake("--dry-run", "--configfile", str(tmp_path / "typo.yaml"))

@@ -12,9 +12,10 @@ BESIDE, AT_GATE, AFTER_LAYER = range(3)
 class Link:
     """One device's slots and the way to them."""
 
-    def __init__(self, rule, num_slots, log, load_s, chunk_s, must_be_ahead):
+    def __init__(self, rule, num_slots, log, load_s, prefetch_s, chunk_s, must_be_ahead):
         self.must_be_ahead = must_be_ahead  # but after a layer its own other experts may still be fetched
         self.cache, self.load_s, self.chunk_s = Cache(RULES[rule], num_slots, log), load_s, chunk_s
+        self.prefetch_s = prefetch_s
         self.free_at = 0.0
         self.there_at = {}  # key -> when its last chunk has arrived
         self.pending = {}  # key -> probability, in the order asked for
@@ -55,7 +56,7 @@ class Link:
         self.cache.unused.add(key)
         if key[0] != layer:
             self.cache.awaited.add(key)
-        whole, rest = divmod(self.load_s, self.chunk_s)
+        whole, rest = divmod(self.prefetch_s, self.chunk_s)
         self.flight = key
         self.chunks = [self.chunk_s] * int(whole) + ([rest] if rest > 1e-12 else [])
         return True
@@ -83,7 +84,9 @@ class Link:
         return self.free_at
 
 
-def replay(events, durations, rule, owner, num_layers, num_experts, num_slots, num_devices, load_s, chunk_s, waits):
+def replay(
+    events, durations, rule, owner, num_layers, num_experts, num_slots, num_devices, load_s, chunk_s, waits, wake_s, prefetch_s
+):
     """(hits, late, on demand, ahead, wasted) of each event, and (begin, end) of each.
 
     Args:
@@ -93,7 +96,7 @@ def replay(events, durations, rule, owner, num_layers, num_experts, num_slots, n
     """
     sets = [(event["layer"], set(event["demanded"])) for event in events]
     log = Log(num_layers, num_experts, sets)
-    links = [Link(rule, num_slots, log, load_s, chunk_s, waits != AFTER_LAYER) for _ in range(num_devices)]
+    links = [Link(rule, num_slots, log, load_s, prefetch_s, chunk_s, waits != AFTER_LAYER) for _ in range(num_devices)]
     now = matcher = 0.0
     answers, found = [], []
 
@@ -162,7 +165,9 @@ def replay(events, durations, rule, owner, num_layers, num_experts, num_slots, n
         ends = [start] * num_devices
         for key in keys:
             number = owner(*key)
-            ends[number] = max(ends[number], links[number].there_at[key]) + takes["expert"][key[1]]
+            if links[number].there_at[key] > ends[number]:
+                ends[number] = links[number].there_at[key] + wake_s
+            ends[number] += takes["expert"][key[1]]
         now = max(ends) + takes["after"]
         if waits == AFTER_LAYER:
             now = publish(event["after"], takes["search_gate"], now, layer, True)

@@ -90,11 +90,13 @@ def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -
     num_devices=st.integers(1, 3),
     spare=st.integers(0, 6),
     waits=st.sampled_from([BESIDE, AT_GATE, AFTER_LAYER]),
+    wake_s=st.sampled_from([0.0, 0.3]),
+    prefetch_s=st.sampled_from([LOAD_S, 1.3 * LOAD_S]),
 )
-def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits):
+def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wake_s, prefetch_s):
     events, durations, plain_events, plain_durations = random_run(seed)
     owners, slots = owners_of([EXPERTS] * LAYERS, num_devices), 3 + spare  # a layer's set and a transfer always fit
-    clockwork = Clockwork(rule, owners, num_devices, slots, LOAD_S, CHUNK_S, waits)
+    clockwork = Clockwork(rule, owners, num_devices, slots, LOAD_S, CHUNK_S, waits, wake_s, prefetch_s)
     if rule == "belady":
         first = FutureUses(LAYERS, EXPERTS)
         first.before(events.begins, events.demanded, 0)
@@ -102,7 +104,7 @@ def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits):
     found = clockwork.run(events, durations)
     expected = naive_timed.replay(
         plain_events, plain_durations, rule, lambda layer, e: int(owners[layer, e]), LAYERS, EXPERTS, slots, num_devices,
-        LOAD_S, CHUNK_S, waits,
+        LOAD_S, CHUNK_S, waits, wake_s, prefetch_s,
     )  # fmt: skip
     assert found.counts.tolist() == [list(one[:5]) for one in expected]
     np.testing.assert_allclose(found.starts, [one[5] for one in expected], atol=1e-7)

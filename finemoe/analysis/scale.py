@@ -1,0 +1,115 @@
+"""How far the design scales: models of hundreds of experts a layer on many devices, with synthetic routing (study `scale`)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from finemoe.maps.store import ExpertMapStore
+from finemoe.policies import make_policy
+from finemoe.report import Report
+from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.cost import CostModel, size_named
+from finemoe.simulation.replay import paced, replay_setup
+from finemoe.simulation.synthetic import Recipe, synthetic_trace
+from finemoe.simulation.testbed import Testbed
+from finemoe.simulation.timed import ModelledPace
+from finemoe.traces import RoutingTrace
+
+SYSTEMS = {"FineMoE": "finemoe", "on-demand (LRU)": "on-demand", "oracle": "oracle"}
+_HEADROOM = 0.9  # of a device's memory beside the other weights that experts may take
+
+
+def scale_table(
+    model: str,
+    recipe: Recipe,
+    hardware: str,
+    devices: Sequence[int],
+    expert_memory: float,
+    num_tokens: int,
+    prefetch_distance: int = 3,
+    store_capacity: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A model's decode on more and more devices of a testbed, each with a link of its own.
+
+    Args:
+        recipe: of the synthetic routing. expert_memory: share of all routed experts, less where the devices have not the memory.
+        num_tokens: decode iterations served.
+    Returns:
+        Rows (model, devices, system, expert_memory, tpot_ms, hit_rate, moved_gb_per_token, link_ms, layer_ms, search_ms);
+        link_ms: what the links need at least for what was moved, per token; layer_ms: a layer without waiting; search_ms: one
+        trajectory search, which must be shorter to keep up.
+    """
+    size = size_named(model)
+    tokens_per_request = max(1, num_tokens // 6)
+    trace = synthetic_trace(recipe, size.num_layers, size.num_experts, size.top_k, 20, tokens_per_request, seed)
+    history, served = trace.split("history"), trace.split("served")
+    rows = []
+    for count in devices:
+        testbed = replace(Testbed.load(hardware), devices=count, host_bytes_per_s=count * Testbed.load(hardware).link_bytes_per_s)
+        cost = CostModel(size, testbed)
+        share = min(expert_memory, _HEADROOM * (testbed.total_bytes - size.resident_bytes) / size.all_experts_bytes)
+        experts_s = size.top_k / min(count, size.top_k) * cost.expert(np.ones(1))[0]
+        layer_s = float(cost.before_experts(np.ones(1), np.full(1, 256.0))[0] + experts_s)
+        search_s = float(cost.search(np.array([2.0 * store_capacity * size.num_experts]))[0])
+        for system, policy in SYSTEMS.items():
+            report = _run(served, history, policy, cost, share, prefetch_distance, store_capacity)
+            moved = (report.demand_bytes + report.prefetched_bytes) / report.num_decode_steps
+            rows.append(
+                {
+                    "model": model,
+                    "devices": count,
+                    "system": system,
+                    "expert_memory": share,
+                    "tpot_ms": 1e3 * report.tpot_s,
+                    "hit_rate": report.hit_rate,
+                    "moved_gb_per_token": moved / 1e9,
+                    "link_ms": 1e3 * moved / (count * testbed.load_bytes_per_s),
+                    "layer_ms": 1e3 * layer_s,
+                    "search_ms": 1e3 * search_s,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str) -> pd.DataFrame:
+    """Memory of a store and time of one trajectory search against capacity; the coverage theory's capacities (4.4) beside.
+
+    Returns:
+        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the theory's 75 % and 98 % similarity.
+    """
+    rows = []
+    for model in models:
+        size = size_named(model)
+        num = size.num_layers * size.num_experts
+        theory = {"75 % similar": 2 * num, "98 % similar": round(0.5 * num * np.log(num))}
+        for kind, capacity in [("given", capacity) for capacity in capacities] + list(theory.items()):
+            per_map = ExpertMapStore(size.num_layers, size.num_experts, size.hidden_size, 1).nbytes
+            search_s = float(CostModel(size, Testbed.load(hardware)).search(np.array([2.0 * capacity * size.num_experts]))[0])
+            rows.append(
+                {
+                    "model": model,
+                    "capacity": capacity,
+                    "kind": kind,
+                    "store_mb": per_map * capacity / 1e6,
+                    "search_ms": 1e3 * search_s,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _run(
+    served: RoutingTrace,
+    history: RoutingTrace,
+    policy: str,
+    cost: CostModel,
+    share: float,
+    prefetch_distance: int,
+    store_capacity: int,
+) -> Report:
+    setup = replay_setup(served, history, prefetch_distance, store_capacity)
+    system = make_policy(policy, setup, is_replay=True)
+    pace = ModelledPace(cost, system, Arrangement.one_by_one(served))
+    return paced(served, policy, system, [(share, system.default_eviction)], pace)[0]

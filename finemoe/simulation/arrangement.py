@@ -1,0 +1,97 @@
+"""How recorded requests meet a server: one after the other, in batches, or as they arrive, with the lengths that they have there.
+
+Batches and long requests are made of recorded iterations, never of invented ones.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from finemoe.errors import FinemoeError
+from finemoe.traces import DECODE, PREFILL, RoutingTrace
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Requests in the order in which a server runs them.
+
+    Attributes:
+        trace: their routing; a batch counts as one request. contexts: [T] tokens that each row attends to.
+        arrivals_s: [R] when each arrives, ascending; a request starts no earlier.
+    """
+
+    trace: RoutingTrace
+    contexts: np.ndarray
+    arrivals_s: np.ndarray
+
+    @classmethod
+    def one_by_one(cls, trace: RoutingTrace) -> "Arrangement":
+        """As recorded."""
+        return cls(trace, _contexts(trace.offsets), np.zeros(trace.num_requests))
+
+    @classmethod
+    def side_by_side(cls, trace: RoutingTrace, batch_size: int) -> "Arrangement":
+        """Batches of consecutive requests, whose first iterations run together, then their second ones, and so on; who is done
+        leaves the batch (static batching).
+
+        Raises:
+            FinemoeError: the batch size is no positive whole number.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise FinemoeError(f"batch_size is {batch_size!r}; it is a whole number, at least 1")
+        requests = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
+        order = np.lexsort((requests, trace.step, requests // batch_size))
+        ends = np.append(np.arange(0, trace.num_requests, batch_size), trace.num_requests)
+        offsets = trace.offsets[ends]
+        return cls(trace.arranged(order, offsets), _contexts(trace.offsets)[order], np.zeros(len(offsets) - 1))
+
+    @classmethod
+    def arriving(cls, trace: RoutingTrace, arrivals: pd.DataFrame, seed: int = 0) -> "Arrangement":
+        """Requests that arrive and are as long as a table says, made of a shorter trace's iterations.
+
+        Args:
+            trace: recorded requests with prefills. A new request takes the prompt tokens of one of them and of those after it, as
+                many as it needs, and likewise its decode iterations.
+            arrivals: columns arrival_s, prompt_tokens, new_tokens, one row per request in order of arrival.
+            seed: draws the recorded request that each begins with.
+        Raises:
+            FinemoeError: the trace has no prompt tokens or no decode iterations.
+        """
+        is_prompt = trace.phase == PREFILL
+        if is_prompt.all() or not is_prompt.any():
+            raise FinemoeError("the trace needs prompt tokens and decode iterations, to make longer requests of them")
+        firsts = np.random.default_rng(seed).integers(0, trace.num_requests, len(arrivals))
+        pieces, lengths = [], []
+        wanted = (arrivals[name].to_numpy() for name in ("prompt_tokens", "new_tokens"))
+        for first, prompt_tokens, new_tokens in zip(trace.offsets[firsts], *wanted, strict=True):
+            prompt = _following(is_prompt, first, prompt_tokens)
+            pieces += [prompt, _following(~is_prompt, first, new_tokens - 1)]
+            lengths.append((len(prompt), len(pieces[-1])))
+        offsets = np.cumsum([0, *(sum(pair) for pair in lengths)])
+        step = np.concatenate([np.maximum(np.arange(prompt + new) - prompt + 1, 0) for prompt, new in lengths])
+        phase = np.where(step == 0, PREFILL, DECODE)
+        made = trace.arranged(np.concatenate(pieces), offsets, step.astype(np.int32), phase.astype(np.uint8))
+        return cls(made, _contexts(offsets), arrivals.arrival_s.to_numpy(dtype=float))
+
+
+def with_lookahead(trace: RoutingTrace, strides: tuple[int, ...]) -> RoutingTrace:
+    """The trace with the routers applied ahead at these strides only, which else take most of its memory."""
+    if not strides or trace.lookahead_ids is None or trace.lookahead_probs is None:
+        return replace(trace, lookahead_strides=(), lookahead_ids=None, lookahead_probs=None)
+    places = [trace.lookahead_strides.index(stride) for stride in strides]
+    ids, probs = (array[:, places] for array in (trace.lookahead_ids, trace.lookahead_probs))
+    return replace(trace, lookahead_strides=strides, lookahead_ids=ids, lookahead_probs=probs)
+
+
+def _contexts(offsets: np.ndarray) -> np.ndarray:
+    """A row attends to its request up to itself."""
+    lengths = np.diff(offsets)
+    contexts: np.ndarray = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + 1
+    return contexts
+
+
+def _following(is_wanted: np.ndarray, first: int, count: int) -> np.ndarray:
+    """`count` wanted rows from row `first` on, beginning again after the last."""
+    wanted = np.flatnonzero(is_wanted)
+    return wanted[(np.searchsorted(wanted, first) + np.arange(count)) % len(wanted)]

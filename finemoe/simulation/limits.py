@@ -1,0 +1,80 @@
+"""Where a formula says what a replay in virtual time must give: the simulator against arithmetic (validate_simulator)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from finemoe.policies import make_policy
+from finemoe.report import Report
+from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.cost import CostModel, size_of
+from finemoe.simulation.events import demanded_sets, iteration_blocks
+from finemoe.simulation.replay import paced, replay_setup
+from finemoe.simulation.testbed import Testbed
+from finemoe.simulation.timed import ModelledPace
+from finemoe.traces import RoutingTrace
+
+_TESTBED = "rtx3090"  # one device, so that loads are one after the other
+
+
+def analytical_checks(trace: RoutingTrace) -> pd.DataFrame:
+    """Replays of a trace on one device in limiting cases.
+
+    Returns:
+        Rows (check, expected, simulated, error), times in seconds over the whole trace, error relative (absolute where nothing is
+        expected).
+    """
+    testbed = replace(Testbed.load(_TESTBED), memory_bytes=1e15)  # room for every case
+    resident = _run(trace, testbed, "no-offload", 1.0)
+    demand = _run(trace, testbed, "on-demand", 0.25)
+    slow = replace(testbed, link_bytes_per_s=testbed.link_bytes_per_s / 1e6, host_bytes_per_s=1e15)
+    fast = replace(testbed, link_bytes_per_s=1e30, host_bytes_per_s=1e30, link_latency_s=0.0)
+    cost = CostModel(size_of(None, trace.num_layers, trace.num_experts, trace.top_k), testbed)
+    crawling, one = _run(trace, slow, "on-demand", 0.25), _run(trace, testbed, "on-demand", cost.size.expert_bytes)
+    accesses = sum(len(demanded_sets(trace, block)[1]) for block in iteration_blocks(trace, 4096))
+    expert_bytes, everything = cost.size.expert_bytes, _run(trace, testbed, "on-demand", 1.0)
+    crawl_s = crawling.demand_bytes / slow.link_bytes_per_s
+    unhindered = {name: _run(trace, fast, name, 0.25) for name in ("on-demand", "finemoe")}
+    resident_s = _time(resident)
+    rows = [
+        ("all fit, on demand: every expert is loaded once", _num_used(trace), everything.demand_bytes / expert_bytes),
+        ("endless bandwidth, on demand", resident_s, _time(unhindered["on-demand"])),
+        ("endless bandwidth, FineMoE", resident_s, _time(unhindered["finemoe"])),
+        ("hardly any bandwidth: loads x bytes / bandwidth", crawl_s, _time(crawling)),
+        ("one expert's slot: nearly every access is a load", accesses - _repeats(trace), one.demand_bytes / expert_bytes),
+        ("time is work and waiting", resident_s + demand.stall_s, _time(demand)),
+        ("bytes are misses times the expert's", demand.misses * expert_bytes, demand.demand_bytes),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["check", "expected", "simulated"])
+    return table.assign(error=(table.simulated - table.expected) / table.expected.where(table.expected != 0, 1.0))
+
+
+def _num_used(trace: RoutingTrace) -> int:
+    """How many different experts a trace demands."""
+    layers = np.arange(trace.num_layers)[None, :, None]
+    return len(np.unique(layers * trace.num_experts + trace.expert_ids.astype(np.int64)))
+
+
+def _run(trace: RoutingTrace, testbed: Testbed, policy: str, expert_memory: float | int) -> Report:
+    system = make_policy(policy, replay_setup(trace), is_replay=True)
+    cost = CostModel(size_of(None, trace.num_layers, trace.num_experts, trace.top_k), testbed)
+    pace = ModelledPace(cost, system, Arrangement.one_by_one(trace))
+    return paced(trace, policy, system, [(expert_memory, system.default_eviction)], pace)[0]
+
+
+def _time(report: Report) -> float:
+    """From the first iteration's start to the last one's end, s."""
+    return float(np.nansum([(one.ttft_s, one.tpot_s * one.num_decode_steps) for one in report.requests]))
+
+
+def _repeats(trace: RoutingTrace) -> int:
+    """Accesses that find the one slot's expert still there: a set's last in ascending order, if it is the next set's first."""
+    previous, count = -1, 0
+    for block in iteration_blocks(trace, 4096):
+        begins, demanded = demanded_sets(trace, block)
+        for event, (begin, end) in enumerate(zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True)):
+            flat = event % trace.num_layers * trace.num_experts + demanded[begin:end]
+            count += previous in flat.tolist()
+            previous = int(flat[-1])
+    return count
