@@ -6,7 +6,7 @@ STAMP  := $(VENV)/installed.stamp
 # Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks.
 JOBS   ?= 2
 
-.PHONY: help install reproduce smoke test families bench lint lock clean
+.PHONY: help install reproduce smoke test families bench reference lint lock clean
 
 help:
 	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
@@ -14,6 +14,7 @@ help:
 	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
 	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
 	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
+	@echo "make reference  ship the tables just made under data/reference/figures, and the README's summary of the claims"
 	@echo "make lint       ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
 	@echo "make clean      remove results and figures, keep the environment"
@@ -45,6 +46,13 @@ bench: $(STAMP)
 	mkdir -p results
 	$(BIN)/python -m pytest -q --benchmark-only --benchmark-enable --benchmark-json=results/benchmarks.json tests/benchmarks
 	$(BIN)/python -m tests.benchmarks results/benchmarks.json
+
+# What a reader can compare with: the tables behind the figures as this checkout made them, and the README's summary of the claims.
+reference: reproduce
+	rm -rf data/reference/figures && mkdir -p data/reference/figures/compare_systems
+	cp figures/*.csv figures/claims.md data/reference/figures/
+	cp figures/compare_systems/*.csv data/reference/figures/compare_systems/
+	$(BIN)/python -m finemoe.claims
 
 lint: $(STAMP)
 	$(BIN)/ruff check finemoe tests

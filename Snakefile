@@ -143,7 +143,10 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        [figure_files(stem) for stem in [*DRAWN, "scale", "training", "quickstart", *MEASURED]],
+        [
+            figure_files(stem)
+            for stem in [*DRAWN, "disagreement", "scale", "training", "quickstart", *MEASURED]
+        ],
         f"{FIGURES}/claims.md",
         f"{FIGURES}/claims.csv",
         pairs(f"{RESULTS}/offloading/{{model}}-{{dataset}}.csv"),
@@ -786,6 +789,30 @@ use rule compare_systems as compare_systems_real with:
         values=lambda wildcards, input, output: json.dumps(
             {"known": input.known, "figure": output.pdf.removesuffix(".pdf")}
         ),
+
+
+# Real routing, whose trace is not shipped: the notebook draws the table computed from it.
+rule disagreement:
+    input:
+        notebook="notebooks/disagreement.ipynb",
+        code=sources_of("disagreement"),
+        style=STYLE,
+        known="data/reference/disagreement_gpt_oss.csv",
+    output:
+        pdf=f"{FIGURES}/disagreement.pdf",
+        png=in_report("disagreement", "systems"),
+        csv=ensure(f"{FIGURES}/disagreement.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/disagreement.ipynb",
+        text=f"{RESULTS}/logs/disagreement.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input: json.dumps(
+            {"known": input.known, "figure": f"{FIGURES}/disagreement"}
+        ),
+    shell:
+        RUN
 
 
 rule training_curves:

@@ -98,6 +98,35 @@ def to_markdown(table: "pd.DataFrame") -> str:
     )
 
 
+def to_summary(table: "pd.DataFrame") -> str:
+    """The verdicts at a glance, for the README."""
+    counts = ", ".join(f"{int((table.verdict == verdict).sum())} {verdict}" for verdict in VERDICTS)
+    shown = table[["id", "claim", "verdict", "panel", "executor"]]
+    return f"Of {len(table)} artefacts: {counts}.\n\n{_pipe_table(shown)}\n"
+
+
+def between_marks(page: str, name: str, text: str) -> str:
+    """A page with a text in the place that its marks `<!-- name: ... -->` and `<!-- end of name -->` hold free.
+
+    Raises:
+        FinemoeError: the page has no such marks.
+    """
+    begin, end = page.find(f"<!-- {name}:"), page.find(f"<!-- end of {name} -->")
+    if not 0 <= begin < end:
+        raise FinemoeError(f"no place for the {name}: the marks <!-- {name}: ... --> and <!-- end of {name} --> are missing")
+    head = page.index("\n", begin) + 1
+    return page[:head] + text + page[end:]
+
+
+def write_summary(claims: Path = ROOT / "figures" / "claims.csv", page: Path = ROOT / "README.md") -> None:
+    """Put the summary of a table of claims into the README."""
+    import pandas as pd
+
+    text = between_marks(page.read_text(encoding="utf-8"), "claims", to_summary(pd.read_csv(claims)))
+    with atomic_path(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _pipe_table(table: "pd.DataFrame") -> str:
     cells = [[_one_line(str(value)).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
     lines = [list(table.columns), ["---"] * len(table.columns), *cells]
@@ -106,3 +135,7 @@ def _pipe_table(table: "pd.DataFrame") -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    write_summary()

@@ -137,15 +137,22 @@ def replay(
     prefetch_distance: Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are")] = None,
     store_capacity: Annotated[int, typer.Option(help="maps in the store")] = 1000,
     hardware: Annotated[str | None, typer.Option(help="a testbed in data/hardware or a .yaml file: virtual time")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="with --hardware: whose sizes are meant; default: by layers x experts")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="requests that run side by side")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Replay recorded routing under one or several systems with an instant link; bytes are counted in experts."""
+    """Replay recorded routing under one or several systems: with an instant link, bytes counted in experts, or with --hardware in
+    virtual time on a described machine."""
     from finemoe.traces import RoutingTrace
 
     if history is not None and (split or compare):
         raise FinemoeError("--history and --split (or --compare) both say what is known beforehand; give one of them")
-    if compare and (eviction or hardware or policy != _FINEMOE):
+    if compare and (eviction or hardware or batch_size != 1 or policy != _FINEMOE):
         raise FinemoeError("--compare takes every system with its own rule and an instant link; leave the other options out")
+    if model is not None and hardware is None:
+        raise FinemoeError("--model says whose sizes --hardware means; give both")
     if figure is not None and not compare:
         raise FinemoeError("--figure draws what --compare finds; give both")
     served = RoutingTrace.load(trace, mapped=True)
@@ -157,6 +164,7 @@ def replay(
         _compare(trace, known, served, expert_memory, distance, store_capacity, figure, as_json)
         return
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "hardware": hardware}
+    options |= {"model": model, "batch_size": batch_size}
     _replay_each(trace, served, policy, expert_memory, eviction, known, as_json, options)
 
 

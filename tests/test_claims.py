@@ -1,9 +1,11 @@
 import json
 
+import pandas as pd
 import pytest
 
-from finemoe.claims import ARTEFACTS, Claim, collect, to_markdown
+from finemoe.claims import ARTEFACTS, Claim, between_marks, collect, to_markdown, to_summary
 from finemoe.errors import FinemoeError
+from finemoe.paths import ROOT
 
 F4 = {
     "id": "F4",
@@ -73,3 +75,16 @@ def test_markdown_is_one_table_row_per_claim(tmp_path):
 
 def test_every_artefact_is_named_once():
     assert len(set(ARTEFACTS)) == len(ARTEFACTS) == 20
+
+
+def test_the_readme_s_summary_is_that_of_the_shipped_claims():
+    """`make reference` writes both."""
+    shipped = pd.read_csv(ROOT / "data" / "reference" / "figures" / "claims.csv")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert between_marks(page, "claims", to_summary(shipped)) == page
+    assert list(shipped.id) == list(ARTEFACTS)  # every row of the paper's evaluation
+
+
+def test_a_page_without_marks_is_named():
+    with pytest.raises(FinemoeError, match="no place for the claims"):
+        between_marks("nothing here", "claims", "text")

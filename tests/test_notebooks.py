@@ -14,7 +14,8 @@ from finemoe.paths import ROOT
 from finemoe.pipeline.config import load
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LIVE = {"profile_models", "run_offloading", "quickstart", "engine_overhead", "paced_link", "validate_simulator", "f17"}  # these load a model
+# These load a model.
+LIVE = {"profile_models", "run_offloading", "quickstart", "engine_overhead", "paced_link", "validate_simulator", "f17"}
 STAGES = {"profile_models", "build_expert_maps", "run_offloading", "simulate_testbed", "serve_online"}
 BY_ITSELF = {"quickstart"}  # chooses its own settings
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

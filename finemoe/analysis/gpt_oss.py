@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from finemoe.analysis.disagreement import disagreement_table
 from finemoe.analysis.latency import distance_table, systems_on_testbed
 from finemoe.analysis.prediction import prediction_table
 from finemoe.analysis.systems import ABLATION, EVICTIONS, SYSTEMS, eviction_systems, system_table
@@ -26,6 +27,7 @@ DISTANCE = 3
 EXPERT_MEMORIES = [0.0625, 0.125, 0.25, 0.5, 0.75]
 SIMULATED_MEMORIES = [0.125, 0.25, 0.5]
 CACHE_LIMITS_GB = [6, 12, 24, 48, 96]
+CAPACITIES, TRAINING_REQUESTS = [250, 1000, 4000, 16000], [1, 4, 16, 64, 256]
 TESTBED, HIGH_END = "6x-rtx3090", "a100-80gb"
 
 
@@ -39,6 +41,7 @@ def reference_tables(routing: RoutingTrace, store_capacity: int = 1000) -> dict[
         "f14b": system_table(history, served, eviction_systems(EVICTIONS), [0.25], **settings),
         "compare_systems": system_table(history, served, SYSTEMS, EXPERT_MEMORIES, **settings),
         "simulated": simulated_table(history, served, settings),
+        "disagreement": disagreement_table(history, served, TESTBED, 0.25, CAPACITIES, TRAINING_REQUESTS, **settings),
         "statistics": pd.DataFrame([asdict(statistics_of(routing))]),
         "f15": distance_table(history, served, TESTBED, 0.25, range(1, 9), store_capacity),
     }
