@@ -96,13 +96,18 @@ def first_traces(models):
     ]
 
 
+def claims_of(stem):
+    """The rows of the claims table that a figure's notebook writes."""
+    return [id[0].upper() + id[1:] for id in CLAIMED if id == stem] + ["H"] * (stem == "f10")
+
+
 def in_report(stem, artefact):
     """The picture of a figure, shown by `snakemake --report`."""
     return report(
         f"{FIGURES}/{stem}.png",
         caption=f"notebooks/captions/{Path(stem).parts[0]}.rst",
         category="Figures",
-        labels={"artefact": artefact},
+        labels={"artefact": artefact, "claim": "/".join(claims_of(Path(stem).name)) or "-"},
     )
 
 

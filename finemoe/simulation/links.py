@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from finemoe.cache import compiled
 from finemoe.cache.compiled import (
     AWAITING,
     DEMAND_LOADS,
@@ -24,7 +25,9 @@ from finemoe.cache.compiled import (
     update_expected,
     visit,
 )
+from finemoe.cache.stale import forget_stale_kernels
 
+forget_stale_kernels(__file__, compiled.__file__)
 BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches; waits before the layer computes; after it
 NOTHING, _BELADY = -1, RULE_CODES["belady"]
 _ABSENT, _HAS_SLOT = -1.0, -2.0  # instead of the time when a demanded expert is there
