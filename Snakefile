@@ -57,6 +57,12 @@ CLAIMED = ["t1", *TRACE_FIGURES, *TESTBED_FIGURES, "h", "f11", "f16b", "f17", "f
 DRAWN = [id for id in CLAIMED if id != "h"]  # the headline is a row of the claims only
 MEASURED = ["engine_overhead_measured", "paced_link_measured", "validate_simulator_measured"]
 TESTBEDS = [config["testbed"], config["high_end_testbed"], *config["further_testbeds"]]
+# What the simulator reads beside traces: machines and the sizes of the published models.
+DESCRIBED = [
+    str(path)
+    for pattern in ("hardware/*.yaml", "models/configs/*.json")
+    for path in sorted(Path("data").glob(pattern))
+]
 RUN = (
     "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
@@ -401,6 +407,7 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
                 for path in sorted(Path("data/reference").glob(pattern or "nothing"))
             ],
             traces=pairs(f"{RESULTS}/traces/{{model}}-{{dataset}}.trace"),
+            described=DESCRIBED if stem == "f15" else [],
         output:
             pdf=f"{FIGURES}/{stem}.pdf",
             png=in_report(stem, artefact),
@@ -423,7 +430,7 @@ rule simulate_testbed:
     input:
         notebook="notebooks/simulate_testbed.ipynb",
         code=sources_of("simulate_testbed"),
-        constants=lambda wildcards: f"data/hardware/{wildcards.testbed}.yaml",
+        described=DESCRIBED,
         trace=rules.profile_models.output.trace,
     output:
         table=ensure(f"{RESULTS}/simulated/{{testbed}}/{{model}}-{{dataset}}.csv", non_empty=True),
@@ -472,6 +479,7 @@ for stem, (artefact, _) in TESTBED_FIGURES.items():
             notebook=f"notebooks/{stem}.ipynb",
             code=sources_of(stem),
             style=STYLE,
+            described=DESCRIBED,
             reference=[] if stem == "f1b" else ["data/reference/simulated_gpt_oss.csv"],
             tables=simulated(config["high_end_testbed" if stem == "f13" else "testbed"]),
             compared=simulated(config["testbed"]) if stem == "f13" else [],
@@ -498,7 +506,7 @@ rule serve_online:
     input:
         notebook="notebooks/serve_online.ipynb",
         code=sources_of("serve_online"),
-        constants=f"data/hardware/{config['testbed']}.yaml",
+        described=DESCRIBED,
         arrivals=[config["arrivals_file"]] if config["arrivals_file"] else [],
         trace=lambda wildcards: first_traces([wildcards.model])[0],
         training=lambda wildcards: first_traces([wildcards.model])[1],
@@ -564,7 +572,7 @@ rule f16b:
         notebook="notebooks/f16b.ipynb",
         code=sources_of("f16b"),
         style=STYLE,
-        constants=f"data/hardware/{config['testbed']}.yaml",
+        described=DESCRIBED,
         traces=expand(f"{RESULTS}/traces/{MODELS[0]}-{{dataset}}.trace", dataset=DATASETS),
     output:
         pdf=f"{FIGURES}/f16b.pdf",
@@ -602,7 +610,7 @@ rule f17:
         notebook="notebooks/f17.ipynb",
         code=sources_of("f17"),
         style=STYLE,
-        constants=f"data/hardware/{config['testbed']}.yaml",
+        described=DESCRIBED,
         models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
         traces=first_traces(MODELS)[0],
     output:
@@ -647,7 +655,7 @@ rule f18:
         notebook="notebooks/f18.ipynb",
         code=sources_of("f18"),
         style=STYLE,
-        configs=[str(path) for path in sorted(Path("data/models/configs").glob("*.json"))],
+        described=DESCRIBED,
     output:
         pdf=f"{FIGURES}/f18.pdf",
         png=in_report("f18", "Fig. 18"),
@@ -669,6 +677,7 @@ rule validate_simulator:
     input:
         notebook="notebooks/validate_simulator.ipynb",
         code=sources_of("validate_simulator"),
+        described=DESCRIBED,
         style=STYLE,
         models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
         traces=first_traces(MODELS)[0],
@@ -712,7 +721,7 @@ rule scale:
         notebook="notebooks/scale.ipynb",
         code=sources_of("scale"),
         style=STYLE,
-        configs=[str(path) for path in sorted(Path("data/models/configs").glob("*.json"))],
+        described=DESCRIBED,
         statistics="data/reference/statistics_gpt_oss.csv",
     output:
         pdf=f"{FIGURES}/scale.pdf",
@@ -847,6 +856,7 @@ rule explore:
     input:
         notebook="notebooks/explore.ipynb",
         code=sources_of("explore"),
+        described=DESCRIBED,
         trace=f"{RESULTS}/traces/{MODELS[0]}-{DATASETS[0]}.trace",
     output:
         f"{RESULTS}/notebooks/explore.ipynb",

@@ -7,6 +7,7 @@ from finemoe.analysis.latency import LATENCY_SYSTEMS, latency_table
 from finemoe.claims import Claim
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.testbed import Testbed
+from finemoe.simulation.timed import prefetch_time_s
 from finemoe.traces import DECODE, RoutingTrace
 
 _MOST_MS = 50.0
@@ -19,7 +20,7 @@ CRITICAL = {
 }
 BESIDE = {
     "search_ms": ("search", "#56B4E9", ".."),
-    "prefetching_ms": ("prefetching (busiest link)", "white", "\\\\"),
+    "prefetching_ms": ("prefetching (mean link)", "white", "\\\\"),
 }
 
 
@@ -43,14 +44,14 @@ def modelled_breakdown(
     cost = CostModel(size_of(None, served.num_layers, served.num_experts, served.top_k), testbed)
     ours = table[table.system == "FineMoE"]
     steps = ours.num_decode_steps.sum()
-    experts_s = served.num_layers * _expert_s(cost, served)
+    experts_s = served.num_layers * busiest_device_s(cost, served)
     loads = ours.prefetched_bytes.sum() / cost.size.expert_bytes / steps
     return {
         "attention_ms": 1e3 * (tpot_s["No-offload"] - experts_s),
         "experts_ms": 1e3 * experts_s,
         "waiting_ms": 1e3 * (tpot_s["FineMoE"] - tpot_s["No-offload"]),
         "search_ms": 1e3 * _search_s(cost, served, prefetch_distance, store_capacity),
-        "prefetching_ms": 1e3 * loads * cost.load() / testbed.devices,
+        "prefetching_ms": 1e3 * loads * prefetch_time_s(cost) / testbed.devices,
     }
 
 
@@ -83,8 +84,8 @@ def _mean_tpot_s(part: pd.DataFrame) -> float:
     return float((part.tpot_s * part.num_decode_steps).sum() / part.num_decode_steps.sum())
 
 
-def _expert_s(cost: CostModel, served: RoutingTrace) -> float:
-    """The busiest device's experts of one layer at one token, mean over the layers and tokens served."""
+def busiest_device_s(cost: CostModel, served: RoutingTrace) -> float:
+    """The busiest device's experts of one layer at one token, mean over the layers and tokens served, in seconds."""
     owners = (np.arange(served.num_layers)[None, :, None] * served.num_experts + served.expert_ids) % cost.testbed.devices
     rows = owners[served.phase == DECODE]
     busiest = np.stack([(rows == device).sum(axis=2) for device in range(cost.testbed.devices)]).max(axis=0).mean()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from finemoe.errors import FinemoeError
 from finemoe.maps.store import ExpertMapStore
 from finemoe.plotting import provenance, use_style
 from finemoe.policies import make_policy
@@ -40,14 +41,18 @@ class Explorer:
         self.title = f"{self._size.name} on {self._testbed.title}"
 
     def replay(self, expert_memory: float, link_gb_per_s: float, prefetch_distance: int, store_capacity: int) -> pd.DataFrame:
-        """TTFT, TPOT and hit rate at one setting.
+        """TTFT, TPOT and hit rate at one setting; every device has a link of its own to a host that feeds all of them.
 
         Returns:
             Rows (system, ttft_ms, tpot_ms, hit_rate, wasted_share), wasted_share: of what was moved, evicted unused.
+        Raises:
+            FinemoeError: the machine has not the memory.
         """
         link = link_gb_per_s * 1e9
-        testbed = replace(self._testbed, link_bytes_per_s=link, host_bytes_per_s=max(self._testbed.host_bytes_per_s, link))
+        testbed = replace(self._testbed, link_bytes_per_s=link, host_bytes_per_s=self._testbed.devices * link)
         cost = CostModel(self._size, testbed)
+        if not cost.fits(expert_memory):
+            raise FinemoeError(f"{self._size.name} with {expert_memory:.0%} of its experts does not fit on {testbed.title}")
         rows = []
         for name, policy in _POLICIES.items():
             history = self._store(prefetch_distance, store_capacity) if policy == "finemoe" else None

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from finemoe.analysis.systems import System, left_out
+from finemoe.errors import FinemoeError
 from finemoe.metrics import Interval, resample_counts
 from finemoe.paths import ROOT
 from finemoe.policies import POLICIES
@@ -59,6 +60,8 @@ def latency_table(
     Returns:
         Rows (system, expert_memory, request, and the fields of RequestReport); systems that the trace cannot serve and sizes that
         the testbed has not the memory for are left out.
+    Raises:
+        FinemoeError: the testbed has the memory for none of them.
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
@@ -72,6 +75,11 @@ def latency_table(
             known = store if system.policy == "finemoe" else history
             reports = sweep(served, system.policy, memories, [system.eviction], known, **options, **system.options)
             tables += [request_rows(report, name, memory) for memory, report in zip(memories, reports, strict=True)]
+    if not tables:
+        raise FinemoeError(
+            f"{cost.size.name} fits on {cost.testbed.title} at none of the sizes {', '.join(map(str, expert_memories))}; "
+            "add smaller ones"
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -113,7 +121,8 @@ def distance_table(
         for distance in prefetch_distances
     ]
     return pd.concat(
-        [table.assign(prefetch_distance=d) for d, table in zip(prefetch_distances, tables, strict=True)], ignore_index=True
+        [table.assign(testbed=hardware, prefetch_distance=d) for d, table in zip(prefetch_distances, tables, strict=True)],
+        ignore_index=True,
     )
 
 

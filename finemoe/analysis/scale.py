@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from finemoe.analysis.breakdown import busiest_device_s
 from finemoe.maps.store import ExpertMapStore
 from finemoe.policies import make_policy
 from finemoe.report import Report
@@ -51,8 +52,8 @@ def scale_table(
         testbed = replace(Testbed.load(hardware), devices=count, host_bytes_per_s=count * Testbed.load(hardware).link_bytes_per_s)
         cost = CostModel(size, testbed)
         share = min(expert_memory, _HEADROOM * (testbed.total_bytes - size.resident_bytes) / size.all_experts_bytes)
-        experts_s = size.top_k / min(count, size.top_k) * cost.expert(np.ones(1))[0]
-        layer_s = float(cost.before_experts(np.ones(1), np.full(1, 256.0))[0] + experts_s)
+        layer_s = float((cost.before_experts(np.ones(1), np.full(1, 256.0), np.full(1, 256.0)) + cost.exchange(np.ones(1)))[0])
+        layer_s += busiest_device_s(cost, served)
         search_s = float(cost.search(np.array([2.0 * store_capacity * size.num_experts]))[0])
         for system, policy in SYSTEMS.items():
             report = _run(served, history, policy, cost, share, prefetch_distance, store_capacity)

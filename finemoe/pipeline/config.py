@@ -12,6 +12,7 @@ from finemoe.paths import PROMPTS, ROOT
 from finemoe.simulation.testbed import known_testbeds
 
 CONFIG = ROOT / "config"
+_KNEE = 1000  # maps, up to which Fig. 16a is steep
 _TESTBEDS = ("testbed", "high_end_testbed", "scale_testbed")
 
 
@@ -88,6 +89,10 @@ def _check_references(config: Mapping[str, Any]) -> None:
             raise FinemoeError(
                 f"config: unknown testbed {testbed!r}; {_suggest(testbed, testbeds)}; add data/hardware/{testbed}.yaml"
             )
+    if config["expert_memory"] not in config["simulated_memories"]:
+        raise FinemoeError(f"config: expert_memory is {config['expert_memory']}, which simulated_memories must hold too")
+    if min(config["store_capacities"]) > _KNEE:
+        raise FinemoeError(f"config: store_capacities must begin at {_KNEE} or below, the paper's C")
     for dataset in config["datasets"]:
         if dataset not in known:
             raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {_suggest(dataset, known)}")

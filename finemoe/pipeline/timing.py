@@ -97,7 +97,8 @@ def prefetch_time_s(model: Any, load_s: float, num_experts: int = 8) -> float:
         for layer in range(num_experts):
             _post(memory, layer=layer, experts=1)
         with memory.changed:
-            memory.changed.wait_for(lambda: int((memory.cache.state == RESIDENT).sum()) >= num_experts, timeout=60)
+            is_done = memory.changed.wait_for(lambda: int((memory.cache.state == RESIDENT).sum()) >= num_experts, timeout=60)
+        assert is_done, "the prefetches never arrived"
         return (time.perf_counter() - begin_s) / num_experts
 
 

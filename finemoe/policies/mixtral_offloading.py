@@ -30,7 +30,7 @@ class MixtralOffloading(Policy):
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
         """A gate applies the next layer's router to all rows at once."""
         nothing = np.zeros(len(num_rows))
-        return nothing, nothing + 2.0 * self.setup.num_experts * max(self.setup.embedding_dim, 1)
+        return nothing, nothing + 2.0 * self.setup.num_experts * hidden_size
 
     def end_iteration(self) -> None:
         return None

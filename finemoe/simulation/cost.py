@@ -121,14 +121,15 @@ class CostModel:
         """Whether caches of that size have room beside the other weights."""
         return self.cache_bytes(expert_memory) + self.size.resident_bytes <= self.testbed.total_bytes
 
-    def before_experts(self, num_rows: np.ndarray, context: np.ndarray) -> np.ndarray:
+    def before_experts(self, num_rows: np.ndarray, context: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Attention, norms, router and shared experts of one layer, [n].
 
         Args:
-            num_rows: [n] tokens computed side by side. context: [n] tokens attended to, summed over rows.
+            num_rows: [n] tokens computed side by side. context: [n] tokens attended to, summed over rows. kept: [n] tokens whose
+                keys and values are read, each once.
         """
         flops = 2.0 * num_rows * self.size.layer_params + 4.0 * self.size.attention_width * context
-        moved = _BYTES * self.size.layer_params + self.size.kv_bytes * context / np.maximum(num_rows, 1)
+        moved = _BYTES * self.size.layer_params + self.size.kv_bytes * kept
         return self.testbed.layer_overhead_s + self._roofline(flops, moved)
 
     def expert(self, num_tokens: np.ndarray) -> np.ndarray:

@@ -30,6 +30,11 @@ def waits_of(policy: Policy) -> int:
     return AFTER_LAYER if policy.lookahead or policy.loads_whole_layers else AT_GATE
 
 
+def prefetch_time_s(cost: CostModel) -> float:
+    """One expert ahead of demand, chunk by chunk."""
+    return cost.load(-(-cost.size.expert_bytes // _CHUNK_BYTES))
+
+
 class Pace(Protocol):
     """How fast a machine is, for one model and policy.
 
@@ -87,7 +92,7 @@ class ModelledPace:
 
     @property
     def prefetch_s(self) -> float:
-        return self.cost.load(-(-self.expert_bytes // _CHUNK_BYTES))
+        return prefetch_time_s(self.cost)
 
     @property
     def chunk_s(self) -> float:
@@ -110,7 +115,11 @@ class ModelledPace:
     def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
         """Of every event of a block."""
         num_layers, num_rows = trace.num_layers, np.diff(block.starts).astype(float)
-        before = self.cost.before_experts(num_rows, contexts_of(self.arrangement.contexts, block).astype(float))
+        contexts = contexts_of(self.arrangement.contexts, block).astype(float)
+        kept = np.where(
+            block.is_prefill, num_rows, contexts
+        )  # a prompt reads its own tokens' once, a decoded token its context's
+        before = self.cost.before_experts(num_rows, contexts, kept)
         after = np.repeat(self.cost.exchange(num_rows), num_layers)
         after[num_layers - 1 :: num_layers] += self.cost.head()
         at_start, at_gate = (self.cost.search(read) for read in self.policy.read_bytes(num_rows, self.cost.size.hidden_size))

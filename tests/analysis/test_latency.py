@@ -17,9 +17,11 @@ from finemoe.analysis.latency import (
     systems_on_testbed,
 )
 from finemoe.analysis.online import online_summary, online_table
+from finemoe.errors import FinemoeError
 from finemoe.simulation.arrivals import azure_like
 from finemoe.simulation.cost import CostModel, size_named
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
+from finemoe.simulation.testbed import FOLDER
 from finemoe.simulation.testbed import Testbed as Machine
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
@@ -135,6 +137,37 @@ def test_verdicts_of_the_headline():
     assert verdicts.headline_claim(gains()).verdict == "holds"
     assert verdicts.headline_claim(gains(ProMoE=0.1)).verdict == "holds weaker"
     assert verdicts.headline_claim(gains(**dict.fromkeys(BASELINES, -0.9))).verdict == "does not hold"
+
+
+def test_without_real_routing_no_verdict_leans_on_it():
+    """One comparison lost on miniatures, none recorded on a real model: nothing holds weaker because of an empty panel."""
+    miniatures = gains()
+    miniatures = miniatures[miniatures.model == "mixtral-mini"].copy()
+    miniatures.loc[miniatures.index[0], ["gain", "low"]] = -0.1
+    claim = verdicts.systems_claim("F10", "Fig. 10", miniatures)
+    assert (claim.verdict, claim.panel) == ("does not hold", "miniatures only")
+    assert verdicts.headline_claim(miniatures).verdict == "does not hold"
+
+
+def test_cache_limits_are_those_that_every_model_has():
+    tpot = gains().query("quantity == 'tpot_s'")
+    limits = [tpot.assign(cache_limit_gb=limit) for limit in (6, 48)] + [
+        tpot[tpot.model == "gpt-oss-20b"].assign(cache_limit_gb=96)
+    ]
+    claim = verdicts.cache_limit_claim(pd.concat(limits))
+    assert "at 6 GB" in claim.reproduced
+    assert "At 48 GB" in claim.why
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_machine_without_room_is_named(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        (FOLDER / "rtx3090.yaml").read_text().replace("memory_bytes: {value: 24.0e+9", "memory_bytes: {value: 24.0e+6")
+    )
+    systems = {"FineMoE": LATENCY_SYSTEMS["FineMoE"]}
+    with pytest.raises(FinemoeError, match=r"toy fits on .* at none of the sizes 0\.9; add smaller ones"):
+        latency_table(HISTORY, SERVED, systems, str(path), [0.9], prefetch_distance=1)
 
 
 def test_a_minimum_must_lie_inside():

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from finemoe.paths import ROOT
 
 BIN = Path(sys.executable).parent
@@ -38,6 +40,8 @@ def test_a_grid_of_cells_is_planned_for_a_slurm_cluster():
     assert done.returncode == 0, done.stdout
     jobs = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert jobs["simulate_testbed"] == str(6 * 3 * 2)  # testbeds, models, datasets
+    # A run that is not dry needs to know how many cores a rule may ask for that must run alone.
+    assert yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())["cores"] >= 1
 
 
 def test_a_typo_in_the_configuration_is_one_clear_line(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import finemoe
 from finemoe.errors import FinemoeError
+from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.cost import CONFIGS, CostModel, ModelSize
 from finemoe.simulation.events import contexts_of, demanded_sets, iteration_blocks, tokens_of
 from finemoe.simulation.testbed import FOLDER, known_testbeds
@@ -89,7 +90,7 @@ def test_a_part_takes_the_longer_of_arithmetic_and_reading():
     assert one == pytest.approx(testbed.expert_overhead_s + size.expert_bytes / testbed.memory_bytes_per_s)
     assert many == pytest.approx(testbed.expert_overhead_s + 2 * 5000 * size.expert_params / testbed.flops_per_s)
     assert cost.load() == pytest.approx(testbed.link_latency_s + size.expert_bytes / 26e9)
-    decode = cost.before_experts(np.array([1.0]), np.array([1000.0]))[0]
+    decode = cost.before_experts(np.array([1.0]), np.array([1000.0]), np.array([1000.0]))[0]
     moved = 2 * size.layer_params + 1000 * size.kv_bytes
     assert decode == pytest.approx(testbed.layer_overhead_s + moved / testbed.memory_bytes_per_s)
     assert cost.exchange(np.array([1.0]))[0] == 0
@@ -103,7 +104,7 @@ def test_tokens_and_contexts_are_counted():
     for block in iteration_blocks(trace, 7):
         begins, demanded = demanded_sets(trace, block)
         found, place = tokens_of(trace, block, begins, demanded), 0
-        contexts = contexts_of(trace, block)
+        contexts = contexts_of(Arrangement.one_by_one(trace).contexts, block)
         for number in range(len(block)):
             rows = range(block.rows.start + int(block.starts[number]), block.rows.start + int(block.starts[number + 1]))
             first = int(trace.offsets[block.requests[number]])
@@ -138,7 +139,8 @@ def test_no_offload_takes_the_roofline_s_time_and_on_demand_its_loads_more(toy):
     for request, _, rows in SERVED.iterations():
         n = rows.stop - rows.start
         context = sum(row - int(SERVED.offsets[request]) + 1 for row in range(rows.start, rows.stop))
-        work += 4 * cost.before_experts(np.array([float(n)]), np.array([float(context)]))[0] + cost.head()
+        kept = n if n > 1 else context  # keys and values are read once: a prompt's own, a decoded token's context
+        work += 4 * cost.before_experts(*(np.array([float(value)]) for value in (n, context, kept)))[0] + cost.head()
         for layer in range(4):
             chosen = SERVED.expert_ids[rows, layer].reshape(-1).tolist()
             work += sum(cost.expert(np.array([float(chosen.count(e))]))[0] for e in set(chosen))
