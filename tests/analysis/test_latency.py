@@ -214,3 +214,10 @@ def test_synthetic_models_have_a_published_size():
     trace = synthetic_trace(Recipe(0.2, 0.2, 0.5, 8), 94, 128, 8, 2, 2)
     report = finemoe.replay(trace, "on-demand", 0.25, hardware="h200", model="qwen3-235b-a22b", devices=4)
     assert report.tpot_s > 0
+
+
+def test_the_floor_is_loading_on_demand():
+    table = requests(FineMoE=[0.1] * 3, on_demand=[0.2] * 3).assign(model="gpt-oss-20b", dataset="mixed")
+    assert verdicts.against_on_demand(table).endswith("FineMoE's TPOT is -50% on gpt-oss-20b.")
+    text = verdicts.against_on_demand(table)
+    assert verdicts.systems_claim("F10", "Fig. 10", gains(), text).why.endswith(text)
