@@ -52,9 +52,9 @@ TESTBED_FIGURES = {
     "f10": ("Fig. 10", ["expert_memory", "seed"]),
     "f12": ("Fig. 12", ["seed"]),
     "f13": ("Fig. 13", ["expert_memory", "seed"]),
+    "h": ("headline", ["expert_memory", "seed"]),
 }
-CLAIMED = ["t1", *TRACE_FIGURES, *TESTBED_FIGURES, "h", "f11", "f16b", "f17", "f18"]
-DRAWN = [id for id in CLAIMED if id != "h"]  # the headline is a row of the claims only
+CLAIMED = ["t1", *TRACE_FIGURES, *TESTBED_FIGURES, "f11", "f16b", "f17", "f18"]
 MEASURED = ["engine_overhead_measured", "paced_link_measured", "validate_simulator_measured"]
 TESTBEDS = [config["testbed"], config["high_end_testbed"], *config["further_testbeds"]]
 # What the simulator reads beside traces: machines and the sizes of the published models.
@@ -104,7 +104,7 @@ def first_traces(models):
 
 def claims_of(stem):
     """The rows of the claims table that a figure's notebook writes."""
-    return [id[0].upper() + id[1:] for id in CLAIMED if id == stem] + ["H"] * (stem == "f10")
+    return [id[0].upper() + id[1:] for id in CLAIMED if id == stem]
 
 
 def in_report(stem, artefact):
@@ -156,7 +156,7 @@ rule all:
     input:
         [
             figure_files(stem)
-            for stem in [*DRAWN, "disagreement", "scale", "training", "quickstart", *MEASURED]
+            for stem in [*CLAIMED, "disagreement", "scale", "training", "quickstart", *MEASURED]
         ],
         f"{FIGURES}/claims.md",
         f"{FIGURES}/claims.csv",
@@ -466,8 +466,7 @@ def testbed_parameters(wildcards, input, output):
     id = Path(stem).name
     found = {"tables": list(input.tables), "figure": stem, "claims": output.claims}
     found |= {name: config[name] for name in TESTBED_FIGURES[id][1]}
-    found |= {"paper_tables": list(input.compared)} if id == "f13" else {}
-    return json.dumps(found | ({"headline": output.headline} if id == "f10" else {}))
+    return json.dumps(found | ({"paper_tables": list(input.compared)} if id == "f13" else {}))
 
 
 for stem, (artefact, _) in TESTBED_FIGURES.items():
@@ -484,7 +483,6 @@ for stem, (artefact, _) in TESTBED_FIGURES.items():
             tables=simulated(config["high_end_testbed" if stem == "f13" else "testbed"]),
             compared=simulated(config["testbed"]) if stem == "f13" else [],
         output:
-            **({"headline": f"{RESULTS}/claims/h.json"} if stem == "f10" else {}),
             pdf=f"{FIGURES}/{stem}.pdf",
             png=in_report(stem, artefact),
             csv=ensure(f"{FIGURES}/{stem}.csv", non_empty=True),

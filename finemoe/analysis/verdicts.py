@@ -108,6 +108,26 @@ def headline_claim(gains: pd.DataFrame) -> Claim:
     )
 
 
+def headline_table(gains: pd.DataFrame) -> pd.DataFrame:
+    """The headline's two means and what they are means of, beside the paper's.
+
+    Returns:
+        Rows (gain of, panel, share), first the two means.
+    """
+    rows = []
+    for panel, found in [("the paper", None), *_panels(gains)]:
+        by_baseline = REPORTED_GAINS if found is None else _mean_gains(found)
+        headline = REPORTED_HEADLINE if found is None else _headline(found)
+        rows += [(f"{what}, mean", panel, share) for what, share in headline.items()]
+        rows += [
+            (f"{_NAMES[quantity]} over {baseline}", panel, share)
+            for quantity, shares in by_baseline.items()
+            for baseline, share in shares.items()
+        ]
+    table = pd.DataFrame(rows, columns=["gain of", "panel", "share"])
+    return table.iloc[np.argsort(~table["gain of"].str.endswith("mean"), kind="stable")].reset_index(drop=True)
+
+
 def high_end_claim(both: pd.DataFrame, floor: str = "") -> Claim:
     """On the A100 the gains are smaller, in the same order.
 
