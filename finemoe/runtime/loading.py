@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from finemoe.runtime.engine import Engine
 
+_RANDOM = "random:"
+
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """The model (experts implementation "eager", evaluation mode, CPU) and its tokenizer (padding left).
@@ -66,7 +68,8 @@ def load(
     """A model whose experts were never all in memory: read from its checkpoint straight to where they wait.
 
     Args:
-        source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), or a hub id.
+        source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), a hub id, or
+            "random:CONFIG" (a config.json, a folder or a hub id) for a model of that size with random weights.
         dtype: of the weights; "auto" is the checkpoint's.
         progress: show a bar.
         expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`.
@@ -75,9 +78,13 @@ def load(
     Raises:
         FinemoeError: no such model, a checkpoint that is incomplete, or what `offload` refuses.
     """
+    from finemoe.runtime.random_model import RandomModel
     from finemoe.runtime.skeleton import Skeleton
 
-    skeleton = Skeleton(_folder_of(resolve(source)), dtype)
+    if source.startswith(_RANDOM):
+        skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, options.get("seed", 0))
+    else:
+        skeleton = Skeleton(_folder_of(resolve(source)), dtype)
     return skeleton.load(expert_memory, policy, host_memory, disk_folder, devices, progress, options)
 
 

@@ -38,6 +38,11 @@ class Skeleton:
             config = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise FinemoeError(f"{folder}: no usable configuration: {str(error).strip().splitlines()[0]}") from error
+        self._build(config, dtype)
+        if (folder / "generation_config.json").is_file() and self.model.can_generate():
+            self.model.generation_config = GenerationConfig.from_pretrained(folder)
+
+    def _build(self, config: Any, dtype: str | torch.dtype) -> None:
         self._dtype = _resolve(dtype, config)
         # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before they are touched.
         with no_init_weights():
@@ -46,9 +51,7 @@ class Skeleton:
         self.layers = find_moe_layers(self.model)
         for layer in self.layers:
             empty(layer, torch.device("cpu"))
-        self.model.name_or_path = str(folder)
-        if (folder / "generation_config.json").is_file() and self.model.can_generate():
-            self.model.generation_config = GenerationConfig.from_pretrained(folder)
+        self.model.name_or_path = str(self._folder)
 
     def load(
         self,
