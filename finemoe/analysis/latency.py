@@ -115,11 +115,13 @@ def distance_table(
     seed: int = 0,
 ) -> pd.DataFrame:
     """FineMoE, the oracle and loading on demand at every prefetch distance, request by request (Fig. 15)."""
-    systems = {name: LATENCY_SYSTEMS[name] for name in ("FineMoE", "oracle", "on-demand (LRU)")}
-    tables = [
-        latency_table(history, served, systems, hardware, [expert_memory], distance, store_capacity, seed)
-        for distance in prefetch_distances
-    ]
+
+    def table_of(names: Sequence[str], distance: int) -> pd.DataFrame:
+        systems = {name: LATENCY_SYSTEMS[name] for name in names}
+        return latency_table(history, served, systems, hardware, [expert_memory], distance, store_capacity, seed)
+
+    on_demand = table_of(["on-demand (LRU)"], prefetch_distances[0])  # which looks no distance ahead
+    tables = [pd.concat([table_of(["FineMoE", "oracle"], d), on_demand], ignore_index=True) for d in prefetch_distances]
     return pd.concat(
         [table.assign(testbed=hardware, prefetch_distance=d) for d, table in zip(prefetch_distances, tables, strict=True)],
         ignore_index=True,
