@@ -113,7 +113,7 @@ def in_report(stem, artefact):
         f"{FIGURES}/{stem}.png",
         caption=f"notebooks/captions/{Path(stem).parts[0]}.rst",
         category="Figures",
-        labels={"artefact": artefact, "claim": "/".join(claims_of(Path(stem).name)) or "-"},
+        labels={"artefact": artefact, "claim": ", ".join(claims_of(Path(stem).name)) or "-"},
     )
 
 

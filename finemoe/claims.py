@@ -118,7 +118,7 @@ def between_marks(page: str, name: str, text: str) -> str:
     return page[:head] + text + page[end:]
 
 
-def write_summary(claims: Path = ROOT / "figures" / "claims.csv", page: Path = ROOT / "README.md") -> None:
+def write_summary(claims: Path = ROOT / "data" / "reference" / "figures" / "claims.csv", page: Path = ROOT / "README.md") -> None:
     """Put the summary of a table of claims into the README."""
     import pandas as pd
 

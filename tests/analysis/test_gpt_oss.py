@@ -11,15 +11,18 @@ from finemoe.analysis.prediction import METHODS
 
 def test_every_table_is_made(tmp_path):
     rng = np.random.default_rng(0)
-    ids = np.stack([rng.permutation(32)[:4] for _ in range(40 * 10)]).reshape(40, 10, 4)
-    probs = rng.dirichlet(np.ones(4), size=(40, 10))
+    ids = np.stack([rng.permutation(32)[:4] for _ in range(40 * 24)]).reshape(40, 24, 4)
+    probs = rng.dirichlet(np.ones(4), size=(40, 24))
     np.savez(tmp_path / "trace.npz", expert_ids=ids, expert_probs=probs, offsets=np.arange(0, 41, 4))
     write_tables(tmp_path / "trace.npz", tmp_path, store_capacity=20)
     tables = {path.name.removesuffix("_gpt_oss.csv"): pd.read_csv(path) for path in tmp_path.glob("*.csv")}
-    assert set(tables) == {"f4", "f14a", "f14b", "compare_systems"}
-    for table in tables.values():
+    counted, timed = {"f4", "f14a", "f14b", "compare_systems", "disagreement"}, {"simulated", "f15", "disagreement"}
+    assert set(tables) == counted | timed | {"statistics"}
+    for name, table in tables.items():
         assert (set(table.model), set(table.dataset)) == ({"gpt-oss-20b"}, {"mixed"})
-        assert table.hit_rate.between(0, 1).all()
+        assert name not in counted or table.hit_rate.between(0, 1).all()
+        assert name not in timed or (table.tpot_s > 0).all()
+    assert set(tables["simulated"].testbed) == {"6x-rtx3090", "a100-80gb"}
     without_routers = set(METHODS) - {"routers ahead"}
     assert set(zip(tables["f4"].method, tables["f4"].distance, strict=True)) == set(product(without_routers, range(1, 9)))
     assert set(tables["f14a"].system) == {"on-demand (LRU)", "Learn", "Hit count", "Map (T)", "Belady (on demand)"}
