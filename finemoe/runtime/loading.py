@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finemoe.runtime.engine import Engine
 
-_RANDOM = "random:"
+_RANDOM = "random:"  # before what configures a model with random weights
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
