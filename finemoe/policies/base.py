@@ -136,9 +136,10 @@ class Policy(ABC):
             probs: [B, J]. thresholds: [B] summed probability that a row's experts must reach (Eq. 7); None for K a row.
         """
         thresholds = np.zeros(len(probs)) if thresholds is None else thresholds
-        selected = select_experts(probs, thresholds, self.setup.top_k).any(axis=0)
-        self.expected[layer] = probs.max(axis=0)
-        experts = np.flatnonzero(selected)
+        selected = select_experts(probs, thresholds, self.setup.top_k)
+        is_one_row = len(probs) == 1  # as in decode, where reducing costs more than searching
+        self.expected[layer] = probs[0] if is_one_row else probs.max(axis=0)
+        experts = np.flatnonzero(selected[0] if is_one_row else selected.any(axis=0))
         return Prefetch(layer, experts, self.expected[layer, experts])
 
 

@@ -5,8 +5,23 @@ same weights on every run, and takes seconds for a whole history.
 """
 
 import numpy as np
+from numba import njit
 
 _RIDGE = 1e-3  # of the mean square of a feature
+
+
+@njit(cache=True, nogil=True)
+def weigh(features, weights, scores):  # type: ignore[no-untyped-def]
+    """scores += features @ weights, summed feature by feature; features [B, n], weights [n, J], scores [B, J].
+
+    A library's product rounds otherwise for one row than for many, so that a replay which asks for many at once would differ from
+    a live run.
+    """
+    for row in range(features.shape[0]):
+        for n in range(features.shape[1]):
+            feature = features[row, n]
+            for expert in range(weights.shape[1]):
+                scores[row, expert] += feature * weights[n, expert]
 
 
 class LayerPredictors:
@@ -19,10 +34,12 @@ class LayerPredictors:
     def __init__(self, num_layers: int, num_experts: int, distance: int, num_recent: int = 8) -> None:
         self._num_layers, self._num_experts, self._distance = num_layers, num_experts, distance
         self._num_recent = num_recent
+        weigh(*np.zeros((3, 1, 1), dtype=np.float32))  # compiled (or loaded) before anyone waits for it
         sizes = [1 + num_experts * len(self._sources(target)) for target in range(distance, num_layers)]
         self._squares = [np.zeros((size, size)) for size in sizes]
         self._products = [np.zeros((size, num_experts)) for size in sizes]
         self._weights: list[np.ndarray] = []
+        self._ones = np.ones((1, 1), dtype=np.float32)  # the constant feature of as many rows as were last asked about
         self.num_rows = 0
 
     @property
@@ -55,10 +72,16 @@ class LayerPredictors:
         self._weights = [self._solve(squares, products) for squares, products in zip(self._squares, self._products, strict=True)]
 
     def predict(self, target: int, gates: "np.ndarray | list[np.ndarray]") -> np.ndarray:
-        """Distribution over the experts of layer `target`, [B, J] float32; gates: [B, J] of every layer up to target - d."""
-        scores = self._features(target, gates) @ self._weights[target - self._distance]
-        scores = np.maximum(scores, 0.0) + 1e-9
-        return scores / scores.sum(axis=1, keepdims=True)
+        """Distribution over the experts of layer `target`, [B, J] float32; gates: [B, J] of every layer up to target - d.
+
+        A row's is the same whichever rows are beside it.
+        """
+        scores = np.zeros((len(gates[0]), self._num_experts), dtype=np.float32)
+        weigh(self._features(target, gates), self._weights[target - self._distance], scores)
+        np.maximum(scores, 0.0, out=scores)
+        scores += 1e-9
+        scores /= scores.sum(axis=1, keepdims=True)
+        return scores
 
     def _sources(self, target: int) -> range:
         last = target - self._distance
@@ -66,7 +89,9 @@ class LayerPredictors:
 
     def _features(self, target: int, gates: "np.ndarray | list[np.ndarray]") -> np.ndarray:
         parts = [gates[layer] for layer in self._sources(target)]
-        return np.concatenate([*parts, np.ones((len(parts[0]), 1), dtype=np.float32)], axis=1)
+        if len(self._ones) != len(parts[0]):
+            self._ones = np.ones((len(parts[0]), 1), dtype=np.float32)
+        return np.concatenate([*parts, self._ones], axis=1)
 
     def _solve(self, squares: np.ndarray, products: np.ndarray) -> np.ndarray:
         ridge = _RIDGE * np.trace(squares) / len(squares)

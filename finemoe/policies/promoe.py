@@ -39,12 +39,17 @@ class ProMoE(Policy):
         self._learns = not self._is_speculative and history is None
         distance = setup.prefetch_distance
         if history is None:
-            self._predictors = LayerPredictors(setup.num_layers, setup.num_experts, distance)
+            self.predictors = LayerPredictors(setup.num_layers, setup.num_experts, distance)
         else:
-            self._predictors = trained_predictors(history, distance)
+            self.predictors = trained_predictors(history, distance)
         self._next_fit_rows = _FIRST_FIT_ROWS
         self._gates: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the predictors were trained beforehand and stay as they are."""
+        return not self._learns and not self._is_speculative
 
     def start_iteration(self, context: Context) -> list[Prefetch]:
         self._gates, self._experts = [], []
@@ -58,21 +63,21 @@ class ProMoE(Policy):
             return []
         if self._is_speculative:
             return [] if lookahead is None else [self.wanted(target, lookahead[0])]
-        return [self.wanted(target, self._predictors.predict(target, self._gates))] if self._predictors.is_fitted else []
+        return [self.wanted(target, self.predictors.predict(target, self._gates))] if self.predictors.is_fitted else []
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
         """A gate applies one layer's predictor, or one router, to all rows at once."""
         nothing = np.zeros(len(num_rows))
-        return nothing, nothing + 4.0 * self._predictors.most_weights
+        return nothing, nothing + 4.0 * self.predictors.most_weights
 
     def end_iteration(self) -> None:
         is_whole = len(self._gates) == self.setup.num_layers and len({ids.shape for ids in self._experts}) == 1
         if not self._learns or not is_whole:
             return
-        self._predictors.learn(np.stack(self._gates, axis=1), np.stack(self._experts, axis=1))
-        if self._predictors.num_rows >= self._next_fit_rows:
-            self._predictors.fit()
-            self._next_fit_rows = 2 * self._predictors.num_rows
+        self.predictors.learn(np.stack(self._gates, axis=1), np.stack(self._experts, axis=1))
+        if self.predictors.num_rows >= self._next_fit_rows:
+            self.predictors.fit()
+            self._next_fit_rows = 2 * self.predictors.num_rows
 
 
 def trained_predictors(history: RoutingTrace, distance: int) -> LayerPredictors:

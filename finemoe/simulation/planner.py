@@ -10,6 +10,7 @@ from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import select_experts
 from finemoe.policies.base import Context, Policy
 from finemoe.policies.finemoe import FineMoE
+from finemoe.policies.promoe import ProMoE
 from finemoe.simulation.events import Iterations
 from finemoe.simulation.plan import Notes, Predictions
 from finemoe.traces import RoutingTrace
@@ -20,6 +21,8 @@ def predict(policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.n
     parts = []
     if type(policy) is FineMoE and policy.is_frozen:
         parts.append(_searched_at_once(policy, trace, block))
+    elif type(policy) is ProMoE and policy.is_frozen:
+        parts.append(_predicted_at_once(policy, trace, block))
     elif policy.needs_context:
         parts.append(_step_by_step(policy, trace, block, begins, demanded))
     if policy.loads_whole_layers:
@@ -80,11 +83,28 @@ def _searched_at_once(policy: FineMoE, trace: RoutingTrace, block: Iterations) -
     return Predictions.of(parts, trace.num_experts)
 
 
+def _predicted_at_once(policy: ProMoE, trace: RoutingTrace, block: Iterations) -> Predictions:
+    """ProMoE with trained predictors over all rows of the block together, layer by layer."""
+    gates = np.ascontiguousarray(trace.maps(block.rows).transpose(1, 0, 2))
+    firsts = np.arange(len(block)) * trace.num_layers  # first event of each iteration
+    distance, parts = policy.setup.prefetch_distance, []
+    for layer in range(trace.num_layers - distance):
+        probs = policy.predictors.predict(layer + distance, list(gates))
+        selected = select_experts(probs, np.zeros(len(probs)), policy.setup.top_k)
+        parts.append(_united(block, probs, selected, layer + distance, 2 * (firsts + layer) + 1))
+    return Predictions.of(parts, trace.num_experts)
+
+
 def _union(
     policy: FineMoE, block: Iterations, records: np.ndarray, scores: np.ndarray, layer: int, moments: np.ndarray
 ) -> Predictions:
     probs = guide(policy.store, records, layer)
     selected = select_experts(probs, policy.thresholds(scores), policy.setup.top_k)
+    return _united(block, probs, selected, layer, moments)
+
+
+def _united(block: Iterations, probs: np.ndarray, selected: np.ndarray, layer: int, moments: np.ndarray) -> Predictions:
+    """An iteration's prediction of a layer, from those of its rows [n, J]."""
     begins = block.starts[:-1]
     layers = np.full(len(block), layer)
     return Predictions(moments, layers, np.maximum.reduceat(probs, begins), np.logical_or.reduceat(selected, begins))

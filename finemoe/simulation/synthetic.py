@@ -5,8 +5,10 @@ the token wants, which moves slowly from token to token. The last two are projec
 that early gates tell something about late ones, as in a real model. Four settings are fitted to four statistics.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 
@@ -73,11 +75,14 @@ def fitted(wanted: Statistics, num_layers: int, num_experts: int, top_k: int, se
     within, reuse = max(within, across), min(max(reuse, within), 0.999)
     settings = {"popular": across, "requested": within - across, "persistence": (reuse - within) / (1 - within)}
 
+    @cache
     def recall(rank: int) -> float:
         trace = synthetic_trace(Recipe(**settings, rank=rank), num_layers, num_experts, top_k, 30, 60, seed)
         return replay(trace.split("served"), "finemoe", 0.25, history=trace.split("history")).recall_at_k
 
-    return Recipe(**settings, rank=min(_RANKS, key=lambda rank: abs(recall(rank) - wanted.recall)))
+    # The more numbers all layers share, the less early gates tell: two neighbours around what is wanted are found by halving.
+    above = bisect_left(_RANKS, -wanted.recall, lo=1, hi=len(_RANKS) - 1, key=lambda rank: -recall(rank))
+    return Recipe(**settings, rank=min(_RANKS[above - 1 : above + 1], key=lambda rank: abs(recall(rank) - wanted.recall)))
 
 
 def synthetic_trace(

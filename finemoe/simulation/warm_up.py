@@ -1,0 +1,22 @@
+"""Compiles every kernel of store, cache and clock once, into the cache on disk: `python -m finemoe.simulation.warm_up`.
+
+Without it the first processes that need them compile them all, each for itself.
+"""
+
+from finemoe.simulation.replay import sweep
+from finemoe.simulation.synthetic import Recipe, synthetic_trace
+
+_SIZES = (32, 8, 2)  # of a published model, so that it has a size on a testbed
+
+
+def warm_up() -> None:
+    """Replay a little made-up routing with an instant link and in virtual time."""
+    trace = synthetic_trace(Recipe(0.2, 0.3, 0.4, 8), *_SIZES, num_requests=4, tokens_per_request=3)
+    history, served = trace.split("history"), trace.split("served")
+    for hardware in (None, "6x-rtx3090"):
+        for policy in ("finemoe", "promoe", "deepspeed-inference"):
+            sweep(served, policy, [0.1], ["belady"], history=history, hardware=hardware)
+
+
+if __name__ == "__main__":
+    warm_up()
