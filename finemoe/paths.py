@@ -10,3 +10,10 @@ RESULTS = ROOT / "results"
 MINIATURES = DATA / "models" / "miniatures"
 MODEL_CONFIGS = DATA / "models" / "configs"
 PROMPTS = DATA / "prompts"
+HEADLESS = "FINEMOE_HEADLESS"
+
+
+def is_headless() -> bool:
+    """Whether the pipeline runs this notebook: nobody can move a slider, and what widgets say to a front end that is not there
+    can get in the way of the answer that the runner waits for."""
+    return bool(os.environ.get(HEADLESS))

@@ -6,17 +6,14 @@ predictors were trained on, and the link.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from finemoe.analysis.latency import LATENCY_SYSTEMS, latency_table, means
 from finemoe.analysis.systems import System
-from finemoe.simulation.testbed import FOLDER
+from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 
 RULES = ("finemoe", "lfu", "lru", "lfu-aged")
@@ -45,7 +42,7 @@ def disagreement_table(
     ours, theirs = ({name: LATENCY_SYSTEMS[name]} for name in (_OURS, _THEIRS))
 
     def row(
-        assumption: str, value: object, known: RoutingTrace, systems: dict[str, System], machine: str, **changed: Any
+        assumption: str, value: object, known: RoutingTrace, systems: dict[str, System], machine: str | Testbed, **changed: Any
     ) -> pd.DataFrame:
         table = latency_table(known, served, systems, machine, [expert_memory], **shared | changed)
         return means(table, ["system"]).assign(assumption=assumption, value=str(value))
@@ -58,10 +55,13 @@ def disagreement_table(
     for count in training_requests:
         known = history.select(np.arange(min(count, history.num_requests)))
         tables.append(row("requests ProMoE learns from", count, known, theirs, hardware))
-    with TemporaryDirectory() as folder:
-        for factor in _LINK_FACTORS:
-            machine = _with_link(hardware, factor, Path(folder))
-            tables.append(row("link (times)", factor, history, ours | theirs, machine))
+    testbed = Testbed.load(hardware)
+    for factor in _LINK_FACTORS:
+        rates: dict[str, Any] = {
+            "link_bytes_per_s": factor * testbed.link_bytes_per_s,
+            "host_bytes_per_s": factor * testbed.host_bytes_per_s,
+        }
+        tables.append(row("link (times)", factor, history, ours | theirs, replace(testbed, **rates)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -78,13 +78,3 @@ def crossings(table: pd.DataFrame) -> dict[str, str]:
                 ahead.append(str(value))
         found[str(assumption)] = ", ".join(ahead) or "none of the values tried"
     return found
-
-
-def _with_link(hardware: str, factor: float, folder: Path) -> str:
-    """A copy of a profile with faster links and a host that feeds them."""
-    content = yaml.safe_load((FOLDER / f"{hardware}.yaml").read_text(encoding="utf-8"))
-    for name in ("link_bytes_per_s", "host_bytes_per_s"):
-        content[name] = {"value": content[name]["value"] * factor, "source": f"varied: {factor:g} times"}
-    path = folder / f"{hardware}-{factor:g}.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return str(path)

@@ -2,25 +2,23 @@
 
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from finemoe.errors import FinemoeError
 from finemoe.maps.store import ExpertMapStore
+from finemoe.paths import is_headless
 from finemoe.plotting import provenance, use_style
-from finemoe.policies import make_policy
 from finemoe.policies.finemoe import store_from
-from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.cost import CostModel, size_of
-from finemoe.simulation.replay import paced, replay_setup
+from finemoe.simulation.cost import size_of
+from finemoe.simulation.replay import replay, replay_setup
 from finemoe.simulation.testbed import Testbed
-from finemoe.simulation.timed import ModelledPace
 from finemoe.traces import RoutingTrace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_START: dict[str, Any] = {"expert_memory": 0.25, "link_gb_per_s": 26.0, "prefetch_distance": 3, "store_capacity": 1000}
 _POLICIES = {"on-demand (LRU)": "on-demand", "FineMoE": "finemoe", "oracle": "oracle"}
 
 
@@ -50,16 +48,15 @@ class Explorer:
         """
         link = link_gb_per_s * 1e9
         testbed = replace(self._testbed, link_bytes_per_s=link, host_bytes_per_s=self._testbed.devices * link)
-        cost = CostModel(self._size, testbed)
-        if not cost.fits(expert_memory):
-            raise FinemoeError(f"{self._size.name} with {expert_memory:.0%} of its experts does not fit on {testbed.title}")
         rows = []
         for name, policy in _POLICIES.items():
             history = self._store(prefetch_distance, store_capacity) if policy == "finemoe" else None
-            setup = replay_setup(self._served, history, prefetch_distance, store_capacity, self._seed)
-            system = make_policy(policy, setup, is_replay=True)
-            pace = ModelledPace(cost, system, Arrangement.one_by_one(self._served))
-            report = paced(self._served, policy, system, [(expert_memory, system.default_eviction)], pace)[0]
+            options: dict[str, Any] = {
+                "prefetch_distance": prefetch_distance,
+                "store_capacity": store_capacity,
+                "seed": self._seed,
+            }
+            report = replay(self._served, policy, expert_memory, testbed, history, **options)
             moved = max(1, report.demand_bytes + report.prefetched_bytes)
             times = {"ttft_ms": 1e3 * report.ttft_s, "tpot_ms": 1e3 * report.tpot_s}
             rows.append({"system": name, **times, "hit_rate": report.hit_rate, "wasted_share": report.wasted_bytes / moved})
@@ -71,6 +68,26 @@ class Explorer:
 
         explore_figure(self.replay(expert_memory, link_gb_per_s, prefetch_distance, store_capacity), self.title)
         plt.show()
+
+    def panel(self) -> Any:
+        """Sliders beside the picture they move; just the picture where a notebook runs without a front end."""
+        if is_headless():
+            return self.show(**_START)
+        from ipywidgets import FloatLogSlider, FloatSlider, HBox, IntSlider, SelectionSlider, VBox, interactive_output
+
+        look = {"continuous_update": False, "style": {"description_width": "initial"}}
+        capacities, start = [60, 125, 250, 500, 1000, 2000], _START
+        sliders = {
+            "expert_memory": FloatSlider(
+                start["expert_memory"], min=0.05, max=1, step=0.05, description="memory (share)", **look
+            ),
+            "link_gb_per_s": FloatLogSlider(start["link_gb_per_s"], min=0, max=2.5, step=0.1, description="link (GB/s)", **look),
+            "prefetch_distance": IntSlider(start["prefetch_distance"], min=1, max=8, description="distance d", **look),
+            "store_capacity": SelectionSlider(
+                options=capacities, value=start["store_capacity"], description="capacity C", **look
+            ),
+        }
+        return HBox([VBox(list(sliders.values())), interactive_output(self.show, sliders)])
 
     def _filled_store(self, prefetch_distance: int, store_capacity: int) -> ExpertMapStore:
         """The last maps of the history that fit: filling by the paper's rule takes longer than a slider may."""

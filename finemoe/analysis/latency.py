@@ -43,7 +43,7 @@ def latency_table(
     history: RoutingTrace,
     served: RoutingTrace,
     systems: Mapping[str, System],
-    hardware: str,
+    hardware: str | Testbed,
     expert_memories: Sequence[float | str],
     prefetch_distance: int,
     store_capacity: int = 1000,

@@ -2,21 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from finemoe.analysis.breakdown import busiest_device_s
 from finemoe.maps.store import ExpertMapStore
-from finemoe.policies import make_policy
-from finemoe.report import Report
-from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.cost import CostModel, size_named
-from finemoe.simulation.replay import paced, replay_setup
+from finemoe.simulation.replay import replay
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from finemoe.simulation.testbed import Testbed
-from finemoe.simulation.timed import ModelledPace
-from finemoe.traces import RoutingTrace
 
 SYSTEMS = {"FineMoE": "finemoe", "on-demand (LRU)": "on-demand", "oracle": "oracle"}
 _HEADROOM = 0.9  # of a device's memory beside the other weights that experts may take
@@ -56,7 +52,8 @@ def scale_table(
         layer_s += busiest_device_s(cost, served)
         search_s = float(cost.search(np.array([2.0 * store_capacity * size.num_experts]))[0])
         for system, policy in SYSTEMS.items():
-            report = _run(served, history, policy, cost, share, prefetch_distance, store_capacity)
+            options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+            report = replay(served, policy, share, testbed, history, model=model, **options)
             moved = (report.demand_bytes + report.prefetched_bytes) / report.num_decode_steps
             rows.append(
                 {
@@ -99,18 +96,3 @@ def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str)
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _run(
-    served: RoutingTrace,
-    history: RoutingTrace,
-    policy: str,
-    cost: CostModel,
-    share: float,
-    prefetch_distance: int,
-    store_capacity: int,
-) -> Report:
-    setup = replay_setup(served, history, prefetch_distance, store_capacity)
-    system = make_policy(policy, setup, is_replay=True)
-    pace = ModelledPace(cost, system, Arrangement.one_by_one(served))
-    return paced(served, policy, system, [(share, system.default_eviction)], pace)[0]

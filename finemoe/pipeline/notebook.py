@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from finemoe.errors import FinemoeError
-from finemoe.paths import ROOT
+from finemoe.paths import HEADLESS, ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
+_LONGEST_CELL_S = 3600  # a kernel that never answers is a failure, not a wait
 _LONGEST_SOCKET_FOLDER = 60  # Unix sockets allow 108 characters in all
 
 
@@ -60,6 +61,7 @@ def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], lo
                 language="python",
                 progress_bar=False,
                 log_output=log is not None,
+                execution_timeout=_LONGEST_CELL_S,
                 cwd=str(notebook.parent),  # as JupyterLab starts it
                 config=kernel,
             )
@@ -88,6 +90,7 @@ def _private_kernel() -> Iterator[Any]:
             "IPYTHONDIR": folder,
             "JUPYTER_PREFER_ENV_PATH": "1",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            HEADLESS: "1",
         }
         with _environment(private):
             yield Config(

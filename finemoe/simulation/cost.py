@@ -5,6 +5,7 @@ adds. Weights other than experts are on the first device; nothing overlaps withi
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import numpy as np
 
 from finemoe.cache.capacity import slots_per_device
 from finemoe.errors import FinemoeError
-from finemoe.paths import DATA
+from finemoe.paths import MODEL_CONFIGS
 from finemoe.simulation.testbed import Testbed
 
-CONFIGS = DATA / "models" / "configs"
 PUBLISHED = {"mixtral-mini": "mixtral-8x7b", "qwen-mini": "qwen1.5-moe-a2.7b", "phi-mini": "phi-3.5-moe"}  # of each miniature
 _BYTES = 2  # bf16
 
@@ -94,8 +94,8 @@ class ModelSize:
         Raises:
             FinemoeError: there is none.
         """
-        for path in sorted(CONFIGS.glob("*.json")):
-            size = cls.from_config(path, path.stem)
+        for path in sorted(MODEL_CONFIGS.glob("*.json")):
+            size = size_named(path.stem)
             if (size.num_layers, size.num_experts, size.top_k) == (num_layers, num_experts, top_k):
                 return size
         raise FinemoeError(
@@ -162,10 +162,11 @@ class CostModel:
         return times
 
 
+@cache
 def size_named(model: str) -> ModelSize:
     """The published model behind a name: a miniature's, or that of a configuration in data/models/configs."""
     name = PUBLISHED.get(model, model)
-    return ModelSize.from_config(CONFIGS / f"{name}.json", name)
+    return ModelSize.from_config(MODEL_CONFIGS / f"{name}.json", name)
 
 
 def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: int) -> ModelSize:
@@ -176,8 +177,8 @@ def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: 
     """
     if model is None:
         return ModelSize.known(num_layers, num_experts, top_k)
-    named = CONFIGS / f"{model}.json"
-    size = ModelSize.from_config(named if named.is_file() else model, str(model))
+    is_published = (MODEL_CONFIGS / f"{model}.json").is_file()
+    size = size_named(str(model)) if is_published else ModelSize.from_config(model, str(model))
     found, expected = (size.num_layers, size.num_experts, size.top_k), (num_layers, num_experts, top_k)
     if found != expected:
         texts = ["{} layers x {} experts / {}".format(*one) for one in (found, expected)]

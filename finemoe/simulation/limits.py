@@ -5,14 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from finemoe.policies import make_policy
 from finemoe.report import Report
-from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.cost import CostModel, size_of
+from finemoe.simulation.cost import size_of
 from finemoe.simulation.events import demanded_sets, iteration_blocks
-from finemoe.simulation.replay import paced, replay_setup
+from finemoe.simulation.replay import replay
 from finemoe.simulation.testbed import Testbed
-from finemoe.simulation.timed import ModelledPace
 from finemoe.traces import RoutingTrace
 
 _TESTBED = "rtx3090"  # one device, so that loads are one after the other
@@ -26,16 +23,16 @@ def analytical_checks(trace: RoutingTrace) -> pd.DataFrame:
         expected).
     """
     testbed = replace(Testbed.load(_TESTBED), memory_bytes=1e15)  # room for every case
-    resident = _run(trace, testbed, "no-offload", 1.0)
-    demand = _run(trace, testbed, "on-demand", 0.25)
+    resident = replay(trace, "no-offload", 1.0, testbed)
+    demand = replay(trace, "on-demand", 0.25, testbed)
     slow = replace(testbed, link_bytes_per_s=testbed.link_bytes_per_s / 1e6, host_bytes_per_s=1e15)
     fast = replace(testbed, link_bytes_per_s=1e30, host_bytes_per_s=1e30, link_latency_s=0.0)
-    cost = CostModel(size_of(None, trace.num_layers, trace.num_experts, trace.top_k), testbed)
-    crawling, one = _run(trace, slow, "on-demand", 0.25), _run(trace, testbed, "on-demand", cost.size.expert_bytes)
+    expert_bytes = size_of(None, trace.num_layers, trace.num_experts, trace.top_k).expert_bytes
+    crawling, one = replay(trace, "on-demand", 0.25, slow), replay(trace, "on-demand", expert_bytes, testbed)
     accesses = sum(len(demanded_sets(trace, block)[1]) for block in iteration_blocks(trace, 4096))
-    expert_bytes, everything = cost.size.expert_bytes, _run(trace, testbed, "on-demand", 1.0)
+    everything = replay(trace, "on-demand", 1.0, testbed)
     crawl_s = crawling.demand_bytes / slow.link_bytes_per_s
-    unhindered = {name: _run(trace, fast, name, 0.25) for name in ("on-demand", "finemoe")}
+    unhindered = {name: replay(trace, name, 0.25, fast) for name in ("on-demand", "finemoe")}
     resident_s = _time(resident)
     rows = [
         ("all fit, on demand: every expert is loaded once", _num_used(trace), everything.demand_bytes / expert_bytes),
@@ -54,13 +51,6 @@ def _num_used(trace: RoutingTrace) -> int:
     """How many different experts a trace demands."""
     layers = np.arange(trace.num_layers)[None, :, None]
     return len(np.unique(layers * trace.num_experts + trace.expert_ids.astype(np.int64)))
-
-
-def _run(trace: RoutingTrace, testbed: Testbed, policy: str, expert_memory: float | int) -> Report:
-    system = make_policy(policy, replay_setup(trace), is_replay=True)
-    cost = CostModel(size_of(None, trace.num_layers, trace.num_experts, trace.top_k), testbed)
-    pace = ModelledPace(cost, system, Arrangement.one_by_one(trace))
-    return paced(trace, policy, system, [(expert_memory, system.default_eviction)], pace)[0]
 
 
 def _time(report: Report) -> float:

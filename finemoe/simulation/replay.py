@@ -6,6 +6,7 @@ With an instant link it is exact accounting of hits and bytes; on a described te
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def replay(
     trace: RoutingTrace,
     policy: str = "finemoe",
     expert_memory: float | int | str = 0.25,
-    hardware: str | None = None,
+    hardware: str | Path | Testbed | None = None,
     history: Any = None,
     eviction: str | None = None,
     **options: Any,
@@ -44,7 +45,8 @@ def replay(
         policy: a system of the paper, "on-demand", "no-offload" or "oracle". eviction: overrides its rule, "belady" included.
         expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where the size
             of an expert is known.
-        hardware: a testbed's name in data/hardware or the path of a YAML file, for virtual time; None, an instant link.
+        hardware: a testbed's name in data/hardware, the path of a YAML file, or a Testbed, for virtual time; None, an instant
+            link.
         history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online.
         options: as in `sweep`.
     Raises:
@@ -61,7 +63,7 @@ def sweep(
     evictions: Sequence[str | None] = (None,),
     history: Any = None,
     *,
-    hardware: str | None = None,
+    hardware: str | Path | Testbed | None = None,
     model: str | None = None,
     prefetch_distance: int | None = None,
     store_capacity: int = 1000,

@@ -50,14 +50,16 @@ class Testbed:
         return min(self.link_bytes_per_s, self.host_bytes_per_s / self.devices)
 
     @classmethod
-    def load(cls, name: str | Path) -> "Testbed":
-        """A profile by its name in data/hardware, or by the path of a YAML file.
+    def load(cls, name: "str | Path | Testbed") -> "Testbed":
+        """A profile by its name in data/hardware, or by the path of a YAML file; one made in code is taken as it is.
 
         Raises:
             FinemoeError: there is no such profile, a constant or its source is missing, or a value is out of range.
         """
         import yaml
 
+        if isinstance(name, Testbed):
+            return name
         path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
         if not path.is_file():
             raise FinemoeError(f"no testbed {str(name)!r}; known: {', '.join(known_testbeds())}, or the path of a .yaml file")

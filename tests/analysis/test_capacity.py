@@ -9,6 +9,7 @@ from finemoe.analysis.capacity import capacity_claim, gains_by_doubling, similar
 from finemoe.analysis.exploring import Explorer
 from finemoe.analysis.scale import scale_table, store_table
 from finemoe.maps.store import ExpertMapStore
+from finemoe.paths import HEADLESS
 from finemoe.simulation.cost import size_named
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from finemoe.traces import RoutingTrace
@@ -73,6 +74,16 @@ def test_a_slider_moves_what_it_names():
     assert (fast.tpot_ms < slow.tpot_ms).all()
     more = explorer.replay(**settings | {"expert_memory": 0.75}).set_index("system")
     assert (more.hit_rate > explorer.replay(**settings).set_index("system").hit_rate).all()
+
+
+def test_sliders_are_for_people(monkeypatch):
+    """A front end gets sliders; the pipeline, which waits for an answer that widgets can swallow, a picture."""
+    explorer = Explorer(MIXTRAL, "6x-rtx3090", num_requests=1)
+    monkeypatch.delenv(HEADLESS, raising=False)
+    sliders = explorer.panel().children[0].children
+    assert [slider.value for slider in sliders] == [0.25, 26.0, 3, 1000]
+    monkeypatch.setenv(HEADLESS, "1")
+    assert explorer.panel() is None
 
 
 def test_scale_takes_less_of_the_experts_where_they_do_not_fit():

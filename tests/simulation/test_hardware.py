@@ -7,8 +7,9 @@ import pytest
 
 import finemoe
 from finemoe.errors import FinemoeError
+from finemoe.paths import MODEL_CONFIGS
 from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.cost import CONFIGS, CostModel, ModelSize
+from finemoe.simulation.cost import CostModel, ModelSize
 from finemoe.simulation.events import contexts_of, demanded_sets, iteration_blocks, tokens_of
 from finemoe.simulation.testbed import FOLDER, known_testbeds
 from finemoe.simulation.testbed import Testbed as Machine  # pytest takes what begins with Test for tests
@@ -72,7 +73,7 @@ def test_a_user_s_own_profile_is_loaded_by_its_path(tmp_path):
 
 def test_sizes_of_mixtral_add_up():
     """8 experts of 3 matrices 4096 x 14336; attention 4096 x (4096 + 1024 + 1024 + 4096); a router; two norms; two embeddings."""
-    size = ModelSize.from_config(CONFIGS / "mixtral-8x7b.json")
+    size = ModelSize.from_config(MODEL_CONFIGS / "mixtral-8x7b.json")
     assert size.expert_params == 3 * 4096 * 14336
     assert size.layer_params == pytest.approx(4096 * (4096 + 2 * 1024 + 4096) + 8 * 4096 + 2 * 4096, rel=1e-5)
     assert size.head_params == 32000 * 4096
@@ -84,7 +85,7 @@ def test_sizes_of_mixtral_add_up():
 
 
 def test_a_part_takes_the_longer_of_arithmetic_and_reading():
-    testbed, size = Machine.load("rtx3090"), ModelSize.from_config(CONFIGS / "mixtral-8x7b.json")
+    testbed, size = Machine.load("rtx3090"), ModelSize.from_config(MODEL_CONFIGS / "mixtral-8x7b.json")
     cost = CostModel(size, testbed)
     one, many = cost.expert(np.array([1.0, 5000.0])).tolist()
     assert one == pytest.approx(testbed.expert_overhead_s + size.expert_bytes / testbed.memory_bytes_per_s)
