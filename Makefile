@@ -6,12 +6,13 @@ STAMP  := $(VENV)/installed.stamp
 # Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks.
 JOBS   ?= 2
 
-.PHONY: help install reproduce smoke test families bench reference lint lock clean
+.PHONY: help install reproduce smoke gpu test families bench reference lint lock clean
 
 help:
 	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
 	@echo "make test       install what is needed, then run the test suite"
 	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
+	@echo "make gpu        the whole pipeline with config/cuda.yaml: what needs a GPU is measured on this machine's"
 	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
 	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
 	@echo "make reference  ship the tables just made under data/reference/figures, and the README's summary of the claims"
@@ -35,6 +36,9 @@ reproduce: $(STAMP)
 
 smoke: $(STAMP)
 	$(BIN)/snakemake --cores all --configfile config/smoke.yaml
+
+gpu: $(STAMP)
+	$(BIN)/snakemake --cores all --configfile config/cuda.yaml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup

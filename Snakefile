@@ -63,6 +63,12 @@ DESCRIBED = [
     for pattern in ("hardware/*.yaml", "models/configs/*.json")
     for path in sorted(Path("data").glob(pattern))
 ]
+# Tables of machines that were measured, and of this one where a configuration names models to measure on it.
+HERE = f"{RESULTS}/measured/here"
+MEASURED_FILES = sorted(str(path) for path in Path("data/measured").glob("*/*.*")) + (
+    [f"{HERE}/machine.json"] if config["gpu_models"] else []
+)
+MACHINES = [str(Path(path).parent) for path in MEASURED_FILES if Path(path).name == "machine.json"]
 RUN = (
     "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
@@ -156,7 +162,15 @@ rule all:
     input:
         [
             figure_files(stem)
-            for stem in [*CLAIMED, "disagreement", "scale", "training", "quickstart", *MEASURED]
+            for stem in [
+                *CLAIMED,
+                "disagreement",
+                "scale",
+                "training",
+                "quickstart",
+                "gpu_measured",
+                *MEASURED,
+            ]
         ],
         f"{FIGURES}/claims.md",
         f"{FIGURES}/claims.csv",
@@ -466,7 +480,8 @@ def testbed_parameters(wildcards, input, output):
     id = Path(stem).name
     found = {"tables": list(input.tables), "figure": stem, "claims": output.claims}
     found |= {name: config[name] for name in TESTBED_FIGURES[id][1]}
-    return json.dumps(found | ({"paper_tables": list(input.compared)} if id == "f13" else {}))
+    of_f13 = {"paper_tables": list(input.compared), "machines": MACHINES}
+    return json.dumps(found | (of_f13 if id == "f13" else {}))
 
 
 for stem, (artefact, _) in TESTBED_FIGURES.items():
@@ -482,6 +497,7 @@ for stem, (artefact, _) in TESTBED_FIGURES.items():
             reference=[] if stem == "f1b" else ["data/reference/simulated_gpt_oss.csv"],
             tables=simulated(config["high_end_testbed" if stem == "f13" else "testbed"]),
             compared=simulated(config["testbed"]) if stem == "f13" else [],
+            measured=MEASURED_FILES if stem == "f13" else [],
         output:
             pdf=f"{FIGURES}/{stem}.pdf",
             png=in_report(stem, artefact),
@@ -679,6 +695,7 @@ rule validate_simulator:
         style=STYLE,
         models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
         traces=first_traces(MODELS)[0],
+        measured=MEASURED_FILES,
     output:
         pdf=f"{FIGURES}/validate_simulator_measured.pdf",
         png=in_report("validate_simulator_measured", "validity"),
@@ -708,10 +725,58 @@ rule validate_simulator:
                 "store_capacity": config["store_capacity"],
                 "figure": output.pdf.removesuffix(".pdf"),
                 "checks": output.checks,
+                "machines": MACHINES,
             }
         ),
     shell:
         ONE_THREAD + RUN
+
+
+# Measures every part of this machine's runtime at the sizes of the configuration's models; parts that are done are not done again.
+rule gpu_bench:
+    input:
+        code=sources_of("finemoe.gpu_bench.__main__"),
+        models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
+    output:
+        f"{HERE}/machine.json",
+    log:
+        f"{RESULTS}/logs/gpu_bench.txt",
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    params:
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        models=" ".join(f"--model {model}" for model in config["gpu_models"]),
+    shell:
+        "python -m finemoe.gpu_bench --out {params.folder} {params.models} > {log} 2>&1"
+
+
+rule gpu_measured:
+    input:
+        notebook="notebooks/gpu_measured.ipynb",
+        code=sources_of("gpu_measured"),
+        style=STYLE,
+        measured=MEASURED_FILES,
+    output:
+        pdf=f"{FIGURES}/gpu_measured.pdf",
+        png=in_report("gpu_measured", "measured"),
+        csv=ensure(f"{FIGURES}/gpu_measured.csv", non_empty=True),
+        targets=f"{RESULTS}/gpu_targets.csv",
+    log:
+        notebook=f"{RESULTS}/notebooks/gpu_measured.ipynb",
+        text=f"{RESULTS}/logs/gpu_measured.txt",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, output: json.dumps(
+            {
+                "machines": MACHINES,
+                "figure": output.pdf.removesuffix(".pdf"),
+                "targets": output.targets,
+            }
+        ),
+    shell:
+        RUN
 
 
 rule scale:

@@ -54,10 +54,13 @@ def load_prompts(source: str, *, limit: int | None = None, column: str = "prompt
     """
     from datasets import Dataset
 
+    return Dataset.from_list(prompt_rows(source, limit, column, split_seed))
+
+
+def prompt_rows(source: str, limit: int | None = None, column: str = "prompt", split_seed: int = 0) -> list[dict[str, str]]:
+    """As `load_prompts`, as plain rows, where `datasets` is not installed."""
     rows = _read_rows(PROMPTS / f"{source}.jsonl" if source in GENRES else Path(source), source, column, split_seed)
-    if limit is not None:
-        rows = _take(rows, limit)
-    return Dataset.from_list(rows)
+    return rows if limit is None else _take(rows, limit)
 
 
 def _read_rows(path: Path, source: str, column: str, split_seed: int) -> list[dict[str, str]]:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from finemoe.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS
+from finemoe.analysis.measured import NOT_YET
 from finemoe.analysis.systems import SYSTEMS
 from finemoe.plotting import model_title, provenance, series_styles, use_style
+from finemoe.simulation.cost import PUBLISHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,30 +34,34 @@ def system_looks() -> Mapping[str, dict[str, Any]]:
     }
 
 
-def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str) -> "Figure":
+def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, measured: pd.DataFrame | None = None) -> "Figure":
     """Draw what `analysis.latency.means` found for (model, dataset, system), and FineMoE's gains below.
 
     Args:
         gains: as `analysis.verdicts.gains_table`; reported ones are drawn hollow where they are not NaN.
         details: settings, for the line below the figure.
+        measured: for one more row, TPOT on a real GPU as `analysis.measured.tpot_on_gpu` found it; it may be empty.
     """
     import matplotlib.pyplot as plt
 
     use_style()
     models = list(dict.fromkeys(summary.model))
     systems = [name for name in LATENCY_SYSTEMS if name in set(summary.system)]
-    fig, axes = plt.subplots(
-        len(QUANTITIES) + 1, len(models), figsize=(2.6 * len(models), 7.6), squeeze=False, height_ratios=[1, 1, 1, 1.1]
-    )
+    heights = [1, 1, 1, 1.1] + [0.8] * (measured is not None)
+    size = (2.6 * len(models), 7.6 * sum(heights) / 4.1)
+    fig, axes = plt.subplots(len(heights), len(models), figsize=size, squeeze=False, height_ratios=heights)
     for column, model in enumerate(models):
         part = summary[summary.model == model]
         axes[0][column].set_title(model_title(model).replace(" (", "\n("))
         for row, (quantity, label) in enumerate(QUANTITIES.items()):
             _draw_bars(axes[row][column], part, quantity, systems)
             axes[row][column].set_ylabel(label if column == 0 else "")
-        _draw_gains(axes[-1][column], gains[gains.model == model])
-        axes[-1][column].set_ylabel("FineMoE's gain (%)" if column == 0 else "")
-    (bars, names), (gained, quantities) = (axes[row][0].get_legend_handles_labels() for row in (1, -1))
+        _draw_gains(axes[3][column], gains[gains.model == model])
+        axes[3][column].set_ylabel("FineMoE's gain (%)" if column == 0 else "")
+        if measured is not None:
+            _draw_measured(axes[4][column], measured[measured.model == PUBLISHED.get(model)])
+            axes[4][column].set_ylabel("measured TPOT (ms)" if column == 0 else "")
+    (bars, names), (gained, quantities) = (axes[row][0].get_legend_handles_labels() for row in (1, 3))
     fig.legend([*bars, *gained], [*names, *quantities], loc="outside upper center", ncols=5)
     provenance(fig, "simulated", *details, "whiskers: 95 % over requests")
     return fig
@@ -84,6 +90,20 @@ def _draw_bars(axis: "Axes", part: pd.DataFrame, quantity: str, names: Sequence[
     axis.margins(x=0.02)
     if quantity == "hit_rate":
         axis.set_ylim(0, 1.05)
+
+
+def _draw_measured(axis: "Axes", part: pd.DataFrame) -> None:
+    """On a real GPU; the panel says so where nobody has measured yet."""
+    if part.empty:
+        axis.text(0.5, 0.5, NOT_YET, ha="center", va="center", transform=axis.transAxes, fontsize=8)
+        axis.set(xticks=[], yticks=[])
+        return
+    looks = system_looks()
+    for place, (name, tpot_s) in enumerate(zip(part.system, part.tpot_s, strict=True)):
+        look = {"color": looks[name]["color"], "hatch": looks[name]["hatch"]} if name in looks else {"color": "white"}
+        axis.bar(place, 1e3 * tpot_s, edgecolor="black", linewidth=0.4, **look)
+    axis.set_xticks(range(len(part)), [name.replace("-", "-\n") for name in part.system], fontsize=5.5)
+    axis.set_title(part.machine.iloc[0], fontsize=7)
 
 
 def _draw_gains(axis: "Axes", gains: pd.DataFrame) -> None:

@@ -287,10 +287,12 @@ def _victim(layer, num_experts, rule, ints, floats, flags, turns, scalars, held)
     num_layers, best, least, is_best_awaited = turns.shape[0], -1, 0.0, True
     for place in range(held.shape[0]):
         flat = held[place]
+        worth = _worth(flat, num_experts, num_layers, rule, ints, floats, turns, scalars)
+        if worth > least and not is_best_awaited:  # most of them, awaited or not
+            continue
         is_awaited = flags[AWAITING, flat]
         if flags[RUNNING, flat] or flags[LOADING, flat] or (is_awaited and not is_best_awaited):
             continue
-        worth = _worth(flat, num_experts, num_layers, rule, ints, floats, turns, scalars)
         if (
             best < 0
             or is_awaited != is_best_awaited

@@ -72,7 +72,7 @@ def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:
 
 def engine_time_s(engine: Any, num_rounds: int) -> float:
     """An engine's own time per layer at one token, without the experts' arithmetic, when nothing is missing; median."""
-    with _no_arithmetic():
+    with no_arithmetic():
         return float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
 
 
@@ -215,10 +215,22 @@ def _decode_s(call: Callable[[list[Any]], object]) -> float:
 
 
 @contextmanager
-def _no_arithmetic() -> Iterator[None]:
+def no_arithmetic() -> Iterator[None]:
+    """Engines hand a layer's input through instead of computing its experts."""
     from unittest.mock import patch
 
     with patch("finemoe.runtime.engine.lean_forward", lambda module, weights, hidden_states, *_: hidden_states):
+        yield
+
+
+@contextmanager
+def always_accounting() -> Iterator[None]:
+    """Engines account, publish and search although everything is resident."""
+    from unittest.mock import PropertyMock, patch
+
+    from finemoe.runtime.devices import DeviceMemories
+
+    with patch.object(DeviceMemories, "is_all_resident", new_callable=PropertyMock, return_value=False):
         yield
 
 

@@ -161,7 +161,7 @@ def _predict(
     options: dict[str, Any],
 ) -> Report:
     setup = replay_setup(trace, history, **options)
-    start_s, gate_s = _search_s(make_policy(policy, setup, is_replay=True), trace)
+    start_s, gate_s = search_times_s(make_policy(policy, setup, is_replay=True), trace)
     # Matcher and inference take turns at Python's lock: an answer is there no sooner than what it adds to its layer has passed.
     search_s = start_s, max(gate_s, machine.engine_s[policy] - machine.engine_s["on-demand"])
     system = make_policy(policy, setup, is_replay=True)
@@ -200,7 +200,7 @@ def _compared(predicted: Report, measured: Report) -> dict[str, float]:
     }
 
 
-def _search_s(policy: Policy, trace: RoutingTrace, num_iterations: int = 20) -> tuple[float, float]:
+def search_times_s(policy: Policy, trace: RoutingTrace, num_iterations: int = 20) -> tuple[float, float]:
     """Median time of a policy's own work at an iteration's start and at a gate, one decode row at a time."""
     if not policy.needs_context:
         return 0.0, 0.0

@@ -10,6 +10,7 @@ import torch
 
 from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prefetch
+from finemoe.runtime.grouped import can_group
 from finemoe.runtime.memory import ExpertMemory, Lease
 
 
@@ -22,8 +23,8 @@ class DeviceMemories:
 
     def __init__(self, memories: Sequence[ExpertMemory], owners: np.ndarray, counts: Sequence[int], home: torch.device) -> None:
         self.memories, self.home = list(memories), home
-        self._owners, self._counts = owners, list(counts)
-        self._num_experts = sum(self._counts)
+        self._owners, self.counts = owners, list(counts)
+        self._num_experts = sum(self.counts)
         self._is_local = all(memory.pool.device == home for memory in self.memories)
         self._resident: list[list[dict[str, torch.Tensor]]] = []
 
@@ -35,7 +36,7 @@ class DeviceMemories:
     def resident_weights(self, layer: int) -> list[dict[str, torch.Tensor]]:
         """Every expert's weights of a layer, by expert and parameter name; only while everything is resident."""
         if not self._resident:
-            self._resident = [[self._weights(layer, e) for e in range(count)] for layer, count in enumerate(self._counts)]
+            self._resident = [[self._weights(layer, e) for e in range(count)] for layer, count in enumerate(self.counts)]
         return self._resident[layer]
 
     def start_iteration(self, iteration: int) -> None:
@@ -55,7 +56,7 @@ class DeviceMemories:
     def preload(self, expected: np.ndarray, is_counted: bool = True) -> None:
         """Fill every device's free slots, the experts of highest expected probability [L, J] first, ties spread over the
         layers; is_counted: as in ExpertMemory."""
-        owned = [(layer, expert) for layer, count in enumerate(self._counts) for expert in range(count)]
+        owned = [(layer, expert) for layer, count in enumerate(self.counts) for expert in range(count)]
         owned.sort(key=lambda key: (-float(expected[key]), key[1], key[0]))
         for index, memory in enumerate(self.memories):
             memory.preload([key for key in owned if self._owners[key] == index], is_counted)
@@ -67,7 +68,7 @@ class DeviceMemories:
 
     def complete_layer(self, layer: int) -> None:
         """Bring in all of a running layer's experts, as far as slots are to be had."""
-        for memory, part in zip(self.memories, self.split(layer, np.arange(self._counts[layer])), strict=True):
+        for memory, part in zip(self.memories, self.split(layer, np.arange(self.counts[layer])), strict=True):
             memory.complete_layer(layer, part)
 
     def demand(self, layer: int, experts: np.ndarray) -> "Leases":
@@ -116,7 +117,7 @@ class Leases:
     """A layer's demanded experts on all devices while the layer runs."""
 
     def __init__(self, memories: DeviceMemories, layer: int, experts: np.ndarray) -> None:
-        self._memories, self._layer = memories, layer
+        self._memories, self._layer, self._experts = memories, layer, experts
         parts = zip(memories.memories, memories.split(layer, experts), strict=True)
         self._leases: list[Lease] = [memory.demand(layer, part) for memory, part in parts]
 
@@ -131,6 +132,19 @@ class Leases:
             return self._leases[0].weights(expert)
         index = self._memories.owner(self._layer, expert)
         return to_home(self._leases[index].weights(expert), self._memories.memories[index].pool.device, self._memories.home)
+
+    def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
+        """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
+        every expert [J]; None where they are on several devices, must take turns, or lie too far apart."""
+        memory = self._memories.memories[0]
+        is_one = len(self._leases) == 1 and memory.pool.device == self._memories.home
+        slots = self._leases[0].slots() if is_one else None
+        if slots is None or not can_group(slots):
+            return None
+        first = int(slots.min())
+        entries = np.zeros(self._memories.counts[self._layer], dtype=np.int64)
+        entries[self._experts] = slots - first
+        return memory.pool.stacked(self._layer, first, int(slots.max()) - first + 1), entries
 
     def end(self) -> None:
         """The layer's compute has been issued."""

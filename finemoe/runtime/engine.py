@@ -28,6 +28,7 @@ from finemoe.report import Counters, Report
 from finemoe.runtime import seam
 from finemoe.runtime.devices import DeviceMemories, Leases
 from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.grouped import grouped_forward
 from finemoe.runtime.guards import Guards
 from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lean import is_common, lean_forward
@@ -55,6 +56,7 @@ class Engine:
     Args:
         model: a Transformers MoE model; layers: its MoE layers; setup: what the policy is told; options: how the engine runs.
         records: a store that holds the experts already; None takes them out of the model.
+        keeps_records: whether a given store is the engine's to close; otherwise it is lent, and stays for the next engine.
     """
 
     def __init__(
@@ -64,16 +66,17 @@ class Engine:
         setup: PolicySetup,
         options: EngineOptions,
         records: RecordStore | None = None,
+        keeps_records: bool = True,
     ) -> None:
         self._model, self._layers, self._setup, self._options = model, layers, setup, options
         self._counts = [layer.num_experts for layer in layers]
         self._counters = Counters(setup.num_layers)
         self._timeline = Timeline()
         self._undo = ExitStack()
-        if records is not None:
+        if records is not None and keeps_records:
             self._undo.callback(self._refuse_runs, layers)
         try:
-            self._attach(records)
+            self._attach(records, keeps_records)
         except BaseException:
             self._undo.close()
             raise
@@ -93,7 +96,7 @@ class Engine:
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
-    def _attach(self, records: RecordStore | None) -> None:
+    def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
         """Everything that `close` undoes, in the opposite order."""
         setup, options = self._setup, self._options
         layouts = [RecordLayout.of(layer) for layer in self._layers]
@@ -112,7 +115,8 @@ class Engine:
         if records is None:
             records = RecordStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
         self.records = records
-        self._undo.callback(records.close)
+        if keeps_records:
+            self._undo.callback(records.close)
         self._undo.callback(Takeover(self._model, self._layers, records, home, holds_weights).undo)
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         memories = []
@@ -261,8 +265,12 @@ class Engine:
             self._enter_layer(layer.index, hidden_states)
             self._router_weights[layer.index] = top_k_weights
             selected = top_k_index.cpu().numpy()
-            source = self._open_source(layer, selected, top_k_index, top_k_weights)
-            if is_lean:
+            groups = is_lean and self._options.grouped_from is not None and len(selected) >= self._options.grouped_from
+            source = self._open_source(layer, selected, top_k_index, top_k_weights, groups)
+            stacked = source.stacked() if groups else None
+            if stacked is not None:
+                output = grouped_forward(module, *stacked, hidden_states, selected, top_k_weights)
+            elif is_lean:
                 output = lean_forward(module, source.weights, hidden_states, selected, top_k_weights)
             else:
                 output = seam.eager_forward(module, names, source, hidden_states, top_k_index, top_k_weights)
@@ -299,11 +307,16 @@ class Engine:
             raise EngineError(_ONE_THREAD)
 
     def _open_source(
-        self, layer: MoELayer, selected: np.ndarray, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self,
+        layer: MoELayer,
+        selected: np.ndarray,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        needs_slots: bool,
     ) -> "Leases | _Resident":
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         index = layer.index
-        if self._memories.is_all_resident and not self._is_publishing:
+        if self._memories.is_all_resident and not self._is_publishing and not needs_slots:
             used = list(set(selected.ravel().tolist()) - {layer.num_experts})
             self._counters.hits[index] += len(used)
             self._memories.use(index, used)
@@ -399,6 +412,9 @@ class _Resident:
 
     def __init__(self, by_expert: list[dict[str, torch.Tensor]]) -> None:
         self.weights = by_expert.__getitem__
+
+    def stacked(self) -> None:
+        return None
 
     def end(self) -> None:
         return None

@@ -42,10 +42,12 @@ class Link(ABC):
     `fence` marks the moment from which a slot may be overwritten: the compute that read it last.
 
     Attributes:
-        chunk_bytes: how much of a prefetch is copied at a time, which is as long as an on-demand load may have to wait.
+        chunk_bytes: how much of a prefetch is one copy. chunks_in_flight: how many of them are issued at a time; together they
+            are as long as an on-demand load may have to wait.
     """
 
     chunk_bytes = 4 << 20
+    chunks_in_flight = 1
 
     @abstractmethod
     def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
@@ -125,7 +127,13 @@ class _CudaCompletion(Completion):
 
 
 class CudaLink(Link):
-    """Asynchronous copies from page-locked memory on a stream of their own."""
+    """Asynchronous copies from page-locked memory on a stream of their own.
+
+    Two chunks are in flight, so that the link goes on while the host learns that one has arrived.
+    """
+
+    chunk_bytes = 2 << 20
+    chunks_in_flight = 2
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

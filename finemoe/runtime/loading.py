@@ -84,11 +84,11 @@ def load(
     if source.startswith(_RANDOM):
         skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, options.get("seed", 0))
     else:
-        skeleton = Skeleton(_folder_of(resolve(source)), dtype)
+        skeleton = Skeleton(folder_of(resolve(source)), dtype)
     return skeleton.load(expert_memory, policy, host_memory, disk_folder, devices, progress, options)
 
 
-def _folder_of(source: str) -> Path:
+def folder_of(source: str) -> Path:
     """The local folder of a checkpoint, fetched from the hub where it is a hub id."""
     if Path(source).is_dir():
         return Path(source)

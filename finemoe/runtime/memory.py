@@ -6,6 +6,7 @@ A prefetch is chosen when the link is free, by the priority it has *then*; one w
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -206,11 +207,16 @@ class ExpertMemory:
     def _copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
         record, target = self.records.record(layer, expert), self.pool.bytes_of(layer, slot)
         size = self.link.chunk_bytes
+        under_way: deque[Completion] = deque()
         for source, sink in zip(record.split(size), target.split(size), strict=True):
+            if len(under_way) == self.link.chunks_in_flight:
+                under_way.popleft().wait_for_host()
             if self._worker:
                 with self.changed:
                     self.changed.wait_for(lambda: self._closed or not self.num_demanding)
-            self.link.copy(source, sink, self.fences.get(slot)).wait_for_host()
+            under_way.append(self.link.copy(source, sink, self.fences.get(slot)))
+        for completion in under_way:
+            completion.wait_for_host()
 
 
 class Lease:
@@ -242,6 +248,14 @@ class Lease:
             memory.counters.stall_s += time.perf_counter() - begin_s
             memory.timeline.add("compute", f"wait {self._layer}.{expert}", begin_s)
         return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]))
+
+    def slots(self) -> np.ndarray | None:
+        """The slot of every demanded expert, [n], all complete and safe to read at once; None where they must take turns."""
+        if self._missing:
+            return None
+        for expert in self._experts.tolist():
+            self.weights(expert)
+        return self._memory.cache.slot_of[self._layer, self._experts].copy()
 
     def end(self) -> None:
         """The layer's compute has been issued: mark when its slots may be overwritten."""

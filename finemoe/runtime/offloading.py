@@ -28,6 +28,7 @@ def offload(
     host_memory: int | str | None = None,
     disk_folder: str | Path | None = None,
     asynchronous: bool | None = None,
+    grouped_from: int | None = None,
     seed: int = 0,
     **policy_options: Any,
 ) -> Engine:
@@ -48,6 +49,8 @@ def offload(
         disk_folder: where the disk's share lies (a nameless file); None is the folder for temporary files.
         asynchronous: search and prefetch off the critical path; False does both in line, deterministically; None as the policy's
             system does it.
+        grouped_from: number of tokens from which a layer's experts are computed by grouped matrix products over the slots, for
+            long prompts; results then differ from eager's by rounding. None, the default, never does it and stays bit-equal.
         seed: for policies that draw at random. policy_options: the system's own, such as promoe's `predictor`.
     Raises:
         FinemoeError: the model cannot be offloaded (the message says why), or an option is out of range.
@@ -64,6 +67,7 @@ def offload(
         host_memory=host_memory,
         disk_folder=disk_folder,
         asynchronous=asynchronous,
+        grouped_from=grouped_from,
         **policy_options,
     )
     return Engine(model, layers, policy_setup(model, layers, history, prefetch_distance, store_capacity, seed), options)

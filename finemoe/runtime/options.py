@@ -24,6 +24,7 @@ class EngineOptions:
     host_bytes: int | None
     disk_folder: str | Path | None
     asynchronous: bool | None
+    grouped_from: int | None
 
 
 def engine_options(
@@ -36,9 +37,12 @@ def engine_options(
     host_memory: int | str | None = None,
     disk_folder: str | Path | None = None,
     asynchronous: bool | None = None,
+    grouped_from: int | None = None,
     **policy_options: Any,
 ) -> EngineOptions:
     """The options as users write them, in the units of `EngineOptions`."""
+    if grouped_from is not None and grouped_from < 1:
+        raise FinemoeError(f"grouped_from is {grouped_from}; give a number of tokens, or leave it out to stay bit-equal to eager")
     return EngineOptions(
         expert_memory=expert_memory,
         policy=policy,
@@ -49,6 +53,7 @@ def engine_options(
         host_bytes=None if host_memory is None else byte_count(host_memory, "host_memory"),
         disk_folder=disk_folder,
         asynchronous=asynchronous,
+        grouped_from=grouped_from,
     )
 
 

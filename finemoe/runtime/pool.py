@@ -45,3 +45,14 @@ class SlotPool:
         if slot not in views:
             views[slot] = self._layouts[layer].views(self._bytes[slot])
         return views[slot]
+
+    def stacked(self, layer: int, first: int, count: int) -> dict[str, torch.Tensor]:
+        """The weights in slots first to first + count - 1 side by side, by parameter name, [count, ...]; views, whatever lies
+        there."""
+        slots = self._bytes[first : first + count]
+        return {
+            field.name: slots[:, field.offset_bytes : field.offset_bytes + field.nbytes]
+            .view(field.dtype)
+            .unflatten(1, field.shape)
+            for field in self._layouts[layer].fields
+        }

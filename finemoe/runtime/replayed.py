@@ -2,6 +2,8 @@
 (DESIGN 7.3). Bytes, kernels and links are then real and the routing realistic; the text is not.
 """
 
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +20,18 @@ _LEAST = 1e-9  # of a probability whose logarithm is taken
 
 
 class ReplayedRouting:
-    """Overrides the routers of a model until it is detached; attach it before an engine, which then sees what was recorded.
+    """Overrides the routers of a model until it is detached, also where they are applied ahead, for which the trace's own
+    look-ahead is given; attach it before an engine, which then sees what was recorded.
 
     Args:
         model: whose routers give (scores [T, J], weights [T, K], index [T, K]), as Transformers' do.
         trace: recorded routing of a model with the same L x J / K.
+        overrides: False leaves the routers alone: the recorded requests are served with the model's own routing.
     Raises:
         FinemoeError: the model has other layers or experts, or a layer without a router.
     """
 
-    def __init__(self, model: nn.Module, trace: RoutingTrace) -> None:
+    def __init__(self, model: nn.Module, trace: RoutingTrace, overrides: bool = True) -> None:
         layers = find_moe_layers(model)
         found, expected = (len(layers), layers[0].num_experts), (trace.num_layers, trace.num_experts)
         if found != expected:
@@ -35,18 +39,23 @@ class ReplayedRouting:
                 f"the model has {found[0]} layers x {found[1]} experts, the trace {expected[0]} x {expected[1]}; "
                 "routing can be replayed on a model of the trace's sizes only"
             )
-        routers = [layer.router for layer in layers if layer.router is not None]
-        if len(routers) < len(layers):
+        routers = [layer.router for layer in layers if layer.router is not None] if overrides else []
+        if overrides and len(routers) < len(layers):
             raise FinemoeError(f"{type(model).__name__} has a MoE layer whose router is not found, so its routing stays its own")
         self._model, self._trace = model, trace
         self._rows = slice(0, 0)
         self._logits = self._weights = self._index = torch.zeros(0)
-        self._handles = [router.register_forward_hook(self._hook(layer), prepend=True) for layer, router in enumerate(routers)]
+        self._said_ahead: dict[int, torch.Tensor] = {}
+        self._layer, self._is_called = -1, False
+        self._undo = ExitStack()
+        for layer, router in enumerate(routers):
+            self._undo.callback(router.register_forward_pre_hook(self._note(layer)).remove)
+            router.forward = self._instead_of(router.forward, layer)
+            self._undo.callback(delattr, router, "forward")
 
     def detach(self) -> None:
         """The routers speak for themselves again."""
-        for handle in self._handles:
-            handle.remove()
+        self._undo.close()
 
     def __enter__(self) -> "ReplayedRouting":
         return self
@@ -55,21 +64,32 @@ class ReplayedRouting:
         self.detach()
 
     @torch.inference_mode()
-    def serve(self, request: int) -> None:
-        """Run one recorded request: its prefill, then its decode steps, with the tokens that were recorded."""
+    def serve(self, request: int) -> list[float]:
+        """Run one recorded request: its prefill, then its decode steps, with the tokens that were recorded.
+
+        Returns:
+            How long each iteration took until the device had computed it, in seconds.
+        """
         rows = self._trace.rows_of(request)
         self._upload(rows)
-        cache = None
+        cache, durations_s = None, []
         for _, _, iteration in self._trace.select([request]).iterations():
             self._rows = iteration
             tokens = self._tokens(slice(rows.start + iteration.start, rows.start + iteration.stop))
+            begin_s = _now_s(tokens.device)
             cache = self._model(input_ids=tokens[None], past_key_values=cache, use_cache=True).past_key_values
+            durations_s.append(_now_s(tokens.device) - begin_s)
+        self._rows = slice(0, 0)
+        return durations_s
 
     def _upload(self, rows: slice) -> None:
         """A request's routing on the device, before it is timed."""
         device = next(self._model.parameters()).device
         chosen = self._trace.expert_probs[rows].astype(np.float32)
-        self._logits = torch.from_numpy(np.log(np.maximum(self._trace.maps(rows), _LEAST))).to(device)
+        self._logits = _logits(self._trace.maps(rows)).to(device)
+        self._said_ahead = {
+            stride: _logits(self._trace.lookahead(rows, stride)).to(device) for stride in self._trace.lookahead_strides
+        }
         self._weights = torch.from_numpy(chosen / chosen.sum(axis=-1, keepdims=True)).to(device)
         self._index = torch.from_numpy(self._trace.expert_ids[rows].astype(np.int64)).to(device)
 
@@ -79,18 +99,46 @@ class ReplayedRouting:
         vocabulary = self._model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         return torch.from_numpy(tokens % vocabulary).to(self._logits.device)
 
-    def _hook(self, layer: int) -> Any:
-        def replayed(module: nn.Module, args: Any, output: Any) -> Any:
-            scores, weights, index, *rest = output
-            logits = self._logits[self._rows, layer].to(scores.dtype)
+    def _note(self, layer: int) -> Any:
+        def note(module: nn.Module, args: Any) -> None:
+            self._layer, self._is_called = layer, True
+
+        return note
+
+    def _instead_of(self, forward: Any, layer: int) -> Any:
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            scores, weights, index, *rest = forward(*args, **kwargs)
+            is_called, self._is_called = self._is_called, False  # past the module's call it is applied ahead
+            if self._rows == slice(0, 0):
+                return scores, weights, index, *rest
+            if not is_called:
+                return self._ahead(layer, scores), weights, index, *rest
             return (
-                logits,
+                self._logits[self._rows, layer].to(scores.dtype),
                 self._weights[self._rows, layer].to(weights.dtype),
                 self._index[self._rows, layer].to(index.dtype),
                 *rest,
             )
 
         return replayed
+
+    def _ahead(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        """What the router of a layer said from the residual stream of the layer that ran last; its own answer where nothing was
+        recorded."""
+        said = self._said_ahead.get(layer - self._layer)
+        return scores if said is None else said[self._rows, self._layer].to(scores.dtype)
+
+
+def _logits(probs: np.ndarray) -> torch.Tensor:
+    """Scores whose softmax gives these probabilities."""
+    return torch.from_numpy(np.log(np.maximum(probs, _LEAST)))
+
+
+def _now_s(device: torch.device) -> float:
+    """The time when the device has computed all it was given (copies ahead go on)."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return time.perf_counter()
 
 
 def with_embeddings_of(model: nn.Module, trace: RoutingTrace, seed: int = 0) -> RoutingTrace:

@@ -68,17 +68,26 @@ class Skeleton:
         engine_told = engine_options(
             expert_memory, policy, host_memory=host_memory, disk_folder=disk_folder, devices=devices, **options
         )
-        layouts = [RecordLayout.of(layer) for layer in self.layers]
-        counts = [layer.num_experts for layer in self.layers]
-        is_pinned = engine_told.devices[0].type == "cuda"
-        records = RecordStore(layouts, counts, engine_told.host_bytes, is_pinned, disk_folder)
+        records = self.read_experts(engine_told.devices[0].type == "cuda", engine_told.host_bytes, disk_folder, progress)
         try:
-            self._read(records, progress)
             setup = policy_setup(self.model, self.layers, **told)
             return self.model, Engine(self.model, self.layers, setup, engine_told, records)
         except BaseException:
             records.close()
             raise
+
+    def read_experts(
+        self, pinned: bool, host_bytes: int | None = None, disk_folder: str | Path | None = None, progress: bool = False
+    ) -> RecordStore:
+        """Every weight: the experts' into a store, the others' into the model; arguments as RecordStore's."""
+        layouts = [RecordLayout.of(layer) for layer in self.layers]
+        records = RecordStore(layouts, [layer.num_experts for layer in self.layers], host_bytes, pinned, disk_folder)
+        try:
+            self._read(records, progress)
+        except BaseException:
+            records.close()
+            raise
+        return records
 
     @torch.no_grad()
     def _read(self, records: RecordStore, progress: bool) -> None:

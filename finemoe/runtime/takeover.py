@@ -55,7 +55,7 @@ class Takeover:
         failure: Exception | None = None
         for layer, device in self._taken:
             try:
-                _restore(layer, self._records, device)
+                restore(layer, self._records, device)
             except Exception as error:
                 failure = failure or error
         for tensor, device in self._homes:
@@ -78,15 +78,16 @@ class Takeover:
                 tensor.data = tensor.data.to(device)
 
 
-def _restore(layer: MoELayer, records: RecordStore, device: torch.device) -> None:
+def restore(layer: MoELayer, records: RecordStore, device: torch.device) -> None:
+    """Give a layer's expert parameters their weights back, on a device."""
     layout = RecordLayout.of(layer)
     parameters = layer.expert_parameters()
-    weights = {name: torch.empty(parameter.shape, dtype=parameter.dtype) for name, parameter in parameters.items()}
+    weights = {name: torch.empty(one.shape, dtype=one.dtype, device=device) for name, one in parameters.items()}
     for expert in range(layer.num_experts):
         for name, view in layout.views(records.record(layer.index, expert)).items():
-            weights[name][expert] = view
+            weights[name][expert].copy_(view)
     for name, weight in weights.items():
-        parameters[name].data = weight.to(device)
+        parameters[name].data = weight
 
 
 def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:

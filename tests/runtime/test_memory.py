@@ -114,6 +114,47 @@ def test_an_on_demand_load_waits_for_at_most_one_chunk(fixture):
     assert f.order() == [13, 2, 14, 16]
 
 
+class Pending(Completion):
+    """A copy that is over once it has been waited for."""
+
+    def __init__(self, under_way: list["Pending"]) -> None:
+        self._under_way = under_way
+        under_way.append(self)
+
+    def wait_for_reader(self) -> None:
+        self.wait_for_host()
+
+    def wait_for_host(self) -> None:
+        self._under_way.remove(self)
+
+
+class DeepLink(ScriptedLink):
+    """Two chunks at a time, as on CUDA; notes how many were under way after each copy was issued."""
+
+    chunks_in_flight = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way: list[Pending] = []
+        self.depths: list[int] = []
+
+    def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
+        super().copy(record, slot, fence)
+        completion = Pending(self.under_way)
+        self.depths.append(len(self.under_way))
+        return completion
+
+
+def test_chunks_follow_each_other_without_a_gap_and_all_are_awaited(fixture):
+    one = fixture(slots=4)
+    one.memory.link = link = DeepLink()
+    one.post((3, 0, 0.5))
+    one.settle()
+    assert one.cache.state[3, 0] == RESIDENT
+    assert link.depths == [1] + [2] * (CHUNKS - 1)
+    assert link.under_way == []
+
+
 def test_an_expert_whose_prefetch_is_under_way_is_late_and_not_loaded_twice(fixture):
     f = fixture(slots=12)
     f.link.held = 4 + 1

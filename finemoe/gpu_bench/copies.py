@@ -1,0 +1,49 @@
+"""How fast bytes get from host memory into expert slots, by transfer and chunk size, over the engine's own link."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from finemoe.gpu_bench.bench import Part
+from finemoe.gpu_bench.clock import host_times_s
+from finemoe.gpu_bench.settings import Settings
+from finemoe.measured import Copies
+from finemoe.runtime.link import Link, make_link
+
+QUEUED, ONE_BY_ONE = "queued", "one by one"
+
+
+def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
+    """One part for each transfer size."""
+    for mib in settings.transfer_mib:
+
+        def run(mib: int = mib) -> list[Copies]:
+            return measure(mib << 20, [kib << 10 for kib in settings.chunk_kib], device, settings.num_rounds)
+
+        yield Part("copies", f"{mib} MiB", 0.5, run)
+
+
+def measure(num_bytes: int, chunks: list[int], device: torch.device, rounds: int) -> list[Copies]:
+    """Both modes at every chunk size that the transfer has room for."""
+    link = make_link(device, None)
+    source = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda").random_()
+    slot = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    rows = []
+    for chunk in [*[one for one in chunks if one < num_bytes], num_bytes]:
+        for mode in (QUEUED, ONE_BY_ONE):
+
+            def call(chunk: int = chunk, mode: str = mode) -> None:
+                _copy(link, source, slot, chunk, mode)
+
+            rates = num_bytes / host_times_s(call, device, 4 * rounds)
+            rows.append(Copies(mode, num_bytes, chunk, float(np.median(rates)), float(rates.min()), float(rates.max())))
+    return rows
+
+
+def _copy(link: Link, source: torch.Tensor, slot: torch.Tensor, chunk: int, mode: str) -> None:
+    for record, sink in zip(source.split(chunk), slot.split(chunk), strict=True):
+        completion = link.copy(record, sink, None)
+        if mode == ONE_BY_ONE:
+            completion.wait_for_host()
+    completion.wait_for_host()

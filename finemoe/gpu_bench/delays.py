@@ -1,0 +1,46 @@
+"""Copies that start late, at random: what a correct engine must not notice."""
+
+import time
+from random import Random
+
+import torch
+
+from finemoe.runtime.engine import Engine
+from finemoe.runtime.link import Completion, Link
+
+_MOST_S = 2e-4
+_CYCLES_PER_S = 1.5e9  # of a GPU, roughly
+
+
+class DelayedLink(Link):
+    """A link whose copies wait a random while, on the host and (on CUDA) on the device before the bytes are written."""
+
+    def __init__(self, link: Link, device: torch.device, seed: int) -> None:
+        self._link, self._random = link, Random(seed)
+        self.chunk_bytes, self.chunks_in_flight = link.chunk_bytes, link.chunks_in_flight
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
+        delay_s = self._random.random() * _MOST_S
+        time.sleep(delay_s / 2)
+        return self._link.copy(record, slot, self._later(fence, delay_s))
+
+    def fence(self) -> object | None:
+        return self._link.fence()
+
+    def _later(self, fence: object | None, delay_s: float) -> object | None:
+        if self._stream is None:
+            return fence
+        with torch.cuda.stream(self._stream):
+            if isinstance(fence, torch.cuda.Event):
+                self._stream.wait_event(fence)
+            torch.cuda._sleep(int(delay_s * _CYCLES_PER_S))
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        return event
+
+
+def delay(engine: Engine, seed: int) -> None:
+    """Put random delays before every copy of an engine's links, from now on."""
+    for number, memory in enumerate(engine._memories.memories):
+        memory.link = DelayedLink(memory.link, memory.pool.device, seed + number)

@@ -1,0 +1,94 @@
+"""What is measured, and how much of it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finemoe.errors import FinemoeError
+from finemoe.miniatures.catalog import NAMES
+from finemoe.paths import MINIATURES, MODEL_CONFIGS
+from finemoe.simulation.cost import PUBLISHED
+
+POLICIES = ("finemoe", "on-demand", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference")
+_PAPER_SIZES = ("qwen1.5-moe-a2.7b", "phi-3.5-moe", "mixtral-8x7b")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to measure.
+
+    Attributes:
+        name: in tables. source: configuration (random weights) or checkpoint. recorded_from: the miniature whose routing is
+            replayed; None where the weights are real and route by themselves.
+    """
+
+    name: str
+    source: str
+    recorded_from: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The measurements' settings; equal settings resume what earlier calls began.
+
+    Attributes:
+        models: published sizes or miniatures (random weights, replayed routing), or folders and hub ids with real weights.
+        expert_memories: shares of all routed experts. num_prompts: recorded, 7:3 into history and served; num_tokens: of each.
+        num_served: of the served requests, how many are timed. prefetch_distance, store_capacity: of the policies.
+        steps: decode steps of the correctness check. transfer_mib, chunk_kib: of the copies. num_rounds: repetitions.
+        baseline_memory: where Accelerate, breakdown and timeline are measured. baseline_tokens: decode steps under Accelerate.
+    """
+
+    models: tuple[str, ...] = _PAPER_SIZES
+    policies: tuple[str, ...] = POLICIES
+    expert_memories: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75, 1.0)
+    checked_models: tuple[str, ...] = NAMES
+    num_prompts: int = 64
+    num_tokens: int = 48
+    num_served: int = 3
+    prefetch_distance: int = 3
+    store_capacity: int = 1000
+    steps: int = 200
+    transfer_mib: tuple[int, ...] = (1, 16, 64, 256)
+    chunk_kib: tuple[int, ...] = (256, 1024, 4096, 16384)
+    num_rounds: int = 5
+    baseline_memory: float = 0.25
+    baseline_tokens: int = 6
+    seed: int = 0
+
+    def targets(self) -> list[Target]:
+        """The models, resolved."""
+        return [target_of(name) for name in self.models]
+
+    def digest(self) -> str:
+        """Changes with any setting but which models, policies and memory sizes are asked for: those only add parts."""
+        content = {name: value for name, value in asdict(self).items() if name not in ("models", "expert_memories", "policies")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def target_of(name: str) -> Target:
+    """What a model's name means.
+
+    Raises:
+        FinemoeError: it is no known name and no path or hub id.
+    """
+    if name in NAMES:
+        return Target(name, str(MINIATURES / name), name)
+    published = {size: miniature for miniature, size in PUBLISHED.items()}
+    if name in published:
+        return Target(name, str(MODEL_CONFIGS / f"{name}.json"), published[name])
+    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/"))):
+        return Target(f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:6]}", name, None)
+    raise FinemoeError(f"unknown model {name!r}; known: {', '.join([*published, *NAMES])}, or give a folder or a hub id")
+
+
+def settings_for(is_cuda: bool, quick: bool = False) -> Settings:
+    """The settings of a machine: paper-size models with a GPU, miniatures without; quick: as little of each as shows that it
+    works."""
+    settings = Settings() if is_cuda else Settings(models=NAMES, transfer_mib=(1, 16))
+    if not quick:
+        return settings
+    few: dict[str, Any] = {"num_prompts": 10, "num_tokens": 4, "num_served": 1, "steps": 4, "num_rounds": 1, "baseline_tokens": 2}
+    return replace(settings, **few, transfer_mib=(1,), expert_memories=(0.25, 1.0))
