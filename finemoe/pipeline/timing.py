@@ -226,11 +226,11 @@ def no_arithmetic() -> Iterator[None]:
 @contextmanager
 def always_accounting() -> Iterator[None]:
     """Engines account, publish and search although everything is resident."""
-    from unittest.mock import PropertyMock, patch
+    from unittest.mock import patch
 
     from finemoe.runtime.devices import DeviceMemories
 
-    with patch.object(DeviceMemories, "is_all_resident", new_callable=PropertyMock, return_value=False):
+    with patch.object(DeviceMemories, "is_all_resident", property(lambda memories: False)):
         yield
 
 
