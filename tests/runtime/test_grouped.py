@@ -28,27 +28,19 @@ def test_prompts_differ_from_eager_by_rounding_only(family, share, dtype):
     assert (grouped.accesses, grouped.hits, grouped.misses) == (looped.accesses, looped.hits, looped.misses)
 
 
-def test_fewer_tokens_stay_bit_equal():
+@pytest.mark.parametrize(
+    ("share", "options"),
+    [
+        pytest.param(1.0, {"grouped_from": 41}, id="fewer tokens than asked for"),
+        pytest.param(0.01, {"grouped_from": 1}, id="a set larger than the cache"),
+        pytest.param(1.0, {"grouped_from": 1, "devices": 2}, id="several devices"),
+    ],
+)
+def test_what_cannot_be_grouped_goes_through_the_loop_and_stays_bit_equal(share, options):
     model = build("qwen2_moe")
     with torch.inference_mode():
         expected = model(input_ids=PROMPT).logits
-        with finemoe.offload(model, 1.0, "on-demand", grouped_from=41):
-            assert torch.equal(model(input_ids=PROMPT).logits, expected)
-
-
-def test_a_set_larger_than_the_cache_goes_through_the_loop():
-    model = build("qwen2_moe")
-    with torch.inference_mode():
-        expected = model(input_ids=PROMPT).logits
-        with finemoe.offload(model, 0.01, "on-demand", grouped_from=1):
-            assert torch.equal(model(input_ids=PROMPT).logits, expected)
-
-
-def test_several_devices_go_through_the_loop():
-    model = build("mixtral")
-    with torch.inference_mode():
-        expected = model(input_ids=PROMPT).logits
-        with finemoe.offload(model, 1.0, "on-demand", devices=2, grouped_from=1):
+        with finemoe.offload(model, share, "on-demand", **options):
             assert torch.equal(model(input_ids=PROMPT).logits, expected)
 
 
