@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
-# The order of PAPER section 5, which is the order of the paper.
+# In the order of the paper.
 ARTEFACTS = (
     *("T1", "F1b", "F3a", "F3b", "F3c", "F4", "F8", "F9", "F10", "F11"),
     *("F12", "F13", "F14a", "F14b", "F15", "F16a", "F16b", "F17", "F18", "H"),
@@ -28,7 +28,7 @@ class Claim:
         id: as in section 5 of the specification, e.g. "F4"; artefact: the paper's own name, e.g. "Fig. 4".
         claim: the trend in words. reported, reproduced: values, as text with units.
         verdict: one of VERDICTS. panel: the model, dataset or panel that carries the verdict.
-        executor: what produced the value (recorded, measured, paced, simulated, computed).
+        executor: what produced the value (computed, recorded, replayed, measured, paced, simulated).
         why: the reason for the verdict, one or two sentences.
     """
 

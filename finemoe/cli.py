@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.errors import EngineError, FinemoeError
+from finemoe.errors import FinemoeError, one_line_for_bad_input
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object inst
 @app.callback()
 def main() -> None:
     """Mixture-of-Experts models whose experts do not fit on the device."""
-    sys.excepthook = _one_line_for_bad_input
+    sys.excepthook = one_line_for_bad_input
 
 
 @app.command()
@@ -81,6 +81,7 @@ def record(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="the trace file to write")],
     dataset: Annotated[str, typer.Option(help="an embedded prompt set, a JSONL file, or a hub id")] = "questions",
+    column: Annotated[str, typer.Option(help="where the dataset holds the prompt's text")] = "prompt",
     limit: Annotated[int | None, typer.Option(help="how many prompts")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt")] = 64,
     batch_size: Annotated[int, typer.Option(help="requests side by side")] = 8,
@@ -94,7 +95,7 @@ def record(
     from finemoe.runtime.loading import load_model
     from finemoe.workloads import load_prompts
 
-    prompts = load_prompts(dataset, limit=limit)
+    prompts = load_prompts(dataset, limit=limit, column=column)
     module, tokenizer = load_model(model)
     trace = finemoe.record(
         module,
@@ -138,7 +139,10 @@ def replay(
     store_capacity: Annotated[int, typer.Option(help="maps in the store")] = 1000,
     hardware: Annotated[str | None, typer.Option(help="a testbed in data/hardware or a .yaml file: virtual time")] = None,
     model: Annotated[
-        str | None, typer.Option(help="with --hardware: whose sizes are meant; default: by layers x experts")
+        str | None,
+        typer.Option(
+            help="with --hardware: whose sizes (a name in data/models/configs, a file, a hub id); default: by layers x experts"
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="requests that run side by side")] = 1,
     as_json: AsJson = False,
@@ -317,10 +321,3 @@ def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
         table.add_row(name, value)
     typer.echo(title)
     Console().print(table)
-
-
-def _one_line_for_bad_input(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if isinstance(error, FinemoeError | EngineError):
-        typer.echo(f"finemoe: {error}", err=True)
-    else:
-        sys.__excepthook__(kind, error, trace)

@@ -1,5 +1,8 @@
 """The one exception family that users of finemoe meet: a clear line that says what is wrong and what to do."""
 
+import sys
+from types import TracebackType
+
 
 class FinemoeError(ValueError):
     """Bad input or an unusable file; the message names what, where, and the remedy."""
@@ -7,3 +10,11 @@ class FinemoeError(ValueError):
 
 class EngineError(RuntimeError):
     """A failure inside the running engine (link, matcher, router); raised in the caller's next step with its cause."""
+
+
+def one_line_for_bad_input(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The excepthook of command lines: what a user can mend is one line on standard error, all else has its traceback."""
+    if isinstance(error, FinemoeError | EngineError):
+        print(f"finemoe: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

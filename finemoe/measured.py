@@ -35,7 +35,8 @@ class Copies:
     """Host memory to expert slots, as the engine's link copies.
 
     Attributes:
-        mode: "queued" (all copies issued, then waited for) or "one by one" (each waited for, as prefetches are).
+        mode: "queued" (all copies issued, then waited for), "one by one" (each waited for), or "as prefetched" (in the engine's
+            chunks, as many under way at a time as it has).
         chunk_bytes: of one copy. bytes_per_s: the median of repetitions; low, high: their extremes.
     """
 

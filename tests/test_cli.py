@@ -130,12 +130,13 @@ def test_a_mistake_is_one_line_on_standard_error():
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_an_engine_left_open_at_the_end_of_the_program_harms_nobody():
+@pytest.mark.parametrize("tier", ["", ", host_memory=1000"])
+def test_an_engine_left_open_at_the_end_of_the_program_harms_nobody(tier):
     program = (
         "import finemoe, torch\n"
         "from tests.runtime.models import build, padded_batch\n"
         "model = build('mixtral')\n"
-        "engine = finemoe.offload(model, 0.3, link='paced:1MB/s', devices=2)\n"
+        f"engine = finemoe.offload(model, 0.3, link='paced:1MB/s', devices=2{tier})\n"
         "model.generate(**padded_batch(), max_new_tokens=3)\n"
         "import atexit, threading\n"
         "print('end')\n"

@@ -73,10 +73,10 @@ def breakdown_claim(live: pd.DataFrame, modelled: pd.DataFrame, engine_ms: "pd.S
         verdict="holds" if (is_small & (share <= 0.01)).all() else "holds weaker" if is_small.all() else "does not hold",
         panel="measured engine time in the modelled iteration of the paper's sizes",
         executor="measured and simulated",
-        why=f"Collecting the context and accounting take {live.engine_ms_per_layer.mean() * 1e3:.0f} us a layer on this CPU, in "
+        why=f"Collecting the context and accounting take {live.engine_ms_per_layer.mean() * 1e3:.0f} µs a layer on this CPU, in "
         f"Python; below 50 ms for {int(is_small.sum())} of {len(share)} models, at most 1 % of the iteration for "
-        f"{int((share <= 0.01).sum())}. An iteration of seconds, of which 50 ms would be 1 %, comes "
-        "out of no model of that hardware.",
+        f"{int((share <= 0.01).sum())}. No iteration of FineMoE's takes the seconds of which 50 ms "
+        "would be 1 %, in any model of that hardware.",
     )
 
 

@@ -1,4 +1,4 @@
-"""How flat expert activation is, coarse and fine (Fig. 3; PAPER section 5, "How to read", F3).
+"""How flat expert activation is, coarse and fine (Fig. 3).
 
 Entropy in bits per layer: of one request's summed counts (coarse), of a single iteration (fine), and of the running sum. Entropy
 is concave, so coarse >= fine holds for any data. What carries information is measured beside it: the same with gate

@@ -14,7 +14,7 @@ from finemoe.analysis.latency import BASELINES, reduction
 from finemoe.claims import Claim
 
 SYSTEM, FLOOR, REAL = "FineMoE", "on-demand (LRU)", "gpt-oss-20b"
-# By what share FineMoE is below (TTFT, TPOT) or above (hit rate) each baseline (PAPER section 5, F10).
+# By what share FineMoE is below (TTFT, TPOT) or above (hit rate) each baseline (Fig. 10).
 REPORTED_GAINS = {
     "ttft_s": dict(zip(BASELINES, (0.74, 0.67, 0.56, 0.53), strict=True)),
     "tpot_s": dict(zip(BASELINES, (0.46, 0.38, 0.27, 0.22), strict=True)),
@@ -179,7 +179,7 @@ def cache_limit_claim(tpot: pd.DataFrame) -> Claim:
         reproduced="; ".join(
             f"{name}: "
             + ", ".join(
-                f"{baseline} {-share:.0%}" for baseline, share in part.groupby("baseline", sort=False).gain.mean().items()
+                f"{baseline} {-share:+.0%}" for baseline, share in part.groupby("baseline", sort=False).gain.mean().items()
             )
             for name, part in _panels(first)
         )

@@ -1,4 +1,4 @@
-"""Expert parallelism: which device every expert belongs to, round-robin over all layers (PAPER section 2)."""
+"""Expert parallelism: which device every expert belongs to, round-robin over all layers (section 5)."""
 
 from collections.abc import Sequence
 

@@ -44,6 +44,7 @@ def parts(settings: Settings, subjects: Subjects, folder: Path) -> Iterator[Part
 
 def measure(subject: Subject, expert_memory: float) -> list[Breakdown]:
     """By differences of whole decode steps, since waits for the device are nowhere to be seen on the host."""
+    subject.require_parts()
     with no_arithmetic():
         rest_s = resident_step_s(subject)
     resident_s, engine_s = resident_step_s(subject), warm_step_s(subject, "finemoe")

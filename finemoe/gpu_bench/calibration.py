@@ -8,17 +8,17 @@ import pandas as pd
 import yaml
 
 from finemoe.files import atomic_path
-from finemoe.gpu_bench.copies import ONE_BY_ONE, QUEUED
+from finemoe.gpu_bench.copies import PREFETCHED, QUEUED
 from finemoe.gpu_bench.settings import Settings, Target
 from finemoe.gpu_bench.software import RESIDENT
 from finemoe.gpu_bench.systems import requests_of
 from finemoe.measured import Predictions
 from finemoe.policies import make_policy
 from finemoe.report import Report
-from finemoe.runtime.link import Link
 from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.replay import replay_setup, sweep
 from finemoe.simulation.testbed import Testbed
+from finemoe.simulation.timed import CHUNK_BYTES
 from finemoe.traces import RoutingTrace
 
 _BASE = "h200"  # for what one device never uses: the interconnect
@@ -53,7 +53,7 @@ class Calibration:
         """The machine with what a policy's own work adds to a layer, and its search beside it (in line it is in the layer)."""
         size, mine = self._size, self._software.loc[policy].to_dict()
         link = link_bytes_per_s(self._copies)
-        chunk_s = Link.chunk_bytes / self._one_by_one_bytes_per_s()
+        chunk_s = CHUNK_BYTES / prefetch_bytes_per_s(self._copies)
         one_s, one_kernel_s = self._one_s("seconds"), self._one_s("kernel_seconds")
         return replace(
             Testbed.load(_BASE),
@@ -63,7 +63,7 @@ class Calibration:
             flops_per_s=float((2.0 * size.expert_params * self._expert.index / self._expert.kernel_seconds).max()),
             memory_bytes_per_s=self._bytes_per_s,
             link_bytes_per_s=link,
-            link_latency_s=max(0.0, chunk_s - Link.chunk_bytes / link),
+            link_latency_s=max(0.0, chunk_s - CHUNK_BYTES / link),
             host_bytes_per_s=link,
             layer_overhead_s=max(0.0, float(mine["seconds_per_layer"]) - size.top_k * one_s - self._read_s()),
             expert_overhead_s=max(0.0, one_s - one_kernel_s),
@@ -90,17 +90,20 @@ class Calibration:
         size = self._size
         return 2.0 * (size.layer_params + size.head_params / size.num_layers) / self._bytes_per_s
 
-    def _one_by_one_bytes_per_s(self) -> float:
-        """With chunks as the engine's, or the largest below, in the largest transfer."""
-        one_by_one = self._copies[self._copies["mode"] == ONE_BY_ONE]
-        some = one_by_one[one_by_one.chunk_bytes <= Link.chunk_bytes]
-        return float(some.sort_values(["transfer_bytes", "chunk_bytes"]).bytes_per_s.iloc[-1])
-
 
 def link_bytes_per_s(copies: pd.DataFrame) -> float:
     """The peak: the largest transfer, all at once."""
-    queued = copies[copies["mode"] == QUEUED]
-    return float(queued[queued.transfer_bytes == queued.transfer_bytes.max()].bytes_per_s.max())
+    return _largest_bytes_per_s(copies, QUEUED)
+
+
+def prefetch_bytes_per_s(copies: pd.DataFrame) -> float:
+    """In the engine's chunks: the largest transfer."""
+    return _largest_bytes_per_s(copies, PREFETCHED)
+
+
+def _largest_bytes_per_s(copies: pd.DataFrame, mode: str) -> float:
+    some = copies[copies["mode"] == mode]
+    return float(some[some.transfer_bytes == some.transfer_bytes.max()].bytes_per_s.max())
 
 
 def predictions(

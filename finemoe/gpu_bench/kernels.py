@@ -31,6 +31,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 def measure(subject: Subject, rounds: int) -> list[Kernels]:
     """Whole iterations, the layers without routed experts, and one expert, at several numbers of tokens."""
+    subject.require_parts()
     with subject.engine("on-demand", 1.0) as (engine, routing):
         routing.detach()  # the shapes here are nobody's requests
         engine.preload()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,23 @@ def target_of(name: str) -> Target:
     if name in published:
         return Target(name, str(MODEL_CONFIGS / f"{name}.json"), published[name])
     if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/"))):
-        return Target(f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:6]}", name, None)
+        plain = Path(name).name.replace(" ", "_")  # a part is named by words
+        return Target(f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}", name, None)
     raise FinemoeError(f"unknown model {name!r}; known: {', '.join([*published, *NAMES])}, or give a folder or a hub id")
+
+
+def require_device(targets: Sequence[Target], kind: str) -> None:
+    """Refuse published sizes where there is no GPU to measure.
+
+    Raises:
+        FinemoeError: one is asked for, and the device is a CPU.
+    """
+    published = [one.name for one in targets if one.recorded_from not in (None, one.name)]
+    if published and kind != "cuda":
+        raise FinemoeError(
+            f"{', '.join(published)}: published sizes are measured on a CUDA device, and there is none; "
+            "leave --model out for the miniatures' sizes on pools of host memory"
+        )
 
 
 def settings_for(is_cuda: bool, quick: bool = False) -> Settings:

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
+from finemoe.gpu_bench.bench import NotHere
 from finemoe.gpu_bench.settings import Settings, Target
 from finemoe.miniatures.catalog import resolve
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.layers import MoELayer
+from finemoe.runtime.lean import is_common
 from finemoe.runtime.loading import folder_of
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import engine_options
@@ -74,6 +76,15 @@ class Subject:
             self.model.set_experts_implementation("eager")
             for layer in self.layers:
                 empty(layer, self.device)
+
+    def require_parts(self) -> None:
+        """Refuse where attention and experts cannot be timed apart.
+
+        Raises:
+            NotHere: the experts run through the model's own forward, which cannot be left out.
+        """
+        if not all(is_common(type(layer.experts)) for layer in self.layers):  # type: ignore[arg-type]
+            raise NotHere("the experts run through the model's own forward, so that a layer's parts cannot be timed apart")
 
     def close(self) -> None:
         """Give the host memory back."""

@@ -1,4 +1,4 @@
-"""No offloading: every expert on the device, the fastest and largest of every comparison (PAPER section 3)."""
+"""No offloading: every expert on the device, the fastest and largest of every comparison."""
 
 from finemoe.policies.on_demand import OnDemand
 

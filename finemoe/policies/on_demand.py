@@ -1,4 +1,4 @@
-"""On-demand loading: no prediction at all, the honest floor of every comparison (PAPER section 3)."""
+"""On-demand loading: no prediction at all, the honest floor of every comparison."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The oracle: sees the future (PAPER section 3, added). What no system can beat; it runs in replay only."""
+"""The oracle: sees the future. An addition to the paper: what no system can beat; it runs in replay only."""
 
 from collections.abc import Sequence
 

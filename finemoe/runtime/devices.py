@@ -1,4 +1,4 @@
-"""Expert parallelism: experts round-robin over devices, each device with its own cache, slots, link and worker (PAPER section 2).
+"""Expert parallelism (section 5): experts round-robin over devices, each with its own cache, slots, link and worker.
 
 The layer computes on the home device. A weight in another device's slot is copied over when its expert runs, device to device.
 """
@@ -120,6 +120,7 @@ class Leases:
         self._memories, self._layer, self._experts = memories, layer, experts
         parts = zip(memories.memories, memories.split(layer, experts), strict=True)
         self._leases: list[Lease] = [memory.demand(layer, part) for memory, part in parts]
+        self._brought: tuple[int, dict[str, torch.Tensor]] = (-1, {})  # the expert last copied to the home device
 
     @property
     def accesses(self) -> list[Access]:
@@ -130,8 +131,11 @@ class Leases:
         """The expert's weights by parameter name, on the home device, complete and safe to read."""
         if len(self._leases) == 1:
             return self._leases[0].weights(expert)
-        index = self._memories.owner(self._layer, expert)
-        return to_home(self._leases[index].weights(expert), self._memories.memories[index].pool.device, self._memories.home)
+        if self._brought[0] != expert:  # a model's own forward asks for each of an expert's parameters apart
+            index = self._memories.owner(self._layer, expert)
+            device = self._memories.memories[index].pool.device
+            self._brought = expert, to_home(self._leases[index].weights(expert), device, self._memories.home)
+        return self._brought[1]
 
     def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
         """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of

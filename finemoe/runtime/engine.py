@@ -76,7 +76,8 @@ class Engine:
         if records is not None and keeps_records:
             self._undo.callback(self._refuse_runs, layers)
         try:
-            self._attach(records, keeps_records)
+            with torch.inference_mode(False):  # whose tensors the workers' threads could not write
+                self._attach(records, keeps_records)
         except BaseException:
             self._undo.close()
             raise
@@ -140,13 +141,24 @@ class Engine:
             self._memories.preload(self.policy.expected, is_counted=False)
 
     def report(self) -> Report:
-        """The counters so far, after the matcher has handled what was published."""
+        """The counters so far, after the matcher has handled what was published.
+
+        Raises:
+            EngineError: a worker has failed.
+        """
         self._matcher.flush()
+        self._raise_failures()
         unused_bytes = sum(memory.unused_bytes for memory in self._memories.memories)
         return Report.of(self._counters, self._options.policy, self.eviction, self.expert_memory_bytes, unused_bytes)
 
     def preload(self) -> None:
-        """Fill the free slots before the first request, with what the policy expects most; all of the model where it fits."""
+        """Fill the free slots before the first request, with what the policy expects most; all of the model where it fits.
+
+        Raises:
+            EngineError: another thread is inside the model's forward.
+        """
+        with self._mutex:
+            self._require_nobody_else()
         self._recover()
         with self._moving():
             self._memories.preload(self.policy.expected)
@@ -160,8 +172,11 @@ class Engine:
     def timeline(self, path: str | Path) -> Iterator[None]:
         """Record what compute, links and matcher do inside the `with` block, and write it for Perfetto or chrome://tracing."""
         self._timeline.start()
-        yield
-        self._matcher.flush()
+        try:
+            yield
+            self._matcher.flush()
+        finally:
+            self._timeline.stop()
         self._timeline.save(path)
 
     def close(self) -> None:
@@ -170,10 +185,17 @@ class Engine:
             self._is_closed = True
             atexit.unregister(self._at_exit)
             try:
-                self._undo.close()
+                with torch.inference_mode(False):
+                    self._undo.close()
             except BaseException:
                 self._refuse_runs([layer for layer in self._layers if is_empty(layer)])
                 raise
+
+    def _stop(self) -> None:
+        """End the threads and the copies, and nothing else: for the end of the process, after which nobody needs the model."""
+        self._is_closed = True
+        self._matcher.close()
+        self._memories.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -189,8 +211,7 @@ class Engine:
         """
         me = threading.get_ident()
         with self._mutex:
-            if self._thread not in (None, me) and _is_inside(self._thread, self._model):
-                raise EngineError(_ONE_THREAD)
+            self._require_nobody_else()
             self._thread = me
         self._recover()
         self._raise_failures()
@@ -198,7 +219,7 @@ class Engine:
 
     def on_start(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
         """The embedding layer has run: a new iteration (called by the observer)."""
-        if self._is_open and self._layer < 0:
+        if self._is_open and self._layer < 0 and not self._is_moving:
             return  # an embedding layer that is used twice before the first MoE layer
         self._require_turn()
         self._recover()
@@ -300,6 +321,10 @@ class Engine:
         self._is_moving = True
         self._layer_begin_s = time.perf_counter()
 
+    def _require_nobody_else(self) -> None:
+        if self._thread not in (None, threading.get_ident()) and _is_inside(self._thread, self._model):
+            raise EngineError(_ONE_THREAD)
+
     def _require_turn(self) -> None:
         """Inner modules may be called directly, past the model's own forward: then the layers tell who is at work."""
         is_mine = self._layer_thread in (None, threading.get_ident())
@@ -358,9 +383,10 @@ class Engine:
     def _recover(self) -> None:
         """After something that broke off while experts were moved (an interrupt, an error) start from an empty cache."""
         if self._is_moving:
-            self._is_moving = self._is_open = self._is_publishing = False
+            self._is_open = self._is_publishing = False
             self._matcher.forget()
             self._memories.reset()
+            self._is_moving = False  # not before: an interrupt in here must not leave the cache half emptied
             if self.policy.holds_everything:
                 with self._moving():
                     self._memories.preload(self.policy.expected, is_counted=False)
@@ -427,7 +453,7 @@ def _refuse_run(*_: Any) -> torch.Tensor:
 def _close_at_exit(reference: "weakref.ref[Engine]") -> None:
     engine = reference()
     if engine is not None:
-        engine.close()
+        engine._stop()
 
 
 def _is_inside(thread: int | None, model: nn.Module) -> bool:

@@ -57,6 +57,10 @@ class Link(ABC):
         """A mark after all compute issued so far; None where compute is finished when its call returns."""
         return None
 
+    def finish(self) -> None:
+        """Wait until no copy is under way, whoever issued it: only then may slots and records be given back."""
+        return None
+
 
 @dataclass(frozen=True)
 class _Done(Completion):
@@ -153,6 +157,9 @@ class CudaLink(Link):
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+    def finish(self) -> None:
+        self._stream.synchronize()
 
 
 def make_link(device: torch.device, description: str | None) -> Link:

@@ -115,6 +115,7 @@ class ExpertMemory:
         self._copy_in_chunks(layer, expert, admission.slot)
         with self.changed:
             self.cache.complete(layer, expert)
+            self.changed.notify_all()
 
     def demand(self, layer: int, experts: np.ndarray) -> "Lease":
         """Access a layer's demanded set and start loading what is missing; experts [n] ascending."""
@@ -150,13 +151,14 @@ class ExpertMemory:
             self.cache.reset()
 
     def close(self) -> None:
-        """Stop the worker and wait for it."""
+        """Stop the worker, wait for it and for the link, and give the slots back."""
         with self.changed:
             self._closed = True
             self.num_demanding = 0
             self.changed.notify_all()
         if self._worker:
             self._worker.join()
+        self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
         self.pool.close()
 
     def _work(self) -> None:
@@ -327,7 +329,7 @@ class Lease:
                 memory.changed.wait_for(
                     lambda: memory.error is not None or len(memory.cache.evictable()) > 0 or not self._is_other_load_under_way()
                 )
-            else:
+            elif not len(memory.cache.evictable()):  # or that load has ended since a slot was looked for
                 ahead = self._experts[(self._experts > expert) & (memory.cache.state[self._layer, self._experts] == RESIDENT)]
                 memory.cache.release(self._layer, ahead[-1:])
                 self._missing.append(int(ahead[-1]))

@@ -98,4 +98,6 @@ def _device(device: Any) -> torch.device:
         if not torch.cuda.is_available():
             raise FinemoeError(f"device {device!r} was asked for, but this machine has no usable CUDA device")
         found = torch.device("cuda", found.index or 0)
+        if found.index >= torch.cuda.device_count():
+            raise FinemoeError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
     return found

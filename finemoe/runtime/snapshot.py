@@ -16,7 +16,7 @@ class Snapshot:
         flat = values.detach().reshape(-1, values.shape[-1])
         self._event: torch.cuda.Event | None = None
         if flat.is_cuda:
-            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
             self._host.copy_(flat, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(flat.device))

@@ -1,7 +1,8 @@
 """Takes a model's experts away and gives them back exactly (DESIGN 5, "The takeover").
 
-Layer by layer, so that host memory never holds the experts twice. The fused parameters keep their identity, shape, type and
-device, but hold a single NaN stretched over the whole shape: nothing can read a wrong weight in silence.
+Layer by layer: an arena's pages are taken as they fill, so that host memory hardly ever holds the experts twice on the way out.
+(A page-locked arena is taken at once, and giving back needs the room of both.) The fused parameters keep their identity, shape,
+type and device, but hold a single NaN stretched over the whole shape: nothing can read a wrong weight in silence.
 """
 
 from collections.abc import Iterator

@@ -9,6 +9,8 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -51,8 +53,8 @@ class RecordStore:
         self._first = np.concatenate([[0], np.cumsum(counts)]).tolist()
         self._sizes, self._is_host, self._starts = sizes.tolist(), is_host.tolist(), starts.tolist()
         self.host_bytes, self.disk_bytes = int(sizes[is_host].sum()), int(sizes[~is_host].sum())
-        self._arena = _Arena(self.host_bytes, pinned)
         self._file = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
+        self._arena = _Arena(self.host_bytes, pinned)  # last, since what is page-locked must be let go again
 
     @property
     def record_bytes(self) -> int:
@@ -87,7 +89,7 @@ class RecordStore:
         index = self._first[layer] + expert
         start, size = self._starts[index], self._sizes[index]
         on_disk = not self._is_host[index]
-        record = torch.zeros(size, dtype=torch.uint8) if on_disk else self._arena.bytes[start : start + size]
+        record = torch.zeros(size, dtype=torch.uint8, device="cpu") if on_disk else self._arena.bytes[start : start + size]
         for field in self.layouts[layer].fields:
             field.view(record).copy_(weights[field.name])
         if on_disk:
@@ -129,7 +131,7 @@ class _Arena:
 
     def __init__(self, num_bytes: int, pinned: bool) -> None:
         try:
-            self.bytes = torch.empty(num_bytes, dtype=torch.uint8)
+            self.bytes = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
         except RuntimeError as error:
             raise FinemoeError(f"{num_bytes} bytes of host memory cannot be had; set host_memory to keep less there") from error
         self._is_pinned = pinned and num_bytes > 0
@@ -140,16 +142,26 @@ class _Arena:
         if self._is_pinned:
             torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())
         self._is_pinned = False
-        self.bytes = torch.empty(0, dtype=torch.uint8)
+        self.bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 def _check_cuda(status: object, num_bytes: int) -> None:
     if int(status) != 0:  # type: ignore[call-overload]
+        with suppress(RuntimeError):  # the next kernel would report the error as its own
+            torch.zeros(1, device="cuda")
         raise FinemoeError(f"{num_bytes} bytes of host memory cannot be page-locked (CUDA error {status}); lower host_memory")
 
 
+@dataclass
+class _Lane:
+    """One calling thread's own way to the disk: an expert that is demanded does not queue up behind one that is prefetched."""
+
+    buffer: torch.Tensor
+    readers: ThreadPoolExecutor
+
+
 class DiskFile:
-    """Records in one nameless file, read by several threads and kept out of the page cache.
+    """Records in one nameless file, each read by several threads at once and kept out of the page cache.
 
     Args:
         num_bytes: size of the file; largest: bytes of its largest record; pinned: page-lock the read buffers.
@@ -165,8 +177,8 @@ class DiskFile:
         self._largest, self._pinned = largest, pinned
         self._checksums: dict[int, int] = {}
         self._unflushed_bytes = 0
-        self._buffers = threading.local()
-        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk")
+        self._local = threading.local()
+        self._lanes: list[_Lane] = []
 
     def write(self, start: int, record: torch.Tensor) -> None:
         """Write one record, [n] uint8, and note its checksum."""
@@ -187,14 +199,15 @@ class DiskFile:
         Raises:
             EngineError: the read fails or comes back short, or the checksum differs.
         """
-        buffer = self._buffer()[:size]
+        lane = self._lane()
+        buffer = lane.buffer[:size]
         data = memoryview(buffer.numpy().data)
         parts = [data[begin : begin + _READ_CHUNK_BYTES] for begin in range(0, size, _READ_CHUNK_BYTES)]
         offsets = range(start, start + size, _READ_CHUNK_BYTES)
         try:
-            counts = list(self._readers.map(self._read_part, parts, offsets))
+            counts = list(lane.readers.map(self._read_part, parts, offsets))
         except BaseException as error:
-            del self._buffers.bytes  # a part that is still being read must not end up in the next record
+            lane.buffer = self._new_buffer()  # a part that is still being read must not end up in the next record
             if not isinstance(error, OSError):
                 raise
             raise EngineError(f"reading an expert from disk failed: {error}") from error
@@ -207,7 +220,8 @@ class DiskFile:
         return buffer
 
     def close(self) -> None:
-        self._readers.shutdown()
+        for lane in self._lanes:
+            lane.readers.shutdown()
         self._file.close()
 
     def _read_part(self, part: memoryview, offset: int) -> int:
@@ -219,8 +233,12 @@ class DiskFile:
         """Keep the page cache free for others: what is read here is kept in slots, and would only push programs out."""
         os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
-    def _buffer(self) -> torch.Tensor:
-        if not hasattr(self._buffers, "bytes"):
-            self._buffers.bytes = torch.empty(self._largest, dtype=torch.uint8, pin_memory=self._pinned)
-        buffer: torch.Tensor = self._buffers.bytes
-        return buffer
+    def _lane(self) -> _Lane:
+        if not hasattr(self._local, "lane"):
+            self._local.lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
+            self._lanes.append(self._local.lane)
+        lane: _Lane = self._local.lane
+        return lane
+
+    def _new_buffer(self) -> torch.Tensor:
+        return torch.empty(self._largest, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)

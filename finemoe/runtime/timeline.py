@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from pathlib import Path
 
 from finemoe.errors import FinemoeError
@@ -15,26 +16,36 @@ class Timeline:
 
     def __init__(self) -> None:
         self.is_recording = False
+        self._num_left_out = 0
         self._spans: list[tuple[str, str, float, float]] = []
 
     def start(self) -> None:
         """Record from now on, into an empty timeline."""
-        self._spans, self.is_recording = [], True
+        self._spans, self._num_left_out, self.is_recording = [], 0, True
+
+    def stop(self) -> None:
+        """Record no longer."""
+        self.is_recording = False
 
     def add(self, track: str, name: str, begin_s: float, end_s: float | None = None) -> None:
         """A span from `begin_s` (time.perf_counter) until `end_s`, or until now."""
-        if self.is_recording and len(self._spans) < _MOST_SPANS:
+        if not self.is_recording:
+            return
+        if len(self._spans) < _MOST_SPANS:
             self._spans.append((track, name, begin_s, time.perf_counter() if end_s is None else end_s))
+        else:
+            self._num_left_out += 1
 
     def save(self, path: str | Path) -> None:
-        """Stop recording and write what was recorded in the Chrome trace event format (times in microseconds).
+        """Write what was recorded in the Chrome trace event format (times in microseconds).
 
         Raises:
             FinemoeError: nothing was recorded.
         """
-        self.is_recording = False
         if not self._spans:
             raise FinemoeError("nothing was recorded; run the model between the timeline's start and its end")
+        if self._num_left_out:
+            warnings.warn(f"{path}: the last {self._num_left_out} spans are left out; record fewer iterations", stacklevel=2)
         tracks = {track: number for number, track in enumerate(sorted({span[0] for span in self._spans}))}
         origin_s = min(span[2] for span in self._spans)
         names = [

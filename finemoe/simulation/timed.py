@@ -20,11 +20,11 @@ from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
 from finemoe.units import format_bytes
 
-_CHUNK_BYTES = 4 << 20  # as the live engine's link moves them
+CHUNK_BYTES = 4 << 20  # of a prefetch
 
 
 def waits_of(policy: Policy) -> int:
-    """When inference waits for what a policy loads ahead (PAPER section 3)."""
+    """When inference waits for what a policy loads ahead."""
     if not policy.is_synchronous:
         return BESIDE
     return AFTER_LAYER if policy.lookahead or policy.loads_whole_layers else AT_GATE
@@ -32,7 +32,7 @@ def waits_of(policy: Policy) -> int:
 
 def prefetch_time_s(cost: CostModel) -> float:
     """One expert ahead of demand, chunk by chunk."""
-    return cost.load(-(-cost.size.expert_bytes // _CHUNK_BYTES))
+    return cost.load(-(-cost.size.expert_bytes // CHUNK_BYTES))
 
 
 class Pace(Protocol):
@@ -96,7 +96,7 @@ class ModelledPace:
 
     @property
     def chunk_s(self) -> float:
-        return min(self.prefetch_s, self.cost.testbed.link_latency_s + _CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
+        return min(self.prefetch_s, self.cost.testbed.link_latency_s + CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
 
     def require_room(self, expert_memory: float | int | str) -> None:
         """Refuse a cache that does not fit beside the model's other weights.

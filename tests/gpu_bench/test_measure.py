@@ -1,5 +1,8 @@
 """The whole measurement on pools of host memory: the same code and the same tables as on a GPU."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +12,17 @@ import pytest
 import finemoe
 from finemoe.analysis.measured import measured_figure, summary_table, targets_table, tpot_on_gpu
 from finemoe.errors import FinemoeError
+from finemoe.gpu_bench import plan
+from finemoe.gpu_bench.bench import NotHere, Part
 from finemoe.gpu_bench.plan import measure
 from finemoe.gpu_bench.settings import settings_for, target_of
+from finemoe.gpu_bench.subject import Subject
 from finemoe.gpu_bench.systems import requests_of
-from finemoe.measured import TABLES, Measured, gpus_first, read_table, write_table
+from finemoe.measured import TABLES, Correctness, Measured, Overhead, gpus_first, read_table, write_table
+from finemoe.runtime.layers import find_moe_layers
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
+from tests.runtime import families
 
 SETTINGS = replace(
     settings_for(is_cuda=False, quick=True),
@@ -107,6 +115,47 @@ def test_the_calibrated_testbed_is_one_that_replay_reads(machine):
     assert testbed.devices == 1
     copies = machine.tables["copies"]
     assert testbed.link_bytes_per_s == pytest.approx(copies[copies["mode"] == "queued"].bytes_per_s.max(), rel=1e-5)
+    assert set(copies["mode"]) == {"queued", "one by one", "as prefetched"}
+
+
+def test_a_single_wrong_bit_is_a_failure_of_the_whole_measurement(tmp_path, monkeypatch):
+    """As if one step under one policy, and the overhead's last logits, had differed; nothing else is measured again."""
+    wrong = Correctness("phi-mini", "bfloat16", "finemoe", 0.25, 200, 1)
+    off = Overhead("qwen-mini", "on-demand", 0, 0.1, False)
+    other = Overhead("qwen-mini", "grouped_mm", 0, 0.1, False)  # Transformers' own, which may round differently
+    part = Part("correctness", "phi-mini", 1.0, lambda: [wrong, off, other])
+    monkeypatch.setattr(plan, "parts", lambda *_: [part])
+    for _ in range(2):  # a part that is done is not forgiven
+        outcome = measure(SETTINGS, tmp_path, None, print)
+        assert [one.reason for one in outcome.failed] == [
+            "1 of 200 steps differ from eager under finemoe (bfloat16)",
+            "the last logits differ from eager's under on-demand",
+        ]
+    assert len(read_table("skipped", tmp_path)) == 2
+
+
+def test_published_sizes_want_a_gpu(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "finemoe.gpu_bench", "--out", str(tmp_path), "-m", "mixtral-8x7b"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "finemoe: mixtral-8x7b: published sizes are measured on a CUDA device, and there is none; "
+        "leave --model out for the miniatures' sizes on pools of host memory\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_layer_are_not_told_apart_where_they_cannot_be():
+    subject = object.__new__(Subject)
+    subject.layers = find_moe_layers(families.build("gpt_oss"))
+    with pytest.raises(NotHere, match="cannot be timed apart"):
+        subject.require_parts()
+    subject.layers = find_moe_layers(families.build("mixtral"))
+    subject.require_parts()
 
 
 def test_a_table_of_another_shape_is_refused(tmp_path, machine):
@@ -126,6 +175,7 @@ def test_a_table_of_another_shape_is_refused(tmp_path, machine):
 def test_names_of_models():
     assert target_of("qwen1.5-moe-a2.7b").recorded_from == "qwen-mini"
     assert target_of("owner/name").recorded_from is None
+    assert " " not in target_of("owner/a name").name
     with pytest.raises(FinemoeError, match="unknown model 'qwen'; known: mixtral-8x7b"):
         target_of("qwen")
     assert np.isclose(sum(settings_for(True).expert_memories), 2.625)

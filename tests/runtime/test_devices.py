@@ -11,9 +11,11 @@ import torch
 
 import finemoe
 from finemoe.cache.placement import owners_of
+from finemoe.runtime import devices
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.link import MemoryLink
 from finemoe.traces import RoutingTrace
+from tests.runtime import families
 from tests.runtime.models import FAMILIES, build, padded_batch
 
 GENERATION = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -109,3 +111,15 @@ def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
             gc.collect()
             num_objects.append(len(gc.get_objects()))
     assert num_objects[-1] - num_objects[5] < 200
+
+
+def test_an_expert_is_copied_to_the_home_device_once_however_often_its_parameters_are_read(monkeypatch):
+    """The model's own forward, which serves where no lean loop is proved, asks for each parameter apart."""
+    model = families.build("gpt_oss")
+    batch = families.batch(model)
+    brought: list[int] = []
+    copy = devices.to_home
+    monkeypatch.setattr(devices, "to_home", lambda weights, *places: (brought.append(len(weights)), copy(weights, *places))[1])
+    with finemoe.offload(model, 0.5, "on-demand", devices=2) as engine, torch.no_grad():
+        model(**batch)
+        assert len(brought) == engine.report().accesses

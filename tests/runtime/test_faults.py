@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import finemoe
+from finemoe.cache.expert_cache import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
 from finemoe.runtime import lean
@@ -263,5 +264,91 @@ def test_an_inner_module_called_from_two_threads_is_refused(monkeypatch):
 
 def test_devices_of_different_kinds_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(FinemoeError, match="different kinds"):
         finemoe.offload(build("mixtral"), 0.5, devices=["cpu", "cuda:0"])
+
+
+def test_an_interrupted_recovery_goes_on_where_it_was(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.2, "on-demand") as engine:
+        memory = engine._memories.memories[0]
+        for holder, name, at in ((memory.cache, "admit", 7), (memory.cache, "reset", 1)):  # inside a layer, then while recovering
+            monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(**batch, **GENERATION)
+        monkeypatch.undo()
+        assert torch.equal(model.generate(**batch, **GENERATION), expected)
+        assert (memory.cache.state != LOADING).all()
+
+
+def test_an_inner_module_called_after_an_interrupt_before_the_first_layer(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    with torch.no_grad():
+        expected = model.model(**batch).last_hidden_state
+        with finemoe.offload(model, 0.2, asynchronous=False) as engine:
+            model.model(**batch)  # there is something to predict from
+            memory = engine._memories.memories[0]
+            monkeypatch.setattr(memory, "_copy_in_chunks", Interrupts(memory._copy_in_chunks, 1))
+            with pytest.raises(KeyboardInterrupt):
+                model.model(**batch)
+            assert engine._layer < 0, "the interrupt was to strike while the first layers are prefetched"
+            monkeypatch.undo()
+            assert torch.equal(model.model(**batch).last_hidden_state, expected)
+            assert (memory.cache.state != LOADING).all()
+
+
+@torch.inference_mode()
+def test_an_engine_made_in_inference_mode_serves_and_gives_back_a_model_for_all_modes():
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.3, "finemoe") as engine:
+        for _ in range(3):
+            assert torch.equal(model.generate(**batch, **GENERATION), expected)
+        assert engine.report().prefetched_bytes > 0
+    experts = model.model.layers[0].mlp.experts
+    assert not any(parameter.data.is_inference() for parameter in experts.parameters())
+
+
+def test_a_preload_beside_another_thread_s_forward_is_refused(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    inside, go_on = threading.Event(), threading.Event()
+    linear = lean.linear
+
+    def pause(*args):
+        inside.set()
+        go_on.wait(10)
+        return linear(*args)
+
+    def forward():
+        with torch.no_grad():
+            model(**batch)
+
+    with finemoe.offload(model, 0.3, "on-demand") as engine:
+        monkeypatch.setattr(lean, "linear", pause)
+        thread = threading.Thread(target=forward)
+        thread.start()
+        assert inside.wait(10)
+        with pytest.raises(EngineError, match="one thread at a time"):
+            engine.preload()
+        go_on.set()
+        thread.join(10)
+        engine.preload()
+
+
+def test_a_failure_after_the_last_iteration_is_in_no_report(monkeypatch):
+    """Nobody calls the model again, so that the report is what must raise it."""
+    model, batch = build("mixtral"), padded_batch()
+    with finemoe.offload(model, 0.3) as engine, torch.no_grad():
+        monkeypatch.setattr(engine.policy, "end_iteration", lambda: (_ for _ in ()).throw(RuntimeError("the moon is in the way")))
+        model(**batch)
+        with pytest.raises(EngineError, match="moon"):
+            engine.report()
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(FinemoeError, match="'cuda:7' was asked for, but there are 2 CUDA devices"):
+        finemoe.offload(build("mixtral"), 0.3, devices="cuda:7")

@@ -81,6 +81,9 @@ class FakeCuda:
             def wait_event(self, event):
                 log.append(("wait", self.name, id(event)))
 
+            def synchronize(self):
+                log.append(("synchronize", self.name))
+
         @contextmanager
         def use(stream):
             self.current, before = stream.name, self.current
@@ -118,3 +121,11 @@ def test_a_cuda_copy_waits_for_the_slots_last_reader_and_readers_wait_for_the_co
     ]
     completion.wait_for_host()
     assert cuda.log[-1] == ("synchronize", id(done))
+
+
+def test_a_cuda_link_has_finished_when_its_stream_has(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    link = CudaLink(torch.device("cuda", 0))
+    link.copy(torch.zeros(4), FakeSlot(cuda), None)
+    link.finish()
+    assert cuda.log[-1] == ("synchronize", "link")

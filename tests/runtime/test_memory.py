@@ -12,7 +12,7 @@ from finemoe.errors import EngineError
 from finemoe.policies.base import Prefetch
 from finemoe.report import Counters
 from finemoe.runtime.link import Completion, Link, _Done
-from finemoe.runtime.memory import ExpertMemory
+from finemoe.runtime.memory import ExpertMemory, Lease
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.records import Field, RecordLayout
 from finemoe.runtime.tiers import RecordStore
@@ -85,7 +85,7 @@ def fixture():
 
 
 def use(memory: ExpertMemory, layer: int, experts: list[int]) -> list[int]:
-    lease = memory.demand(layer, np.array(experts))
+    lease = memory.demand(layer, np.array(experts, dtype=int))
     numbers = [int(lease.weights(expert)["w"][0]) for expert in experts]
     lease.end()
     return numbers
@@ -241,3 +241,49 @@ def test_a_late_prefetch_of_the_running_layer_in_a_full_cache_does_not_hang(fixt
     threading.Timer(0.05, f.link.go_on.set).start()
     f.link.held = None
     assert [int(lease.weights(expert)["w"][0]) for expert in (0, 2)] == [4, 6]
+
+
+def test_slots_are_given_back_only_when_no_copy_is_under_way(fixture):
+    f = fixture(slots=2)
+    done: list[str] = []
+    f.link.finish = lambda: done.append("link")
+    give_back, f.memory.pool.close = f.memory.pool.close, lambda: done.append("slots")
+    f.memory.close()
+    assert done == ["link", "slots"]
+    f.memory.pool.close = give_back
+
+
+@pytest.mark.parametrize(("slots", "hits"), [(1, []), (3, [2, 3])])
+def test_a_prefetch_that_lands_while_a_slot_is_looked_for_makes_room_by_itself(fixture, monkeypatch, slots, hits):
+    """All slots are needed but that of a prefetch, which arrives just after an expert that is missing found no room."""
+    f = fixture(slots=slots)
+    use(f.memory, 1, hits)
+    f.memory.start_iteration(1)
+    f.link.held = 4 + 1  # of the running layer, and not demanded
+    f.post((1, 1, 0.9))
+    assert f.link.started.wait(10)
+    look = Lease._free_a_slot
+
+    def late(lease, expert):
+        f.link.held = None
+        f.link.go_on.set()
+        f.settle()
+        look(lease, expert)
+
+    monkeypatch.setattr(Lease, "_free_a_slot", late)
+    lease = f.memory.demand(1, np.array([0, *hits]))
+    got = [int(lease.weights(expert)["w"][0]) for expert in (0, *hits)]
+    assert got == [4 + expert for expert in (0, *hits)]
+    assert f.cache._running[1, np.array(hits, dtype=int)].all(), "hits that were handed out must not be victims"
+
+
+def test_whoever_waits_for_an_expert_that_another_thread_preloads_is_told(fixture):
+    f = fixture(slots=2)
+    f.link.held = 4
+    thread = threading.Thread(target=f.memory.preload, args=([(1, 0)],))
+    thread.start()
+    assert f.link.started.wait(10)
+    lease = f.memory.demand(1, np.array([0]))
+    threading.Timer(0.05, f.link.go_on.set).start()
+    assert int(lease.weights(0)["w"][0]) == 4
+    thread.join(10)

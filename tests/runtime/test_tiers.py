@@ -1,6 +1,7 @@
 """Records in host memory and on disk: what goes in comes out, budgets hold, and damage is found."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime import tiers
 from finemoe.runtime.records import Field, RecordLayout
 from finemoe.runtime.tiers import RecordStore
 
@@ -95,3 +97,43 @@ def test_nothing_is_left_behind(tmp_path):
     store, _ = filled(host_bytes=0, disk_folder=tmp_path)
     assert list(tmp_path.iterdir()) == []  # the file has no name
     store.close()
+
+
+def test_a_record_does_not_queue_up_behind_one_that_another_thread_reads(monkeypatch):
+    big = RecordLayout((Field("up", 0, (6 << 20,), torch.uint8),), 6 << 20)  # more parts than there are readers
+    read, go_on, started = os.preadv, threading.Event(), threading.Event()
+    with RecordStore([big, LAYOUT], [1, 1], host_bytes=0) as store:
+        store.write(0, 0, {"up": torch.ones(6 << 20, dtype=torch.uint8)})
+        store.write(1, 0, {"up": torch.ones(3, 5), "down": torch.ones(5, dtype=torch.bfloat16)})
+
+        def held(file, buffers, offset):
+            if offset < big.nbytes:
+                started.set()
+                assert go_on.wait(10)
+            return read(file, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", held)
+        found: list[torch.Tensor] = []
+        thread = threading.Thread(target=lambda: found.append(store.record(0, 0)))
+        thread.start()
+        assert started.wait(10)
+        assert torch.equal(LAYOUT.views(store.record(1, 0))["up"], torch.ones(3, 5))
+        go_on.set()
+        thread.join(10)
+        assert found[0].all()
+
+
+def test_without_room_on_disk_no_memory_is_page_locked(monkeypatch):
+    made: list[int] = []
+    monkeypatch.setattr(tiers, "_Arena", lambda num_bytes, pinned: made.append(num_bytes))
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(FinemoeError, match="set disk_folder"):
+        RecordStore([LAYOUT], [6], host_bytes=1024)
+    assert made == []
+
+
+def test_records_wait_in_host_memory_whatever_the_default_device():
+    with torch.device("meta"), RecordStore([LAYOUT], [6], host_bytes=1024) as store:
+        for expert in range(6):
+            store.write(0, expert, {name: torch.ones(shape, device="cpu") for name, shape in (("up", (3, 5)), ("down", (5,)))})
+        assert store.record(0, 0).device.type == store.record(0, 5).device.type == "cpu"
