@@ -88,11 +88,10 @@ def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
 def to_markdown(table: "pd.DataFrame") -> str:
     """The table of claims as a page: an overview, then the reason behind each verdict."""
     overview = table[["id", "artefact", "claim", "reported", "reproduced", "verdict", "executor"]]
-    counts = ", ".join(f"{int((table.verdict == verdict).sum())} {verdict}" for verdict in VERDICTS)
     reasons = "\n".join(f"- **{row.id}** ({row.panel}): {_one_line(str(row.why))}" for row in table.itertuples(index=False))
     return (
         "# The paper's claims, and what became of them\n\n"
-        f"{len(table)} artefacts: {counts}.\n\n"
+        f"{len(table)} artefacts: {_counts(table)}.\n\n"
         f"{_pipe_table(overview)}\n\n"
         f"## Why\n\n{reasons}\n"
     )
@@ -100,9 +99,8 @@ def to_markdown(table: "pd.DataFrame") -> str:
 
 def to_summary(table: "pd.DataFrame") -> str:
     """The verdicts at a glance, for the README."""
-    counts = ", ".join(f"{int((table.verdict == verdict).sum())} {verdict}" for verdict in VERDICTS)
     shown = table[["id", "claim", "verdict", "panel", "executor"]]
-    return f"Of {len(table)} artefacts: {counts}.\n\n{_pipe_table(shown)}\n"
+    return f"Of {len(table)} artefacts: {_counts(table)}.\n\n{_pipe_table(shown)}\n"
 
 
 def between_marks(page: str, name: str, text: str) -> str:
@@ -125,6 +123,10 @@ def write_summary(claims: Path = ROOT / "data" / "reference" / "figures" / "clai
     text = between_marks(page.read_text(encoding="utf-8"), "claims", to_summary(pd.read_csv(claims)))
     with atomic_path(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _counts(table: "pd.DataFrame") -> str:
+    return ", ".join(f"{verdict}: {int((table.verdict == verdict).sum())}" for verdict in VERDICTS)
 
 
 def _pipe_table(table: "pd.DataFrame") -> str:

@@ -70,7 +70,7 @@ def test_markdown_is_one_table_row_per_claim(tmp_path):
     assert len(rows) == 1
     assert "0.90 \\| 0.60" in rows[0]  # a bar inside a cell must not split it
     assert "- **F4** (gpt-oss-20b): two lines" in page
-    assert "1 artefacts: 1 holds" in page
+    assert "1 artefacts: holds: 1, holds weaker: 0" in page
 
 
 def test_every_artefact_is_named_once():
