@@ -13,6 +13,8 @@ import pandas as pd
 from finemoe.errors import FinemoeError
 from finemoe.plotting import save_table
 
+NOT_YET = "not yet measured on a GPU"  # what figures and pages say until somebody has
+
 
 @dataclass(frozen=True)
 class Correctness:

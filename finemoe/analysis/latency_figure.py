@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from finemoe.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS
-from finemoe.analysis.measured import NOT_YET
 from finemoe.analysis.systems import SYSTEMS
+from finemoe.measured import NOT_YET
 from finemoe.plotting import model_title, provenance, series_styles, use_style
 from finemoe.simulation.cost import PUBLISHED
 

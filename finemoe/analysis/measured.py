@@ -1,19 +1,20 @@
 """What machines measured (`data/measured/<machine>/`, made by finemoe.gpu_bench), drawn without measuring anything."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from finemoe.analysis.latency import LATENCY_SYSTEMS
-from finemoe.measured import Measured
+from finemoe.analysis.latency_figure import system_looks
+from finemoe.measured import NOT_YET, Measured
 from finemoe.plotting import log_ticks, provenance, series_styles, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOT_YET = "not yet measured on a GPU"
+_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()}
 _PANELS = ("link", "TPOT", "overhead", "prediction")
 
 
@@ -23,8 +24,7 @@ def tpot_on_gpu(machines: Sequence[Measured], expert_memory: float) -> pd.DataFr
     gpu = next((one for one in machines if one.is_gpu), None)
     if gpu is None:
         return pd.DataFrame(columns=columns)
-    names = {system.policy: name for name, system in LATENCY_SYSTEMS.items()}
-    ours = gpu.tables["requests"].rename(columns={"policy": "system"}).replace({"system": names})
+    ours = gpu.tables["requests"].rename(columns={"policy": "system"}).replace({"system": _NAMES})
     rows = pd.concat([ours, gpu.tables["baselines"]], ignore_index=True)
     here = rows[rows.expert_memory == expert_memory]
     return here.groupby(["model", "system"], sort=False).tpot_s.mean().reset_index().assign(machine=gpu.title)[columns]
@@ -115,21 +115,24 @@ def _draw_link(axis: "Axes", copies: pd.DataFrame) -> None:
 
 def _draw_tpot(axis: "Axes", tables: dict[str, pd.DataFrame]) -> None:
     requests, predictions, baselines = (tables[name] for name in ("requests", "predictions", "baselines"))
-    policies = list(dict.fromkeys(requests.policy))
-    looks = series_styles(policies)
-    for policy in policies:
-        by_memory = requests[requests.policy == policy].groupby("expert_memory").tpot_s
+    for policy, part in requests.groupby("policy", sort=False):
+        by_memory = part.groupby("expert_memory").tpot_s
         middle, spread = 1e3 * by_memory.mean(), 1e3 * by_memory.sem().fillna(0.0)
-        look = {"color": looks["palette"][policy], "marker": looks["markers"][policy]}
-        axis.errorbar(100 * middle.index, middle, yerr=1.96 * spread, capsize=2, label=policy, **look)
+        axis.errorbar(100 * middle.index, middle, yerr=1.96 * spread, capsize=2, **_look(str(policy)))
     limit = predictions[predictions.policy == "finemoe"].sort_values("expert_memory")
     if len(limit):
-        look = {"color": "black", "linestyle": ":", "label": "limit of finemoe's decisions"}
-        axis.plot(100 * limit.expert_memory, 1e3 * limit.limit_tpot_s, **look)
+        dotted: dict[str, Any] = {"color": "black", "linestyle": ":", "label": "limit of FineMoE's decisions"}
+        axis.plot(100 * limit.expert_memory, 1e3 * limit.limit_tpot_s, **dotted)
     for system, part in baselines.groupby("system"):
-        axis.plot(100 * part.expert_memory, 1e3 * part.tpot_s, "k*", markersize=8, label=str(system))
+        axis.plot(100 * part.expert_memory, 1e3 * part.tpot_s, "k*", markersize=8, label=f"{system} (not ours)")
     axis.set(yscale="log", xlabel="experts in the cache (%)", ylabel="TPOT (ms)")
     log_ticks(axis.yaxis)
+
+
+def _look(policy: str) -> dict[str, Any]:
+    """A system's name, colour and marker, as in every other figure."""
+    look = system_looks()[_NAMES[policy]]
+    return {"label": _NAMES[policy], "color": look["color"], "marker": look["marker"]}
 
 
 def _draw_overhead(axis: "Axes", overhead: pd.DataFrame) -> None:
@@ -145,10 +148,8 @@ def _draw_overhead(axis: "Axes", overhead: pd.DataFrame) -> None:
 
 
 def _draw_predictions(axis: "Axes", predictions: pd.DataFrame) -> None:
-    looks = series_styles(list(dict.fromkeys(predictions.policy)))
     for policy, part in predictions.groupby("policy", sort=False):
-        look = {"color": looks["palette"][str(policy)], "marker": looks["markers"][str(policy)], "linestyle": ""}
-        axis.plot(1e3 * part.measured_tpot_s, 1e3 * part.predicted_tpot_s, **look)
+        axis.plot(1e3 * part.measured_tpot_s, 1e3 * part.predicted_tpot_s, linestyle="", **_look(str(policy)))
     both = predictions[["measured_tpot_s", "predicted_tpot_s"]].to_numpy()
     limits = (800 * both.min(), 1250 * both.max()) if len(both) else (1, 10)
     axis.fill_between(limits, [0.85 * x for x in limits], [1.15 * x for x in limits], color="#CCCCCC", alpha=0.5, linewidth=0)

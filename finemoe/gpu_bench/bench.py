@@ -97,10 +97,10 @@ class Bench:
         return Outcome(tuple(part.title for part in waiting), tuple(failed), tuple(skipped))
 
     def rows(self) -> dict[str, list[Any]]:
-        """Everything measured so far with these settings on this machine, by table."""
+        """Everything measured so far with these settings on this machine, by table, in the order measured."""
         found: dict[str, list[Any]] = {name: [] for name in TABLES}
-        for title in sorted(self._done):
-            for name, rows in self._done[title]["rows"].items():
+        for part in self._done.values():
+            for name, rows in part["rows"].items():
                 found[name] += [TABLES[name](**row) for row in rows]
         return found
 
