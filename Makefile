@@ -54,9 +54,11 @@ bench: $(STAMP)
 
 # What a reader can compare with: the tables behind the figures as this checkout made them, and the README's summary of the claims.
 reference: reproduce
-	rm -rf data/reference/figures && mkdir -p data/reference/figures/compare_systems
+	rm -rf data/reference/figures data/reference/tables
+	mkdir -p data/reference/figures/compare_systems data/reference/tables
 	cp figures/*.csv figures/claims.md data/reference/figures/
 	cp figures/compare_systems/*.csv data/reference/figures/compare_systems/
+	cp results/engine_time_measured.csv results/paced_link_checks_measured.csv results/validate_simulator_checks.csv data/reference/tables/
 	$(BIN)/python -m finemoe.claims
 
 lint: $(STAMP)

@@ -53,6 +53,15 @@ def test_record_and_info(tmp_path):
     assert "hit_rate" in table
 
 
+def test_record_reads_the_prompts_from_the_column_named(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "What is a list?"}\n{"instruction": "Name three rivers."}\n')
+    arguments = ["record", "-m", "mixtral-mini", "--dataset", str(tmp_path / "mine.jsonl"), "--max-new-tokens", "1", "--json"]
+    done = run(app, [*arguments, "-o", str(tmp_path / "routing.trace"), "--column", "instruction"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["requests"] == 2
+    assert "has no column 'prompt'" in str(run(app, [*arguments, "-o", str(tmp_path / "none.trace")]).exception)
+
+
 def test_replay_of_several_systems_and_sizes():
     arguments = ["replay", str(GOLDEN), "--split", "--policy", "promoe", "--policy", "oracle", "--expert-memory", "0.25"]
     found = json.loads(run(app, [*arguments, "--expert-memory", "0.5", "--prefetch-distance", "2", "--json"]).stdout)
