@@ -15,7 +15,7 @@ help:
 	@echo "make gpu        the whole pipeline with config/cuda.yaml: what needs a GPU is measured on this machine's"
 	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
 	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
-	@echo "make reference  ship the tables just made under data/reference/figures, and the README's summary of the claims"
+	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and the README's summary of the claims"
 	@echo "make lint       ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
 	@echo "make clean      remove results and figures, keep the environment"

@@ -25,7 +25,7 @@ class Claim:
     """One statement of the paper and what became of it.
 
     Attributes:
-        id: as in section 5 of the specification, e.g. "F4"; artefact: the paper's own name, e.g. "Fig. 4".
+        id: one of ARTEFACTS, e.g. "F4"; artefact: the paper's own name, e.g. "Fig. 4".
         claim: the trend in words. reported, reproduced: values, as text with units.
         verdict: one of VERDICTS. panel: the model, dataset or panel that carries the verdict.
         executor: what produced the value (computed, recorded, replayed, measured, paced, simulated).

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 from finemoe.gpu_bench.copies import PREFETCHED, QUEUED
 from finemoe.gpu_bench.settings import Settings, Target
@@ -103,6 +104,8 @@ def prefetch_bytes_per_s(copies: pd.DataFrame) -> float:
 
 def _largest_bytes_per_s(copies: pd.DataFrame, mode: str) -> float:
     some = copies[copies["mode"] == mode]
+    if some.empty:
+        raise FinemoeError(f"no copies were measured {mode!r}; begin in a new folder, this one was begun by another version")
     return float(some[some.transfer_bytes == some.transfer_bytes.max()].bytes_per_s.max())
 
 

@@ -28,6 +28,9 @@ class DelayedLink(Link):
     def fence(self) -> object | None:
         return self._link.fence()
 
+    def finish(self) -> None:
+        self._link.finish()
+
     def _later(self, fence: object | None, delay_s: float) -> object | None:
         if self._stream is None:
             return fence

@@ -75,12 +75,12 @@ class Engine:
         self._undo = ExitStack()
         if records is not None and keeps_records:
             self._undo.callback(self._refuse_runs, layers)
-        try:
-            with torch.inference_mode(False):  # whose tensors the workers' threads could not write
+        with torch.inference_mode(False):  # whose tensors neither the workers' threads nor a later training could use
+            try:
                 self._attach(records, keeps_records)
-        except BaseException:
-            self._undo.close()
-            raise
+            except BaseException:
+                self._undo.close()
+                raise
         self._mutex = threading.Lock()
         self._thread: int | None = None  # who is inside the model's forward
         self._layer_thread: int | None = None  # who called the experts last
@@ -157,11 +157,11 @@ class Engine:
         Raises:
             EngineError: another thread is inside the model's forward.
         """
-        with self._mutex:
+        with self._mutex:  # until it is done: a forward that another thread begins waits for it
             self._require_nobody_else()
-        self._recover()
-        with self._moving():
-            self._memories.preload(self.policy.expected)
+            self._recover()
+            with self._moving():
+                self._memories.preload(self.policy.expected)
 
     def reset_counters(self) -> None:
         """Start counting anew; cache and policy keep their state."""
@@ -313,7 +313,8 @@ class Engine:
         self._raise_failures()
         self._require_turn()
         self._layer_thread = threading.get_ident()
-        if layer <= self._layer or not self._is_open:  # a forward that did not pass the embedding layer
+        # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
+        if layer <= self._layer or not self._is_open or self._is_moving:
             self._layer = -1
             self._is_open = False
             self.on_start(None, hidden_states.shape[0] > 1, None)

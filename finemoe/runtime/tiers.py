@@ -7,6 +7,7 @@ each record's checksum is taken when it is written and checked whenever it is re
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -152,9 +153,10 @@ def _check_cuda(status: object, num_bytes: int) -> None:
         raise FinemoeError(f"{num_bytes} bytes of host memory cannot be page-locked (CUDA error {status}); lower host_memory")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lane:
-    """One calling thread's own way to the disk: an expert that is demanded does not queue up behind one that is prefetched."""
+    """One calling thread's own way to the disk, which ends with it: an expert that is demanded does not queue up behind one that
+    is prefetched."""
 
     buffer: torch.Tensor
     readers: ThreadPoolExecutor
@@ -178,7 +180,7 @@ class DiskFile:
         self._checksums: dict[int, int] = {}
         self._unflushed_bytes = 0
         self._local = threading.local()
-        self._lanes: list[_Lane] = []
+        self._lanes: weakref.WeakSet[_Lane] = weakref.WeakSet()
 
     def write(self, start: int, record: torch.Tensor) -> None:
         """Write one record, [n] uint8, and note its checksum."""
@@ -220,7 +222,7 @@ class DiskFile:
         return buffer
 
     def close(self) -> None:
-        for lane in self._lanes:
+        for lane in list(self._lanes):
             lane.readers.shutdown()
         self._file.close()
 
@@ -236,7 +238,7 @@ class DiskFile:
     def _lane(self) -> _Lane:
         if not hasattr(self._local, "lane"):
             self._local.lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
-            self._lanes.append(self._local.lane)
+            self._lanes.add(self._local.lane)
         lane: _Lane = self._local.lane
         return lane
 

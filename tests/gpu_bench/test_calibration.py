@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from finemoe.errors import FinemoeError
 from finemoe.gpu_bench.calibration import Calibration, write_testbed
 from finemoe.paths import MODEL_CONFIGS
 from finemoe.simulation.cost import CostModel, ModelSize
@@ -85,3 +86,10 @@ def test_a_written_testbed_is_read_back(tmp_path):
     again = Testbed.load(tmp_path / "one.yaml")
     for name, value in vars(found).items():
         assert getattr(again, name) == (value if name == "title" else pytest.approx(value, rel=1e-5))
+
+
+def test_copies_of_another_version_are_refused():
+    old = copies()[lambda table: table["mode"] != "as prefetched"]
+    calibration = Calibration("a machine", 80e9, SIZE, old, kernels(), software())
+    with pytest.raises(FinemoeError, match="no copies were measured 'as prefetched'"):
+        calibration.testbed()

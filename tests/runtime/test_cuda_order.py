@@ -40,6 +40,9 @@ class Notes:
             def wait_event(self, event):
                 notes.append(("stream waits", self.name, event))
 
+            def synchronize(self):
+                notes.append(("host waits for stream", self.name))
+
         @contextmanager
         def use(stream):
             yield

@@ -11,6 +11,7 @@ import finemoe
 from finemoe.cache.expert_cache import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
+from finemoe.runtime import engine as engine_module
 from finemoe.runtime import lean
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.tiers import RecordStore
@@ -283,10 +284,16 @@ def test_an_interrupted_recovery_goes_on_where_it_was(monkeypatch):
         assert (memory.cache.state != LOADING).all()
 
 
-def test_an_inner_module_called_after_an_interrupt_before_the_first_layer(monkeypatch):
+@pytest.mark.parametrize("embeds", [False, True])
+def test_an_inner_module_called_after_an_interrupt_before_the_first_layer(embeds, monkeypatch):
     model, batch = build("mixtral"), padded_batch()
+    if embeds:  # then not even the embedding layer runs
+        vectors = model.get_input_embeddings()(batch["input_ids"]).detach()
+        then = {"inputs_embeds": vectors, "attention_mask": batch["attention_mask"]}
+    else:
+        then = batch
     with torch.no_grad():
-        expected = model.model(**batch).last_hidden_state
+        expected = model.model(**then).last_hidden_state
         with finemoe.offload(model, 0.2, asynchronous=False) as engine:
             model.model(**batch)  # there is something to predict from
             memory = engine._memories.memories[0]
@@ -295,7 +302,7 @@ def test_an_inner_module_called_after_an_interrupt_before_the_first_layer(monkey
                 model.model(**batch)
             assert engine._layer < 0, "the interrupt was to strike while the first layers are prefetched"
             monkeypatch.undo()
-            assert torch.equal(model.model(**batch).last_hidden_state, expected)
+            assert torch.equal(model.model(**then).last_hidden_state, expected)
             assert (memory.cache.state != LOADING).all()
 
 
@@ -352,3 +359,37 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(FinemoeError, match="'cuda:7' was asked for, but there are 2 CUDA devices"):
         finemoe.offload(build("mixtral"), 0.3, devices="cuda:7")
+
+
+def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it(monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    inside, go_on = threading.Event(), threading.Event()
+    with torch.no_grad(), finemoe.offload(model, 0.3, "on-demand") as engine:
+        expected = model(**batch).logits
+        engine._memories.reset()
+        link = engine._memories.memories[0].link
+        copy = link.copy
+
+        def pause(*args):
+            inside.set()
+            go_on.wait(10)
+            return copy(*args)
+
+        monkeypatch.setattr(link, "copy", pause)
+        thread = threading.Thread(target=engine.preload)
+        thread.start()
+        assert inside.wait(10)
+        threading.Timer(0.1, go_on.set).start()
+        assert torch.equal(model(**batch).logits, expected)
+        thread.join(10)
+        report = engine.report()
+    assert report.prefetched_bytes > 0
+
+
+@torch.inference_mode()
+def test_an_offload_that_fails_in_inference_mode_gives_back_a_model_for_all_modes(monkeypatch):
+    model = build("mixtral")
+    monkeypatch.setattr(engine_module, "Guards", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        finemoe.offload(model, 0.3)
+    assert not any(parameter.data.is_inference() for parameter in model.model.layers[0].mlp.experts.parameters())

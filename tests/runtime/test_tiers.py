@@ -1,5 +1,6 @@
 """Records in host memory and on disk: what goes in comes out, budgets hold, and damage is found."""
 
+import gc
 import os
 import threading
 
@@ -137,3 +138,14 @@ def test_records_wait_in_host_memory_whatever_the_default_device():
         for expert in range(6):
             store.write(0, expert, {name: torch.ones(shape, device="cpu") for name, shape in (("up", (3, 5)), ("down", (5,)))})
         assert store.record(0, 0).device.type == store.record(0, 5).device.type == "cpu"
+
+
+def test_a_thread_s_readers_and_buffer_end_with_it():
+    store, _ = filled(host_bytes=0)
+    with store:
+        for _ in range(5):
+            thread = threading.Thread(target=store.record, args=(0, 0))
+            thread.start()
+            thread.join(10)
+        gc.collect()
+        assert len(store._file._lanes) == 0
