@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
-from finemoe.paths import ROOT
+from finemoe.paths import REFERENCE_FIGURES, ROOT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ def between_marks(page: str, name: str, text: str) -> str:
     return page[:head] + text + page[end:]
 
 
-def write_summary(claims: Path = ROOT / "data" / "reference" / "figures" / "claims.csv", page: Path = ROOT / "README.md") -> None:
+def write_summary(claims: Path = REFERENCE_FIGURES / "claims.csv", page: Path = ROOT / "README.md") -> None:
     """Put the summary of a table of claims into the README."""
     import pandas as pd
 

@@ -10,6 +10,7 @@ RESULTS = ROOT / "results"
 MINIATURES = DATA / "models" / "miniatures"
 MODEL_CONFIGS = DATA / "models" / "configs"
 PROMPTS = DATA / "prompts"
+REFERENCE_FIGURES = DATA / "reference" / "figures"
 HEADLESS = "FINEMOE_HEADLESS"
 
 

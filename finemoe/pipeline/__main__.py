@@ -8,6 +8,7 @@ import typer
 import yaml
 
 from finemoe.errors import FinemoeError
+from finemoe.paths import REFERENCE_FIGURES
 from finemoe.pipeline.config import check, load
 from finemoe.pipeline.notebook import NOTEBOOKS, run_notebook
 
@@ -37,6 +38,30 @@ def config(
         merged = load(*files)
         check(merged)
     typer.echo(yaml.safe_dump(merged, sort_keys=False), nl=False)
+
+
+@app.command()
+def compare(
+    made: Annotated[Path, typer.Argument(help="Folder with a run's figures.")] = Path("figures"),
+    reference: Annotated[Path, typer.Argument(help="Folder to compare with.")] = REFERENCE_FIGURES,
+) -> None:
+    """Compare a run's tables with those that come with the project; ends with an error where a claim's verdict is another."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from finemoe.pipeline.compare import changed_verdicts, differences
+
+    with _one_line_errors():
+        found, changed = differences(made, reference), changed_verdicts(made, reference)
+    table = Table("table", "cells", "equal", "largest relative difference")
+    for one in found:
+        far = (
+            "none" if one.largest == 0 else "other text, rows or columns" if one.largest == float("inf") else f"{one.largest:.1e}"
+        )
+        table.add_row(one.table, str(one.cells), f"{one.equal / max(one.cells, 1):.1%}", far)
+    Console().print(table)
+    typer.echo("\n".join(changed) or "every claim has the reference's verdict")
+    raise typer.Exit(1 if changed else 0)
 
 
 def _pairs(texts: list[str]) -> dict[str, Any]:
