@@ -1,6 +1,7 @@
 """`python -m finemoe.pipeline`: the pipeline's own commands, called by the Snakefile and usable by hand."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,13 +56,16 @@ def compare(
         found, changed = differences(made, reference), changed_verdicts(made, reference)
     table = Table("table", "cells", "equal", "largest relative difference")
     for one in found:
-        far = (
-            "none" if one.largest == 0 else "other text, rows or columns" if one.largest == float("inf") else f"{one.largest:.1e}"
-        )
-        table.add_row(one.table, str(one.cells), f"{one.equal / max(one.cells, 1):.1%}", far)
+        table.add_row(one.table, str(one.cells), f"{one.equal / max(one.cells, 1):.1%}", _far(one.largest))
     Console().print(table)
     typer.echo("\n".join(changed) or "every claim has the reference's verdict")
     raise typer.Exit(1 if changed else 0)
+
+
+def _far(difference: float) -> str:
+    if math.isinf(difference):
+        return "other text, rows or columns"
+    return f"{difference:.1e}" if difference else "none"
 
 
 def _pairs(texts: list[str]) -> dict[str, Any]:
