@@ -7,7 +7,7 @@ import pandas as pd
 
 from finemoe.errors import FinemoeError
 
-RATE_PER_S = 2.91  # at which the paper draws requests from the trace (section 6.3)
+RATE_PER_S = 2.91  # at which the paper draws requests from the trace
 # Conversation trace of November 2023 (Patel et al., Splitwise, ISCA 2024; github.com/Azure/AzurePublicDataset): mean and
 # standard deviation of its tokens. Gaps between arrivals vary about as much as those of a Poisson process (1.09 times).
 _PROMPT_TOKENS, _NEW_TOKENS = (1154.7, 1108.8), (211.1, 162.9)
