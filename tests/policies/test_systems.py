@@ -179,9 +179,9 @@ def test_no_offload_holds_everything_on_any_number_of_devices_and_after_an_inter
 
 @pytest.mark.parametrize("policy", ["moe-infinity", "deepspeed-inference", "mixtral-offloading"])
 def test_waiting_for_loads_ahead_is_stalling(policy):
-    """Over a paced link nearly all of the link's time is waited for where loads are in line."""
+    """Over a slow link nearly all of its time is waited for where loads are in line (experts are computed beside the rest)."""
     model, tokens = build("mixtral"), torch.arange(3, 9)[None]
-    with finemoe.offload(model, 0.3, policy, link="paced:20MB/s") as engine, torch.no_grad():
+    with finemoe.offload(model, 0.3, policy, link="paced:4MB/s") as engine, torch.no_grad():
         model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False)
         report = engine.report()
-    assert report.stall_s >= 0.95 * (report.demand_bytes + report.prefetched_bytes) / 20e6
+    assert report.stall_s >= 0.95 * (report.demand_bytes + report.prefetched_bytes) / 4e6
