@@ -748,7 +748,7 @@ rule gpu_bench:
         folder=lambda wildcards, output: str(Path(output[0]).parent),
         models=" ".join(f"--model {model}" for model in config["gpu_models"]),
     shell:
-        "python -m finemoe.gpu_bench --out {params.folder} {params.models} > {log} 2>&1"
+        "python -m finemoe.gpu_bench --out {params.folder} {params.models} 2>&1 | tee {log}"
 
 
 rule gpu_measured:
