@@ -184,4 +184,4 @@ def test_waiting_for_loads_ahead_is_stalling(policy):
     with finemoe.offload(model, 0.3, policy, link="paced:4MB/s") as engine, torch.no_grad():
         model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False)
         report = engine.report()
-    assert report.stall_s >= 0.95 * (report.demand_bytes + report.prefetched_bytes) / 4e6
+    assert report.stall_s >= 0.97 * (report.demand_bytes + report.prefetched_bytes) / 4e6

@@ -344,7 +344,7 @@ def test_a_preload_beside_another_thread_s_forward_is_refused(monkeypatch):
         engine.preload()
 
 
-def test_a_failure_after_the_last_iteration_is_in_no_report(monkeypatch):
+def test_a_failure_after_the_last_iteration_is_raised_by_the_report(monkeypatch):
     """Nobody calls the model again, so that the report is what must raise it."""
     model, batch = build("mixtral"), padded_batch()
     with finemoe.offload(model, 0.3) as engine, torch.no_grad():
@@ -364,6 +364,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
 def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it(monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     inside, go_on = threading.Event(), threading.Event()
+    copying: list[str] = []
     with torch.no_grad(), finemoe.offload(model, 0.3, "on-demand") as engine:
         expected = model(**batch).logits
         engine._memories.reset()
@@ -371,19 +372,21 @@ def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it(monk
         copy = link.copy
 
         def pause(*args):
+            copying.append(threading.current_thread().name)
             inside.set()
             go_on.wait(10)
             return copy(*args)
 
         monkeypatch.setattr(link, "copy", pause)
-        thread = threading.Thread(target=engine.preload)
+        thread = threading.Thread(target=engine.preload, name="preload")
         thread.start()
         assert inside.wait(10)
         threading.Timer(0.1, go_on.set).start()
         assert torch.equal(model(**batch).logits, expected)
         thread.join(10)
-        report = engine.report()
-    assert report.prefetched_bytes > 0
+    num_preloaded = copying.count("preload")
+    assert num_preloaded > 1
+    assert copying[:num_preloaded] == ["preload"] * num_preloaded, "a demand came between the copies of the preload"
 
 
 @torch.inference_mode()
