@@ -219,7 +219,7 @@ class Engine:
 
     def on_start(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
         """The embedding layer has run: a new iteration (called by the observer)."""
-        if self._is_open and self._layer < 0 and not self._is_moving:
+        if self._is_open and self._layer < 0:
             return  # an embedding layer that is used twice before the first MoE layer
         self._require_turn()
         self._recover()
