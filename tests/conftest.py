@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from finemoe.paths import ROOT
+from tests.runtime.virtual_clock import VirtualClock
 
 settings.register_profile("finemoe", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("finemoe")
@@ -25,3 +26,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("external sample data is not here (FINEMOE_SHARED_DATA names its folder)")
     return folder
+
+
+@pytest.fixture
+def clock(monkeypatch) -> VirtualClock:
+    """The runtime's clock, made to stand still but for waiting."""
+    clock = VirtualClock()
+    for name in ("engine", "link", "memory", "timeline"):
+        monkeypatch.setattr(f"finemoe.runtime.{name}.time", clock)
+    return clock

@@ -1,6 +1,5 @@
 """Links: paced copies take the link's time one after the other; the CUDA link orders its stream correctly (with fakes)."""
 
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -20,24 +19,23 @@ def test_a_plain_copy_is_complete_when_it_returns():
     assert torch.equal(record, slot)
 
 
-def test_paced_copies_queue_up_behind_each_other():
+def test_paced_copies_queue_up_behind_each_other(clock):
     link = PacedLink(1e6)
     record, slot = record_and_slot(20_000)
-    begin_s = time.perf_counter()
     completions = [link.copy(record, slot, None) for _ in range(3)]
-    assert time.perf_counter() - begin_s < 0.02, "issuing a copy must not wait for it"
-    completions[-1].wait_for_reader()
-    assert time.perf_counter() - begin_s >= 0.06
+    assert clock.now_s == 0, "issuing a copy must not wait for it"
+    for number, completion in enumerate(completions, start=1):
+        completion.wait_for_reader()
+        assert clock.now_s == pytest.approx(0.02 * number)
     assert torch.equal(record, slot)
 
 
-def test_an_idle_paced_link_does_not_save_up_time():
+def test_an_idle_paced_link_does_not_save_up_time(clock):
     link = PacedLink(1e6)
     record, slot = record_and_slot(10_000)
-    time.sleep(0.02)
-    begin_s = time.perf_counter()
+    clock.sleep(0.5)
     link.copy(record, slot, None).wait_for_host()
-    assert time.perf_counter() - begin_s >= 0.01
+    assert clock.now_s == pytest.approx(0.51)
 
 
 @pytest.mark.parametrize(
