@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.layers import MoELayer
+from finemoe.runtime.records import phase_of
 from finemoe.runtime.tiers import RecordStore
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -128,6 +129,17 @@ class Checkpoint:
                 return None
         converted = self._convert(target, parts)
         return converted.get(target) if len(converted) == 1 else None
+
+    def phase(self, target: str, parameter: nn.Parameter) -> int:
+        """Phase (see `records`) that from_pretrained gives an experts parameter: its file's where it can leave it mapped."""
+        if target not in self._sources:
+            return 0
+        weight = self.expert(target, 0, len(parameter))
+        if weight is None or weight.shape[1:] != parameter.shape[1:]:
+            weight = self.whole(target).get(target)
+        if weight is None or weight.dtype != parameter.dtype or not weight.is_contiguous():
+            return 0
+        return phase_of(weight)
 
     def _of(self, target: str) -> list[tuple[str | None, list[str]]]:
         return list(self._sources[target].items())

@@ -100,7 +100,7 @@ class Engine:
     def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
         """Everything that `close` undoes, in the opposite order."""
         setup, options = self._setup, self._options
-        layouts = [RecordLayout.of(layer) for layer in self._layers]
+        layouts = records.layouts if records else [RecordLayout.in_place(layer, options.devices[0]) for layer in self._layers]
         record_bytes = max(layout.nbytes for layout in layouts)
         devices, home = options.devices, options.devices[0]
         self.policy = make_policy(options.policy, setup, **options.policy_options)

@@ -249,7 +249,7 @@ class Lease:
             self._make_resident(expert)
             memory.counters.stall_s += time.perf_counter() - begin_s
             memory.timeline.add("compute", f"wait {self._layer}.{expert}", begin_s)
-        return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]))
+        return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]), expert)
 
     def slots(self) -> np.ndarray | None:
         """The slot of every demanded expert, [n], all complete and safe to read at once; None where they must take turns."""

@@ -39,19 +39,24 @@ class SlotPool:
         """The part of a slot that a record of this layer fills, uint8."""
         return self._bytes[slot, : self._layouts[layer].nbytes]
 
-    def weights(self, layer: int, slot: int) -> dict[str, torch.Tensor]:
-        """The weights in a slot, by parameter name."""
-        views = self._views[layer]
-        if slot not in views:
-            views[slot] = self._layouts[layer].views(self._bytes[slot])
-        return views[slot]
+    def weights(self, layer: int, slot: int, expert: int) -> dict[str, torch.Tensor]:
+        """The weights of the expert in a slot, by parameter name."""
+        views, period = self._views[layer], self._layouts[layer].period
+        key = slot * period + expert % period
+        if key not in views:
+            views[key] = self._layouts[layer].views(self._bytes[slot], expert)
+        return views[key]
+
+    def can_stack(self, layer: int) -> bool:
+        """Whether a layer's experts begin alike in all slots."""
+        return self._layouts[layer].period == 1
 
     def stacked(self, layer: int, first: int, count: int) -> dict[str, torch.Tensor]:
         """The weights in slots first to first + count - 1 side by side, by parameter name, [count, ...]; views, whatever lies
-        there."""
+        there, where `can_stack`."""
         slots = self._bytes[first : first + count]
         return {
-            field.name: slots[:, field.offset_bytes : field.offset_bytes + field.nbytes]
+            field.name: slots[:, field.start_bytes(0) : field.start_bytes(0) + field.nbytes]
             .view(field.dtype)
             .unflatten(1, field.shape)
             for field in self._layouts[layer].fields

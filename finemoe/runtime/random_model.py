@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from finemoe.maps.geometry import config_of
+from finemoe.runtime.layers import MoELayer
 from finemoe.runtime.skeleton import Skeleton
 from finemoe.runtime.tiers import RecordStore
 
@@ -26,6 +27,9 @@ class RandomModel(Skeleton):
         self._folder, self._seed = Path(source), seed
         torch.manual_seed(seed)
         self._build(config_of(source), dtype)
+
+    def _phases(self, layer: MoELayer) -> dict[str, int]:
+        return {}
 
     @torch.no_grad()
     def _read(self, records: RecordStore, progress: bool) -> None:

@@ -1,20 +1,31 @@
-"""How an expert lies in memory: one contiguous record of bytes, so that one expert is one transfer (DESIGN 5, "Tiers")."""
+"""How an expert lies in memory: one contiguous record of bytes, so that one expert is one transfer (DESIGN 5, "Tiers").
 
+A weight keeps its *phase*, the bytes by which it begins past a multiple of 64: kernels are chosen by it and round differently. In
+a checkpoint's file that is mapped into memory weights begin at any multiple of 8, and CPUs without AVX-512 round the product of
+such a weight and a single token otherwise; moved to a round address, it would no longer give eager's bits. Experts whose size is
+no multiple of 64 bytes begin in different phases, as eager finds them in the fused parameter.
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from finemoe.runtime.layers import MoELayer
 
 _ALIGNMENT_BYTES = 256
+_PHASES = 64  # bytes after which alignment begins anew, a line of any cache
 
 
 @dataclass(frozen=True)
 class Field:
-    """One weight inside a record: where it starts, its shape without the expert axis, its type."""
+    """One weight inside a record: where its room starts, expert 0's phase, its shape without the expert axis, its type."""
 
     name: str
     offset_bytes: int
+    phase_bytes: int
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -22,27 +33,68 @@ class Field:
     def nbytes(self) -> int:
         return self.dtype.itemsize * int(torch.Size(self.shape).numel())
 
-    def view(self, record: torch.Tensor) -> torch.Tensor:
-        """The weight inside a record of bytes, [record_bytes] uint8."""
-        return record[self.offset_bytes : self.offset_bytes + self.nbytes].view(self.dtype).view(self.shape)
+    @property
+    def period(self) -> int:
+        """Number of experts after which phases repeat."""
+        return _PHASES // math.gcd(_PHASES, self.nbytes)
+
+    @property
+    def room_bytes(self) -> int:
+        """What the weight takes, whichever its expert is."""
+        most = self.phase_bytes if self.period == 1 else _PHASES - 1
+        return -(-(most + self.nbytes) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+    def start_bytes(self, expert: int) -> int:
+        """Where an expert's weight begins inside its record."""
+        return self.offset_bytes + (self.phase_bytes + expert * self.nbytes) % _PHASES
+
+    def view(self, record: torch.Tensor, expert: int) -> torch.Tensor:
+        """An expert's weight inside its record of bytes, [record_bytes] uint8."""
+        start = self.start_bytes(expert)
+        return record[start : start + self.nbytes].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """How one layer's experts lie in their records; layers of equal shapes have equal layouts."""
+    """How one layer's experts lie in their records; layers of equal shapes and phases have equal layouts."""
 
     fields: tuple[Field, ...]
     nbytes: int
 
     @classmethod
-    def of(cls, layer: MoELayer) -> "RecordLayout":
+    def of(cls, layer: MoELayer, phases: Mapping[str, int] | None = None) -> "RecordLayout":
+        """The layout of a layer's records; phases: by parameter name, bytes; 0 for what is not named."""
         fields, offset = [], 0
         for name, parameter in layer.expert_parameters().items():
-            field = Field(name, offset, tuple(parameter.shape[1:]), parameter.dtype)
+            field = Field(name, offset, (phases or {}).get(name, 0), tuple(parameter.shape[1:]), parameter.dtype)
             fields.append(field)
-            offset += -(-field.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            offset += field.room_bytes
         return cls(tuple(fields), offset)
 
-    def views(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Every weight inside a record, by parameter name."""
-        return {field.name: field.view(record) for field in self.fields}
+    @classmethod
+    def in_place(cls, layer: MoELayer, device: torch.device) -> "RecordLayout":
+        """The layout that keeps the phases of weights which eager would read where they are, on `device`."""
+        parameters = layer.expert_parameters()
+        return cls.of(layer, {name: phase_of(one) for name, one in parameters.items() if one.device == device})
+
+    @cached_property
+    def period(self) -> int:
+        """Number of experts after which all weights begin as in the first one's record."""
+        return math.lcm(*(field.period for field in self.fields))
+
+    def views(self, record: torch.Tensor, expert: int) -> dict[str, torch.Tensor]:
+        """Every weight inside an expert's record, by parameter name."""
+        return {field.name: field.view(record, expert) for field in self.fields}
+
+
+def phase_of(weight: torch.Tensor) -> int:
+    """By how many bytes a weight begins past a multiple of 64; 0 off the CPU, and where its own type could not begin there."""
+    phase = weight.data_ptr() % _PHASES if weight.device.type == "cpu" else 0
+    return 0 if phase % weight.element_size() else phase
+
+
+def room_for(field: Field, count: int, device: torch.device) -> torch.Tensor:
+    """Uninitialised memory for one weight of `count` experts, [count, ...], that begins in the field's phase."""
+    skipped = field.phase_bytes // field.dtype.itemsize
+    numel = count * int(torch.Size(field.shape).numel())
+    return torch.empty(skipped + numel, dtype=field.dtype, device=device)[skipped:].view(count, *field.shape)

@@ -1,6 +1,7 @@
 """A model built from its configuration with every weight but the experts', which go from the checkpoint to their records."""
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Skeleton:
         self, pinned: bool, host_bytes: int | None = None, disk_folder: str | Path | None = None, progress: bool = False
     ) -> RecordStore:
         """Every weight: the experts' into a store, the others' into the model; arguments as RecordStore's."""
-        layouts = [RecordLayout.of(layer) for layer in self.layers]
+        layouts = [RecordLayout.of(layer, None if pinned else self._phases(layer)) for layer in self.layers]
         records = RecordStore(layouts, [layer.num_experts for layer in self.layers], host_bytes, pinned, disk_folder)
         try:
             self._read(records, progress)
@@ -89,10 +90,21 @@ class Skeleton:
             raise
         return records
 
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self._folder)
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.model, self._shards)
+
+    def _phases(self, layer: MoELayer) -> dict[str, int]:
+        """Where the CPU would read a layer's weights had Transformers loaded them, by parameter name (see `records`)."""
+        return {name: self._checkpoint.phase(f"{layer.name}.{name}", one) for name, one in layer.expert_parameters().items()}
+
     @torch.no_grad()
     def _read(self, records: RecordStore, progress: bool) -> None:
-        shards = Shards(self._folder)
-        checkpoint = Checkpoint(self.model, shards)
+        shards, checkpoint = self._shards, self._checkpoint
         experts = {f"{layer.name}.{name}" for layer in self.layers for name in layer.expert_parameters()}
         missing = _missing_experts(self.layers, checkpoint)
         if missing:
@@ -122,7 +134,7 @@ class Skeleton:
                     shapes = f"{tuple(value.shape)}, the model's configuration {tuple(tensor.shape)}"
                     raise FinemoeError(f"{self._folder}: the checkpoint has {name} of shape {shapes}")
                 dtype = torch.float32 if kept is not None and kept.search(name) else tensor.dtype
-                tensor.data = value.to(dtype, copy=True)
+                tensor.data = value.to(dtype)  # mapped, as from_pretrained leaves it
                 tensor._is_hf_initialized = True
                 loaded.add(id(tensor))
                 missing.discard(name)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from finemoe.runtime.layers import MoELayer
-from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.records import room_for
 from finemoe.runtime.tiers import RecordStore
 
 
@@ -81,11 +81,10 @@ class Takeover:
 
 def restore(layer: MoELayer, records: RecordStore, device: torch.device) -> None:
     """Give a layer's expert parameters their weights back, on a device."""
-    layout = RecordLayout.of(layer)
-    parameters = layer.expert_parameters()
-    weights = {name: torch.empty(one.shape, dtype=one.dtype, device=device) for name, one in parameters.items()}
+    layout, parameters = records.layouts[layer.index], layer.expert_parameters()
+    weights = {field.name: room_for(field, layer.num_experts, device) for field in layout.fields}
     for expert in range(layer.num_experts):
-        for name, view in layout.views(records.record(layer.index, expert)).items():
+        for name, view in layout.views(records.record(layer.index, expert), expert).items():
             weights[name][expert].copy_(view)
     for name, weight in weights.items():
         parameters[name].data = weight

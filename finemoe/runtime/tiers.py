@@ -92,7 +92,7 @@ class RecordStore:
         on_disk = not self._is_host[index]
         record = torch.zeros(size, dtype=torch.uint8, device="cpu") if on_disk else self._arena.bytes[start : start + size]
         for field in self.layouts[layer].fields:
-            field.view(record).copy_(weights[field.name])
+            field.view(record, expert).copy_(weights[field.name])
         if on_disk:
             assert self._file is not None
             self._file.write(start, record)

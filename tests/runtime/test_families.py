@@ -30,24 +30,31 @@ GENERATION = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 
 @cache
-def reference(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(logits, tokens) of the family under Transformers' own eager experts."""
+def reference(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """`outputs` of the family under Transformers' own eager experts."""
     model = families.build(name, dtype)
     assert {layer.experts.config._experts_implementation for layer in find_moe_layers(model)} == {"eager"}
     return outputs(model, name)
 
 
 @torch.no_grad()
-def outputs(model, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def outputs(model, name: str) -> tuple[torch.Tensor, ...]:
+    """Logits of a batch, and of every step of a generation with its tokens: a step of one row may round as no batch does."""
     batch = families.batch(model)
     logits = families.logits_of(model, batch)
-    return logits, model.generate(**batch, **GENERATION) if families.family(name).can_generate else None
+    if not families.family(name).can_generate:
+        return (logits,)
+    one = {key: value[:1] for key, value in batch.items()}
+    steps = [model.generate(**rows, **GENERATION, return_dict_in_generate=True, output_logits=True) for rows in (batch, one)]
+    return logits, *(part for done in steps for part in (done.sequences, torch.stack(done.logits)))
 
 
 def assert_equal(found, expected, where: str) -> None:
-    assert torch.equal(found[0], expected[0]), f"logits, {where}"
-    if expected[1] is not None:
-        assert torch.equal(found[1], expected[1]), f"tokens, {where}"
+    assert len(found) == len(expected)
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert torch.equal(one, other), (
+            f"{('logits', 'tokens', 'steps', 'tokens of one row', 'steps of one row')[number]}, {where}"
+        )
 
 
 def compare_with_eager(name: str, dtype: torch.dtype) -> None:

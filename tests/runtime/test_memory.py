@@ -19,7 +19,7 @@ from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
 
 LAYERS, EXPERTS, CHUNKS = 5, 4, 4
-LAYOUT = RecordLayout((Field("w", 0, (256,), torch.float32),), 1024)
+LAYOUT = RecordLayout((Field("w", 0, 0, (256,), torch.float32),), 1024)
 
 
 class ScriptedLink(Link):

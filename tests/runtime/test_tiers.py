@@ -15,8 +15,8 @@ from finemoe.runtime import tiers
 from finemoe.runtime.records import Field, RecordLayout
 from finemoe.runtime.tiers import RecordStore
 
-LAYOUT = RecordLayout((Field("up", 0, (3, 5), torch.float32), Field("down", 256, (5,), torch.bfloat16)), 512)
-WIDE = RecordLayout((Field("up", 0, (3, 400), torch.float32),), 4864)
+LAYOUT = RecordLayout((Field("up", 0, 0, (3, 5), torch.float32), Field("down", 256, 0, (5,), torch.bfloat16)), 512)
+WIDE = RecordLayout((Field("up", 0, 0, (3, 400), torch.float32),), 4864)
 
 
 def filled(**options) -> tuple[RecordStore, dict[tuple[int, int], dict[str, torch.Tensor]]]:
@@ -38,7 +38,7 @@ def test_every_record_comes_back(host_bytes):
     with store:
         for _ in range(2):
             for (layer, expert), weights in content.items():
-                views = store.layouts[layer].views(store.record(layer, expert))
+                views = store.layouts[layer].views(store.record(layer, expert), expert)
                 assert all(torch.equal(views[name], weight) for name, weight in weights.items())
 
 
@@ -101,7 +101,7 @@ def test_nothing_is_left_behind(tmp_path):
 
 
 def test_a_record_does_not_queue_up_behind_one_that_another_thread_reads(monkeypatch):
-    big = RecordLayout((Field("up", 0, (6 << 20,), torch.uint8),), 6 << 20)  # more parts than there are readers
+    big = RecordLayout((Field("up", 0, 0, (6 << 20,), torch.uint8),), 6 << 20)  # more parts than there are readers
     read, go_on, started = os.preadv, threading.Event(), threading.Event()
     with RecordStore([big, LAYOUT], [1, 1], host_bytes=0) as store:
         store.write(0, 0, {"up": torch.ones(6 << 20, dtype=torch.uint8)})
@@ -118,7 +118,7 @@ def test_a_record_does_not_queue_up_behind_one_that_another_thread_reads(monkeyp
         thread = threading.Thread(target=lambda: found.append(store.record(0, 0)))
         thread.start()
         assert started.wait(10)
-        assert torch.equal(LAYOUT.views(store.record(1, 0))["up"], torch.ones(3, 5))
+        assert torch.equal(LAYOUT.views(store.record(1, 0), 0)["up"], torch.ones(3, 5))
         go_on.set()
         thread.join(10)
         assert found[0].all()
