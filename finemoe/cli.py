@@ -13,7 +13,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
 _SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand or no-offload"
-_FINEMOE, _A_QUARTER, _NONE = ["finemoe"], [0.25], list[int]()  # defaults of options that may be given several times
+_FINEMOE, _A_QUARTER, _NONE = ["finemoe"], ["0.25"], list[int]()  # defaults of options that may be given several times
+Distance = Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are", min=1)]
+Capacity = Annotated[int, typer.Option(help="maps in the store", min=1)]
+Seed = Annotated[int, typer.Option(help="of policies that draw")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 
@@ -31,8 +34,9 @@ def run(
     policy: Annotated[str, typer.Option(help=_SYSTEMS)] = "finemoe",
     eviction: Annotated[str | None, typer.Option(help="lru, lfu, finemoe, ...; default: the policy's own")] = None,
     store: Annotated[Path | None, typer.Option(help="an Expert Map Store to start from (finemoe); default: learn online")] = None,
-    prefetch_distance: Annotated[int, typer.Option(help="layers ahead")] = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most")] = 64,
+    prefetch_distance: Distance = None,
+    store_capacity: Capacity = 1000,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most", min=1)] = 64,
     host_memory: Annotated[
         str | None, typer.Option(help="'8GiB' of experts in host memory, the rest on disk; default: all")
     ] = None,
@@ -40,6 +44,7 @@ def run(
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32")] = "auto",
     link: Annotated[str | None, typer.Option(help="'paced:24GB/s' imitates a link on a CPU-only machine")] = None,
     timeline: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto to this .json file")] = None,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Generate text with only part of the experts on the device, and show what the expert cache did."""
@@ -48,8 +53,11 @@ def run(
     from transformers import TextStreamer
 
     import finemoe
+    from finemoe.files import require_place
     from finemoe.runtime.loading import load_tokenizer
 
+    if timeline is not None:
+        require_place(timeline)
     tokenizer = load_tokenizer(model)
     options: dict[str, Any] = {
         "policy": policy,
@@ -59,6 +67,7 @@ def run(
         "dtype": dtype,
     }
     options |= {"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance}
+    options |= {"store_capacity": store_capacity, "seed": seed}
     module, engine = finemoe.load(model, _memory(expert_memory), progress=not as_json, **options)
     with engine, engine.timeline(timeline) if timeline else nullcontext():
         tokens = module.generate(  # type: ignore[operator]
@@ -82,19 +91,21 @@ def record(
     output: Annotated[Path, typer.Option("--output", "-o", help="the trace file to write")],
     dataset: Annotated[str, typer.Option(help="an embedded prompt set, a JSONL file, or a hub id")] = "questions",
     column: Annotated[str, typer.Option(help="where the dataset holds the prompt's text")] = "prompt",
-    limit: Annotated[int | None, typer.Option(help="how many prompts")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt")] = 64,
-    batch_size: Annotated[int, typer.Option(help="requests side by side")] = 8,
+    limit: Annotated[int | None, typer.Option(help="how many prompts", min=1)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(help="requests side by side", min=1)] = 8,
     lookahead: Annotated[
-        list[int], typer.Option(help="also record routers applied so many layers ahead; again for more")
+        list[int], typer.Option(help="also record routers applied so many layers ahead; again for more", min=1)
     ] = _NONE,
     as_json: AsJson = False,
 ) -> None:
     """Record the routing of a model over a prompt set as a trace file."""
     import finemoe
+    from finemoe.files import require_place
     from finemoe.runtime.loading import load_model
     from finemoe.workloads import load_prompts
 
+    require_place(output)
     prompts = load_prompts(dataset, limit=limit, column=column)
     module, tokenizer = load_model(model)
     trace = finemoe.record(
@@ -125,7 +136,9 @@ def record(
 def replay(
     trace: Annotated[Path, typer.Argument(help="a trace file, from `finemoe record`")],
     policy: Annotated[list[str], typer.Option(help=f"{_SYSTEMS}, or oracle; again for more of them")] = _FINEMOE,
-    expert_memory: Annotated[list[float], typer.Option(help="share of all routed experts; again for more")] = _A_QUARTER,
+    expert_memory: Annotated[
+        list[str], typer.Option(help="share of all routed experts ('0.25') or, with --hardware, bytes a device; again for more")
+    ] = _A_QUARTER,
     eviction: Annotated[str | None, typer.Option(help="lru, lfu, finemoe, belady, ...; default: the policy's own")] = None,
     history: Annotated[Path | None, typer.Option(help="a trace of other requests; default: learn online")] = None,
     split: Annotated[
@@ -135,8 +148,8 @@ def replay(
         bool, typer.Option("--compare", help="every system of the paper beside LRU and Belady (implies --split)")
     ] = False,
     figure: Annotated[Path | None, typer.Option(help="with --compare: draw to this file stem (.pdf, .png, .csv)")] = None,
-    prefetch_distance: Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are")] = None,
-    store_capacity: Annotated[int, typer.Option(help="maps in the store")] = 1000,
+    prefetch_distance: Distance = None,
+    store_capacity: Capacity = 1000,
     hardware: Annotated[str | None, typer.Option(help="a testbed in data/hardware or a .yaml file: virtual time")] = None,
     model: Annotated[
         str | None,
@@ -144,39 +157,49 @@ def replay(
             help="with --hardware: whose sizes (a name in data/models/configs, a file, a hub id); default: by layers x experts"
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="requests that run side by side")] = 1,
+    num_devices: Annotated[
+        int | None, typer.Option("--devices", help="devices that share the experts; default: one, or the testbed's", min=1)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="requests that run side by side", min=1)] = 1,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Replay recorded routing under one or several systems: with an instant link, bytes counted in experts, or with --hardware in
     virtual time on a described machine."""
+    from finemoe.files import require_place
     from finemoe.traces import RoutingTrace
 
     if history is not None and (split or compare):
         raise FinemoeError("--history and --split (or --compare) both say what is known beforehand; give one of them")
-    if compare and (eviction or hardware or batch_size != 1 or policy != _FINEMOE):
+    if compare and (eviction or hardware or num_devices or seed or batch_size != 1 or policy != _FINEMOE):
         raise FinemoeError("--compare takes every system with its own rule and an instant link; leave the other options out")
     if model is not None and hardware is None:
         raise FinemoeError("--model says whose sizes --hardware means; give both")
     if figure is not None and not compare:
         raise FinemoeError("--figure draws what --compare finds; give both")
-    served = RoutingTrace.load(trace, mapped=True)
+    if figure is not None:
+        require_place(figure.with_suffix(".csv"))
+    served, memories = RoutingTrace.load(trace, mapped=True), [_memory(memory) for memory in expert_memory]
     known = None if history is None else RoutingTrace.load(history, mapped=True)
     if split or compare:
         known, served = served.split("history"), served.split("served")
     if compare:
         distance = min(3, served.num_layers) if prefetch_distance is None else prefetch_distance
-        _compare(trace, known, served, expert_memory, distance, store_capacity, figure, as_json)
+        shares = [memory for memory in memories if isinstance(memory, float)]
+        if len(shares) < len(memories):
+            raise FinemoeError("--compare counts in experts: give --expert-memory as a share, such as 0.25")
+        _compare(trace, known, served, shares, distance, store_capacity, figure, as_json)
         return
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "hardware": hardware}
-    options |= {"model": model, "batch_size": batch_size}
-    _replay_each(trace, served, policy, expert_memory, eviction, known, as_json, options)
+    options |= {"model": model, "batch_size": batch_size, "devices": num_devices, "seed": seed, "progress": not as_json}
+    _replay_each(trace, served, policy, memories, eviction, known, as_json, options)
 
 
 def _replay_each(
     path: Path,
     served: Any,
     policies: list[str],
-    expert_memories: list[float],
+    expert_memories: list[float | str],
     eviction: str | None,
     history: Any,
     as_json: bool,
@@ -197,7 +220,8 @@ def _replay_each(
         return
     for policy, memory, report in reports:
         rows = report.rows() if options["hardware"] else _counts_of(report)
-        _print_table(f"{path} under {policy} / {report.eviction} at {memory:g} of the experts", rows)
+        size = memory if isinstance(memory, str) else f"{memory:g} of the experts"
+        _print_table(f"{path} under {policy} / {report.eviction} at {size}", rows)
 
 
 def _counts_of(report: Any) -> list[tuple[str, str]]:
@@ -260,14 +284,17 @@ def info(
 
 
 def _describe(what: str) -> dict[str, Any]:
+    from finemoe.files import kind_of
+
     path = Path(what)
-    if path.suffix == ".trace":
+    kind = kind_of(path)
+    if kind == "routing-trace" or path.suffix == ".trace":
         from finemoe.traces import RoutingTrace
 
         trace = RoutingTrace.load(path, mapped=True)
         of_trace = ("model", "num_requests", "num_rows", "num_layers", "num_experts", "top_k", "lookahead_strides")
         return {name: getattr(trace, name) for name in of_trace}
-    if path.suffix == ".store":
+    if kind == "expert-map-store" or path.suffix == ".store":
         from finemoe.maps.store import ExpertMapStore
 
         store = ExpertMapStore.load(path)

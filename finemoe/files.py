@@ -39,6 +39,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_place(path: str | Path) -> None:
+    """Make sure that a file can be written there, before the work whose result it shall hold.
+
+    Raises:
+        FinemoeError: it cannot.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FinemoeError(f"{path}: is a folder; name a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FinemoeError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -98,6 +115,18 @@ def release_pages(arrays: Iterable[np.ndarray]) -> None:
     for array in arrays:
         if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
             array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def kind_of(path: str | Path) -> str:
+    """The kind that `save_arrays` was told; "" for any other file, or none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            _, _, text = (file.metadata() or {}).get(_HEADER, "").partition(" ")
+    except (SafetensorError, OSError):
+        return ""
+    return str(json.loads(text)["kind"]) if text else ""
 
 
 @contextmanager

@@ -119,6 +119,14 @@ def _check_steps(trace: "RoutingTrace") -> None:
     _refuse(falls, step, "step falls to {} within its request")
     _refuse(step < 0, step, "step is {}")
     _refuse((trace.phase != 0) & (trace.phase != 1), trace.phase, "phase is {}, neither 0 (prefill) nor 1 (decode)")
+    follows = np.ones(len(step), dtype=np.bool_)  # a row's request began before it
+    follows[offsets[:-1][offsets[:-1] < len(step)]] = False
+    changes, earlier = np.zeros(len(step), dtype=np.bool_), trace.phase[:-1].astype(int)
+    changes[1:] = (trace.phase[1:] != earlier) & (step[1:] == step[:-1])
+    _refuse(changes & follows, step, "step {} is of two phases")
+    returns = np.zeros(len(step), dtype=np.bool_)
+    returns[1:] = trace.phase[1:] < earlier
+    _refuse(returns & follows, step, "step {} is a prefill after a decode step of its request")
     if trace.tokens is not None:
         _refuse(trace.tokens < 0, trace.tokens, "tokens hold {}")
 

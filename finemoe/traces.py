@@ -166,7 +166,12 @@ class RoutingTrace:
         return self.embedding_table[self.embedding_index[rows]].astype(np.float32)
 
     def select(self, requests: Sequence[int] | np.ndarray) -> "RoutingTrace":
-        """The trace of some of the requests, in the order given."""
+        """The trace of some of the requests, by their numbers, in the order given.
+
+        Raises:
+            FinemoeError: there is no such request.
+        """
+        requests = _numbers(requests, self.num_requests)
         pieces = [np.arange(self.offsets[request], self.offsets[request + 1]) for request in requests]
         offsets = np.cumsum([0, *(len(rows) for rows in pieces)], dtype=np.int64)
         return replace(
@@ -241,6 +246,16 @@ class RoutingTrace:
     def release_pages(self) -> None:
         """Let go of what reading a mapped trace brought into memory; does nothing to a trace that is all in memory."""
         release_pages(array for f in fields(self) if isinstance(array := getattr(self, f.name), np.ndarray))
+
+
+def _numbers(requests: Sequence[int] | np.ndarray, num_requests: int) -> np.ndarray:
+    numbers = np.asarray(requests if len(requests) else np.zeros(0, dtype=np.int64))
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        raise FinemoeError("requests are selected by their numbers; for a mask write np.flatnonzero(mask)")
+    foreign = numbers[(numbers < 0) | (numbers >= num_requests)]
+    if len(foreign):
+        raise FinemoeError(f"there is no request {foreign[0]}; the trace has {num_requests}, counted from 0")
+    return numbers
 
 
 def _narrowed(array: Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Byte counts and rates as people write them: "6GiB", "24GB/s"."""
+"""Byte counts and rates as people write them: "6GiB", "24GB/s"; and which numbers are whole."""
 
 import re
+from numbers import Integral
+from typing import Any, TypeGuard
 
 from finemoe.errors import FinemoeError
 
@@ -40,3 +42,8 @@ def format_bytes(num_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number, NumPy's included; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

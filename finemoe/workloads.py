@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 GENRES = ("questions", "dialogues")
+SPLITS = ("history", "served")
 NUM_PROMPTS = 400
 _SEED = 20_260_101
 
@@ -48,9 +49,9 @@ def load_prompts(source: str, *, limit: int | None = None, column: str = "prompt
         source: "questions" or "dialogues", a JSONL file, or a hub id "owner/name" (its train split).
         limit: take this many requests, keeping 7:3 between the splits.
         column: where foreign datasets hold the prompt's text.
-        split_seed: draws the 7:3 split of datasets that bring none.
+        split_seed: draws the 7:3 split of prompts that bring neither "history" nor "served" as theirs.
     Raises:
-        FinemoeError: no such prompt set, or it lacks the column.
+        FinemoeError: no such prompt set, it is damaged, lacks text in the column, or has too few prompts of a split.
     """
     from datasets import Dataset
 
@@ -65,23 +66,48 @@ def prompt_rows(source: str, limit: int | None = None, column: str = "prompt", s
 
 def _read_rows(path: Path, source: str, column: str, split_seed: int) -> list[dict[str, str]]:
     if path.is_file():
-        raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raw = _from_file(path)
     elif source.count("/") == 1 and not source.startswith((".", "/")):
         raw = _from_hub(source)
     else:
         raise FinemoeError(f"unknown dataset {source!r}; known: {', '.join(GENRES)}, or give a JSONL file or a hub id")
-    if any(column not in row for row in raw):
-        raise FinemoeError(f"dataset {source!r} has no column {column!r}; its columns are {sorted(raw[0])}")
+    if not raw:
+        raise FinemoeError(f"dataset {source!r} is empty")
     splits = _draw_splits(len(raw), split_seed)
     return [
         {
             "id": str(row.get("id", f"{Path(source).stem}-{number}")),
-            "prompt": str(row[column]),
+            "prompt": _text_of(row, column, f"row {number + 1} of dataset {source!r}"),
             "topic": str(row.get("topic", "")),
-            "split": str(row.get("split", splits[number])),
+            "split": row["split"] if row.get("split") in SPLITS else splits[number],
         }
         for number, row in enumerate(raw)
     ]
+
+
+def _from_file(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FinemoeError(f"{path}: not a text file ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise FinemoeError(f"{path}, line {number}: not JSON ({error}); a prompt file has one object a line") from error
+            if not isinstance(rows[-1], dict):
+                raise FinemoeError(f"{path}, line {number}: no JSON object; a prompt file has one a line")
+    return rows
+
+
+def _text_of(row: dict[str, Any], column: str, where: str) -> str:
+    if column not in row:
+        raise FinemoeError(f"{where} has no column {column!r}; its columns are {sorted(row)}")
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise FinemoeError(f"{where} holds no text in column {column!r} but {row[column]!r:.60}; name the prompt's own column")
+    return str(row[column])
 
 
 def _from_hub(name: str) -> list[dict[str, Any]]:
@@ -103,8 +129,11 @@ def _draw_splits(count: int, seed: int) -> list[str]:
 def _take(rows: list[dict[str, str]], limit: int) -> list[dict[str, str]]:
     if not 1 <= limit <= len(rows):
         raise FinemoeError(f"{limit} prompts asked for, the dataset has {len(rows)}")
-    room = {"history": round(0.7 * limit), "served": limit - round(0.7 * limit)}
-    return list(_first_of_each(rows, room))
+    room = dict(zip(SPLITS, (round(0.7 * limit), limit - round(0.7 * limit)), strict=True))
+    for split, count in room.items():
+        if (found := sum(row["split"] == split for row in rows)) < count:
+            raise FinemoeError(f"{limit} prompts are {count} of split {split!r}, the dataset has {found} of them; ask for fewer")
+    return list(_first_of_each(rows, dict(room)))
 
 
 def _first_of_each(rows: list[dict[str, str]], room: dict[str, int]) -> Iterator[dict[str, str]]:

@@ -120,7 +120,7 @@ def test_info_on_a_model():
         ),
         (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
         (["replay", str(GOLDEN), "--model", "mixtral-8x7b"], "--model says whose sizes --hardware means; give both"),
-        (["replay", str(GOLDEN), "--batch-size", "0"], "batch_size is 0; it is a whole number, at least 1"),
+        (["replay", str(GOLDEN), "--batch-size", "0"], "0 is not in the range x>=1"),
         (["replay", "none.trace"], "none.trace: no such routing-trace file"),
         (["info", "none.trace"], "none.trace: no such routing-trace file"),
     ],

@@ -104,5 +104,7 @@ def _trajectory_scores(store: ExpertMapStore, maps: np.ndarray, prefetch_distanc
 
 
 def _by_request(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
-    means: np.ndarray = np.bincount(requests, weights=values) / np.bincount(requests)
+    counts = np.bincount(requests)
+    has_rows = counts > 0  # a request that ended with its first token has none
+    means: np.ndarray = np.bincount(requests, weights=values)[has_rows] / counts[has_rows]
     return means

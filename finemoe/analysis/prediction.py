@@ -170,7 +170,7 @@ def _popular_choice(history: RoutingTrace, rows: np.ndarray) -> np.ndarray:
 def _neighbour_choice(history: RoutingTrace, served: RoutingTrace, rows: np.ndarray) -> np.ndarray:
     past = request_counts(history)
     flat = past.reshape(len(past), -1)
-    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
     so_far = _counts_so_far(served, rows).reshape(len(rows), -1)
     return top_ids(past, history.top_k)[(so_far @ unit.T).argmax(axis=1)]
 

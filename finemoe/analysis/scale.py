@@ -47,7 +47,9 @@ def scale_table(
     for count in devices:
         testbed = replace(Testbed.load(hardware), devices=count, host_bytes_per_s=count * Testbed.load(hardware).link_bytes_per_s)
         cost = CostModel(size, testbed)
-        share = min(expert_memory, _HEADROOM * (testbed.total_bytes - size.resident_bytes) / size.all_experts_bytes)
+        share = min(
+            expert_memory, _HEADROOM * testbed.devices * (testbed.memory_bytes - size.resident_bytes) / size.all_experts_bytes
+        )
         layer_s = float((cost.before_experts(np.ones(1), np.full(1, 256.0), np.full(1, 256.0)) + cost.exchange(np.ones(1)))[0])
         layer_s += busiest_device_s(cost, served)
         search_s = float(cost.search(np.array([2.0 * store_capacity * size.num_experts]))[0])

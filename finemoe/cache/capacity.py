@@ -1,7 +1,9 @@
 """How many experts a memory size holds: `expert_memory` as users write it, in slots (DESIGN 3)."""
 
+import numpy as np
+
 from finemoe.errors import FinemoeError
-from finemoe.units import parse_bytes
+from finemoe.units import is_whole, parse_bytes
 
 
 def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None, num_experts: int, num_devices: int = 1) -> int:
@@ -15,13 +17,13 @@ def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None,
         FinemoeError: it is neither, bytes come without `expert_bytes`, or it holds less than one expert.
     """
     most = -(-num_experts // num_devices)
-    if isinstance(expert_memory, float):
+    if isinstance(expert_memory, float | np.floating):
         if not 0 < expert_memory <= 1:
             raise FinemoeError(f"expert_memory as a share must lie in (0, 1], not {expert_memory}")
         if expert_memory == 1:
             return most  # all of them fit, also where the devices' shares are not equal
         return min(most, max(1, round(expert_memory * num_experts / num_devices)))
-    if isinstance(expert_memory, bool) or not isinstance(expert_memory, int | str):
+    if not (isinstance(expert_memory, str) or is_whole(expert_memory)):
         raise FinemoeError(f"expert_memory must be a share in (0, 1], bytes, or a text like '6GiB', not {expert_memory!r}")
     num_bytes = byte_count(expert_memory, "expert_memory")
     if expert_bytes is None:
@@ -38,9 +40,9 @@ def byte_count(value: int | str, name: str) -> int:
     Raises:
         FinemoeError: it is neither, or negative.
     """
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if not (isinstance(value, str) or is_whole(value)):
         raise FinemoeError(f"{name} must be bytes, or a text like '6GiB', not {value!r}")
-    num_bytes = parse_bytes(value) if isinstance(value, str) else value
+    num_bytes = parse_bytes(value) if isinstance(value, str) else int(value)
     if num_bytes < 0:
         raise FinemoeError(f"{name} is {num_bytes} bytes; it must not be negative")
     return num_bytes

@@ -111,10 +111,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FinemoeError(f"{path}: no such configuration file; check the path") from error
     except ValueError as error:
         raise FinemoeError(f"{path}: not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise FinemoeError(f"{path}: holds no JSON object; a configuration has its fields by name")
     return fields
 
 
 def _from_fields(fields: dict[str, Any], where: str) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     fields = dict(fields)
@@ -123,6 +126,9 @@ def _from_fields(fields: dict[str, Any], where: str) -> Any:
         return AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
         raise FinemoeError(f"{where}: model_type {model_type!r} is not known to the installed transformers") from error
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise FinemoeError(f"{where}: {reason}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -158,13 +158,17 @@ class ExpertMapStore:
         embeddings = np.asarray(embeddings, dtype=np.float32)
         if embeddings.shape != (num_rows, self.embedding_dim):
             raise FinemoeError(f"embeddings must be {(num_rows, self.embedding_dim)}, not {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise FinemoeError("an embedding holds NaN or infinity; it must be finite")
         return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-20)
 
     def _check_maps(self, maps: np.ndarray) -> None:
         if maps.shape[1:] != (self.num_layers, self.num_experts):
             raise FinemoeError(f"maps must be [n, {self.num_layers}, {self.num_experts}], not {maps.shape}")
-        if not (np.abs(maps.sum(axis=-1) - 1) < 0.02).all():
-            raise FinemoeError("a map row does not sum to 1; maps hold the gate's softmax over all experts")
+        if not (np.abs(maps.sum(axis=-1) - 1) < 0.02).all() or (maps < 0).any():
+            raise FinemoeError(
+                "a map row is no distribution (not negative, sum 1); maps hold the gate's softmax over all experts"
+            )
 
     def _map_scores(self, map_: np.ndarray) -> np.ndarray:
         dots = np.zeros(len(self), dtype=np.float32)
@@ -179,7 +183,7 @@ class ExpertMapStore:
         return int(self.redundancy(map_, unit).argmax())
 
     def _write(self, record: int, map_: np.ndarray, unit: np.ndarray) -> None:
-        codes = np.rint(map_ / MAP_SCALE).astype(np.uint16)
+        codes = np.rint(np.minimum(map_, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may be a little more than 1
         self.map_codes[:, :, record] = codes
         squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=1)
         self.inverse_prefix_norms[:, record] = 1.0 / np.sqrt(np.cumsum(squares))

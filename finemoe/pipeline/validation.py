@@ -60,6 +60,7 @@ class MeasuredPace:
     prefetch_s: float
     search_s: tuple[float, float]
     num_devices: int = 1
+    hidden_size: int = 0
 
     @property
     def expert_bytes(self) -> int:
@@ -73,8 +74,10 @@ class MeasuredPace:
     def wake_s(self) -> float:
         return self.machine.wake_s
 
-    def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
-        """Of every event of a block."""
+    def durations(
+        self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
+    ) -> Durations:
+        """Of every event of a block; the policy's own work was measured, whatever it reads."""
         num_layers, machine = trace.num_layers, self.machine
         per_layer = np.where(block.is_prefill, machine.prefill_s, machine.decode_s) / num_layers
         experts_s = machine.expert_s * np.diff(begins)

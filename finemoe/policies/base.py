@@ -14,6 +14,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.maps.selection import select_experts
 from finemoe.traces import RoutingTrace
+from finemoe.units import is_whole
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PolicySetup:
         history: a RoutingTrace or ExpertMapStore of other requests, or None to learn online.
         model: identity of the model. seed: for policies that draw.
     Raises:
-        FinemoeError: d is not in 1..L.
+        FinemoeError: d is not in 1..L, C is no positive whole number, or the history is of another model.
     """
 
     num_layers: int
@@ -40,11 +41,15 @@ class PolicySetup:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        distance = self.prefetch_distance
-        if isinstance(distance, bool) or not isinstance(distance, int) or not 1 <= distance <= self.num_layers:
+        if not (is_whole(self.prefetch_distance) and 1 <= self.prefetch_distance <= self.num_layers):
             raise FinemoeError(
-                f"prefetch_distance is {self.prefetch_distance}, must lie in 1..{self.num_layers} (the number of layers)"
+                f"prefetch_distance is {self.prefetch_distance!r}, must lie in 1..{self.num_layers} (the number of layers)"
             )
+        if not (is_whole(self.store_capacity) and self.store_capacity >= 1):
+            raise FinemoeError(f"store_capacity is {self.store_capacity!r}, must be a whole number of maps, at least 1")
+        known = getattr(self.history, "model", "")
+        if self.model and known and known != self.model:
+            raise FinemoeError(f"the history is of {known!r}, not of {self.model!r}; record one with this model")
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,13 @@ class Context:
     Attributes:
         embeddings: [B, h] float32 semantic embeddings, or None; a row is a sequence in decode, a token in prefill.
         is_prefill: whether this is a prefill. starts_request: whether it is the first iteration of a request (or of a batch of
-            them).
+            them). num_rows: B, also where there are no embeddings.
     """
 
     embeddings: np.ndarray | None
     is_prefill: bool
     starts_request: bool
+    num_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,11 +129,20 @@ class Policy(ABC):
         `needs_future`, and of no use to others."""
         return None
 
-    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes that the policy's own work reads at an iteration's start and at each gate, [n] each; num_rows: of n iterations;
-        hidden_size: h of the model meant, whose embeddings a store would hold. A simulated executor takes the work's time from
-        them."""
-        return np.zeros(len(num_rows)), np.zeros(len(num_rows))
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
+        """Bytes that the policy's own work would read now in iterations of so many rows, [n, 1 + L]: at their start and at each
+        gate. A simulated executor takes the work's time from them.
+
+        Args:
+            num_rows: [n]. hidden_size: h of the model meant, whose embeddings a store would hold.
+        """
+        return np.zeros((len(num_rows), 1 + self.setup.num_layers))
+
+    def _at_gates(self, num_bytes: np.ndarray, distance: int) -> np.ndarray:
+        """`read_bytes` of work at every gate that predicts a layer `distance` ahead; num_bytes: [n] at each."""
+        read = np.zeros((len(num_bytes), 1 + self.setup.num_layers))
+        read[:, 1 : 1 + self.setup.num_layers - distance] = num_bytes[:, None]
+        return read
 
     def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prefetch:
         """Predict `layer` from one distribution per row and ask for the union of what they select.

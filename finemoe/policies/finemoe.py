@@ -73,11 +73,13 @@ class FineMoE(Policy):
         """Whether semantic search has something to search."""
         return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
-    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
         """Each search reads its part of the store once per row: all embeddings, or one layer of all maps."""
-        per_record = 2.0 * len(self.store)
-        embedding_dim = hidden_size if self.searches_embeddings else 0
-        return num_rows * per_record * embedding_dim, num_rows * per_record * self.store.num_experts
+        one_value = num_rows * 2.0 * len(self.store)
+        read = self._at_gates(one_value * self.store.num_experts, self.setup.prefetch_distance)
+        if self.searches_embeddings:
+            read[:, 0] = one_value * hidden_size
+        return read
 
     def thresholds(self, scores: np.ndarray) -> np.ndarray:
         """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""
@@ -125,6 +127,4 @@ def _require_sizes(store: ExpertMapStore, setup: PolicySetup) -> ExpertMapStore:
             f"the store holds maps of {store.num_layers} x {store.num_experts} experts, "
             f"the model has {expected[0]} x {expected[1]}"
         )
-    if store.model and setup.model and store.model != setup.model:
-        raise FinemoeError(f"the store holds maps of {store.model!r}, not of {setup.model!r}; build a store for this model")
     return store

@@ -27,10 +27,9 @@ class MixtralOffloading(Policy):
             return []
         return [self.wanted(layer + 1, lookahead[0])]
 
-    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """A gate applies the next layer's router to all rows at once."""
-        nothing = np.zeros(len(num_rows))
-        return nothing, nothing + 2.0 * self.setup.num_experts * hidden_size
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
+        """A gate applies the next layer's router (16 bit) to all rows at once."""
+        return self._at_gates(np.full(len(num_rows), 2.0 * self.setup.num_experts * hidden_size), distance=1)
 
     def end_iteration(self) -> None:
         return None

@@ -44,10 +44,9 @@ class MoEInfinity(Policy):
         if context.starts_request:
             self._end_request()
             self._begin_request()
-        num_rows = 1 if context.embeddings is None else len(context.embeddings)
         if not self._popularity.any():
             return []
-        return [self._most(layer, self._popularity[layer], num_rows) for layer in range(self.setup.prefetch_distance)]
+        return [self._most(layer, self._popularity[layer], context.num_rows) for layer in range(self.setup.prefetch_distance)]
 
     def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
         counts = np.bincount(experts.reshape(-1), minlength=self.setup.num_experts)
@@ -59,10 +58,9 @@ class MoEInfinity(Policy):
         nearest = int(self._dots.argmax())
         return [self._most(target, self.collection[nearest, target], len(experts))]
 
-    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """A gate compares one layer of every matrix, whatever the rows."""
-        nothing = np.zeros(len(num_rows))
-        return nothing, nothing + 8.0 * len(self.collection) * self.setup.num_experts
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
+        """A gate compares one layer of every matrix, whatever the rows, also where no layer is left to predict."""
+        return self._at_gates(np.full(len(num_rows), 8.0 * len(self.collection) * self.setup.num_experts), distance=0)
 
     def end_iteration(self) -> None:
         return None

@@ -65,10 +65,11 @@ class ProMoE(Policy):
             return [] if lookahead is None else [self.wanted(target, lookahead[0])]
         return [self.wanted(target, self.predictors.predict(target, self._gates))] if self.predictors.is_fitted else []
 
-    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """A gate applies one layer's predictor, or one router, to all rows at once."""
-        nothing = np.zeros(len(num_rows))
-        return nothing, nothing + 4.0 * self.predictors.most_weights
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
+        """A gate applies one layer's predictor (fp32), or one router (16 bit), to all rows at once."""
+        predictor = 4.0 * self.predictors.most_weights if self.predictors.is_fitted else 0.0
+        router = 2.0 * self.setup.num_experts * hidden_size
+        return self._at_gates(np.full(len(num_rows), router if self._is_speculative else predictor), self.setup.prefetch_distance)
 
     def end_iteration(self) -> None:
         is_whole = len(self._gates) == self.setup.num_layers and len({ids.shape for ids in self._experts}) == 1
@@ -86,5 +87,6 @@ def trained_predictors(history: RoutingTrace, distance: int) -> LayerPredictors:
     for begin in range(0, history.num_rows, _BLOCK_ROWS):
         rows = slice(begin, begin + _BLOCK_ROWS)
         predictors.learn(history.maps(rows), history.expert_ids[rows].astype(np.int64))
-    predictors.fit()
+    if predictors.num_rows:
+        predictors.fit()
     return predictors

@@ -139,7 +139,7 @@ class Leases:
 
     def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
         """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
-        every expert [J]; None where they are on several devices, must take turns, lie too far apart, or begin unlike each other."""
+        every expert [J]; None where they are on several devices, take turns, lie too far apart, or begin unlike each other."""
         memory = self._memories.memories[0]
         is_one = len(self._leases) == 1 and memory.pool.device == self._memories.home and memory.pool.can_stack(self._layer)
         slots = self._leases[0].slots() if is_one else None

@@ -143,7 +143,7 @@ class Matcher:
         vectors = None if embeddings is None else as_recorded(embeddings.rows(rows))
         self._is_following, self._next_layer = True, 0
         self._num_rows = 0 if vectors is None else len(vectors)
-        self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill, starts_request)))
+        self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill, starts_request, self._num_rows or 1)))
         self._timeline.add("matcher", "semantic search", begin_s)
 
     def _gate(

@@ -20,6 +20,7 @@ from finemoe.runtime.lookahead import AheadOutput, RoutersAhead
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.offloading import identity_of
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
+from finemoe.units import is_whole
 
 
 @dataclass
@@ -102,8 +103,9 @@ def record(
         FinemoeError: the model has no MoE layers, prompts are empty, padding would be needed but is not possible, the routers
             cannot be applied ahead, or an argument has the wrong length or order.
     """
-    _require_entries(len(prompts), lookahead, splits=splits, request_ids=request_ids)
     layers = find_moe_layers(model)
+    _require_numbers(len(layers), lookahead, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    _require_entries(len(prompts), splits=splits, request_ids=request_ids)
     if not prompts or any(not prompt for prompt in prompts):
         raise FinemoeError("record needs at least one prompt, and none of them empty")
     if batch_size > 1 and (tokenizer.padding_side != "left" or tokenizer.pad_token_id is None):
@@ -117,10 +119,20 @@ def record(
     return _assemble(requests, layers[0].num_experts, lookahead_strides=tuple(lookahead), **details)
 
 
-def _require_entries(num_prompts: int, lookahead: Sequence[int], **per_prompt: Sequence[str]) -> None:
+def _require_numbers(num_layers: int, lookahead: Sequence[int], **counts: int) -> None:
+    for name, count in counts.items():
+        if not (is_whole(count) and count >= 1):
+            raise FinemoeError(f"{name} is {count!r}; it is a whole number, at least 1")
+    strides = list(lookahead)
+    if not all(is_whole(stride) and 1 <= stride < num_layers for stride in strides) or strides != sorted(set(strides)):
+        raise FinemoeError(
+            f"lookahead is {strides}; give strides as ascending whole numbers from 1, such as (1, 2, 3), below the number of MoE "
+            f"layers, {num_layers}"
+        )
+
+
+def _require_entries(num_prompts: int, **per_prompt: Sequence[str]) -> None:
     """What the trace would refuse, refused before hours of recording."""
-    if not all(isinstance(stride, int) and stride >= 1 for stride in lookahead) or list(lookahead) != sorted(set(lookahead)):
-        raise FinemoeError(f"lookahead is {list(lookahead)}; give strides as ascending whole numbers from 1, such as (1, 2, 3)")
     for name, entries in per_prompt.items():
         if len(entries) not in (0, num_prompts):
             raise FinemoeError(f"{name} has {len(entries)} entries for {num_prompts} prompts")

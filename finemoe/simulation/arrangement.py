@@ -10,6 +10,7 @@ import pandas as pd
 
 from finemoe.errors import FinemoeError
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
+from finemoe.units import is_whole
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Arrangement:
         Raises:
             FinemoeError: the batch size is no positive whole number.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not (is_whole(batch_size) and batch_size >= 1):
             raise FinemoeError(f"batch_size is {batch_size!r}; it is a whole number, at least 1")
         requests = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
         order = np.lexsort((requests, trace.step, requests // batch_size))

@@ -27,7 +27,8 @@ class ModelSize:
     Attributes:
         name; num_layers, num_experts, top_k: L, J, K; hidden_size: h.
         expert_params: of one routed expert. layer_params: of a decoder layer without its routed experts (attention, norms,
-            router, shared experts). head_params: of the output layer. total_params: of all.
+            router, shared experts; the mean over all layers, dense ones included). head_params: of the output layer.
+        total_params: of all.
         attention_width: query heads x head size. kv_bytes: keys and values of one token in one layer.
     """
 
@@ -117,9 +118,13 @@ class CostModel:
         slots = slots_per_device(expert_memory, size.expert_bytes, size.num_layers * size.num_experts, devices)
         return slots * devices * size.expert_bytes
 
+    def fullest_bytes(self, expert_memory: float | int | str) -> int:
+        """What the first device holds: its share of the expert caches, and all other weights."""
+        return self.cache_bytes(expert_memory) // self.testbed.devices + self.size.resident_bytes
+
     def fits(self, expert_memory: float | int | str) -> bool:
         """Whether caches of that size have room beside the other weights."""
-        return self.cache_bytes(expert_memory) + self.size.resident_bytes <= self.testbed.total_bytes
+        return self.fullest_bytes(expert_memory) <= self.testbed.memory_bytes
 
     def before_experts(self, num_rows: np.ndarray, context: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Attention, norms, router and shared experts of one layer, [n].
@@ -145,7 +150,7 @@ class CostModel:
         return self.testbed.interconnect_latency_s + moved / self.testbed.interconnect_bytes_per_s
 
     def head(self) -> float:
-        """The output layer for one token of every sequence."""
+        """The output layer for one token; reading its weights outlasts the arithmetic of a few more."""
         moved = np.array([float(_BYTES * self.size.head_params)])
         return float(self._roofline(np.array([2.0 * self.size.head_params]), moved)[0])
 

@@ -118,7 +118,10 @@ def run(state, plan, counts, times):  # type: ignore[no-untyped-def]
         counts[event, 3] = state.scalars[:, PREFETCH_LOADS].sum() - ahead
         counts[event, 4] = state.scalars[:, WASTED].sum() - wasted
         times[event, 0], times[event, 1] = begin, end
-        times[event, 2] = end - begin - plan.before[event] - longest - plan.after[event]
+        own = 0.0  # the policy's work that inference waited for is no waiting for weights
+        if state.waits != BESIDE:
+            own = plan.search[2 * event + 1] + (plan.search[2 * event] if plan.is_start[event] else 0.0)
+        times[event, 2] = end - begin - plan.before[event] - longest - plan.after[event] - own
     _pass_time(state, plan, np.inf, state.turns.shape[1], said, ends)
 
 

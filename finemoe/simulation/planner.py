@@ -1,7 +1,8 @@
 """Asks a policy what it predicts for a block of recorded routing.
 
 Predictions never depend on what is resident, so that a policy can be heard first and caches of any size be run afterwards; and
-where what a policy knows is frozen, it can be heard for the whole block at once.
+where what a policy knows is frozen, it can be heard for the whole block at once. What its own work reads is asked when it works,
+for a store that fills takes longer to search from iteration to iteration.
 """
 
 import numpy as np
@@ -16,18 +17,28 @@ from finemoe.simulation.plan import Notes, Predictions
 from finemoe.traces import RoutingTrace
 
 
-def predict(policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Predictions:
-    """The policy's predictions for every iteration of a block; begins, demanded: what its events demand (`demanded_sets`)."""
-    parts = []
+def predict(
+    policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, hidden_size: int = 0
+) -> tuple[Predictions, np.ndarray]:
+    """The policy's predictions for every iteration of a block, and the bytes it reads for them.
+
+    Args:
+        begins, demanded: what the block's events demand (`demanded_sets`). hidden_size: of the model meant, see
+            `Policy.read_bytes`.
+    Returns:
+        predictions; read_bytes [n, 1 + L] at every iteration's start and gates.
+    """
+    parts, read_bytes = [], policy.read_bytes(np.diff(block.starts), hidden_size)
     if type(policy) is FineMoE and policy.is_frozen:
         parts.append(_searched_at_once(policy, trace, block))
     elif type(policy) is ProMoE and policy.is_frozen:
         parts.append(_predicted_at_once(policy, trace, block))
     elif policy.needs_context:
-        parts.append(_step_by_step(policy, trace, block, begins, demanded))
+        predictions, read_bytes = _step_by_step(policy, trace, block, begins, demanded, hidden_size)
+        parts.append(predictions)
     if policy.loads_whole_layers:
         parts.append(_whole_layers(trace, block))
-    return Predictions.of(parts, trace.num_experts)
+    return Predictions.of(parts, trace.num_experts), read_bytes
 
 
 def _whole_layers(trace: RoutingTrace, block: Iterations) -> Predictions:
@@ -39,28 +50,29 @@ def _whole_layers(trace: RoutingTrace, block: Iterations) -> Predictions:
 
 
 def _step_by_step(
-    policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray
-) -> Predictions:
+    policy: Policy, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, hidden_size: int
+) -> tuple[Predictions, np.ndarray]:
     """In the order of DESIGN 2: start, every gate, end, iteration after iteration."""
     num_layers = trace.num_layers
     maps, experts = trace.maps(block.rows), trace.expert_ids[block.rows].astype(np.int64)
     embeddings = trace.embeddings(block.rows) if trace.embedding_table is not None else None
     ahead = np.stack([trace.lookahead(block.rows, stride) for stride in policy.lookahead]) if policy.lookahead else None
     sets = np.split(demanded, begins[1:-1]) if policy.needs_future else []
-    notes = Notes(policy)
+    notes, read_bytes = Notes(policy), []
     for number, (begin, end) in enumerate(zip(block.starts[:-1].tolist(), block.starts[1:].tolist(), strict=True)):
         first_event = number * num_layers
         if policy.needs_future:
             policy.foresee(sets[first_event : first_event + num_layers])
         rows = None if embeddings is None else embeddings[begin:end]
-        context = Context(rows, bool(block.is_prefill[number]), bool(block.starts_request[number]))
+        context = Context(rows, bool(block.is_prefill[number]), bool(block.starts_request[number]), end - begin)
         notes.add(2 * first_event, policy.start_iteration(context))
+        read_bytes.append(policy.read_bytes(np.array([end - begin]), hidden_size))
         for layer in range(num_layers):
             probs = np.ascontiguousarray(maps[begin:end, layer])
             lookahead = None if ahead is None else ahead[:, begin:end, layer]
             notes.add(2 * (first_event + layer) + 1, policy.on_gate(layer, probs, experts[begin:end, layer], lookahead))
         policy.end_iteration()
-    return notes.predictions()
+    return notes.predictions(), np.concatenate(read_bytes)
 
 
 def _searched_at_once(policy: FineMoE, trace: RoutingTrace, block: Iterations) -> Predictions:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from finemoe.cache.compiled import RULE_CODES, Events
 from finemoe.errors import FinemoeError
@@ -27,6 +28,7 @@ from finemoe.simulation.tally import Recall
 from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import ModelledPace, Pace, TimedCache
 from finemoe.traces import RoutingTrace
+from finemoe.units import is_whole
 
 
 def replay(
@@ -74,6 +76,7 @@ def sweep(
     seed: int = 0,
     batch_size: int = 1,
     arrangement: Arrangement | None = None,
+    progress: bool = False,
     **policy_options: Any,
 ) -> list[Report]:
     """As `replay` at every memory size under every eviction rule (None: the policy's own), sizes first; the policy is heard once
@@ -88,9 +91,12 @@ def sweep(
         link, host_memory: of the live engine only; a testbed describes its own.
         batch_size: how many consecutive requests run side by side; a batch counts as one request.
         arrangement: in what order, when and how long requests run, instead of `batch_size`; `trace` is then its trace.
+        progress: show a bar.
         policy_options: the system's own, such as promoe's `predictor`.
     """
     _require_sensible(devices, expert_bytes, link, host_memory)
+    _require_effect(hardware, model, expert_bytes)
+    _require_others(history, trace)
     arrangement = arrangement or _arranged(trace, batch_size)
     trace = arrangement.trace
     setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
@@ -106,22 +112,28 @@ def sweep(
             policy,
             system,
             [InstantCache(trace, system, memory, rule, num_devices, expert_bytes) for memory, rule in choices],
+            progress=progress,
         )
     testbed = Testbed.load(hardware)
     testbed = testbed if devices is None else replace(testbed, devices=devices)
     cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
-    pace = ModelledPace(cost, system, arrangement)
+    pace = ModelledPace(cost, arrangement)
     for memory, _ in choices:
         pace.require_room(1.0 if system.holds_everything else memory)
-    return paced(trace, policy, system, choices, pace)
+    return paced(trace, policy, system, choices, pace, progress)
 
 
 def paced(
-    trace: RoutingTrace, name: str, policy: Policy, choices: Sequence[tuple[float | int | str, str]], pace: Pace
+    trace: RoutingTrace,
+    name: str,
+    policy: Policy,
+    choices: Sequence[tuple[float | int | str, str]],
+    pace: Pace,
+    progress: bool = False,
 ) -> list[Report]:
     """Replay in virtual time at a given pace, for every choice of (expert memory, eviction rule)."""
     caches = [TimedCache(trace, policy, memory, rule, pace) for memory, rule in choices]
-    return _run(trace, name, policy, caches, pace)
+    return _run(trace, name, policy, caches, pace, progress)
 
 
 def replay_setup(
@@ -147,10 +159,28 @@ def replay_setup(
 
 def _require_sensible(devices: int | None, expert_bytes: int | None, link: str | None, host_memory: int | str | None) -> None:
     for name, value in (("devices", devices), ("expert_bytes", expert_bytes)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and not (is_whole(value) and value >= 1):
             raise FinemoeError(f"{name} is {value!r}; in a replay it is a whole number, at least 1")
     if link is not None or host_memory is not None:
         raise FinemoeError("link and host_memory belong to the live engine; a replay has an instant link, or that of hardware=")
+
+
+def _require_effect(hardware: Any, model: str | None, expert_bytes: int | None) -> None:
+    if hardware is None and model is not None:
+        raise FinemoeError("model says whose sizes hardware= means; give both")
+    if hardware is not None and expert_bytes is not None:
+        raise FinemoeError("expert_bytes is for an instant link; with hardware= the size comes from the model's configuration")
+
+
+def _require_others(history: Any, trace: RoutingTrace) -> None:
+    """Served requests never contribute to a history (DESIGN 4); they are known by their names, where they have any."""
+    if isinstance(history, RoutingTrace) and history.model == trace.model:
+        common = sorted(set(history.request_ids) & set(trace.request_ids))
+        if common:
+            raise FinemoeError(
+                f"request {common[0]!r} is served and in the history, which must be of other requests; take "
+                "trace.split('history') and trace.split('served')"
+            )
 
 
 def _arranged(trace: RoutingTrace, batch_size: int) -> Arrangement:
@@ -164,21 +194,29 @@ def _known_rule(name: str) -> str:
 
 
 def _run(
-    trace: RoutingTrace, name: str, policy: Policy, caches: Sequence[InstantCache | TimedCache], pace: Pace | None = None
+    trace: RoutingTrace,
+    name: str,
+    policy: Policy,
+    caches: Sequence[InstantCache | TimedCache],
+    pace: Pace | None = None,
+    progress: bool = False,
 ) -> list[Report]:
     recall = Recall(trace.num_layers)
-    with Future(trace, any(cache.rule == "belady" for cache in caches)) as future:
+    bar = tqdm(desc=name, total=trace.num_rows, unit="row", disable=not progress)
+    with bar, Future(trace, any(cache.rule == "belady" for cache in caches)) as future:
         if future.is_known:
             for cache in caches:
                 cache.foresee(future.first_uses)
         for block in iteration_blocks(trace, block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
-            predictions = predict(policy, trace, block, begins, demanded)
+            hidden_size = 0 if pace is None else pace.hidden_size
+            predictions, read_bytes = predict(policy, trace, block, begins, demanded, hidden_size)
             recall.add(begins, demanded, predictions)
             events = _events(trace, block, begins, demanded, future.take(len(demanded)), predictions)
-            durations = None if pace is None else pace.durations(trace, block, begins, demanded)
+            durations = None if pace is None else pace.durations(trace, block, begins, demanded, read_bytes)
             for cache in caches:
                 cache.run(block, events, durations)
+            bar.update(block.rows.stop - block.rows.start)
             trace.release_pages()
     return [cache.report(name, recall.value) for cache in caches]
 

@@ -1,11 +1,13 @@
 """A described testbed: what a machine can do per second, each constant with its source (DESIGN 6, data/hardware/*.yaml)."""
 
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from finemoe.errors import FinemoeError
 from finemoe.paths import DATA
+from finemoe.units import is_whole
 
 FOLDER = DATA / "hardware"
 _MAY_BE_ZERO = ("link_latency_s", "interconnect_latency_s", "layer_overhead_s", "expert_overhead_s", "search_overhead_s")
@@ -22,6 +24,8 @@ class Testbed:
         interconnect_bytes_per_s, interconnect_latency_s: between devices.
         layer_overhead_s, expert_overhead_s: what the framework takes per decoder layer and per expert computed.
         search_bytes_per_s, search_overhead_s: how fast a policy reads what it searches, and what a search takes at least.
+    Raises:
+        FinemoeError: a value is out of range.
     """
 
     title: str
@@ -38,6 +42,11 @@ class Testbed:
     expert_overhead_s: float
     search_bytes_per_s: float
     search_overhead_s: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "title":
+                _require_in_range(field.name, getattr(self, field.name))
 
     @property
     def total_bytes(self) -> float:
@@ -63,10 +72,17 @@ class Testbed:
         path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
         if not path.is_file():
             raise FinemoeError(f"no testbed {str(name)!r}; known: {', '.join(known_testbeds())}, or the path of a .yaml file")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise FinemoeError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
         if not isinstance(content, dict):
             raise FinemoeError(f"{path}: not a mapping of constants; copy one of {FOLDER} and change it")
-        return cls(**_values(content, path))
+        values = _values(content, path)
+        try:
+            return cls(**values)
+        except FinemoeError as error:
+            raise FinemoeError(f"{path}: {error}") from error
 
 
 def known_testbeds() -> list[str]:
@@ -83,14 +99,18 @@ def _values(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return {name: str(content[name]) if name == "title" else _value(content[name], name, path) for name in names}
 
 
-def _value(entry: Any, name: str, path: Path) -> float:
+def _value(entry: Any, name: str, path: Path) -> Any:
     if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not str(entry["source"]).strip():
         raise FinemoeError(f"{path}: {name} must be written {{value: NUMBER, source: WHERE IT COMES FROM}}")
     value = entry["value"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise FinemoeError(f"{path}: {name} is {value!r}, not a number of its unit (write 24.0e+9, with a point and a sign)")
+    is_count = name == "devices" and isinstance(value, float) and value == int(value)
+    return int(value) if is_count else value
+
+
+def _require_in_range(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise FinemoeError(f"{name} is {value!r}, not a number of its unit (in a file write 24.0e+9, with a point and a sign)")
     if not value and name not in _MAY_BE_ZERO:
-        raise FinemoeError(f"{path}: {name} must be positive")
-    if name == "devices" and value != int(value):
-        raise FinemoeError(f"{path}: devices is {value!r}; it is a whole number")
-    return int(value) if name == "devices" else float(value)
+        raise FinemoeError(f"{name} must be positive")
+    if name == "devices" and not is_whole(value):
+        raise FinemoeError(f"devices is {value!r}; it is a whole number")

@@ -40,7 +40,7 @@ class Pace(Protocol):
 
     Attributes:
         num_devices; expert_bytes: of one expert; load_s, prefetch_s: one expert over a link, on demand and chunk by chunk ahead;
-        chunk_s: one chunk; wake_s: what it takes to go on after waiting.
+        chunk_s: one chunk; wake_s: what it takes to go on after waiting. hidden_size: h of the model meant.
     """
 
     @property
@@ -61,8 +61,13 @@ class Pace(Protocol):
     @property
     def wake_s(self) -> float: ...
 
-    def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
-        """Of every event of a block; begins, demanded: its demanded sets."""
+    @property
+    def hidden_size(self) -> int: ...
+
+    def durations(
+        self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
+    ) -> Durations:
+        """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`predict`)."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,10 @@ class ModelledPace:
     """From a cost model.
 
     Args:
-        cost: the model on its testbed. policy: whose own work takes time too. arrangement: what is served.
+        cost: the model on its testbed. arrangement: what is served.
     """
 
     cost: CostModel
-    policy: Policy
     arrangement: Arrangement
     wake_s = 0.0  # a device waits for an event without anybody waking up
 
@@ -98,6 +102,10 @@ class ModelledPace:
     def chunk_s(self) -> float:
         return min(self.prefetch_s, self.cost.testbed.link_latency_s + CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
 
+    @property
+    def hidden_size(self) -> int:
+        return self.cost.size.hidden_size
+
     def require_room(self, expert_memory: float | int | str) -> None:
         """Refuse a cache that does not fit beside the model's other weights.
 
@@ -106,13 +114,15 @@ class ModelledPace:
         """
         size, testbed = self.cost.size, self.cost.testbed
         if not self.cost.fits(expert_memory):
-            needed = size.resident_bytes + self.cost.cache_bytes(expert_memory)
+            needed = format_bytes(self.cost.fullest_bytes(expert_memory))
             raise FinemoeError(
-                f"{size.name} would take {format_bytes(needed)} on {testbed.title}, "
-                f"which has {format_bytes(testbed.total_bytes)}: lower expert_memory"
+                f"{size.name} would take {needed} on {'the first device of ' if testbed.devices > 1 else ''}{testbed.title}, "
+                f"which has {format_bytes(testbed.memory_bytes)}: lower expert_memory"
             )
 
-    def durations(self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> Durations:
+    def durations(
+        self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
+    ) -> Durations:
         """Of every event of a block."""
         num_layers, num_rows = trace.num_layers, np.diff(block.starts).astype(float)
         contexts = contexts_of(self.arrangement.contexts, block).astype(float)
@@ -122,9 +132,8 @@ class ModelledPace:
         before = self.cost.before_experts(num_rows, contexts, kept)
         after = np.repeat(self.cost.exchange(num_rows), num_layers)
         after[num_layers - 1 :: num_layers] += self.cost.head()
-        at_start, at_gate = (self.cost.search(read) for read in self.policy.read_bytes(num_rows, self.cost.size.hidden_size))
-        search = np.zeros((len(block), num_layers, 2))
-        search[:, 0, 0], search[:, :, 1] = at_start, at_gate[:, None]
+        search, work_s = np.zeros((len(block), num_layers, 2)), self.cost.search(read_bytes)
+        search[:, 0, 0], search[:, :, 1] = work_s[:, 0], work_s[:, 1:]
         return Durations(
             before=np.repeat(before, num_layers),
             expert=self.cost.expert(tokens_of(trace, block, begins, demanded).astype(float)),

@@ -145,8 +145,9 @@ def test_a_flipped_bit_is_refused(tmp_path):
     ("change", "message"),
     [
         (lambda maps: maps[:, :3], r"maps must be \[n, 4, 6\]"),
-        (lambda maps: maps * 0.5, "does not sum to 1"),
-        (lambda maps: maps * np.nan, "does not sum to 1"),
+        (lambda maps: maps * 0.5, "no distribution"),
+        (lambda maps: maps * np.nan, "no distribution"),
+        (lambda maps: maps + np.array([0.5, -0.5, 0, 0, 0, 0]), "no distribution"),
     ],
 )
 def test_bad_maps_are_refused(change, message):

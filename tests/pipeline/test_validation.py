@@ -29,7 +29,7 @@ def test_a_measured_pace_spends_what_was_measured():
     pace = MeasuredPace(machine, "finemoe", load_s=0.005, prefetch_s=0.006, search_s=(0.02, 0.03))
     block = next(iteration_blocks(trace, 100))
     begins, demanded = demanded_sets(trace, block)
-    durations = pace.durations(trace, block, begins, demanded)
+    durations = pace.durations(trace, block, begins, demanded, np.zeros((len(block), 1 + trace.num_layers)))
     experts = np.add.reduceat(durations.expert, begins[:-1])
     per_iteration = (durations.before + experts + durations.after).reshape(len(block), trace.num_layers).sum(axis=1)
     np.testing.assert_allclose(per_iteration, np.where(block.is_prefill, 0.4, 0.1) + 4 * 0.01)
