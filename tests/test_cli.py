@@ -120,7 +120,6 @@ def test_info_on_a_model():
         ),
         (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
         (["replay", str(GOLDEN), "--model", "mixtral-8x7b"], "--model says whose sizes --hardware means; give both"),
-        (["replay", str(GOLDEN), "--batch-size", "0"], "0 is not in the range x>=1"),
         (["replay", "none.trace"], "none.trace: no such routing-trace file"),
         (["info", "none.trace"], "none.trace: no such routing-trace file"),
     ],
@@ -129,6 +128,40 @@ def test_mistakes_are_named(arguments, message):
     done = run(app, arguments)
     assert isinstance(done.exception, FinemoeError)
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["replay", str(GOLDEN), "--batch-size", "0"],
+        ["replay", str(GOLDEN), "--devices", "0"],
+        ["record", "-m", "mixtral-mini", "-o", "x.trace", "--batch-size", "-1"],
+        ["record", "-m", "mixtral-mini", "-o", "x.trace", "--max-new-tokens", "0"],
+        ["run", "-m", "mixtral-mini", "-p", "x", "--store-capacity", "0"],
+    ],
+)
+def test_numbers_out_of_range_are_named(arguments):
+    done = run(app, arguments)
+    assert done.exit_code == 2
+    assert f"for '{arguments[-2]}'" in done.output
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("finemoe.runtime.loading.load_model", lambda _: pytest.fail("the model was loaded"))
+    done = run(app, ["record", "-m", "mixtral-mini", "-o", str(tmp_path)])
+    assert "is a folder; name a file to write" in str(done.exception)
+    (tmp_path / "file").touch()
+    done = run(app, ["replay", str(GOLDEN), "--compare", "--figure", str(tmp_path / "file" / "x")])
+    assert "cannot be written" in str(done.exception)
+
+
+def test_info_knows_a_trace_by_its_content(tmp_path):
+    RoutingTrace.load(GOLDEN).save(tmp_path / "routing.bin")
+    assert json.loads(run(app, ["info", str(tmp_path / "routing.bin"), "--json"]).stdout)["num_layers"] == 4
+    (tmp_path / "config.json").write_text("[1]")
+    assert "holds no JSON object" in str(run(app, ["info", str(tmp_path / "config.json")]).exception)
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral", "num_local_experts": "x"}')
+    assert "expected int, got str" in str(run(app, ["info", str(tmp_path / "config.json")]).exception)
 
 
 def test_a_mistake_is_one_line_on_standard_error():

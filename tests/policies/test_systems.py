@@ -23,7 +23,7 @@ def setup(history=None, distance: int = 2) -> PolicySetup:
 
 
 def start(num_rows: int = 1) -> Context:
-    return Context(np.ones((num_rows, 3), dtype=np.float32), is_prefill=True, starts_request=True)
+    return Context(np.ones((num_rows, 3), dtype=np.float32), is_prefill=True, starts_request=True, num_rows=num_rows)
 
 
 def run_request(policy, trace: RoutingTrace, request: int) -> None:

@@ -1,6 +1,7 @@
 """Testbeds, the cost model against formulas by hand, and replay in virtual time."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import pytest
 import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.paths import MODEL_CONFIGS
+from finemoe.policies import make_policy
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.cost import CostModel, ModelSize
 from finemoe.simulation.events import contexts_of, demanded_sets, iteration_blocks, tokens_of
+from finemoe.simulation.planner import predict
+from finemoe.simulation.replay import replay_setup
 from finemoe.simulation.testbed import FOLDER, known_testbeds
 from finemoe.simulation.testbed import Testbed as Machine  # pytest takes what begins with Test for tests
 from finemoe.traces import RoutingTrace
@@ -161,3 +165,74 @@ def test_what_does_not_fit_is_refused():
     assert finemoe.replay(trace, "no-offload", hardware="6x-rtx3090").num_decode_steps == 1
     with pytest.raises(FinemoeError, match=r"phi-3\.5-moe has 32 layers x 16 experts / 2, the trace 32 layers x 8 experts / 2"):
         finemoe.replay(trace, hardware="rtx3090", model="phi-3.5-moe")
+
+
+@pytest.mark.parametrize("history", [None, HISTORY], ids=["online", "offline"])
+@pytest.mark.parametrize("policy", ["finemoe", "promoe", "moe-infinity", "mixtral-offloading", "deepspeed-inference"])
+def test_times_do_not_depend_on_how_a_trace_is_cut_into_blocks(toy, monkeypatch, policy, history):
+    """What an online policy knows grows from iteration to iteration, and so does the time of its search."""
+    whole = finemoe.replay(SERVED, policy, 0.4, "rtx3090", history, prefetch_distance=2)
+    monkeypatch.setattr("finemoe.simulation.replay.block_rows", lambda _: 3)
+    assert finemoe.replay(SERVED, policy, 0.4, "rtx3090", history, prefetch_distance=2) == whole
+
+
+def test_a_policy_reads_what_it_has_learned_so_far():
+    """FineMoE online: nothing in the first iteration, then one record more for every row, up to C; none past layer L - d."""
+    block = next(iteration_blocks(SERVED, 10**6))
+    policy = make_policy("finemoe", replay_setup(SERVED, prefetch_distance=1, store_capacity=20))
+    _, read = predict(policy, SERVED, block, *demanded_sets(SERVED, block), hidden_size=64)
+    num_rows = np.diff(block.starts)
+    known = np.minimum(np.concatenate([[0], np.cumsum(num_rows)[:-1]]), 20)
+    np.testing.assert_array_equal(read[:, 0], num_rows * known * 2 * 64)
+    for layer in range(3):
+        np.testing.assert_array_equal(read[:, 1 + layer], num_rows * known * 2 * 6)
+    assert not read[:, 4].any()
+
+
+def test_waiting_for_a_policy_is_no_waiting_for_weights(toy):
+    """Over an endless link a synchronous system stalls for nothing, however long it searches."""
+    endless = replace(Machine.load("rtx3090"), link_bytes_per_s=1e30, host_bytes_per_s=1e30, link_latency_s=0.0)
+    slow = replace(endless, search_overhead_s=0.01)
+    for policy in ("moe-infinity", "mixtral-offloading"):
+        quick, searching = (finemoe.replay(SERVED, policy, 0.4, one, HISTORY) for one in (endless, slow))
+        assert searching.tpot_s > quick.tpot_s + 0.01
+        assert searching.stall_s == pytest.approx(0, abs=1e-9)
+
+
+def test_the_first_device_must_hold_its_cache_and_all_other_weights():
+    """6 devices of 5 MB: the caches' share of 1.0 is 48 MB / 6 = 8 MB each; see SIZE."""
+    cost = CostModel(SIZE, replace(Machine.load("6x-rtx3090"), memory_bytes=float(SIZE.resident_bytes + 8 * 10**6)))
+    assert cost.fits(1.0)
+    assert not replace(cost, testbed=replace(cost.testbed, memory_bytes=cost.testbed.memory_bytes - 1)).fits(1.0)
+
+
+@pytest.mark.parametrize("change", [{"link_bytes_per_s": -1.0}, {"flops_per_s": float("nan")}, {"devices": 0}, {"devices": 1.5}])
+def test_a_testbed_made_in_code_is_checked_too(change):
+    with pytest.raises(FinemoeError, match=next(iter(change))):
+        replace(Machine.load("rtx3090"), **change)
+
+
+def test_files_that_are_no_yaml_are_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("title: [")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("a.yaml", "b.yaml"):
+        with pytest.raises(FinemoeError, match=f"{name}: not a YAML file"):
+            Machine.load(tmp_path / name)
+
+
+def test_numpy_numbers_are_numbers(toy):
+    options = {"prefetch_distance": np.int64(2), "store_capacity": np.int32(5), "batch_size": np.int64(2), "devices": np.int64(1)}
+    finemoe.replay(SERVED, "finemoe", np.float32(0.4), "rtx3090", HISTORY, **options)
+
+
+def test_what_a_replay_must_not_be_given():
+    with pytest.raises(FinemoeError, match="is served and in the history"):
+        finemoe.replay(SERVED, "finemoe", history=TRACE)
+    with pytest.raises(FinemoeError, match="the history is of 'another', not of"):
+        finemoe.replay(SERVED, "promoe", history=replace(HISTORY, model="another"))
+    with pytest.raises(FinemoeError, match="model says whose sizes"):
+        finemoe.replay(SERVED, "finemoe", model="mixtral-8x7b")
+    with pytest.raises(FinemoeError, match="expert_bytes is for an instant link"):
+        finemoe.replay(SERVED, "finemoe", hardware="rtx3090", expert_bytes=5)
+    with pytest.raises(FinemoeError, match=r"store_capacity is 1\.5"):
+        finemoe.replay(SERVED, "finemoe", store_capacity=1.5)
