@@ -9,6 +9,7 @@ from finemoe.runtime.engine import Engine
 from finemoe.runtime.link import Completion, Link
 
 _MOST_S = 2e-4
+_CHUNK_BYTES = 4 << 10  # so that a miniature's expert is several of them
 _CYCLES_PER_S = 1.5e9  # of a GPU, roughly
 
 
@@ -17,7 +18,7 @@ class DelayedLink(Link):
 
     def __init__(self, link: Link, device: torch.device, seed: int) -> None:
         self._link, self._random = link, Random(seed)
-        self.chunk_bytes, self.chunks_in_flight = link.chunk_bytes, link.chunks_in_flight
+        self.chunk_bytes, self.chunks_in_flight = _CHUNK_BYTES, link.chunks_in_flight
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:

@@ -1,13 +1,12 @@
 """The engine: what happens around and inside a model's forward while its experts are offloaded (DESIGN 5)."""
 
-import atexit
+import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,6 +43,7 @@ from finemoe.runtime.takeover import Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
 
+_CLOSED = "the engine that held this model's experts is closed; load the model again with finemoe.load"
 _ONE_THREAD = (
     "another thread is inside this model's forward; an engine serves one thread at a time: "
     "take turns, or give each thread a model and an engine of its own"
@@ -81,9 +81,11 @@ class Engine:
             except BaseException:
                 self._undo.close()
                 raise
-        self._mutex = threading.Lock()
-        self._thread: int | None = None  # who is inside the model's forward
-        self._layer_thread: int | None = None  # who called the experts last
+        self._mutex = threading.RLock()
+        self._thread: int | None = None  # who is inside the model's forward, or inside one of its MoE layers
+        self._is_in_forward = False
+        self._process = os.getpid()
+        self._stream: torch.cuda.Stream | None = None  # on which the last layer was computed
         self._iteration, self._layer = 0, -1
         self._is_open = self._is_prefill = self._is_publishing = self._is_moving = False
         self._begin_s = 0.0
@@ -94,8 +96,8 @@ class Engine:
         self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * setup.num_layers
         self._has_run = [False] * setup.num_layers
         self._is_closed = False
-        self._at_exit = partial(_close_at_exit, weakref.ref(self))
-        atexit.register(self._at_exit)
+        # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
+        self._end = weakref.finalize(self, _end, self._process, self._matcher, self._memories, self._own_records)
 
     def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
         """Everything that `close` undoes, in the opposite order."""
@@ -116,6 +118,7 @@ class Engine:
         if records is None:
             records = RecordStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
         self.records = records
+        self._own_records = records if keeps_records else None
         if keeps_records:
             self._undo.callback(records.close)
         self._undo.callback(Takeover(self._model, self._layers, records, home, holds_weights).undo)
@@ -127,7 +130,7 @@ class Engine:
             self._undo.callback(memory.close)
             memories.append(memory)
         self._memories = DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, home)
-        self._matcher = Matcher(self.policy, self._post, self._timeline, is_asynchronous and self.policy.needs_context)
+        self._matcher = Matcher(self.policy, _Weakly(self), self._timeline, is_asynchronous and self.policy.needs_context)
         self._undo.callback(self._memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.callback(self._matcher.close)
         if self.policy.lookahead:
@@ -158,7 +161,7 @@ class Engine:
             EngineError: another thread is inside the model's forward.
         """
         with self._mutex:  # until it is done: a forward that another thread begins waits for it
-            self._require_nobody_else()
+            self._require_turn()
             self._recover()
             with self._moving():
                 self._memories.preload(self.policy.expected)
@@ -180,22 +183,24 @@ class Engine:
         self._timeline.save(path)
 
     def close(self) -> None:
-        """Stop the threads and give the model back exactly as it was; closing twice is harmless."""
-        if not self._is_closed:
+        """Stop the threads and give the model back exactly as it was; closing twice is harmless.
+
+        Raises:
+            EngineError: another thread is inside the model's forward.
+        """
+        with self._mutex:
+            if self._is_closed:
+                return
+            self._require_process()
+            self._require_turn()
             self._is_closed = True
-            atexit.unregister(self._at_exit)
+            self._end.detach()
             try:
                 with torch.inference_mode(False):
                     self._undo.close()
             except BaseException:
                 self._refuse_runs([layer for layer in self._layers if is_empty(layer)])
                 raise
-
-    def _stop(self) -> None:
-        """End the threads and the copies, and nothing else: for the end of the process, after which nobody needs the model."""
-        self._is_closed = True
-        self._matcher.close()
-        self._memories.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -209,19 +214,24 @@ class Engine:
         Raises:
             EngineError: another thread is inside it, or a worker failed.
         """
-        me = threading.get_ident()
         with self._mutex:
-            self._require_nobody_else()
-            self._thread = me
-        self._recover()
+            if self._is_closed:
+                return  # while this forward waited: it goes on with the model as it was
+            self._require_process()
+            self._require_turn()
+            self._thread, self._is_in_forward = threading.get_ident(), True
+            self._recover()
         self._raise_failures()
         self._is_open, self._layer = False, -1
 
     def on_start(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
-        """The embedding layer has run: a new iteration (called by the observer)."""
-        if self._is_open and self._layer < 0:
-            return  # an embedding layer that is used twice before the first MoE layer
-        self._require_turn()
+        """The embedding layer has run: a new iteration (called by the observer), unless another thread is inside the model."""
+        with self._mutex:
+            is_used_twice = self._is_open and self._layer < 0  # before the first MoE layer
+            if not (is_used_twice or self._is_closed or self._is_anothers()):
+                self._start_iteration(embeddings, is_prefill, rows)
+
+    def _start_iteration(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
         self._recover()
         self._end_publishing()
         self._raise_failures()
@@ -244,11 +254,12 @@ class Engine:
 
     def on_router(self, layer: int, output: Any) -> None:
         """A router has run (called by the observer)."""
-        self._router_output = output
+        if not self._is_anothers():
+            self._router_output = output
 
     def on_residual(self, layer: int, residual: torch.Tensor) -> None:
         """A decoder layer has run (called where the policy looks ahead): now its gate and the routers ahead are published."""
-        if self._gate is None or self._gate[0] != layer:
+        if self._gate is None or self._gate[0] != layer or self._is_anothers():
             return
         setup = self._setup
         kept = lookahead_width(setup.num_experts, setup.top_k)
@@ -260,9 +271,14 @@ class Engine:
         """The model's forward has returned, or broken off with an exception (called by the observer)."""
         if self._thread != threading.get_ident():
             return
-        self._thread = None
-        if not is_complete:
-            return
+        try:
+            if is_complete:
+                self._end_iteration()
+        finally:
+            self._is_in_forward = False
+            self._thread = None  # last of all: then another thread may come in
+
+    def _end_iteration(self) -> None:
         self._end_publishing()
         self._raise_failures()
         if self._is_open:
@@ -311,26 +327,43 @@ class Engine:
                 "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
             )
         self._raise_failures()
-        self._require_turn()
-        self._layer_thread = threading.get_ident()
-        # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
-        if layer <= self._layer or not self._is_open or self._is_moving:
-            self._layer = -1
-            self._is_open = False
-            self.on_start(None, hidden_states.shape[0] > 1, None)
-        self._layer = layer
-        self._is_moving = True
+        with self._mutex:
+            if self._is_closed:
+                raise EngineError(_CLOSED)
+            self._require_process()
+            self._require_turn()
+            self._thread = threading.get_ident()  # inner modules may be called directly, past the model's own forward
+            # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
+            if layer <= self._layer or not self._is_open or self._is_moving:
+                self._layer = -1
+                self._is_open = False
+                self._start_iteration(None, hidden_states.shape[0] > 1, None)
+            self._layer = layer
+            self._is_moving = True
+        self._follow_stream(hidden_states.device)
         self._layer_begin_s = time.perf_counter()
 
-    def _require_nobody_else(self) -> None:
-        if self._thread not in (None, threading.get_ident()) and _is_inside(self._thread, self._model):
-            raise EngineError(_ONE_THREAD)
+    def _follow_stream(self, device: torch.device) -> None:
+        """Slots are ordered by the stream that computes: one that takes over waits for the one before."""
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            if self._stream is not None and stream != self._stream:
+                stream.wait_stream(self._stream)
+            self._stream = stream
+
+    def _is_anothers(self) -> bool:
+        """Whether another thread is inside the model's forward or one of its layers."""
+        if self._thread in (None, threading.get_ident()):
+            return False
+        return _is_inside(self._thread, [self._model, *(layer.experts for layer in self._layers)])
 
     def _require_turn(self) -> None:
-        """Inner modules may be called directly, past the model's own forward: then the layers tell who is at work."""
-        is_mine = self._layer_thread in (None, threading.get_ident())
-        if self._is_moving and not is_mine and _is_inside(self._layer_thread, self._layers[self._layer].experts):
+        if self._is_anothers():
             raise EngineError(_ONE_THREAD)
+
+    def _require_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineError("a forked process has none of this engine's threads; offload the model there, after the fork")
 
     def _open_source(
         self,
@@ -373,6 +406,8 @@ class Engine:
         self._is_moving = False
         self._has_run[layer] = True
         self._timeline.add("compute", f"layer {layer}", self._layer_begin_s)
+        if not self._is_in_forward:
+            self._thread = None
 
     @contextmanager
     def _moving(self) -> Iterator[None]:
@@ -447,21 +482,37 @@ class _Resident:
         return None
 
 
+class _Weakly:
+    """An engine's `_post` for its matcher, whose thread must not keep an engine alive that nobody else does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = weakref.ref(engine)
+
+    def __call__(self, iteration: int, prefetches: Sequence[Prefetch]) -> None:
+        engine = self._engine()
+        if engine is not None:
+            engine._post(iteration, prefetches)
+
+
 def _refuse_run(*_: Any) -> torch.Tensor:
-    raise EngineError("the engine that held this model's experts is closed; load the model again with finemoe.load")
+    raise EngineError(_CLOSED)
 
 
-def _close_at_exit(reference: "weakref.ref[Engine]") -> None:
-    engine = reference()
-    if engine is not None:
-        engine._stop()
+def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: RecordStore | None) -> None:
+    """Stop an engine's threads and give its memory back, but leave the model as it is."""
+    if os.getpid() == process:  # a forked process has no threads to stop, and the memory is its parent's
+        matcher.close()
+        memories.close()
+        if records is not None:
+            records.close()
 
 
-def _is_inside(thread: int | None, model: nn.Module) -> bool:
-    """Whether a thread is in a forward of this model now (its note of entering may be stale after an interrupt)."""
+def _is_inside(thread: int | None, modules: Sequence[nn.Module]) -> bool:
+    """Whether a thread is in a forward of one of these now (its note of entering may be stale after an interrupt)."""
+    wanted = {id(module) for module in modules}
     frame = sys._current_frames().get(thread) if thread is not None else None
     while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is model:
+        if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in wanted:
             return True
         frame = frame.f_back
     return False

@@ -53,11 +53,10 @@ class Guards:
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer]) -> None:
         modules = dict(model.named_modules())
         names = {name for layer in layers for name in _path_to(layer.name)}
-        parameter = next(iter(layers[0].expert_parameters().values()))
         self._guarded = [modules[name] for name in sorted(names)]
         for module in self._guarded:
             module.__dict__.update(_REFUSALS)
-            module.__dict__["_apply"] = _refuse_conversion(module, parameter)
+            module.__dict__["_apply"] = _refuse_conversion(module)
         self._handles = [layer.experts.register_state_dict_pre_hook(_refuse_saving) for layer in layers]
         self._handles += [layer.experts.register_load_state_dict_pre_hook(_refuse_loading) for layer in layers]
 
@@ -91,16 +90,17 @@ def _refuse_copying(*_: Any, **__: Any) -> None:
 _REFUSALS: dict[str, Callable[..., Any]] = {"__deepcopy__": _refuse_copying, "__reduce_ex__": _refuse_copying}
 
 
-def _refuse_conversion(module: nn.Module, parameter: nn.Parameter) -> Callable[..., nn.Module]:
+def _refuse_conversion(module: nn.Module) -> Callable[..., nn.Module]:
     """`half()`, `to(...)` and their like end here; those that would change nothing pass."""
 
     def apply(function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-        probe = torch.empty((1, 1), dtype=parameter.dtype, device=parameter.device)
-        result = function(probe)
-        if result.dtype != probe.dtype or result.device != probe.device:
-            raise FinemoeError(
-                f"an offloaded model's type and device are fixed; {_CLOSE_FIRST}, convert it, and offload it again"
-            )
+        kinds = {(tensor.dtype, tensor.device) for tensor in (*module.parameters(), *module.buffers())}
+        for dtype, device in kinds:
+            result = function(torch.empty((1, 1), dtype=dtype, device=device))
+            if (result.dtype, result.device) != (dtype, device):
+                raise FinemoeError(
+                    f"an offloaded model's type and device are fixed; {_CLOSE_FIRST}, convert it, and offload it again"
+                )
         return module
 
     return apply

@@ -58,7 +58,8 @@ class Link(ABC):
         return None
 
     def finish(self) -> None:
-        """Wait until no copy is under way, whoever issued it: only then may slots and records be given back."""
+        """Wait until no copy is under way and no slot is read, whoever issued it: only then may slots and records be given
+        back."""
         return None
 
 
@@ -159,7 +160,7 @@ class CudaLink(Link):
         return event
 
     def finish(self) -> None:
-        self._stream.synchronize()
+        torch.cuda.synchronize(self._device)  # whatever stream still reads a slot, too
 
 
 def make_link(device: torch.device, description: str | None) -> Link:

@@ -90,6 +90,7 @@ class Matcher:
     def publish_end(self) -> None:
         """The last layer has run."""
         if self._accepting:
+            self._accepting = False  # what breaks off from here on is not this iteration
             self._dispatch(self._end)
 
     def check(self) -> None:
@@ -116,7 +117,8 @@ class Matcher:
         """Stop the thread after what is queued, and wait for it."""
         if self._thread:
             self._events.put(None)
-            self._thread.join()
+            if self._thread is not threading.current_thread():  # which may collect an engine that was dropped
+                self._thread.join()
 
     def _dispatch(self, event: Event) -> None:
         if self._thread:

@@ -45,7 +45,8 @@ class ExpertMemory:
     ) -> None:
         self.cache, self.records, self.pool, self.link = cache, records, pool, link
         self.counters, self.timeline, self.name = counters, timeline, name
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()  # taken itself: an interrupt inside a Condition's own `__enter__` would leave it locked
+        self.changed = threading.Condition(self.lock)
         self._pending: dict[tuple[int, int], float] = {}
         # The slots may still be being cleared: the first copies wait for that, as later ones for what read the slot last.
         self.fences: dict[int, object | None] = dict.fromkeys(range(cache.num_slots), link.fence())
@@ -59,14 +60,14 @@ class ExpertMemory:
 
     def start_iteration(self, iteration: int) -> None:
         """Forget prefetches of earlier iterations and what they were waiting for."""
-        with self.changed:
+        with self.lock:
             self._iteration, self.layer = iteration, -1
             self._pending.clear()
             self.cache.start_iteration()
 
     def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
         """Queue what a policy asked for; what is of a past iteration or a passed layer is left out, what is here is awaited."""
-        with self.changed:
+        with self.lock:
             if iteration != self._iteration:
                 return
             for prefetch in prefetches:
@@ -96,14 +97,14 @@ class ExpertMemory:
     def complete_layer(self, layer: int, experts: np.ndarray) -> None:
         """Bring in a running layer's other experts too, [n] ascending, in the calling thread, as far as slots are to be had."""
         begin_s = time.perf_counter()
-        with self.changed:
+        with self.lock:
             absent = experts[self.cache.state[layer, experts] == ABSENT]
         for expert in absent.tolist():
             self._bring(layer, expert, is_prefetch=True, may_evict=True)
         self.counters.stall_s += time.perf_counter() - begin_s
 
     def _bring(self, layer: int, expert: int, is_prefetch: bool, may_evict: bool) -> None:
-        with self.changed:
+        with self.lock:
             is_full = self.cache.num_held == self.cache.num_slots
             if self.cache.state[layer, expert] != ABSENT or (is_full and not may_evict):
                 return
@@ -113,7 +114,7 @@ class ExpertMemory:
             if is_prefetch:
                 self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
         self._copy_in_chunks(layer, expert, admission.slot)
-        with self.changed:
+        with self.lock:
             self.cache.complete(layer, expert)
             self.changed.notify_all()
 
@@ -139,7 +140,7 @@ class ExpertMemory:
 
     def reset(self) -> None:
         """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""
-        with self.changed:
+        with self.lock:
             self._pending.clear()
             self.num_demanding = 0
             self._is_copying = self._is_copying and self._worker is not None  # in line, it was the caller who broke off
@@ -152,11 +153,11 @@ class ExpertMemory:
 
     def close(self) -> None:
         """Stop the worker, wait for it and for the link, and give the slots back."""
-        with self.changed:
+        with self.lock:
             self._closed = True
             self.num_demanding = 0
             self.changed.notify_all()
-        if self._worker:
+        if self._worker and self._worker is not threading.current_thread():  # which may collect an engine that was dropped
             self._worker.join()
         self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
         self.pool.close()
@@ -166,19 +167,19 @@ class ExpertMemory:
             while self._wait_for_work():
                 self._load_next()
         except BaseException as error:
-            with self.changed:
+            with self.lock:
                 self.error = error
                 self._is_copying = False
                 self.changed.notify_all()
 
     def _wait_for_work(self) -> bool:
-        with self.changed:
+        with self.lock:
             self.changed.wait_for(lambda: self._closed or (self._pending and not self.num_demanding))
             return not self._closed
 
     def _load_next(self) -> bool:
         """Load the most urgent prefetch; False when none is left."""
-        with self.changed:
+        with self.lock:
             request = self._take_most_urgent()
             if request is None:
                 return False
@@ -190,7 +191,7 @@ class ExpertMemory:
             self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
         begin_s = time.perf_counter()
         self._copy_in_chunks(layer, expert, admission.slot)
-        with self.changed:
+        with self.lock:
             self._is_copying = False
             self.cache.complete(layer, expert)
             self.changed.notify_all()
@@ -214,7 +215,7 @@ class ExpertMemory:
             if len(under_way) == self.link.chunks_in_flight:
                 under_way.popleft().wait_for_host()
             if self._worker:
-                with self.changed:
+                with self.lock:
                     self.changed.wait_for(lambda: self._closed or not self.num_demanding)
             under_way.append(self.link.copy(source, sink, self.fences.get(slot)))
         for completion in under_way:
@@ -232,7 +233,7 @@ class Lease:
         self._loads: dict[int, Completion] = {}
         begin_s = time.perf_counter()
         memory.check()
-        with memory.changed:
+        with memory.lock:
             memory.layer = layer
             self.access: Access = memory.cache.demand(layer, experts)
             self._missing = self.access.misses.tolist()
@@ -278,7 +279,7 @@ class Lease:
 
     def _try_load(self, expert: int) -> bool:
         memory, layer = self._memory, self._layer
-        with memory.changed:
+        with memory.lock:
             admission = memory.cache.admit(layer, expert, prefetched=False)
             if admission is None:
                 return False
@@ -298,10 +299,10 @@ class Lease:
             self._make_room_for(expert)
         if expert in self._loads:
             self._loads.pop(expert).wait_for_reader()
-            with memory.changed:
+            with memory.lock:
                 memory.cache.complete(self._layer, expert)
             return
-        with memory.changed:  # a prefetch is bringing it: late
+        with memory.lock:  # a prefetch is bringing it: late
             state = memory.cache.state
             memory.changed.wait_for(lambda: memory.error is not None or state[self._layer, expert] == RESIDENT)
         memory.check()
@@ -310,7 +311,7 @@ class Lease:
         memory = self._memory
         used = self._experts[self._experts < expert]
         fence = memory.link.fence()
-        with memory.changed:
+        with memory.lock:
             for slot in memory.cache.slot_of[self._layer, used].tolist():
                 memory.fences[slot] = fence
             memory.cache.release(self._layer, used)
@@ -324,7 +325,7 @@ class Lease:
     def _free_a_slot(self, expert: int) -> None:
         """Nothing may go: wait for a prefetch in flight to end; without one, give up the hit that is needed last."""
         memory = self._memory
-        with memory.changed:
+        with memory.lock:
             if self._is_other_load_under_way():
                 memory.changed.wait_for(
                     lambda: memory.error is not None or len(memory.cache.evictable()) > 0 or not self._is_other_load_under_way()

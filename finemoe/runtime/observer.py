@@ -61,15 +61,17 @@ class Observer:
     def _after_embedding(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         num_tokens = output.shape[1] if output.ndim == 3 else output.shape[0]
         is_prefill = num_tokens > 1 if self._past_tokens is None else self._past_tokens == 0
-        self._listener.on_start(output.reshape(-1, output.shape[-1]), is_prefill, self._valid_rows(num_tokens))
+        rows = output.reshape(-1, output.shape[-1])
+        self._listener.on_start(rows, is_prefill, self._valid_rows(num_tokens, len(rows)))
 
-    def _valid_rows(self, num_tokens: int) -> torch.Tensor | None:
-        if self._mask is None or num_tokens == 1 or self._mask.shape[1] < num_tokens:
+    def _valid_rows(self, num_tokens: int, num_rows: int) -> torch.Tensor | None:
+        if self._mask is None or num_tokens == 1 or self._mask.shape[1] < num_tokens or len(self._mask) * num_tokens != num_rows:
             return None
         mask = self._mask[:, -num_tokens:].bool()
         return None if bool(mask.all()) else mask.flatten().nonzero().flatten()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._mask = self._past_tokens = None  # which say nothing of an inner module that is called by itself afterwards
         self._listener.on_forward_end(output is not None)
 
     def _gate_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:

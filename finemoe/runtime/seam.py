@@ -23,14 +23,26 @@ class WeightSource(Protocol):
     def weights(self, expert: int) -> dict[str, torch.Tensor]: ...
 
 
+class _Index:
+    """Reads the number of an expert from the device once, though every one of its parameters is asked for by it."""
+
+    def __init__(self) -> None:
+        self._last: tuple[torch.Tensor | int, int] = (-1, -1)
+
+    def number(self, expert: torch.Tensor | int) -> int:
+        if expert is not self._last[0]:
+            self._last = expert, int(expert)
+        return self._last[1]
+
+
 class _WeightsByExpert:
     """Stands in for a fused parameter [J, ...]: indexing by expert gives that expert's weight."""
 
-    def __init__(self, name: str, source: WeightSource, parameter: torch.Tensor) -> None:
-        self._name, self._source, self._parameter = name, source, parameter
+    def __init__(self, name: str, source: WeightSource, parameter: torch.Tensor, index: _Index) -> None:
+        self._name, self._source, self._parameter, self._index = name, source, parameter, index
 
     def __getitem__(self, expert: torch.Tensor | int) -> torch.Tensor:
-        return self._source.weights(int(expert))[self._name]
+        return self._source.weights(self._index.number(expert))[self._name]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parameter, name)  # shape, dtype and device are the parameter's own
@@ -40,7 +52,8 @@ class ExpertsView:
     """An experts module whose fused weights are replaced; everything else is the module's own."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...], source: WeightSource) -> None:
-        self.__dict__.update({name: _WeightsByExpert(name, source, getattr(module, name)) for name in names})
+        index = _Index()
+        self.__dict__.update({name: _WeightsByExpert(name, source, getattr(module, name), index) for name in names})
         self._module = module
 
     def __getattr__(self, name: str) -> Any:

@@ -209,7 +209,7 @@ class DiskFile:
         try:
             counts = list(lane.readers.map(self._read_part, parts, offsets))
         except BaseException as error:
-            lane.buffer = self._new_buffer()  # a part that is still being read must not end up in the next record
+            self._abandon(lane)
             if not isinstance(error, OSError):
                 raise
             raise EngineError(f"reading an expert from disk failed: {error}") from error
@@ -225,6 +225,13 @@ class DiskFile:
         for lane in list(self._lanes):
             lane.readers.shutdown()
         self._file.close()
+
+    def _abandon(self, lane: _Lane) -> None:
+        """After a read that broke off: a part may still be written into its buffer, and an interrupt may have left its readers'
+        locks held."""
+        self._lanes.discard(lane)
+        del self._local.lane
+        lane.readers.shutdown(wait=False, cancel_futures=True)
 
     def _read_part(self, part: memoryview, offset: int) -> int:
         count = os.preadv(self._file.fileno(), [part], offset)

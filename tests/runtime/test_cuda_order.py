@@ -47,6 +47,7 @@ class Notes:
         def use(stream):
             yield
 
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: notes.append(("host waits for device",)))
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "stream", use)
@@ -83,9 +84,9 @@ def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLin
     monkeypatch.setattr(engine_module, "make_link", lambda device, description: link(device))
     original = SlotPool.weights
 
-    def weights(self, layer, slot):
+    def weights(self, layer, slot, expert):
         notes.lines.append(("read", slot))
-        return original(self, layer, slot)
+        return original(self, layer, slot, expert)
 
     monkeypatch.setattr(SlotPool, "weights", weights)
     with finemoe.offload(model, share, policy) as engine, torch.no_grad():

@@ -167,7 +167,7 @@ def test_more_memory_than_there_are_experts_is_all_of_them():
 
 def test_a_store_of_another_model_is_refused(tmp_path):
     store = ExpertMapStore(4, 8, 32, 10, model="SomeOtherForCausalLM-0123")
-    with pytest.raises(FinemoeError, match=r"holds maps of 'SomeOther.*build a store for this model"):
+    with pytest.raises(FinemoeError, match=r"the history is of 'SomeOther.*record one with this model"):
         finemoe.offload(build("mixtral"), 0.5, history=store)
     rng = np.random.default_rng(0)
     store.add(rng.dirichlet(np.ones(8), size=(3, 4)).astype(np.float32), rng.normal(size=(3, 32)))

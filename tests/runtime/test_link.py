@@ -88,6 +88,7 @@ class FakeCuda:
             yield
             self.current = before
 
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(("synchronize", str(device))))
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "stream", use)
@@ -121,9 +122,10 @@ def test_a_cuda_copy_waits_for_the_slots_last_reader_and_readers_wait_for_the_co
     assert cuda.log[-1] == ("synchronize", id(done))
 
 
-def test_a_cuda_link_has_finished_when_its_stream_has(monkeypatch):
+def test_a_cuda_link_has_finished_when_its_device_has(monkeypatch):
+    """Its own copies, and whatever stream still computes from a slot."""
     cuda = FakeCuda(monkeypatch)
     link = CudaLink(torch.device("cuda", 0))
     link.copy(torch.zeros(4), FakeSlot(cuda), None)
     link.finish()
-    assert cuda.log[-1] == ("synchronize", "link")
+    assert cuda.log[-1] == ("synchronize", "cuda:0")
