@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+import finemoe
 from finemoe.files import atomic_path
 from finemoe.gpu_bench import baseline, breakdown, copies, correctness, kernels, overhead, software, systems
 from finemoe.gpu_bench.bench import Bench, Outcome, Part, Say
@@ -20,6 +21,7 @@ from finemoe.gpu_bench.settings import Settings, Target
 from finemoe.gpu_bench.subjects import Subjects, size_of_target
 from finemoe.measured import TABLES, Skipped, write_table
 
+_MEASURED = ("cache", "gpu_bench", "maps", "policies", "runtime")  # folders whose code decides what comes out
 _OF_MODELS = (kernels, overhead, software, systems, baseline)
 _SOURCE = "measured by finemoe.gpu_bench: tables copies, kernels and software beside this file"
 
@@ -70,9 +72,15 @@ def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
 
 
 def _digest(settings: Settings, facts: dict[str, Any]) -> str:
-    """Of what makes measurements comparable."""
-    content = [settings.digest(), facts["title"], facts["torch"], facts["transformers"]]
+    """Of what makes measurements comparable: settings, machine, libraries, and the code that is measured."""
+    content = [settings.digest(), facts["title"], facts["torch"], facts["transformers"], _code_digest()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _code_digest() -> str:
+    package = Path(finemoe.__file__).parent
+    files = [path for folder in _MEASURED for path in sorted((package / folder).rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _predictions(settings: Settings, folder: Path, rows: dict[str, list[Any]], title: str, device: torch.device) -> Iterator[Any]:

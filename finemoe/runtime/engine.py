@@ -308,7 +308,7 @@ class Engine:
             if stacked is not None:
                 output = grouped_forward(module, *stacked, hidden_states, selected, top_k_weights)
             elif is_lean:
-                output = lean_forward(module, source.weights, hidden_states, selected, top_k_weights)
+                output = lean_forward(module, source.weights, hidden_states, selected, top_k_index, top_k_weights)
             else:
                 output = seam.eager_forward(module, names, source, hidden_states, top_k_index, top_k_weights)
             source.end()

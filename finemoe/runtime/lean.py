@@ -66,20 +66,21 @@ def lean_forward(
     module: nn.Module,
     weights: Weights,
     hidden_states: torch.Tensor,
-    top_k_index: np.ndarray,
+    selected: np.ndarray,
+    top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
     """The common loop with the selected experts known to the host.
 
     Args:
         module: an experts module whose class is common; weights: an expert's weights by parameter name.
-        hidden_states: [T, H]; top_k_index: [T, K] on the host; top_k_weights: [T, K] on the device.
+        hidden_states: [T, H]; selected: [T, K] expert ids on the host; top_k_index, top_k_weights: [T, K] on the device.
     Returns:
         [T, H], bit-equal to the eager forward.
     """
-    if len(top_k_index) == 1:
-        return _one_token(module, weights, hidden_states, top_k_index[0].tolist(), top_k_weights)
-    return _many_tokens(module, weights, hidden_states, top_k_index, top_k_weights)
+    if len(selected) == 1:
+        return _one_token(module, weights, hidden_states, selected[0].tolist(), top_k_weights)
+    return _many_tokens(module, weights, hidden_states, selected, top_k_index, top_k_weights)
 
 
 def _one_token(
@@ -99,15 +100,21 @@ def _one_token(
 
 
 def _many_tokens(
-    module: nn.Module, weights: Weights, hidden_states: torch.Tensor, top_k_index: np.ndarray, top_k_weights: torch.Tensor
+    module: nn.Module,
+    weights: Weights,
+    hidden_states: torch.Tensor,
+    selected: np.ndarray,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
     output = torch.zeros_like(hidden_states)
-    flat = top_k_index.T.reshape(-1)  # position-major, the order in which the common loop's `where` finds an expert's tokens
-    order = flat.argsort(kind="stable")
-    counts = np.bincount(flat, minlength=1)
+    # Position-major, the order in which the common loop's `where` finds an expert's tokens; sorted on the device, since a copy
+    # from the host would wait for all that was issued before.
+    places = top_k_index.t().reshape(-1).argsort(stable=True)
+    tokens = places % len(selected)
+    counts = np.bincount(selected.reshape(-1), minlength=1)
     experts = counts.nonzero()[0]
     sizes = counts[experts].tolist()
-    tokens, places = torch.from_numpy(np.stack([order % len(top_k_index), order])).to(hidden_states.device)
     factors = top_k_weights.t().reshape(-1).index_select(0, places).unsqueeze(1)
     parts = zip(experts.tolist(), tokens.split(sizes), factors.split(sizes), strict=True)
     for expert, mine, factor in parts:

@@ -152,3 +152,14 @@ def test_a_forward_that_an_exception_left_does_not_block_other_threads():
         thread.start()
         thread.join(10)
         assert len(found) == 1
+
+
+def test_a_conversion_that_would_change_any_weight_is_refused():
+    """Also where the experts are of that type already: the router is not."""
+    model = build("mixtral").to(torch.bfloat16)
+    for layer in model.model.layers:
+        layer.mlp.gate.float()
+    with finemoe.offload(model, 0.5, "on-demand"):
+        with pytest.raises(FinemoeError, match="type and device are fixed"):
+            model.to(torch.bfloat16)
+        model.to("cpu")
