@@ -23,7 +23,9 @@ def parse_bytes(text: str) -> int:
     """
     match = _QUANTITY.fullmatch(text)
     if not match or match.group(2) not in _FACTORS:
-        raise FinemoeError(f"{text!r} is not a byte count; write a number with a unit, such as '6GiB' or '512MB'")
+        raise FinemoeError(f"{text!r} is not a byte count; write a number with a unit ({', '.join(list(_FACTORS)[1:])})")
+    if "." in match.group(1) and not match.group(2):
+        raise FinemoeError(f"{text!r} is not a byte count; add a unit, such as '{text.strip()}GiB', or give a share as a number")
     return int(float(match.group(1)) * _FACTORS[match.group(2)])
 
 

@@ -120,6 +120,7 @@ def test_info_on_a_model():
         ),
         (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
         (["replay", str(GOLDEN), "--model", "mixtral-8x7b"], "--model says whose sizes --hardware means; give both"),
+        (["replay", str(GOLDEN), "--hardware", "rtx3090", "--model", "nomodel"], "unknown model 'nomodel'; known: "),
         (["replay", "none.trace"], "none.trace: no such routing-trace file"),
         (["info", "none.trace"], "none.trace: no such routing-trace file"),
     ],

@@ -11,7 +11,7 @@ from finemoe.maps.kernels import warm_up
 from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import threshold_of
 from finemoe.maps.store import ExpertMapStore
-from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch
+from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
 from finemoe.traces import RoutingTrace
 
 
@@ -100,6 +100,7 @@ def store_from(setup: PolicySetup) -> ExpertMapStore:
         return _require_sizes(history, setup)
     if history is not None and not isinstance(history, RoutingTrace):
         raise FinemoeError(f"history must be a RoutingTrace or an ExpertMapStore, not {type(history).__name__}")
+    history = history_trace(setup, "finemoe")
     has_embeddings = history is None or history.embedding_table is not None
     store = ExpertMapStore(
         setup.num_layers,

@@ -29,6 +29,7 @@ from finemoe.runtime.devices import DeviceMemories, Leases
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.grouped import grouped_forward
 from finemoe.runtime.guards import Guards
+from finemoe.runtime.interrupts import interrupts_wait
 from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lean import is_common, lean_forward
 from finemoe.runtime.link import make_link
@@ -43,7 +44,6 @@ from finemoe.runtime.takeover import Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
 
-_CLOSED = "the engine that held this model's experts is closed; load the model again with finemoe.load"
 _ONE_THREAD = (
     "another thread is inside this model's forward; an engine serves one thread at a time: "
     "take turns, or give each thread a model and an engine of its own"
@@ -138,7 +138,7 @@ class Engine:
             self._undo.callback(self._ahead.detach)
         for layer in self._layers:
             self._undo.callback(seam.connect(layer.experts, self._layer_function(layer)))
-        self._undo.callback(Guards(self._model, self._layers).lift)
+        self._undo.callback(Guards(self._model, self._layers, holds_weights).lift)
         self._undo.callback(Observer(self._model, self._layers, self, gates=self.policy.needs_context).detach)
         if self.policy.holds_everything:
             self._memories.preload(self.policy.expected, is_counted=False)
@@ -196,7 +196,7 @@ class Engine:
             self._is_closed = True
             self._end.detach()
             try:
-                with torch.inference_mode(False):
+                with torch.inference_mode(False), interrupts_wait():
                     self._undo.close()
             except BaseException:
                 self._refuse_runs([layer for layer in self._layers if is_empty(layer)])
@@ -229,9 +229,12 @@ class Engine:
         with self._mutex:
             is_used_twice = self._is_open and self._layer < 0  # before the first MoE layer
             if not (is_used_twice or self._is_closed or self._is_anothers()):
-                self._start_iteration(embeddings, is_prefill, rows)
+                num_rows = 0 if embeddings is None else len(embeddings)
+                self._start_iteration(embeddings, is_prefill, rows, num_rows if rows is None else len(rows))
 
-    def _start_iteration(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
+    def _start_iteration(
+        self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None, num_rows: int
+    ) -> None:
         self._recover()
         self._end_publishing()
         self._raise_failures()
@@ -244,8 +247,8 @@ class Engine:
         starts_request = is_prefill or self._iteration == 1
         if starts_request:
             self._counters.start_request()
-        # With everything resident there is nothing to prefetch, so nothing is searched.
-        self._is_publishing = self.policy.needs_context and not self._memories.is_all_resident
+        # With everything resident there is nothing to prefetch, so nothing is searched; nor for a batch that is all padding.
+        self._is_publishing = self.policy.needs_context and num_rows > 0 and not self._memories.is_all_resident
         self._memories.start_iteration(self._iteration)
         if self._is_publishing:
             with self._moving():
@@ -291,7 +294,9 @@ class Engine:
     def _refuse_runs(self, layers: list[MoELayer]) -> None:
         """Layers without experts once the engine is closed: never held (load), or lost with what should have restored them."""
         for layer in layers:
-            seam.connect(layer.experts, _refuse_run)
+            seam.disable(layer.experts)
+        if layers:
+            Guards(self._model, layers, holds_weights=False)
 
     def _layer_function(self, layer: MoELayer) -> seam.LayerFunction:
         names, is_lean = tuple(layer.expert_parameters()), is_common(type(layer.experts))  # type: ignore[arg-type]
@@ -329,7 +334,7 @@ class Engine:
         self._raise_failures()
         with self._mutex:
             if self._is_closed:
-                raise EngineError(_CLOSED)
+                raise EngineError("this engine was closed while the layer waited; call the model again")
             self._require_process()
             self._require_turn()
             self._thread = threading.get_ident()  # inner modules may be called directly, past the model's own forward
@@ -337,7 +342,7 @@ class Engine:
             if layer <= self._layer or not self._is_open or self._is_moving:
                 self._layer = -1
                 self._is_open = False
-                self._start_iteration(None, hidden_states.shape[0] > 1, None)
+                self._start_iteration(None, hidden_states.shape[0] > 1, None, hidden_states.shape[0])
             self._layer = layer
             self._is_moving = True
         self._follow_stream(hidden_states.device)
@@ -469,6 +474,19 @@ class Engine:
             self._counters.ranked += len(demanded)
 
 
+def require_possible(layers: Sequence[MoELayer], setup: PolicySetup, options: EngineOptions) -> None:
+    """Refuse what an engine would refuse, before the weights of a checkpoint are read.
+
+    Raises:
+        FinemoeError: a name is unknown, or an option out of range.
+    """
+    policy = make_policy(options.policy, setup, **options.policy_options)
+    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts, policy.expected)
+    record_bytes = max(RecordLayout.of(layer).nbytes for layer in layers)
+    slots_per_device(options.expert_memory, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
+    make_link(options.devices[0], options.link)
+
+
 class _Resident:
     """Weights of a layer whose experts are all in their slots for good."""
 
@@ -492,10 +510,6 @@ class _Weakly:
         engine = self._engine()
         if engine is not None:
             engine._post(iteration, prefetches)
-
-
-def _refuse_run(*_: Any) -> torch.Tensor:
-    raise EngineError(_CLOSED)
 
 
 def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: RecordStore | None) -> None:

@@ -11,14 +11,19 @@ from finemoe.runtime import seam
 from finemoe.runtime.layers import MoELayer
 
 _CLOSE_FIRST = "call engine.close() first"
+_NEVER_HELD = "finemoe.load never put them there: copy the checkpoint's folder, or load the model with from_pretrained"
 
 
 def require_offloadable(model: nn.Module) -> None:
     """Refuse models that another library has taken apart already.
 
     Raises:
-        FinemoeError: compiled, PEFT-wrapped, quantised, dispatched by Accelerate, or without weights.
+        FinemoeError: compiled, PEFT-wrapped, quantised, dispatched by Accelerate, or without weights; or no model at all.
     """
+    if not isinstance(model, nn.Module):
+        raise FinemoeError(
+            f"offload takes a Transformers model, not {type(model).__name__}; finemoe.load takes a name or a folder"
+        )
     if hasattr(model, "_orig_mod"):
         raise FinemoeError("this model is wrapped by torch.compile; offload the model inside it (model._orig_mod)")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
@@ -39,7 +44,9 @@ def require_offloadable(model: nn.Module) -> None:
 
 
 def require_free(layers: Sequence[MoELayer]) -> None:
-    """Refuse a model that an engine holds already."""
+    """Refuse a model that an engine holds already, or whose experts went with one."""
+    if any(seam.is_without_weights(layer.experts) for layer in layers):
+        raise FinemoeError("this model's experts went with the engine that held them; load it again with finemoe.load")
     if any(seam.is_connected(layer.experts) for layer in layers):
         raise FinemoeError("this model is already offloaded; close its engine first")
 
@@ -48,24 +55,30 @@ class Guards:
     """Refusals that stand while an engine is attached; `lift` takes them away again.
 
     They stand at the experts and at everything that contains them, so that a conversion is refused before its first step.
+
+    Args:
+        holds_weights: whether closing the engine gives the model its experts (back).
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[MoELayer]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[MoELayer], holds_weights: bool = True) -> None:
+        remedy = _CLOSE_FIRST if holds_weights else _NEVER_HELD
+        refusals = {name: _refuse(f"so it cannot be copied or pickled; {remedy}") for name in _COPYING}
         modules = dict(model.named_modules())
         names = {name for layer in layers for name in _path_to(layer.name)}
         self._guarded = [modules[name] for name in sorted(names)]
         for module in self._guarded:
-            module.__dict__.update(_REFUSALS)
-            module.__dict__["_apply"] = _refuse_conversion(module)
-        self._handles = [layer.experts.register_state_dict_pre_hook(_refuse_saving) for layer in layers]
-        self._handles += [layer.experts.register_load_state_dict_pre_hook(_refuse_loading) for layer in layers]
+            module.__dict__.update(refusals)
+            module.__dict__["_apply"] = _refuse_conversion(module, holds_weights)
+        saving, loading = _refuse(f"so it cannot be saved; {remedy}"), _refuse(f"so weights cannot be loaded into it; {remedy}")
+        self._handles = [module.register_state_dict_pre_hook(saving) for module in self._guarded]
+        self._handles += [module.register_load_state_dict_pre_hook(loading) for module in self._guarded]
 
     def lift(self) -> None:
         """Allow everything again."""
         for handle in self._handles:
             handle.remove()
         for module in self._guarded:
-            for name in [*_REFUSALS, "_apply"]:
+            for name in (*_COPYING, "_apply"):
                 del module.__dict__[name]
 
 
@@ -75,32 +88,26 @@ def _path_to(name: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
-def _refuse_saving(*_: Any, **__: Any) -> None:
-    raise FinemoeError(f"an offloaded model's experts are not in it, so it cannot be saved; {_CLOSE_FIRST}")
+_COPYING = ("__deepcopy__", "__reduce_ex__")
 
 
-def _refuse_loading(*_: Any, **__: Any) -> None:
-    raise FinemoeError(f"an offloaded model's experts are not in it, so weights cannot be loaded into it; {_CLOSE_FIRST}")
+def _refuse(consequence: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FinemoeError(f"an offloaded model's experts are not in it, {consequence}")
+
+    return refuse
 
 
-def _refuse_copying(*_: Any, **__: Any) -> None:
-    raise FinemoeError(f"an offloaded model's experts are not in it, so it cannot be copied or pickled; {_CLOSE_FIRST}")
-
-
-_REFUSALS: dict[str, Callable[..., Any]] = {"__deepcopy__": _refuse_copying, "__reduce_ex__": _refuse_copying}
-
-
-def _refuse_conversion(module: nn.Module) -> Callable[..., nn.Module]:
+def _refuse_conversion(module: nn.Module, holds_weights: bool) -> Callable[..., nn.Module]:
     """`half()`, `to(...)` and their like end here; those that would change nothing pass."""
+    remedy = f"{_CLOSE_FIRST}, convert it, and offload it again" if holds_weights else "load it anew, in the type it shall have"
 
     def apply(function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         kinds = {(tensor.dtype, tensor.device) for tensor in (*module.parameters(), *module.buffers())}
         for dtype, device in kinds:
             result = function(torch.empty((1, 1), dtype=dtype, device=device))
             if (result.dtype, result.device) != (dtype, device):
-                raise FinemoeError(
-                    f"an offloaded model's type and device are fixed; {_CLOSE_FIRST}, convert it, and offload it again"
-                )
+                raise FinemoeError(f"an offloaded model's type and device are fixed; {remedy}")
         return module
 
     return apply

@@ -54,7 +54,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def load(
-    source: str,
+    source: str | Path,
     expert_memory: int | float | str,
     policy: str = "finemoe",
     *,
@@ -81,6 +81,7 @@ def load(
     from finemoe.runtime.random_model import RandomModel
     from finemoe.runtime.skeleton import Skeleton
 
+    source = str(source)
     if source.startswith(_RANDOM):
         skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, options.get("seed", 0))
     else:

@@ -103,6 +103,8 @@ def record(
         FinemoeError: the model has no MoE layers, prompts are empty, padding would be needed but is not possible, the routers
             cannot be applied ahead, or an argument has the wrong length or order.
     """
+    if isinstance(prompts, str):
+        raise FinemoeError("record takes a list of prompts, not one text; write [prompt]")
     layers = find_moe_layers(model)
     _require_numbers(len(layers), lookahead, batch_size=batch_size, max_new_tokens=max_new_tokens)
     _require_entries(len(prompts), splits=splits, request_ids=request_ids)

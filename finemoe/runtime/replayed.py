@@ -20,8 +20,8 @@ _LEAST = 1e-9  # of a probability whose logarithm is taken
 
 
 class ReplayedRouting:
-    """Overrides the routers of a model until it is detached, also where they are applied ahead, for which the trace's own
-    look-ahead is given; attach it before an engine, which then sees what was recorded.
+    """Overrides the routers of a model while `serve` runs a recorded request, also where they are applied ahead, for which the
+    trace's own look-ahead is given; an engine then sees what was recorded. Any other forward routes as the model itself does.
 
     Args:
         model: whose routers give (scores [T, J], weights [T, K], index [T, K]), as Transformers' do.

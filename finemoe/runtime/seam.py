@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from finemoe.errors import EngineError
+
 IMPLEMENTATION = "finemoe"
 _ATTRIBUTE = "_finemoe_layer"
 LayerFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -103,6 +105,20 @@ def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
 
 def is_connected(module: nn.Module) -> bool:
     return hasattr(module, _ATTRIBUTE)
+
+
+def disable(module: nn.Module) -> None:
+    """Refuse every call of an experts module whose weights are gone."""
+    connect(module, _refuse)
+
+
+def is_without_weights(module: nn.Module) -> bool:
+    """Whether `disable` stands."""
+    return getattr(module, _ATTRIBUTE, None) is _refuse
+
+
+def _refuse(*_: Any) -> torch.Tensor:
+    raise EngineError("the engine that held this model's experts is closed; load the model again with finemoe.load")
 
 
 @torch.compiler.disable  # `generate` compiles the forward where it uses a static cache; moving weights is no part of a graph

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.checkpoint import Checkpoint, Shards, load_experts, load_together
-from finemoe.runtime.engine import Engine
+from finemoe.runtime.engine import Engine, require_possible
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.layers import MoELayer, find_moe_layers
 from finemoe.runtime.offloading import policy_setup
@@ -69,6 +69,7 @@ class Skeleton:
         engine_told = engine_options(
             expert_memory, policy, host_memory=host_memory, disk_folder=disk_folder, devices=devices, **options
         )
+        require_possible(self.layers, policy_setup(self.model, self.layers, **(told | {"history": None})), engine_told)
         records = self.read_experts(engine_told.devices[0].type == "cuda", engine_told.host_bytes, disk_folder, progress)
         try:
             setup = policy_setup(self.model, self.layers, **told)
@@ -189,12 +190,11 @@ def _kept_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str]
 
 
 def _resolve(dtype: str | torch.dtype, config: Any) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found = config.dtype or config.get_text_config().dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
+    own = config.dtype or config.get_text_config().dtype or torch.float32
+    found = own if dtype == "auto" else dtype
     if isinstance(found, str):
         found = getattr(torch, found, None)
-    if not isinstance(found, torch.dtype):
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise FinemoeError(f"unknown dtype {dtype!r}; write 'auto', 'bfloat16', 'float16' or 'float32'")
     return found
 

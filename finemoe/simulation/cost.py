@@ -182,8 +182,11 @@ def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: 
     """
     if model is None:
         return ModelSize.known(num_layers, num_experts, top_k)
-    is_published = (MODEL_CONFIGS / f"{model}.json").is_file()
-    size = size_named(str(model)) if is_published else ModelSize.from_config(model, str(model))
+    known = sorted({path.stem for path in MODEL_CONFIGS.glob("*.json")} | set(PUBLISHED))
+    is_elsewhere = isinstance(model, Path) or "/" in str(model) or Path(model).exists()
+    if str(model) not in known and not is_elsewhere:
+        raise FinemoeError(f"unknown model {model!r}; known: {', '.join(known)}, or give a config.json, a folder or a hub id")
+    size = size_named(str(model)) if str(model) in known else ModelSize.from_config(model, str(model))
     found, expected = (size.num_layers, size.num_experts, size.top_k), (num_layers, num_experts, top_k)
     if found != expected:
         texts = ["{} layers x {} experts / {}".format(*one) for one in (found, expected)]

@@ -94,6 +94,8 @@ def sweep(
         progress: show a bar.
         policy_options: the system's own, such as promoe's `predictor`.
     """
+    if not isinstance(trace, RoutingTrace):
+        raise FinemoeError(f"replay takes a RoutingTrace, not {type(trace).__name__}; RoutingTrace.load reads one from a file")
     _require_sensible(devices, expert_bytes, link, host_memory)
     _require_effect(hardware, model, expert_bytes)
     _require_others(history, trace)

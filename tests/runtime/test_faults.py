@@ -1,6 +1,7 @@
 """Whatever fails, the caller hears of it within seconds, no wrong token comes out, and what can go on goes on."""
 
 import os
+import signal
 import threading
 
 import numpy as np
@@ -396,3 +397,36 @@ def test_an_offload_that_fails_in_inference_mode_gives_back_a_model_for_all_mode
     with pytest.raises(RuntimeError, match="no"):
         finemoe.offload(model, 0.3)
     assert not any(parameter.data.is_inference() for parameter in model.model.layers[0].mlp.experts.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"asynchronous": False}, {"policy": "mixtral-offloading"}], ids=str)
+def test_a_batch_that_is_all_padding_is_served_and_harms_nobody(options):
+    model, generation = build("mixtral"), {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    batches = [padded_batch(), {"input_ids": torch.zeros(1, 3, dtype=torch.long), "attention_mask": torch.zeros(1, 3)}]
+    with torch.no_grad():
+        expected = [model.generate(**batch, **generation) for batch in batches]
+        with finemoe.offload(model, 0.3, **options) as engine:
+            for _ in range(2):
+                for batch, tokens in zip(batches, expected, strict=True):
+                    assert torch.equal(model.generate(**batch, **generation), tokens)
+            engine.report()
+
+
+def test_an_interrupt_waits_until_the_model_is_given_back(monkeypatch):
+    from finemoe.runtime import takeover
+
+    model, restore = build("mixtral"), takeover.restore
+    with torch.no_grad():
+        expected = model(**padded_batch()).logits
+    engine = finemoe.offload(model, 0.3)
+
+    def interrupted(layer, *arguments):
+        if layer.index == 1:
+            signal.raise_signal(signal.SIGINT)
+        restore(layer, *arguments)
+
+    monkeypatch.setattr(takeover, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    with torch.no_grad():
+        assert torch.equal(model(**padded_batch()).logits, expected)

@@ -163,3 +163,19 @@ def test_a_conversion_that_would_change_any_weight_is_refused():
         with pytest.raises(FinemoeError, match="type and device are fixed"):
             model.to(torch.bfloat16)
         model.to("cpu")
+
+
+def test_loading_is_refused_before_the_first_weight():
+    model, other = build("mixtral"), build("mixtral")
+    for parameter in other.parameters():
+        parameter.data += 1
+    with finemoe.offload(model, 0.5, "on-demand"):
+        before = model.model.embed_tokens.weight.clone()
+        with pytest.raises(FinemoeError, match="cannot be loaded into it"):
+            model.load_state_dict(other.state_dict())
+        assert torch.equal(model.model.embed_tokens.weight, before)
+
+
+def test_offload_wants_a_model():
+    with pytest.raises(FinemoeError, match=r"not str; finemoe\.load takes a name"):
+        finemoe.offload("mixtral-mini", 0.5)

@@ -1,9 +1,11 @@
 """`finemoe.load` against `from_pretrained`: the same weights, logits and tokens, whatever the checkpoint's layout."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import finemoe
@@ -90,7 +92,7 @@ def test_bad_checkpoints_are_named(tmp_path):
 
 @pytest.mark.parametrize("is_equal", [True, False])
 def test_weights_that_the_configuration_ties_and_the_checkpoint_holds_apart(tmp_path, is_equal):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     model = build("mixtral")
     model.config.tie_word_embeddings = True
@@ -107,7 +109,7 @@ def test_weights_that_the_configuration_ties_and_the_checkpoint_holds_apart(tmp_
 
 @pytest.mark.parametrize("fault", ["lacks", "has shape"])
 def test_an_expert_weight_that_is_missing_or_of_another_shape(tmp_path, fault):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     build("mixtral").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -118,3 +120,37 @@ def test_an_expert_weight_that_is_missing_or_of_another_shape(tmp_path, fault):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FinemoeError, match=rf"checkpoint {fault}.*layers\.1\..*down_proj"):
         finemoe.load(str(tmp_path), 0.5)
+
+
+def test_a_model_that_never_held_its_experts_cannot_be_saved_when_its_engine_is_closed(tmp_path):
+    """Its experts' parameters are NaN: a checkpoint of them would be lost work, and over the original one the original, too."""
+    build("mixtral").save_pretrained(tmp_path)
+    model, engine = finemoe.load(str(tmp_path), 0.5)
+    for is_closed in (False, True):
+        if is_closed:
+            engine.close()
+        for refused in (model.state_dict, lambda: model.save_pretrained(tmp_path), lambda: deepcopy(model), model.half):
+            with pytest.raises(FinemoeError, match=r"copy the checkpoint's folder|load it anew"):
+                refused()
+    with pytest.raises(FinemoeError, match="experts went with the engine"):
+        finemoe.offload(model, 0.5)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "finemo"}, "unknown policy"),
+        ({"eviction": "mru"}, "unknown eviction"),
+        ({"expert_memory": "1B"}, "one expert takes"),
+        ({"link": "24GB/s"}, "unknown link"),
+        ({"prefetch_distance": 0}, "prefetch_distance is 0"),
+        ({"foo": 1}, "no option 'foo'"),
+        ({"dtype": "int32"}, "unknown dtype"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_weight_is_read(options, message, tmp_path, monkeypatch):
+    build("mixtral").save_pretrained(tmp_path)
+    monkeypatch.setattr("finemoe.runtime.skeleton.Skeleton.read_experts", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(FinemoeError, match=message):
+        finemoe.load(tmp_path, **({"expert_memory": 0.5} | options))

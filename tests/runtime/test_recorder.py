@@ -85,10 +85,18 @@ def test_bad_input_is_named():
         ({"lookahead": (0,)}, r"lookahead is \[0\]; give strides as ascending whole numbers"),
         ({"lookahead": (3, 1)}, "ascending"),
         ({"lookahead": (1.5,)}, "whole numbers"),
+        ({"lookahead": (99,)}, "below the number of MoE layers"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_new_tokens": -3}, "max_new_tokens is -3"),
         ({"splits": ["served"]}, "splits has 1 entries for 2 prompts"),
         ({"request_ids": ["a", "b", "c"]}, "request_ids has 3 entries for 2 prompts"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_recorded(change, message):
     with pytest.raises(FinemoeError, match=message):
-        finemoe.record(None, ["a", "b"], tokenizer=None, max_new_tokens=1, **change)
+        finemoe.record(build("mixtral"), ["a", "b"], tokenizer=None, **({"max_new_tokens": 1} | change))
+
+
+def test_one_text_is_no_list_of_prompts():
+    with pytest.raises(FinemoeError, match=r"write \[prompt\]"):
+        finemoe.record(build("mixtral"), "What is a list?", tokenizer=None, max_new_tokens=1)
