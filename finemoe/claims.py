@@ -51,10 +51,24 @@ class Claim:
             if not str(getattr(self, field.name)).strip():
                 raise FinemoeError(f"claim {self.id}: {field.name} is empty; say it, or say 'none'")
 
-    def save(self, path: str | Path) -> None:
-        """Write the claim as JSON; relative paths start at the repository root."""
+    def save(self, path: str | Path) -> "Claim":
+        """Write the claim as JSON; relative paths start at the repository root. Returns it, for a notebook to show."""
         with atomic_path(ROOT / path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return self
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        parts = {
+            "Paper": self.reported,
+            "Reproduced": self.reproduced,
+            "Panel": self.panel,
+            "Executor": self.executor,
+            "Why": self.why,
+        }
+        return f"**{self.artefact}: {self.verdict}**. {self.claim}.\n\n" + "\n".join(
+            f"- *{key}*: {text}" for key, text in parts.items()
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Claim":

@@ -32,7 +32,7 @@ PALETTE = {
     "semantic": "#56B4E9",
     "trajectory": "#0072B2",
     "sentence": "#D55E00",
-    "null": "#8C8C8C",
+    "shuffled": "#8C8C8C",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
@@ -78,12 +78,20 @@ def provenance(fig: "Figure", executor: str, *details: str) -> None:
 
 
 def machine() -> str:
-    """The machine in words, for measured figures: processor kind and the cores this process may use."""
+    """The machine in words, for measured figures: the cores this process may use, and whose they are."""
     import os
     import platform
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores}-core {platform.machine()} CPU"
+    return f"{cores}-core {_processor()} ({platform.machine()})"
+
+
+def _processor() -> str:
+    """The processor's own name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] else "CPU"
 
 
 def save_figure(fig: "Figure", table: "pd.DataFrame", stem: str | Path) -> None:

@@ -77,7 +77,7 @@ def entropy_table(trace: RoutingTrace, seed: int = 0) -> pd.DataFrame:
         weights = row_weights(trace, rows, of)
         coarse, fine = request_entropies(weights, owners)
         null = coarse_entropy(weights, shuffled(owners, seed))
-        for kind, values in (("fine", fine), ("coarse", coarse), ("null", null)):
+        for kind, values in (("fine", fine), ("coarse", coarse), ("shuffled", null)):
             interval = bootstrap_mean(values.mean(axis=1), seed=seed)
             records.append({"of": of, "kind": kind, "entropy_bits": interval.value, "low": interval.low, "high": interval.high})
     return pd.DataFrame(records).assign(max_bits=np.log2(trace.num_experts))
@@ -95,7 +95,9 @@ def running_entropy(trace: RoutingTrace, num_iterations: int, seed: int = 0) -> 
     weights = row_weights(trace, rows, "counts")
     tables = [
         _running(weights, owners, num_iterations, seed).assign(kind="requests"),
-        _running(weights[np.argsort(shuffled(np.arange(len(owners)), seed))], owners, num_iterations, seed).assign(kind="null"),
+        _running(weights[np.argsort(shuffled(np.arange(len(owners)), seed))], owners, num_iterations, seed).assign(
+            kind="shuffled"
+        ),
     ]
     return pd.concat(tables, ignore_index=True)
 

@@ -185,6 +185,40 @@ def test_a_minimum_must_lie_inside():
     assert verdicts.distance_claim(verdicts.distance_minima(falling)).verdict == "does not hold"
 
 
+@pytest.mark.parametrize(
+    ("ttft_s", "best", "verdict"), [({1: 3.0, 3: 1.0, 8: 2.0}, 3, "holds"), ({1: 3.0, 3: 2.0, 8: 1.0}, 8, "")]
+)
+def test_ttft_must_have_its_minimum_inside_too(ttft_s, best, verdict):
+    """Real routing tells TPOT alone, whose minimum lets the claim hold weaker where the miniatures' TTFT has none."""
+    one = pd.concat(
+        [
+            requests(FineMoE=values).assign(dataset="d", prefetch_distance=distance, ttft_s=ttft_s[distance])
+            for distance, values in {1: [3.0] * 3, 3: [1.0] * 3, 8: [2.0] * 3}.items()
+        ]
+    )
+    both = pd.concat([one.assign(model="mixtral-mini"), one.assign(model="gpt-oss-20b", ttft_s=np.nan)])
+    minima = verdicts.distance_minima(both).set_index("model")
+    assert minima.best_ttft_distance["mixtral-mini"] == best
+    assert np.isnan(minima.best_ttft_distance["gpt-oss-20b"])
+    assert verdicts.distance_claim(minima.reset_index()).verdict == (verdict or "holds weaker")
+
+
+def test_gains_on_the_a100_are_compared_panel_by_panel():
+    """A mean over miniatures and real routing would hide that one of them contradicts; real routing carries the verdict."""
+    rows = [
+        {"model": model, "dataset": "d", "quantity": "tpot_s", "baseline": baseline, "gain": gain, "low": gain - 0.01}
+        | {"gain_paper_testbed": before}
+        for model, gains in {"mixtral-mini": (0.4, 0.5), "gpt-oss-20b": (0.3, -0.3)}.items()
+        for baseline, gain, before in zip(("MoE-Infinity", "ProMoE"), gains, (0.5, 0.6), strict=True)
+    ]
+    claim = verdicts.high_end_claim(pd.DataFrame(rows))
+    assert claim.verdict == "does not hold"
+    assert "miniatures: TPOT against MoE-Infinity -40%" in claim.reproduced
+    assert "gpt-oss-20b: TPOT against MoE-Infinity -30%" in claim.reproduced
+    agreeing = [row | {"gain": row["gain_paper_testbed"] - 0.1, "low": 0.1} for row in rows]
+    assert verdicts.high_end_claim(pd.DataFrame(agreeing)).verdict == "holds"
+
+
 def test_memory_in_parts_adds_up():
     cells = pd.DataFrame({"model": "mixtral-mini", "system": ["FineMoE", "No-offload", "MoE-Infinity"], "expert_memory": 0.25})
     table = footprint_table(cells, "6x-rtx3090", store_capacity=1000, context_tokens=100)
