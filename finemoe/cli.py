@@ -20,8 +20,18 @@ Seed = Annotated[int, typer.Option(help="of policies that draw")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(version("finemoe"))
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it and end")] = False,
+) -> None:
     """Mixture-of-Experts models whose experts do not fit on the device."""
     sys.excepthook = one_line_for_bad_input
 
@@ -220,7 +230,7 @@ def _replay_each(
         return
     for policy, memory, report in reports:
         rows = report.rows() if options["hardware"] else _counts_of(report)
-        size = memory if isinstance(memory, str) else f"{memory:g} of the experts"
+        size = memory if isinstance(memory, str) else f"{1 if policy == 'no-offload' else memory:g} of the experts"
         _print_table(f"{path} under {policy} / {report.eviction} at {size}", rows)
 
 
@@ -248,7 +258,8 @@ def _compare(
     table = system_table(history, served, SYSTEMS, expert_memories, prefetch_distance, store_capacity)
     if figure is not None:
         details = (f"d = {prefetch_distance}", f"C = {store_capacity}")
-        save_figure(comparison_figure(table, path.stem, "", *details), table, figure.resolve())
+        stem = figure.with_suffix("") if figure.suffix in (".pdf", ".png", ".csv") else figure
+        save_figure(comparison_figure(table, path.stem, "", *details), table, stem.resolve())
     if as_json:
         _print_json(table.to_dict("records"))
     else:

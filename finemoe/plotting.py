@@ -34,6 +34,7 @@ PALETTE = {
     "sentence": "#D55E00",
     "shuffled": "#8C8C8C",
 }
+_MORE_COLOURS = ("#882255", "#999933", "#332288", "#AA4499", "#661100")  # after the style's own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
 _FLOAT_FORMAT = "%.6g"  # more digits than any measurement has, fewer than rounding noise reaches
@@ -55,9 +56,14 @@ def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Seaborn's `palette`, `markers` and `dashes` for series in this order, distinct also in grey."""
     import matplotlib.pyplot as plt
 
-    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    taken = {PALETTE[name] for name in names if name in PALETTE}
+    free = [
+        colour for colour in (*plt.rcParams["axes.prop_cycle"].by_key()["color"], *_MORE_COLOURS) if colour.upper() not in taken
+    ]
+    others = [name for name in names if name not in PALETTE]
     return {
-        "palette": {name: PALETTE.get(name, cycle[index % len(cycle)]) for index, name in enumerate(names)},
+        "palette": {name: PALETTE[name] for name in names if name in PALETTE}
+        | {name: free[index % len(free)] for index, name in enumerate(others)},
         "markers": {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)},
         "dashes": {name: DASHES[index % len(DASHES)] for index, name in enumerate(names)},
     }

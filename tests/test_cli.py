@@ -187,3 +187,15 @@ def test_an_engine_left_open_at_the_end_of_the_program_harms_nobody(tier):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_told():
+    from importlib.metadata import version
+
+    assert run(app, ["--version"]).output.strip() == version("finemoe")
+
+
+def test_a_figures_name_may_have_its_suffix(tmp_path):
+    options = ["--compare", "--expert-memory", "0.4", "--prefetch-distance", "2", "--figure", str(tmp_path / "systems.pdf")]
+    assert run(app, ["replay", str(GOLDEN), *options]).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["systems.csv", "systems.pdf", "systems.png"]

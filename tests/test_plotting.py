@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from finemoe.analysis.systems import SYSTEMS
 from finemoe.plotting import machine, provenance, save_figure, save_table, series_styles, use_style
 
 
@@ -51,6 +52,12 @@ def test_neighbouring_series_differ_in_grey():
     assert len(set(look["markers"].values())) == len(set(look["dashes"].values())) == len(names)
     luminance = [colors.rgb_to_hsv(colors.to_rgb(look["palette"][name])) for name in names]
     assert len({tuple(value) for value in luminance}) == len(names)
+
+
+def test_no_two_systems_share_a_colour():
+    use_style()
+    palette = series_styles(list(SYSTEMS))["palette"]
+    assert len({colour.upper() for colour in palette.values()}) == len(SYSTEMS)
 
 
 def test_machine_names_cores_and_nothing_personal():

@@ -1,7 +1,8 @@
 """Expert Map Store: up to C records of an expert map and a semantic embedding (section 4.4, Fig. 5).
 
 Maps are kept as 16-bit fixed point (step 1/65535) and unit embeddings as signed 16 bits: a cosine changes by less than 1e-4 and
-a record takes 2·(L·J + h) bytes. Prefix norms are kept per layer, which makes a search incremental (search.py).
+a record takes 2·(L·J + h) bytes, and 4·(L + 1) for its norms: prefix norms are kept per layer, which makes a search incremental
+(search.py).
 """
 
 from pathlib import Path

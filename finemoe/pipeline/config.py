@@ -1,5 +1,6 @@
 """The pipeline's configuration, checked once at the edge: a typo ends in one line that says what was meant."""
 
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from finemoe.errors import FinemoeError
-from finemoe.paths import PROMPTS, ROOT
+from finemoe.paths import MINIATURES, PROMPTS, ROOT
 from finemoe.simulation.testbed import known_testbeds
 
 CONFIG = ROOT / "config"
@@ -47,7 +48,10 @@ def check(config: Mapping[str, Any]) -> None:
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FinemoeError(f"{file}: no such configuration file")
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FinemoeError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise FinemoeError(f"{file}: expected 'key: value' lines")
     return content
@@ -78,6 +82,12 @@ def _suggest(word: Any, known: list[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
+def _num_layers(model: str) -> int:
+    """MoE layers of a miniature; models from elsewhere are not looked into."""
+    file = MINIATURES / model / "config.json"
+    return int(_read(file)["num_hidden_layers"]) if file.is_file() else sys.maxsize
+
+
 def _check_references(config: Mapping[str, Any]) -> None:
     without = [model for model in config["models"] if model not in config["prefetch_distance"]]
     if without:
@@ -89,6 +99,13 @@ def _check_references(config: Mapping[str, Any]) -> None:
             raise FinemoeError(
                 f"config: unknown testbed {testbed!r}; {_suggest(testbed, testbeds)}; add data/hardware/{testbed}.yaml"
             )
+    for model, distance in config["prefetch_distance"].items():
+        if distance > (most := _num_layers(model)):
+            raise FinemoeError(f"config: prefetch_distance of {model} is {distance}, but it has {most} MoE layers")
+    if list(config["lookahead"]) != sorted(set(config["lookahead"])):
+        raise FinemoeError(f"config: lookahead is {config['lookahead']}; give its strides in ascending order, each once")
+    if config["figures"] == config["results"]:
+        raise FinemoeError(f"config: figures and results are both {config['figures']!r}; give them folders of their own")
     if config["expert_memory"] not in config["simulated_memories"]:
         raise FinemoeError(f"config: expert_memory is {config['expert_memory']}, which simulated_memories must hold too")
     if min(config["store_capacities"]) > _KNEE:

@@ -36,7 +36,7 @@ def make_policy(name: str, setup: PolicySetup, is_replay: bool = False, **option
         FinemoeError: no policy has that name or such an option, or it must know the future.
     """
     if name not in POLICIES:
-        raise FinemoeError(f"unknown policy {name!r}; known: {', '.join(sorted(POLICIES))}")
+        raise FinemoeError(f"unknown policy {name!r}; known: {', '.join(sorted(POLICIES) if is_replay else LIVE_POLICIES)}")
     policy = POLICIES[name]
     if policy.needs_future and not is_replay:
         raise FinemoeError(f"policy {name!r} must know the future; it runs in finemoe.replay only")

@@ -113,14 +113,19 @@ class ReplayedRouting:
                 return scores, weights, index, *rest
             if not is_called:
                 return self._ahead(layer, scores), weights, index, *rest
-            return (
-                self._logits[self._rows, layer].to(scores.dtype),
-                self._weights[self._rows, layer].to(weights.dtype),
-                self._index[self._rows, layer].to(index.dtype),
-                *rest,
-            )
+            self._take_types(scores, weights, index)
+            return self._logits[self._rows, layer], self._weights[self._rows, layer], self._index[self._rows, layer], *rest
 
         return replayed
+
+    def _take_types(self, scores: torch.Tensor, weights: torch.Tensor, index: torch.Tensor) -> None:
+        """The routers' own types, once a request instead of in every timed layer."""
+        if self._logits.dtype != scores.dtype:
+            self._logits = self._logits.to(scores.dtype)
+        if self._weights.dtype != weights.dtype:
+            self._weights = self._weights.to(weights.dtype)
+        if self._index.dtype != index.dtype:
+            self._index = self._index.to(index.dtype)
 
     def _ahead(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """What the router of a layer said from the residual stream of the layer that ran last; its own answer where nothing was

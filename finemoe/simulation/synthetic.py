@@ -26,8 +26,9 @@ class Statistics:
     """What a trace's decode iterations are like.
 
     Attributes:
-        reuse, within, across: share of a token's experts that the token before it activates too, another token of its request, a
-            token of another request. recall: recall_at_k of trajectory maps three layers ahead, C = 1000.
+        reuse, within, across: share of a token's experts that the token before it activates too, a token drawn from its request,
+            a token drawn from all of them (either may be the token itself). recall: recall_at_k of trajectory maps three layers
+            ahead, C = 1000.
     """
 
     reuse: float

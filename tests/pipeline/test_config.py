@@ -37,6 +37,12 @@ def test_overlay_merges_mappings_key_by_key(tmp_path, config):
         ({"num_prompts": "many"}, "num_prompts: 'many' is not of type 'integer'"),
         ({"expert_memories": [1.5]}, "expert_memories: 1.5 is greater than the maximum of 1"),
         ({"datasets": ["question"]}, "unknown value 'question' in datasets; did you mean 'questions'"),
+        (
+            {"prefetch_distance": {"mixtral-mini": 100, "qwen-mini": 3, "phi-mini": 3}},
+            "prefetch_distance of mixtral-mini is 100, but it has 32 MoE layers",
+        ),
+        ({"lookahead": [3, 1]}, "lookahead is [3, 1]; give its strides in ascending order"),
+        ({"figures": "results"}, "figures and results are both 'results'"),
     ],
 )
 def test_mistakes_end_in_one_line_that_says_what_was_meant(config, change, message):
@@ -52,6 +58,9 @@ def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(FinemoeError, match="expected 'key: value' lines"):
         load(tmp_path / "list.yaml")
+    (tmp_path / "open.yaml").write_text("models: [")
+    with pytest.raises(FinemoeError, match=r"open\.yaml: not a YAML file"):
+        load(tmp_path / "open.yaml")
 
 
 def test_schema_knows_the_policies_of_the_registry():
