@@ -156,3 +156,22 @@ def test_bit_equal_on_a_cuda_device(family, policy):
         with finemoe.offload(model, share, policy), torch.no_grad():
             assert torch.equal(model(**batch).logits, logits)
             assert torch.equal(model.generate(**batch, **options), tokens)
+
+
+def test_a_stream_that_takes_over_waits_for_the_one_before(monkeypatch):
+    """Layers of one forward may run on several streams; slots are fenced by the one that read them last."""
+    waited: list[tuple[str, str]] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            waited.append((self.name, other.name))
+
+    first, second, device = Stream("first"), Stream("second"), torch.device("cuda", 0)
+    with finemoe.offload(build("mixtral"), 0.5, "on-demand") as engine:
+        for stream in (first, first, second, second, first):
+            monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+            engine._follow_stream(device)
+    assert waited == [("second", "first"), ("first", "second")]
