@@ -47,9 +47,16 @@ class PolicySetup:
             )
         if not (is_whole(self.store_capacity) and self.store_capacity >= 1):
             raise FinemoeError(f"store_capacity is {self.store_capacity!r}, must be a whole number of maps, at least 1")
+        for name in ("prefetch_distance", "store_capacity"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # what is saved with a store is plain
         known = getattr(self.history, "model", "")
-        if self.model and known and known != self.model:
+        if self.model and known and _family(known) != _family(self.model):
             raise FinemoeError(f"the history is of {known!r}, not of {self.model!r}; record one with this model")
+
+
+def _family(identity: str) -> str:
+    """A model's identity without the digest of its weights, which changes with their type."""
+    return identity.rpartition("-")[0] or identity
 
 
 @dataclass(frozen=True)

@@ -128,4 +128,6 @@ def _require_sizes(store: ExpertMapStore, setup: PolicySetup) -> ExpertMapStore:
             f"the store holds maps of {store.num_layers} x {store.num_experts} experts, "
             f"the model has {expected[0]} x {expected[1]}"
         )
+    if store.model and setup.model and store.model != setup.model:
+        raise FinemoeError(f"the store holds maps of {store.model!r}, not of {setup.model!r}; build a store for this model")
     return store

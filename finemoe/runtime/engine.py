@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,7 @@ from finemoe.cache.placement import owners_of
 from finemoe.errors import EngineError
 from finemoe.maps.expert_map import lookahead_width
 from finemoe.policies import make_policy
-from finemoe.policies.base import PolicySetup, Prefetch
+from finemoe.policies.base import Policy, PolicySetup, Prefetch
 from finemoe.report import Counters, Report
 from finemoe.runtime import seam
 from finemoe.runtime.devices import DeviceMemories, Leases
@@ -39,6 +40,7 @@ from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.pool import SlotPool
+from finemoe.runtime.reaper import Watch
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.takeover import Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
@@ -97,7 +99,7 @@ class Engine:
         self._has_run = [False] * setup.num_layers
         self._is_closed = False
         # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
-        self._end = weakref.finalize(self, _end, self._process, self._matcher, self._memories, self._own_records)
+        self._watch = Watch(self, partial(_end, self._process, self._matcher, self._memories, self._own_records))
 
     def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
         """Everything that `close` undoes, in the opposite order."""
@@ -106,7 +108,7 @@ class Engine:
         record_bytes = max(layout.nbytes for layout in layouts)
         devices, home = options.devices, options.devices[0]
         self.policy = make_policy(options.policy, setup, **options.policy_options)
-        wanted = 1.0 if self.policy.holds_everything else options.expert_memory
+        wanted = _wanted_memory(self.policy, options)
         slots = slots_per_device(wanted, record_bytes, sum(self._counts), len(devices))
         self.expert_memory_bytes = slots * record_bytes * len(devices)
         is_asynchronous = not self.policy.is_synchronous if options.asynchronous is None else options.asynchronous
@@ -160,7 +162,10 @@ class Engine:
         Raises:
             EngineError: another thread is inside the model's forward.
         """
+        self._require_process()
         with self._mutex:  # until it is done: a forward that another thread begins waits for it
+            if self._is_closed:
+                raise EngineError("this engine is closed; offload the model anew")
             self._require_turn()
             self._recover()
             with self._moving():
@@ -188,25 +193,31 @@ class Engine:
         Raises:
             EngineError: another thread is inside the model's forward.
         """
+        self._require_process()
         with self._mutex:
             if self._is_closed:
                 return
-            self._require_process()
             self._require_turn()
-            self._is_closed = True
-            self._end.detach()
             try:
                 with torch.inference_mode(False), interrupts_wait():
+                    self._is_closed = True
+                    self._watch.cancel()
                     self._undo.close()
             except BaseException:
-                self._refuse_runs([layer for layer in self._layers if is_empty(layer)])
+                if self._is_closed:
+                    self._refuse_runs([layer for layer in self._layers if is_empty(layer)])
                 raise
 
     def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except EngineError as refusal:
+            if error is None:
+                raise
+            error.add_note(f"The engine stays attached: {refusal}")  # what went wrong first is what the caller must hear
 
     def on_forward_start(self) -> None:
         """The model's forward begins (called by the observer).
@@ -214,10 +225,10 @@ class Engine:
         Raises:
             EngineError: another thread is inside it, or a worker failed.
         """
+        self._require_process()  # before the mutex, which another thread may have held when this process was forked
         with self._mutex:
             if self._is_closed:
                 return  # while this forward waited: it goes on with the model as it was
-            self._require_process()
             self._require_turn()
             self._thread, self._is_in_forward = threading.get_ident(), True
             self._recover()
@@ -226,6 +237,7 @@ class Engine:
 
     def on_start(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
         """The embedding layer has run: a new iteration (called by the observer), unless another thread is inside the model."""
+        self._require_process()
         with self._mutex:
             is_used_twice = self._is_open and self._layer < 0  # before the first MoE layer
             if not (is_used_twice or self._is_closed or self._is_anothers()):
@@ -270,16 +282,21 @@ class Engine:
         with self._moving():
             self._publish_gate(AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept))
 
-    def on_forward_end(self, is_complete: bool) -> None:
-        """The model's forward has returned, or broken off with an exception (called by the observer)."""
+    def on_forward_end(self, is_complete: bool) -> bool:
+        """The model's forward has returned, or broken off with an exception (called by the observer).
+
+        Returns:
+            Whether it was the one that is followed: a thread that was refused comes here, too.
+        """
         if self._thread != threading.get_ident():
-            return
+            return False
         try:
             if is_complete:
                 self._end_iteration()
         finally:
             self._is_in_forward = False
             self._thread = None  # last of all: then another thread may come in
+        return True
 
     def _end_iteration(self) -> None:
         self._end_publishing()
@@ -331,11 +348,11 @@ class Engine:
             raise EngineError(
                 "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
             )
+        self._require_process()
         self._raise_failures()
         with self._mutex:
             if self._is_closed:
                 raise EngineError("this engine was closed while the layer waited; call the model again")
-            self._require_process()
             self._require_turn()
             self._thread = threading.get_ident()  # inner modules may be called directly, past the model's own forward
             # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
@@ -474,7 +491,13 @@ class Engine:
             self._counters.ranked += len(demanded)
 
 
-def require_possible(layers: Sequence[MoELayer], setup: PolicySetup, options: EngineOptions) -> None:
+def _wanted_memory(policy: Policy, options: EngineOptions) -> int | float | str:
+    return 1.0 if policy.holds_everything else options.expert_memory
+
+
+def require_possible(
+    layers: Sequence[MoELayer], layouts: Sequence[RecordLayout], setup: PolicySetup, options: EngineOptions
+) -> None:
     """Refuse what an engine would refuse, before the weights of a checkpoint are read.
 
     Raises:
@@ -482,8 +505,8 @@ def require_possible(layers: Sequence[MoELayer], setup: PolicySetup, options: En
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
     make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts, policy.expected)
-    record_bytes = max(RecordLayout.of(layer).nbytes for layer in layers)
-    slots_per_device(options.expert_memory, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
+    record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
+    slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
     make_link(options.devices[0], options.link)
 
 

@@ -43,6 +43,17 @@ def require_offloadable(model: nn.Module) -> None:
         raise FinemoeError("this model has weights on the meta device; load them, or use finemoe.load with the checkpoint's path")
 
 
+def require_contiguous(layers: Sequence[MoELayer]) -> None:
+    """Refuse experts that lie in memory in another order than their shape says: products of such weights round otherwise."""
+    for layer in layers:
+        for name, parameter in layer.expert_parameters().items():
+            if not parameter.is_contiguous():
+                raise FinemoeError(
+                    f"{layer.name}.{name} is not contiguous in memory, which a record cannot keep; make it so first: "
+                    "parameter.data = parameter.data.contiguous()"
+                )
+
+
 def require_free(layers: Sequence[MoELayer]) -> None:
     """Refuse a model that an engine holds already, or whose experts went with one."""
     if any(seam.is_without_weights(layer.experts) for layer in layers):

@@ -117,8 +117,7 @@ class Matcher:
         """Stop the thread after what is queued, and wait for it."""
         if self._thread:
             self._events.put(None)
-            if self._thread is not threading.current_thread():  # which may collect an engine that was dropped
-                self._thread.join()
+            self._thread.join()
 
     def _dispatch(self, event: Event) -> None:
         if self._thread:

@@ -157,7 +157,7 @@ class ExpertMemory:
             self._closed = True
             self.num_demanding = 0
             self.changed.notify_all()
-        if self._worker and self._worker is not threading.current_thread():  # which may collect an engine that was dropped
+        if self._worker:
             self._worker.join()
         self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
         self.pool.close()

@@ -21,7 +21,7 @@ class Listener(Protocol):
 
     def on_router(self, layer: int, output: Any) -> None: ...
 
-    def on_forward_end(self, is_complete: bool) -> None: ...
+    def on_forward_end(self, is_complete: bool) -> bool: ...
 
 
 class Observer:
@@ -71,8 +71,12 @@ class Observer:
         return None if bool(mask.all()) else mask.flatten().nonzero().flatten()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._mask = self._past_tokens = None  # which say nothing of an inner module that is called by itself afterwards
-        self._listener.on_forward_end(output is not None)
+        is_followed = True
+        try:
+            is_followed = self._listener.on_forward_end(output is not None)
+        finally:
+            if is_followed:  # what was said of it says nothing of an inner module that is called by itself afterwards
+                self._mask = self._past_tokens = None
 
     def _gate_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         @torch.compiler.disable

@@ -8,7 +8,7 @@ from torch import nn
 
 from finemoe.policies.base import PolicySetup
 from finemoe.runtime.engine import Engine
-from finemoe.runtime.guards import require_free, require_offloadable
+from finemoe.runtime.guards import require_contiguous, require_free, require_offloadable
 from finemoe.runtime.layers import MoELayer, activated_per_token, find_moe_layers
 from finemoe.runtime.observer import embedding_of
 from finemoe.runtime.options import engine_options
@@ -58,6 +58,7 @@ def offload(
     require_offloadable(model)
     layers = find_moe_layers(model)
     require_free(layers)
+    require_contiguous(layers)
     options = engine_options(
         expert_memory,
         policy,

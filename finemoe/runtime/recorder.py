@@ -50,8 +50,8 @@ class _Tape:
     def on_router(self, layer: int, output: Any) -> None:
         self._router_output = output
 
-    def on_forward_end(self, is_complete: bool) -> None:
-        return None
+    def on_forward_end(self, is_complete: bool) -> bool:
+        return True
 
     def on_experts(self, layer: MoELayer, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
         """What the experts were really called with: the activated set is taken here, not from the router."""
@@ -107,6 +107,7 @@ def record(
         raise FinemoeError("record takes a list of prompts, not one text; write [prompt]")
     layers = find_moe_layers(model)
     _require_numbers(len(layers), lookahead, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    lookahead = [int(stride) for stride in lookahead]
     _require_entries(len(prompts), splits=splits, request_ids=request_ids)
     if not prompts or any(not prompt for prompt in prompts):
         raise FinemoeError("record needs at least one prompt, and none of them empty")

@@ -69,8 +69,10 @@ class Skeleton:
         engine_told = engine_options(
             expert_memory, policy, host_memory=host_memory, disk_folder=disk_folder, devices=devices, **options
         )
-        require_possible(self.layers, policy_setup(self.model, self.layers, **(told | {"history": None})), engine_told)
-        records = self.read_experts(engine_told.devices[0].type == "cuda", engine_told.host_bytes, disk_folder, progress)
+        is_cuda = engine_told.devices[0].type == "cuda"
+        layouts = self._layouts(is_cuda)
+        require_possible(self.layers, layouts, policy_setup(self.model, self.layers, **(told | {"history": None})), engine_told)
+        records = self.read_experts(is_cuda, engine_told.host_bytes, disk_folder, progress)
         try:
             setup = policy_setup(self.model, self.layers, **told)
             return self.model, Engine(self.model, self.layers, setup, engine_told, records)
@@ -82,8 +84,9 @@ class Skeleton:
         self, pinned: bool, host_bytes: int | None = None, disk_folder: str | Path | None = None, progress: bool = False
     ) -> RecordStore:
         """Every weight: the experts' into a store, the others' into the model; arguments as RecordStore's."""
-        layouts = [RecordLayout.of(layer, None if pinned else self._phases(layer)) for layer in self.layers]
-        records = RecordStore(layouts, [layer.num_experts for layer in self.layers], host_bytes, pinned, disk_folder)
+        records = RecordStore(
+            self._layouts(pinned), [layer.num_experts for layer in self.layers], host_bytes, pinned, disk_folder
+        )
         try:
             self._read(records, progress)
         except BaseException:
@@ -98,6 +101,9 @@ class Skeleton:
     @cached_property
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(self.model, self._shards)
+
+    def _layouts(self, is_cuda: bool) -> list[RecordLayout]:
+        return [RecordLayout.of(layer, None if is_cuda else self._phases(layer)) for layer in self.layers]
 
     def _phases(self, layer: MoELayer) -> dict[str, int]:
         """Where the CPU would read a layer's weights had Transformers loaded them, by parameter name (see `records`)."""

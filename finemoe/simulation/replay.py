@@ -30,6 +30,8 @@ from finemoe.simulation.timed import ModelledPace, Pace, TimedCache
 from finemoe.traces import RoutingTrace
 from finemoe.units import is_whole
 
+_COMPARED_ROWS = 64  # that tell two requests of one name apart
+
 
 def replay(
     trace: RoutingTrace,
@@ -175,14 +177,21 @@ def _require_effect(hardware: Any, model: str | None, expert_bytes: int | None) 
 
 
 def _require_others(history: Any, trace: RoutingTrace) -> None:
-    """Served requests never contribute to a history (DESIGN 4); they are known by their names, where they have any."""
+    """Served requests never contribute to a history (DESIGN 4); they are known by name, where they have one, and routing."""
     if isinstance(history, RoutingTrace) and history.model == trace.model:
-        common = sorted(set(history.request_ids) & set(trace.request_ids))
-        if common:
-            raise FinemoeError(
-                f"request {common[0]!r} is served and in the history, which must be of other requests; take "
-                "trace.split('history') and trace.split('served')"
-            )
+        known = {name: number for number, name in enumerate(history.request_ids)}
+        for number, name in enumerate(trace.request_ids):
+            if name in known and _begins_alike(history, known[name], trace, number):
+                raise FinemoeError(
+                    f"request {name!r} is served and in the history, which must be of other requests; take "
+                    "trace.split('history') and trace.split('served')"
+                )
+
+
+def _begins_alike(one: RoutingTrace, request: int, other: RoutingTrace, number: int) -> bool:
+    rows, others = one.rows_of(request), other.rows_of(number)
+    count = min(rows.stop - rows.start, others.stop - others.start, _COMPARED_ROWS)
+    return np.array_equal(one.expert_ids[rows.start : rows.start + count], other.expert_ids[others.start : others.start + count])
 
 
 def _arranged(trace: RoutingTrace, batch_size: int) -> Arrangement:

@@ -179,3 +179,11 @@ def test_loading_is_refused_before_the_first_weight():
 def test_offload_wants_a_model():
     with pytest.raises(FinemoeError, match=r"not str; finemoe\.load takes a name"):
         finemoe.offload("mixtral-mini", 0.5)
+
+
+def test_weights_in_another_order_than_their_shape_are_refused():
+    model = build("mixtral")
+    parameter = model.model.layers[1].mlp.experts.down_proj
+    parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(FinemoeError, match=r"layers\.1\.mlp\.experts\.down_proj is not contiguous"):
+        finemoe.offload(model, 0.5)

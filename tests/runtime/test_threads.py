@@ -11,6 +11,7 @@ import torch
 
 import finemoe
 from finemoe.errors import EngineError
+from finemoe.runtime import reaper
 from tests.runtime.models import build, padded_batch
 
 WAIT_S = 20
@@ -112,7 +113,7 @@ def test_a_forward_that_waits_while_the_engine_closes_goes_on_without_it(batch):
 @pytest.mark.parametrize("host_memory", [None, 0])
 def test_a_forked_process_is_told_and_its_parent_goes_on(batch, host_memory):
     model = build("mixtral")
-    with finemoe.offload(model, 0.3, host_memory=host_memory) as engine, torch.no_grad():
+    with finemoe.offload(model, 0.3, host_memory=host_memory), torch.no_grad():
         expected = model(**batch).logits
         reader, writer = os.pipe()
         child = os.fork()
@@ -123,7 +124,7 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(batch, host_memory):
             except EngineError as error:
                 answer = str(error)
             finally:
-                engine._end()  # as at its exit
+                reaper._end_all()  # as at its exit
                 os.write(writer, answer.encode())
                 os._exit(0)
         os.close(writer)
@@ -141,11 +142,18 @@ def test_an_engine_that_is_dropped_leaves_nothing(batch, policy):
         model(**batch)
     memory = engine._memories.memories[0]
     left = [weakref.ref(one) for one in (model, engine, engine.records, memory.pool)]
-    threads = [thread for thread in (memory._worker, engine._matcher._thread) if thread]
-    del model, engine, memory
+    threads, lock = [thread for thread in (memory._worker, engine._matcher._thread) if thread], memory.lock
+    del memory
+    with lock:  # which the worker needs to end: whoever happens to collect must not wait for it
+        del model, engine
+        gc.collect()
+        assert [left[0](), left[1]()] == [None, None]
+    ending = [*threads, *(thread for thread in threading.enumerate() if thread.name == "finemoe-reaper")]
+    for thread in ending:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
     gc.collect()
     assert [reference() for reference in left] == [None] * 4
-    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_an_embedding_after_a_padded_batch_is_no_padded_batch():
@@ -163,3 +171,30 @@ def test_an_embedding_after_a_padded_batch_is_no_padded_batch():
             embedded = model.get_input_embeddings()(prompt)
             assert torch.equal(model.generate(inputs_embeds=embedded, **options), expected)
             model.generate(**batch, **options)
+
+
+def test_an_exception_is_not_replaced_by_a_refusal_to_close(batch):
+    model = build("mixtral")
+    expected, enter = inside(model, batch, "model")
+    engine = finemoe.offload(model, 0.3)
+    paused, first = enter(), ValueError("first")
+    engine.__exit__(ValueError, first, None)
+    assert "stays attached" in first.__notes__[0]
+    assert torch.equal(paused.finish(), expected)
+    engine.close()
+    with pytest.raises(EngineError, match="this engine is closed"):
+        engine.preload()
+
+
+def test_a_refused_forward_leaves_the_running_ones_padding_alone():
+    model, learned = build("mixtral"), []
+    batch = {"input_ids": torch.arange(2, 62).reshape(3, 20), "attention_mask": torch.ones(3, 20, dtype=torch.long)}
+    batch["attention_mask"][0, :15] = 0
+    with finemoe.offload(model, 0.3, asynchronous=False) as engine:
+        start = engine.policy.start_iteration
+        engine.policy.start_iteration = lambda context: learned.append(context.num_rows) or start(context)
+        paused = Paused(lambda: model(**batch).logits, model.model.embed_tokens)
+        with torch.no_grad(), pytest.raises(EngineError, match="one thread at a time"):
+            model(**batch)
+        paused.finish()
+    assert learned == [45]

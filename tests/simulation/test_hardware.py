@@ -228,6 +228,8 @@ def test_numpy_numbers_are_numbers(toy):
 def test_what_a_replay_must_not_be_given():
     with pytest.raises(FinemoeError, match="is served and in the history"):
         finemoe.replay(SERVED, "finemoe", history=TRACE)
+    names = (SERVED.request_ids * HISTORY.num_requests)[: HISTORY.num_requests]
+    finemoe.replay(SERVED, "finemoe", history=replace(HISTORY, request_ids=names))  # the same requests by name only
     with pytest.raises(FinemoeError, match="the history is of 'another', not of"):
         finemoe.replay(SERVED, "promoe", history=replace(HISTORY, model="another"))
     with pytest.raises(FinemoeError, match="model says whose sizes"):
