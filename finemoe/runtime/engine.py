@@ -217,7 +217,7 @@ class Engine:
         except EngineError as refusal:
             if error is None:
                 raise
-            error.add_note(f"The engine stays attached: {refusal}")  # what went wrong first is what the caller must hear
+            error.add_note(f"Closing the engine: {refusal}")  # what went wrong first is what the caller must hear
 
     def on_forward_start(self) -> None:
         """The model's forward begins (called by the observer).

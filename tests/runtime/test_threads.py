@@ -179,7 +179,7 @@ def test_an_exception_is_not_replaced_by_a_refusal_to_close(batch):
     engine = finemoe.offload(model, 0.3)
     paused, first = enter(), ValueError("first")
     engine.__exit__(ValueError, first, None)
-    assert "stays attached" in first.__notes__[0]
+    assert "one thread at a time" in first.__notes__[0]
     assert torch.equal(paused.finish(), expected)
     engine.close()
     with pytest.raises(EngineError, match="this engine is closed"):
