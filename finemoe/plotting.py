@@ -26,6 +26,7 @@ PALETTE = {
     "fine": "#0072B2",
     "coarse": "#E69F00",
     "finemoe": "#0072B2",
+    "FineMoE": "#0072B2",
     "MoE-Infinity": "#E69F00",
     "on-demand": "#8C8C8C",
     "default": "#D55E00",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 _NOBODY = -1
+_PATIENCE_S = 0.01
 _numbers = itertools.count()
 _ends: dict[int, Callable[[], None]] = {}  # of living owners, and of those that have left a note
 _notes: "queue.SimpleQueue[int]" = queue.SimpleQueue()
@@ -39,7 +40,8 @@ class Watch:
         thread = _thread
         if not _ends and thread is not None:
             _notes.put(_NOBODY)
-            thread.join()
+            while thread.is_alive() and not _ends:  # a new owner elsewhere keeps the thread
+                thread.join(_PATIENCE_S)
 
 
 def _start() -> None:

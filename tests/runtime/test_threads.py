@@ -198,3 +198,32 @@ def test_a_refused_forward_leaves_the_running_ones_padding_alone():
             model(**batch)
         paused.finish()
     assert learned == [45]
+
+
+def test_a_new_engine_keeps_the_thread_that_an_old_one_would_end(monkeypatch):
+    """Whoever closes must not wait for a thread that another engine needs from now on."""
+
+    class Owner:
+        pass
+
+    class Notes:
+        """A queue into which the last owner's farewell comes just after a new owner has arrived."""
+
+        def __init__(self, notes) -> None:
+            self._notes = notes
+            self.get = notes.get
+
+        def put(self, number: int) -> None:
+            watches.append(reaper.Watch(new, lambda: None))
+            self._notes.put(number)
+
+    old, new, watches = Owner(), Owner(), []
+    first, notes = reaper.Watch(old, lambda: None), reaper._notes
+    monkeypatch.setattr(reaper, "_notes", Notes(notes))
+    closing = threading.Thread(target=first.cancel, daemon=True)
+    closing.start()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+    monkeypatch.setattr(reaper, "_notes", notes)
+    watches[0].cancel()
+    assert not any(thread.name == "finemoe-reaper" for thread in threading.enumerate())
