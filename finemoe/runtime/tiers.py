@@ -1,7 +1,8 @@
-"""Where experts wait: one arena in host memory, and a file on disk for what exceeds the host's budget (DESIGN 5, "Tiers").
+"""Where experts wait: an arena in host memory, and a file on disk for what exceeds the host's budget (DESIGN 5, "Tiers").
 
-The arena is page-locked where a CUDA device reads it. The file has no name, so nothing is left behind however the process ends;
-each record's checksum is taken when it is written and checked whenever it is read, since a wrong weight is a wrong token.
+The arena is page-locked where a CUDA device reads it (see `arena`). The file has no name, so nothing is left behind however the
+process ends; each record's checksum is taken when it is written and checked whenever it is read, since a wrong weight is a wrong
+token.
 """
 
 import os
@@ -10,7 +11,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ import torch
 import xxhash
 
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime.arena import Arena
 from finemoe.runtime.records import RecordLayout
 
 _READ_CHUNK_BYTES = 1 << 20
@@ -33,7 +34,7 @@ class RecordStore:
     Args:
         layouts: the record layout of every MoE layer; counts: experts of every layer.
         host_bytes: budget of the arena; None keeps everything in host memory.
-        pinned: page-lock the arena.
+        pinned: page-lock the arena as far as the machine lets it.
         disk_folder: where the file of the disk tier lies; None is the system's folder for temporary files.
     Raises:
         FinemoeError: the budget is negative, or memory or disk cannot be had.
@@ -50,12 +51,13 @@ class RecordStore:
         self.layouts, self.counts = list(layouts), list(counts)
         sizes = np.repeat([layout.nbytes for layout in layouts], counts)
         is_host = _striped(sizes, host_bytes)
-        starts = np.where(is_host, np.cumsum(sizes * is_host), np.cumsum(sizes * ~is_host)) - sizes
+        places = np.where(is_host, np.cumsum(is_host) - 1, np.cumsum(sizes * ~is_host) - sizes)
         self._first = np.concatenate([[0], np.cumsum(counts)]).tolist()
-        self._sizes, self._is_host, self._starts = sizes.tolist(), is_host.tolist(), starts.tolist()
+        self._sizes, self._is_host = sizes.tolist(), is_host.tolist()
+        self._places = places.tolist()  # the number of a record in the arena, or where it begins in the file
         self.host_bytes, self.disk_bytes = int(sizes[is_host].sum()), int(sizes[~is_host].sum())
         self._file = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
-        self._arena = _Arena(self.host_bytes, pinned)  # last, since what is page-locked must be let go again
+        self._arena = Arena(sizes[is_host].tolist(), pinned)  # last, since what is page-locked must be let go again
 
     @property
     def record_bytes(self) -> int:
@@ -65,6 +67,11 @@ class RecordStore:
     @property
     def num_records(self) -> int:
         return len(self._sizes)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """How many of the host's bytes are page-locked."""
+        return self._arena.pinned_bytes
 
     def on_disk(self, layer: int, expert: int) -> bool:
         """Whether an expert's record lies on disk."""
@@ -79,23 +86,21 @@ class RecordStore:
             EngineError: the disk fails, or the bytes are not those that were written.
         """
         index = self._first[layer] + expert
-        start, size = self._starts[index], self._sizes[index]
         if self._is_host[index]:
-            return self._arena.bytes[start : start + size]
+            return self._arena.record(self._places[index])
         assert self._file is not None
-        return self._file.read(start, size)
+        return self._file.read(self._places[index], self._sizes[index])
 
     def write(self, layer: int, expert: int, weights: dict[str, torch.Tensor]) -> None:
         """Put one expert's weights, by parameter name and without the expert axis, where they wait."""
         index = self._first[layer] + expert
-        start, size = self._starts[index], self._sizes[index]
-        on_disk = not self._is_host[index]
-        record = torch.zeros(size, dtype=torch.uint8, device="cpu") if on_disk else self._arena.bytes[start : start + size]
+        place, is_host = self._places[index], self._is_host[index]
+        record = self._arena.record(place) if is_host else torch.zeros(self._sizes[index], dtype=torch.uint8, device="cpu")
         for field in self.layouts[layer].fields:
             field.view(record, expert).copy_(weights[field.name])
-        if on_disk:
+        if not is_host:
             assert self._file is not None
-            self._file.write(start, record)
+            self._file.write(place, record)
 
     def close(self) -> None:
         """Give memory and disk back."""
@@ -124,33 +129,6 @@ def _striped(sizes: np.ndarray, budget_bytes: int | None) -> np.ndarray:
             credit_bytes -= size
             is_host[index] = True
     return is_host
-
-
-class _Arena:
-    """One block of host memory, page-locked on request (registered in place: a pinned allocation is rounded up to a power of
-    2)."""
-
-    def __init__(self, num_bytes: int, pinned: bool) -> None:
-        try:
-            self.bytes = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
-        except RuntimeError as error:
-            raise FinemoeError(f"{num_bytes} bytes of host memory cannot be had; set host_memory to keep less there") from error
-        self._is_pinned = pinned and num_bytes > 0
-        if self._is_pinned:
-            _check_cuda(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), num_bytes, 0), num_bytes)
-
-    def close(self) -> None:
-        if self._is_pinned:
-            torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())
-        self._is_pinned = False
-        self.bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
-
-
-def _check_cuda(status: object, num_bytes: int) -> None:
-    if int(status) != 0:  # type: ignore[call-overload]
-        with suppress(RuntimeError):  # the next kernel would report the error as its own
-            torch.zeros(1, device="cuda")
-        raise FinemoeError(f"{num_bytes} bytes of host memory cannot be page-locked (CUDA error {status}); lower host_memory")
 
 
 @dataclass(eq=False)

@@ -125,8 +125,8 @@ def test_a_record_does_not_queue_up_behind_one_that_another_thread_reads(monkeyp
 
 
 def test_without_room_on_disk_no_memory_is_page_locked(monkeypatch):
-    made: list[int] = []
-    monkeypatch.setattr(tiers, "_Arena", lambda num_bytes, pinned: made.append(num_bytes))
+    made: list[list[int]] = []
+    monkeypatch.setattr(tiers, "Arena", lambda sizes, pinned: made.append(sizes))
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(FinemoeError, match="set disk_folder"):
         RecordStore([LAYOUT], [6], host_bytes=1024)
