@@ -2,7 +2,8 @@
 
 Eager's loop issues a handful of small kernels for every expert. Here tokens are sorted by the slot of their expert, and every
 slot between the first and the last one used is a group (most may be empty), so that no weight is gathered or moved. Products and
-sums come in another order than eager's: results differ by rounding, which is why nobody gets this without asking.
+sums come in another order than eager's: results differ by rounding, which is why nobody gets this without asking. They do not
+differ from run to run: a token's results are summed over its K places, not added as they come.
 """
 
 import numpy as np
@@ -46,4 +47,6 @@ def grouped_forward(
     gate, up = grouped_mm(hidden_states[tokens], stacked["gate_up_proj"].mT, offs=ends).chunk(2, dim=-1)
     results = grouped_mm(module.act_fn(gate) * up, stacked["down_proj"].mT, offs=ends)  # type: ignore[operator]
     results = results * top_k_weights.reshape(-1)[order, None]
-    return torch.zeros_like(hidden_states).index_add_(0, tokens, results.to(hidden_states.dtype))
+    placed = results.new_zeros(len(chosen), results.shape[1])  # foreign experts add nothing
+    placed[order] = results
+    return placed.view(-1, top_k, results.shape[1]).sum(1).to(hidden_states.dtype)
