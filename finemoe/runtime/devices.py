@@ -12,6 +12,7 @@ from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prefetch
 from finemoe.runtime.grouped import can_group
 from finemoe.runtime.memory import ExpertMemory, Lease
+from finemoe.runtime.records import copied_in_phase
 
 
 class DeviceMemories:
@@ -160,4 +161,4 @@ def to_home(weights: dict[str, torch.Tensor], device: torch.device, home: torch.
     """The weights on the home device; the same tensors where they are there already."""
     if device == home:
         return weights
-    return {name: weight.to(home, non_blocking=True) for name, weight in weights.items()}
+    return {name: copied_in_phase(weight, home) for name, weight in weights.items()}

@@ -1,9 +1,10 @@
 """How an expert lies in memory: one contiguous record of bytes, so that one expert is one transfer (DESIGN 5, "Tiers").
 
-A weight keeps its *phase*, the bytes by which it begins past a multiple of 64: kernels are chosen by it and round differently. In
-a checkpoint's file that is mapped into memory weights begin at any multiple of 8, and CPUs without AVX-512 round the product of
-such a weight and a single token otherwise; moved to a round address, it would no longer give eager's bits. Experts whose size is
-no multiple of 64 bytes begin in different phases, as eager finds them in the fused parameter.
+A weight keeps its *phase*, the bytes by which it begins past a multiple of 256: kernels are chosen by it and round differently
+(cuBLASLt looks at up to 256 bytes, CPUs at a line of 64). In a checkpoint's file that is mapped into memory weights begin at any
+multiple of 8, and CPUs without AVX-512 round the product of such a weight and a single token otherwise; moved to a round address,
+it would no longer give eager's bits. Experts whose size is no multiple of 256 bytes begin in different phases, as eager finds
+them in the fused parameter. That begins at a multiple of 512 on CUDA; on the CPU a multiple of 64 is all that allocations keep.
 """
 
 import math
@@ -15,8 +16,8 @@ import torch
 
 from finemoe.runtime.layers import MoELayer
 
-_ALIGNMENT_BYTES = 256
-_PHASES = 64  # bytes after which alignment begins anew, a line of any cache
+_PHASES = 256  # bytes after which alignment begins anew, the most that any kernel looks at
+_LINE_BYTES = 64  # to which memory on the CPU is aligned
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,18 @@ class Field:
     @property
     def period(self) -> int:
         """Number of experts after which phases repeat."""
-        return _PHASES // math.gcd(_PHASES, self.nbytes)
+        return _PHASES // self._step_bytes
+
+    @property
+    def _step_bytes(self) -> int:
+        """By what experts' phases differ: any multiple of it."""
+        return math.gcd(_PHASES, self.nbytes)
 
     @property
     def room_bytes(self) -> int:
         """What the weight takes, whichever its expert is."""
-        most = self.phase_bytes if self.period == 1 else _PHASES - 1
-        return -(-(most + self.nbytes) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        most = _PHASES - self._step_bytes + self.phase_bytes % self._step_bytes
+        return -(-(most + self.nbytes) // _PHASES) * _PHASES
 
     def start_bytes(self, expert: int) -> int:
         """Where an expert's weight begins inside its record."""
@@ -88,8 +94,9 @@ class RecordLayout:
 
 
 def phase_of(weight: torch.Tensor) -> int:
-    """By how many bytes a weight begins past a multiple of 64; 0 off the CPU, and where its own type could not begin there."""
-    phase = weight.data_ptr() % _PHASES if weight.device.type == "cpu" else 0
+    """By how many bytes a weight begins past a multiple of 64, the phase of a fused parameter on the CPU; 0 elsewhere, and where
+    its own type could not begin there."""
+    phase = weight.data_ptr() % _LINE_BYTES if weight.device.type == "cpu" else 0
     return 0 if phase % weight.element_size() else phase
 
 
@@ -98,3 +105,10 @@ def room_for(field: Field, count: int, device: torch.device) -> torch.Tensor:
     skipped = field.phase_bytes // field.dtype.itemsize
     numel = count * int(torch.Size(field.shape).numel())
     return torch.empty(skipped + numel, dtype=field.dtype, device=device)[skipped:].view(count, *field.shape)
+
+
+def copied_in_phase(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A weight's copy on another device, issued and not waited for, that begins in the same phase."""
+    skipped = weight.data_ptr() % _PHASES // weight.element_size()
+    memory = torch.empty(skipped + weight.numel(), dtype=weight.dtype, device=device)
+    return memory[skipped:].view(weight.shape).copy_(weight, non_blocking=True)

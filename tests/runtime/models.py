@@ -1,7 +1,9 @@
-"""Tiny random models of the three families, for tests of the runtime."""
+"""Tiny random models of the three families and an odd one, for tests of the runtime."""
 
 import torch
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PhimoeConfig,
@@ -12,6 +14,7 @@ from transformers import (
 )
 
 FAMILIES = ("mixtral", "qwen2_moe", "phimoe")
+ODD_FAMILY = "gpt_oss"  # whose experts have biases, and no weight of which fills whole lines of 64 bytes
 _COMMON = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -33,6 +36,12 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Pre
     elif family == "qwen2_moe":
         experts = {"moe_intermediate_size": 24, "num_experts": 12, "num_experts_per_tok": 4}
         model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**_COMMON, **experts, shared_expert_intermediate_size=40))
+    elif family == ODD_FAMILY:
+        experts = {"intermediate_size": 21, "num_local_experts": 9, "num_experts_per_tok": 3}
+        model = GptOssForCausalLM(GptOssConfig(**_COMMON | {"hidden_size": 36}, **experts, head_dim=16))
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
     else:
         model = PhimoeForCausalLM(PhimoeConfig(**_COMMON, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2))
     model = model.to(dtype).eval()

@@ -13,7 +13,7 @@ import finemoe
 from finemoe.runtime import engine as engine_module
 from finemoe.runtime.link import CudaLink
 from finemoe.runtime.pool import SlotPool
-from tests.runtime.models import FAMILIES, build, padded_batch
+from tests.runtime.models import FAMILIES, ODD_FAMILY, build, padded_batch
 
 CPU = torch.device("cpu")
 
@@ -145,7 +145,7 @@ def test_the_check_notices_a_missing_wait(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, ODD_FAMILY])
 def test_bit_equal_on_a_cuda_device(family, policy):
     model = build(family, torch.bfloat16).to("cuda")
     batch = {name: value.to("cuda") for name, value in padded_batch().items()}

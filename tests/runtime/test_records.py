@@ -1,4 +1,4 @@
-"""Records keep where in a line of 64 bytes a weight begins, since some CPUs' products round with it: in slots, and given back."""
+"""Records keep where in 64 bytes (on CUDA, in 256) a weight begins, since products round with it: in slots, and given back."""
 
 from types import SimpleNamespace
 
@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 import finemoe
 from finemoe.miniatures.catalog import resolve
 from finemoe.runtime.layers import find_moe_layers
-from finemoe.runtime.records import RecordLayout, phase_of, room_for
+from finemoe.runtime.pool import SlotPool
+from finemoe.runtime.records import RecordLayout, copied_in_phase, phase_of, room_for
 from tests.runtime import families
-from tests.runtime.models import build
+from tests.runtime.models import ODD_FAMILY, build, padded_batch
 
 LINE_BYTES = 64
+CUDA_PHASES = 256  # how far kernels look there
 
 
 def shift(model, num_bytes: int) -> None:
@@ -88,6 +90,65 @@ def test_experts_of_odd_sizes_keep_eagers_bits(hidden_size, intermediate_size):
         with finemoe.offload(model, 0.5, "on-demand", grouped_from=grouped_from):
             for token, logits in zip(tokens, expected, strict=True):
                 assert torch.equal(model(input_ids=token).logits, logits)
+
+
+def fused_on_cuda(parameter: torch.Tensor) -> torch.Tensor:
+    """Memory for a parameter that begins at a multiple of 512, as whatever is allocated on CUDA."""
+    memory = torch.empty(parameter.nbytes + 1024, dtype=torch.uint8)
+    memory = memory[-memory.data_ptr() % 512 :][: parameter.nbytes]
+    return memory.view(parameter.dtype).view(parameter.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_experts_of_odd_sizes_begin_as_in_the_fused_parameter(dtype):
+    layers = find_moe_layers(build(ODD_FAMILY, dtype))
+    fused = {name: fused_on_cuda(parameter) for name, parameter in layers[0].expert_parameters().items()}
+    assert len(fused) == 4
+    assert all(parameter[0].nbytes % LINE_BYTES for parameter in fused.values())
+    layouts = [RecordLayout.in_place(layer, torch.device("cuda", 0)) for layer in layers]
+    assert len(set(layouts)) == 1
+    pool = SlotPool(layouts, 3, torch.device("cpu"))
+    begin = pool.bytes_of(0, 0).data_ptr()  # a multiple of 512 on CUDA
+    for slot in range(3):
+        assert (pool.bytes_of(0, slot).data_ptr() - begin) % CUDA_PHASES == 0
+        for expert in range(layers[0].num_experts):
+            found = {name: (weight.data_ptr() - begin) % CUDA_PHASES for name, weight in pool.weights(0, slot, expert).items()}
+            assert found == {name: parameter[expert].data_ptr() % CUDA_PHASES for name, parameter in fused.items()}
+
+
+def test_odd_sizes_cost_less_than_256_bytes_a_weight():
+    for layer in find_moe_layers(build(ODD_FAMILY)):
+        weights = layer.expert_parameters().values()
+        padded_bytes = sum(-(-parameter[0].nbytes // CUDA_PHASES) * CUDA_PHASES for parameter in weights)
+        assert RecordLayout.of(layer).nbytes <= padded_bytes + len(weights) * CUDA_PHASES
+    for layer in find_moe_layers(build("mixtral")):  # and even ones nothing
+        assert RecordLayout.of(layer).nbytes == sum(parameter[0].nbytes for parameter in layer.expert_parameters().values())
+        assert RecordLayout.of(layer).period == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@torch.no_grad()
+def test_experts_of_odd_sizes_with_biases_keep_eagers_bits(dtype):
+    model, batch = build(ODD_FAMILY, dtype), padded_batch()
+    inputs = [batch, *({"input_ids": torch.tensor([[token]])} for token in range(2, 30))]
+    expected = [model(**one).logits for one in inputs]
+    for share in (0.03, 0.4, 1.0):
+        for devices in (1, 2):
+            with finemoe.offload(model, max(share, devices / 36), "on-demand", devices=devices) as engine:
+                for one, logits in zip(inputs, expected, strict=True):
+                    assert torch.equal(model(**one).logits, logits)
+                assert engine.report().misses > 0
+    assert all(torch.equal(model(**one).logits, logits) for one, logits in zip(inputs, expected, strict=True))
+
+
+def test_a_copy_for_another_device_begins_in_the_same_phase():
+    memory = torch.arange(1000, dtype=torch.float32)
+    for begin in (0, 1, 7, 15, 16, 40):
+        weight = memory[begin : begin + 12].view(3, 4)
+        copy = copied_in_phase(weight, torch.device("cpu"))
+        assert torch.equal(copy, weight)
+        assert copy.data_ptr() != weight.data_ptr()
+        assert copy.data_ptr() % LINE_BYTES == weight.data_ptr() % LINE_BYTES
 
 
 def test_grouped_products_take_weights_that_begin_anywhere():

@@ -15,8 +15,8 @@ from finemoe.runtime import tiers
 from finemoe.runtime.records import Field, RecordLayout
 from finemoe.runtime.tiers import RecordStore
 
-LAYOUT = RecordLayout((Field("up", 0, 0, (3, 5), torch.float32), Field("down", 256, 0, (5,), torch.bfloat16)), 512)
-WIDE = RecordLayout((Field("up", 0, 0, (3, 400), torch.float32),), 4864)
+LAYOUT = RecordLayout((Field("up", 0, 0, (3, 5), torch.float32), Field("down", 512, 0, (5,), torch.bfloat16)), 1024)
+WIDE = RecordLayout((Field("up", 0, 0, (3, 400), torch.float32),), 5120)
 
 
 def filled(**options) -> tuple[RecordStore, dict[tuple[int, int], dict[str, torch.Tensor]]]:
@@ -32,7 +32,7 @@ def filled(**options) -> tuple[RecordStore, dict[tuple[int, int], dict[str, torc
     return store, content
 
 
-@pytest.mark.parametrize("host_bytes", [None, 0, 600, 5000, 10_000, 10**9])
+@pytest.mark.parametrize("host_bytes", [None, 0, 1100, 5300, 10_000, 10**9])
 def test_every_record_comes_back(host_bytes):
     store, content = filled(host_bytes=host_bytes)
     with store:
@@ -45,15 +45,15 @@ def test_every_record_comes_back(host_bytes):
 @given(st.integers(0, 30_000))
 def test_the_host_keeps_within_its_budget_and_nothing_is_lost(host_bytes):
     with RecordStore([LAYOUT, WIDE], [6, 4], host_bytes=host_bytes) as store:
-        total = 6 * 512 + 4 * 4864
+        total = 6 * 1024 + 4 * 5120
         assert store.host_bytes <= host_bytes
         assert store.host_bytes + store.disk_bytes == total
         if host_bytes < total:
-            assert store.host_bytes > host_bytes - 2 * 4864  # and uses it, but for what no record fits into
+            assert store.host_bytes > host_bytes - 2 * 5120  # and uses it, but for what no record fits into
 
 
 def test_the_host_share_is_spread_over_the_model():
-    with RecordStore([LAYOUT] * 8, [6] * 8, host_bytes=8 * 6 * 512 // 2) as store:
+    with RecordStore([LAYOUT] * 8, [6] * 8, host_bytes=8 * 6 * 1024 // 2) as store:
         on_disk = np.array([[store.on_disk(layer, expert) for expert in range(6)] for layer in range(8)])
     assert (on_disk.sum(axis=1) == 3).all()
 
@@ -70,7 +70,7 @@ def test_a_short_read_is_an_error():
     store, _ = filled(host_bytes=0)
     with store:
         os.ftruncate(store._file._file.fileno(), 100)
-        with pytest.raises(EngineError, match="gave 100 of 512 bytes"):
+        with pytest.raises(EngineError, match="gave 100 of 1024 bytes"):
             store.record(0, 0)
 
 
