@@ -42,6 +42,7 @@ from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.reaper import Watch
 from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.snapshot import host_buffers
 from finemoe.runtime.takeover import Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
@@ -132,7 +133,12 @@ class Engine:
             self._undo.callback(memory.close)
             memories.append(memory)
         self._memories = DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, home)
-        self._matcher = Matcher(self.policy, _Weakly(self), self._timeline, is_asynchronous and self.policy.needs_context)
+        num_snapshots = 1 + setup.num_layers * (1 + len(self.policy.lookahead))  # of one iteration
+        self._buffers = host_buffers(home, num_snapshots if self.policy.needs_context else 0)
+        if self._buffers is not None:
+            self._undo.callback(self._buffers.close)
+        is_beside = is_asynchronous and self.policy.needs_context
+        self._matcher = Matcher(self.policy, _Weakly(self), self._timeline, is_beside, self._buffers)
         self._undo.callback(self._memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.callback(self._matcher.close)
         if self.policy.lookahead:
@@ -280,7 +286,7 @@ class Engine:
         kept = lookahead_width(setup.num_experts, setup.top_k)
         scores = self._ahead.scores(layer, residual)
         with self._moving():
-            self._publish_gate(AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept))
+            self._publish_gate(AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept, self._buffers))
 
     def on_forward_end(self, is_complete: bool) -> bool:
         """The model's forward has returned, or broken off with an exception (called by the observer).
@@ -412,7 +418,8 @@ class Engine:
             self._counters.misses[index] += len(access.misses)
         if self._is_publishing:
             scores, self._router_output = scores_of(self._router_output, top_k_index), None
-            gate = GateOutput(index, layer.num_experts, self._setup.num_experts, scores, selected, top_k_weights)
+            width = self._setup.num_experts
+            gate = GateOutput(index, layer.num_experts, width, scores, selected, top_k_weights, self._buffers)
             self._gate = (index, gate, selected)
             if self._matcher.is_asynchronous and not self.policy.lookahead:
                 self._publish_gate(None)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from finemoe.maps import expert_map
-from finemoe.runtime.snapshot import Snapshot
+from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
 
 class GateOutput:
@@ -14,6 +14,7 @@ class GateOutput:
         layer: index of the MoE layer; num_experts: J; width: columns of the distribution (the widest layer's J).
         router_output: the router's first output, [rows, J] logits or probabilities, or None where no router was seen.
         selected, weights: [rows, K] the selected experts and their weights, which stand in where the router's output is no use.
+        buffers: see Snapshot.
     """
 
     def __init__(
@@ -24,10 +25,11 @@ class GateOutput:
         router_output: torch.Tensor | None,
         selected: np.ndarray,
         weights: torch.Tensor,
+        buffers: HostBuffers | None = None,
     ) -> None:
         self._layer, self._num_experts, self._width, self._selected = layer, num_experts, width, selected
         self._is_whole = router_output is not None and router_output.shape[-1] == num_experts
-        self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights)
+        self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights, buffers)
 
     def distribution(self, rows: np.ndarray | None) -> np.ndarray:
         """The gate's softmax over all experts, [B, width] float32; only the K known entries where the rest is not to be had.

@@ -18,7 +18,7 @@ from finemoe.maps.expert_map import keep_top
 from finemoe.runtime import seam
 from finemoe.runtime.gates import as_recorded, distribution_of
 from finemoe.runtime.layers import MoELayer
-from finemoe.runtime.snapshot import Snapshot
+from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
 OnResidual = Callable[[int, torch.Tensor], None]
 
@@ -84,11 +84,18 @@ class AheadOutput:
 
     Args:
         scores: per stride [rows, J], or None. layers: the layer each is about. width: columns of the distributions.
-        kept: how many experts of each distribution count (as in a trace).
+        kept: how many experts of each distribution count (as in a trace). buffers: see Snapshot.
     """
 
-    def __init__(self, scores: Sequence[torch.Tensor | None], layers: Sequence[int], width: int, kept: int) -> None:
-        self._snapshots = [None if one is None else Snapshot(one) for one in scores]
+    def __init__(
+        self,
+        scores: Sequence[torch.Tensor | None],
+        layers: Sequence[int],
+        width: int,
+        kept: int,
+        buffers: HostBuffers | None = None,
+    ) -> None:
+        self._snapshots = [None if one is None else Snapshot(one, buffers) for one in scores]
         self._layers, self._width, self._kept = layers, width, kept
 
     def distributions(self, rows: np.ndarray | None, num_rows: int) -> np.ndarray:

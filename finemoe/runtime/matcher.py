@@ -16,7 +16,7 @@ from finemoe.errors import EngineError
 from finemoe.policies.base import Context, Policy, Prefetch
 from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
-from finemoe.runtime.snapshot import Snapshot
+from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.runtime.timeline import Timeline
 
 _MOST_ITERATIONS_BEHIND = 4
@@ -30,11 +30,13 @@ class Matcher:
     Args:
         policy: whose state only the matcher's thread touches.
         post: called with (iteration, prefetches).
-        asynchronous: search in a thread of its own; otherwise inside `publish_*`.
+        asynchronous: search in a thread of its own; otherwise inside `publish_*`. buffers: see Snapshot.
     """
 
-    def __init__(self, policy: Policy, post: Post, timeline: Timeline, asynchronous: bool) -> None:
-        self._policy, self._post, self._timeline = policy, post, timeline
+    def __init__(
+        self, policy: Policy, post: Post, timeline: Timeline, asynchronous: bool, buffers: HostBuffers | None = None
+    ) -> None:
+        self._policy, self._post, self._timeline, self._buffers = policy, post, timeline, buffers
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._published = self._finished = 0  # iterations
         self._accepting = self._is_following = False
@@ -70,7 +72,7 @@ class Matcher:
         if self._accepting:
             self._published += 1
             self._has_missed_start = False
-            vectors = None if embeddings is None else Snapshot(embeddings)
+            vectors = None if embeddings is None else Snapshot(embeddings, self._buffers)
             self._dispatch(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows))
         return self._accepting
 

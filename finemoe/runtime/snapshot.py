@@ -1,7 +1,11 @@
 """A tensor's values as they are now, for another thread to read later, without making the device or the caller wait."""
 
+from collections import deque
+
 import numpy as np
 import torch
+
+_BUFFER_BYTES = 64 << 10
 
 
 class Snapshot:
@@ -10,22 +14,96 @@ class Snapshot:
 
     Args:
         values: [..., n], of any floating-point type.
+        buffers: where copies from CUDA land; None allocates memory for this one.
     """
 
-    def __init__(self, values: torch.Tensor) -> None:
+    def __init__(self, values: torch.Tensor, buffers: "HostBuffers | None" = None) -> None:
         flat = values.detach().reshape(-1, values.shape[-1])
-        self._event: torch.cuda.Event | None = None
-        if flat.is_cuda:
-            self._host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
-            self._host.copy_(flat, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(flat.device))
+        self._buffers = buffers
+        self._buffer: HostBuffer | None = None
+        if _is_on_cuda(flat):
+            self._buffer = HostBuffer(flat.nbytes) if buffers is None else buffers.take(flat.nbytes)
+            self._host = self._buffer.copy(flat)
         else:
             self._host = flat.clone()
 
     def rows(self, rows: np.ndarray | None) -> np.ndarray:
         """The values of some rows (all if None), [B, n] float32; waits for the copy."""
-        if self._event is not None:
-            self._event.synchronize()
+        if self._buffer is not None:
+            self._read(self._buffer)
         values: np.ndarray = self._host.float().numpy()
         return values if rows is None else values[rows]
+
+    def _read(self, buffer: "HostBuffer") -> None:
+        buffer.wait()
+        self._host = self._host.to(torch.float32, copy=True)  # of its own, also where it is float32 already
+        self._buffer = None
+        if self._buffers is not None:
+            self._buffers.give_back(buffer)
+
+
+class HostBuffer:
+    """Page-locked memory for one copy at a time, and the event at its end."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.memory = torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+        self._event = torch.cuda.Event()
+
+    def warm(self, device: torch.device) -> None:
+        """Have the event made, which its first use does."""
+        self._event.record(torch.cuda.current_stream(device))
+
+    def copy(self, values: torch.Tensor) -> torch.Tensor:
+        """Begin to copy values from the device; returns where they will be."""
+        host = self.memory[: values.nbytes].view(values.dtype).view(values.shape)
+        host.copy_(values, non_blocking=True)
+        self._event.record(torch.cuda.current_stream(values.device))
+        return host
+
+    def wait(self) -> None:
+        """Until the copy is over."""
+        self._event.synchronize()
+
+
+class HostBuffers:
+    """Buffers that the snapshots of one device take and give back: allocating page-locked memory takes too long for every layer.
+
+    A buffer comes back when its reader has waited for the end of the copy and has copied out what it holds, so that no stream has
+    anything to do with it any more: whatever stream copies into it next has nobody to wait for. One whose snapshot is dropped
+    unread does not come back, since its copy may still be under way (torch keeps the memory until it is over).
+
+    Args:
+        device: whose values are copied. count: how many are there from the start; more are made when all are taken.
+    """
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self._free = deque(HostBuffer(_BUFFER_BYTES) for _ in range(count))  # which threads may share
+        for buffer in self._free:
+            buffer.warm(device)
+
+    def take(self, num_bytes: int) -> HostBuffer:
+        """A buffer with room for so many bytes."""
+        if num_bytes > _BUFFER_BYTES:
+            return HostBuffer(num_bytes)
+        try:
+            return self._free.pop()
+        except IndexError:
+            return HostBuffer(_BUFFER_BYTES)
+
+    def give_back(self, buffer: HostBuffer) -> None:
+        """Let others have a buffer that nobody writes into or reads from any more."""
+        if len(buffer.memory) == _BUFFER_BYTES:
+            self._free.append(buffer)
+
+    def close(self) -> None:
+        """Let the free ones go."""
+        self._free.clear()
+
+
+def host_buffers(device: torch.device, count: int) -> HostBuffers | None:
+    """Buffers for snapshots of a device's values; None where they need none."""
+    return HostBuffers(device, count) if device.type == "cuda" else None
+
+
+def _is_on_cuda(values: torch.Tensor) -> bool:
+    return values.is_cuda
