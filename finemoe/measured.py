@@ -14,6 +14,9 @@ from finemoe.errors import FinemoeError
 from finemoe.plotting import save_table
 
 NOT_YET = "not yet measured on a GPU"  # what figures and pages say until somebody has
+# Ways of copying, and what inference does meanwhile; see Copies.
+QUEUED, PREFETCHED, CHUNKED, MAPPED = "queued", "as prefetched", "chunked", "read by a kernel"
+IDLE, LAUNCHING = "idle", "launching"
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,36 @@ class Correctness:
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Host memory to expert slots, as the engine's link copies.
+class Arenas:
+    """Host memory taken as the experts' is: touched, and page-locked where a GPU reads it.
 
     Attributes:
-        mode: "queued" (all copies issued, then waited for), "one by one" (each waited for), or "as prefetched" (in the engine's
-            chunks, as many under way at a time as it has).
-        chunk_bytes: of one copy. bytes_per_s: the median of repetitions; low, high: their extremes.
+        record_bytes: of one expert. pinned_bytes: how much of it is page-locked.
+    """
+
+    num_bytes: int
+    record_bytes: int
+    pinned_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Host memory to expert slots, expert after expert over the engine's link, by a thread beside inference's.
+
+    Attributes:
+        mode: QUEUED (all copies issued, then waited for), PREFETCHED (in the engine's own chunks, as many under way at a time as
+            it has), CHUNKED (in others), or MAPPED (no copy: the GPU reads the host's memory itself).
+        transfer_bytes: all experts copied. chunk_bytes: of one copy. chunks_in_flight: how many are under way at a time.
+        main_thread: IDLE, or LAUNCHING small kernels one after another, as inference does.
+        bytes_per_s: the median of repetitions; low, high: their extremes.
     """
 
     mode: str
     transfer_bytes: int
     chunk_bytes: int
+    chunks_in_flight: int
+    main_thread: str
     bytes_per_s: float
     low: float
     high: float
@@ -87,7 +108,11 @@ class Software:
 
 @dataclass(frozen=True)
 class Requests:
-    """One served request under one policy and memory size."""
+    """One served request under one policy and memory size.
+
+    Attributes:
+        host_stall_s: how long the thread of inference waited for experts. A GPU that waits for a copy by itself is not in it.
+    """
 
     model: str
     policy: str
@@ -105,7 +130,15 @@ class Requests:
     prefetched_bytes: int
     demand_bytes: int
     wasted_bytes: int
-    stall_s: float
+    host_stall_s: float
+
+
+@dataclass(frozen=True)
+class Chunks(Requests):
+    """The same with prefetches in chunks of another size, or another number of them under way at a time."""
+
+    chunk_bytes: int
+    chunks_in_flight: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +164,8 @@ class Overhead:
     """Decoding with every expert on the device.
 
     Attributes:
-        variant: "eager", "grouped_mm" (Transformers' own) or a policy. is_equal: whether the last logits are eager's bit for bit.
+        variant: "eager", "grouped_mm", "batched_mm" (Transformers' own) or a policy. is_equal: whether the last logits are
+            eager's bit for bit.
     """
 
     model: str
@@ -173,6 +207,23 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """The simulator's answer for a card before anybody measured on it, from what is expected of the engine there.
+
+    Attributes:
+        card: its testbed's title. hit_rate, link_use: as they are defined for what is measured.
+    """
+
+    card: str
+    model: str
+    policy: str
+    expert_memory: float
+    tpot_s: float
+    hit_rate: float
+    link_use: float
+
+
+@dataclass(frozen=True)
 class Skipped:
     """What was not measured on this machine, and why."""
 
@@ -183,14 +234,33 @@ class Skipped:
 
 TABLES: dict[str, type] = {
     kind.__name__.lower(): kind
-    for kind in (Correctness, Copies, Kernels, Software, Requests, Baselines, Overhead, Breakdown, Predictions, Skipped)
+    for kind in (
+        *(Correctness, Arenas, Copies, Kernels, Software, Requests, Chunks, Baselines, Overhead, Breakdown, Predictions),
+        Skipped,
+    )
 }
 
 
 def write_table(rows: list[Any], name: str, folder: Path) -> None:
     """Write rows of one kind as `folder`/`name`.csv; an empty table has its columns."""
-    columns = [field.name for field in fields(TABLES[name])]
-    save_table(pd.DataFrame([vars(row) for row in rows], columns=columns), folder / f"{name}.csv")
+    _write(rows, TABLES[name], folder / f"{name}.csv")
+
+
+def write_foretold(rows: list[Foretold], card: str, folder: Path) -> None:
+    """Write what was foretold for a card where `read_foretold` finds it."""
+    _write(rows, Foretold, folder / f"predictions-before-{card}.csv")
+
+
+def _write(rows: list[Any], kind: type, path: Path) -> None:
+    save_table(pd.DataFrame([vars(row) for row in rows], columns=[field.name for field in fields(kind)]), path)
+
+
+def read_foretold(machine: "Measured") -> pd.DataFrame:
+    """What was foretold for a machine's card, which its name tells; empty where nobody said anything."""
+    for path in sorted(machine.folder.parent.glob("predictions-before-*.csv")):
+        if path.stem.rpartition("-")[2] in machine.title.lower().replace("-", " ").split():
+            return _read(path, Foretold)
+    return pd.DataFrame(columns=[field.name for field in fields(Foretold)])
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
@@ -202,13 +272,17 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
     path = folder / f"{name}.csv"
     if not path.is_file():
         raise FinemoeError(f"{path}: not measured; run `python -m finemoe.gpu_bench --out {folder}`")
+    return _read(path, TABLES[name])
+
+
+def _read(path: Path, kind: type) -> pd.DataFrame:
     table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-    expected = get_type_hints(TABLES[name])
+    expected = get_type_hints(kind)
     if list(table.columns) != list(expected):
         raise FinemoeError(f"{path}: has the columns {', '.join(table.columns)}; expected {', '.join(expected)}")
-    for column, kind in expected.items():
-        if not _is_of(table[column], kind):
-            raise FinemoeError(f"{path}: column {column} holds something else than {kind.__name__}")
+    for column, sort in expected.items():
+        if not _is_of(table[column], sort):
+            raise FinemoeError(f"{path}: column {column} holds something else than {sort.__name__}")
     return table
 
 
@@ -242,14 +316,23 @@ class Measured:
     def is_gpu(self) -> bool:
         return bool(self.facts["devices"])
 
+    @property
+    def memory_bytes(self) -> float:
+        """Of the first device, or the host's where there is none."""
+        devices = self.facts["devices"]
+        return float(devices[0]["memory_bytes"] if devices else self.facts["host_memory_bytes"])
+
     @classmethod
     def load(cls, folder: Path) -> "Measured":
         """A machine's folder.
 
         Raises:
-            FinemoeError: a table is missing or not what the schema says.
+            FinemoeError: nothing was measured there, or a table is missing or not what the schema says.
         """
-        facts = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+        path = folder / "machine.json"
+        if not path.is_file():
+            raise FinemoeError(f"{folder}: no machine was measured there; run `python -m finemoe.gpu_bench --out {folder}`")
+        facts = json.loads(path.read_text(encoding="utf-8"))
         return cls(folder, facts, {name: read_table(name, folder) for name in TABLES})
 
 

@@ -1,9 +1,13 @@
-"""`python -m finemoe.gpu_bench --out DIR --minutes N`: measure what needs a GPU while the time lasts; call again to go on."""
+"""`python -m finemoe.gpu_bench --out DIR`: measure what needs a GPU while the time lasts; call again to go on.
+
+`predict DIR` sets the simulator's answers beside what was measured, away from the device; `record DIR` makes the routing that is
+served beforehand, for a machine on which every second counts.
+"""
 
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,42 +18,165 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _ALL: list[str] = []
 _SHARES: list[float] = []
+Models = Annotated[list[str], typer.Option("--model", "-m", help="a published size, a miniature, a folder or a hub id")]
+Policies = Annotated[list[str], typer.Option(help=f"of {', '.join(POLICIES)}; again for more, in this order; default: all")]
+Shares = Annotated[list[float], typer.Option(help="shares of all experts, in this order; default: 0.125 0.25 0.5 0.75 1")]
+Prompts = Annotated[int | None, typer.Option(help="requests recorded, 7 of 10 for the history", min=4)]
+Served = Annotated[int | None, typer.Option(help="requests timed in every cell", min=1)]
+Tokens = Annotated[int | None, typer.Option(help="decode steps of every recorded request", min=2)]
+Traces = Annotated[Path | None, typer.Option(help="folder of routing recorded beforehand, used where it has the file")]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
-    out: Annotated[Path, typer.Option(help="folder for tables, timelines and what is needed to go on later")],
-    minutes: Annotated[float | None, typer.Option(help="stop in time; what is left is done by the next call")] = None,
-    model: Annotated[list[str], typer.Option("--model", "-m", help="a published size, a miniature, a folder or a hub id")] = _ALL,
-    policy: Annotated[list[str], typer.Option(help=f"of {', '.join(POLICIES)}; again for more; default: all")] = _ALL,
-    expert_memory: Annotated[list[float], typer.Option(help="shares of all experts; default: 0.125 0.25 0.5 0.75 1")] = _SHARES,
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="folder for tables, timelines and what is needed to go on later")] = None,
+    minutes: Annotated[float | None, typer.Option(help="begin nothing that would end later; call again for the rest")] = None,
+    deadline: Annotated[float | None, typer.Option(help="seconds after which it has ended, whatever it was doing")] = None,
+    groups: Annotated[
+        str,
+        typer.Option(help="what to measure, in this order: GROUP or GROUP:WORD with commas; --plan lists all"),
+    ] = "",
+    model: Models = _ALL,
+    policy: Policies = _ALL,
+    expert_memory: Shares = _SHARES,
+    check: Annotated[list[str], typer.Option(help="a miniature whose bits are checked; again for more; default: all")] = _ALL,
+    steps: Annotated[int | None, typer.Option(help="decode steps that are checked under every policy", min=1)] = None,
+    prompts: Prompts = None,
+    served: Served = None,
+    tokens: Tokens = None,
+    rounds: Annotated[int | None, typer.Option(help="repetitions of short measurements", min=1)] = None,
+    baseline_tokens: Annotated[int | None, typer.Option(help="decode steps under Accelerate", min=1)] = None,
+    traces: Traces = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="how much of the host's memory may be taken, e.g. 120GiB, where it says less than it has")
+    ] = None,
+    predictions: Annotated[bool, typer.Option(help="the simulator's answers at the end, or later by `predict`")] = True,
+    again: Annotated[bool, typer.Option(help="measure once more what earlier calls have done")] = False,
     quick: Annotated[
         bool, typer.Option(help="few requests, tokens and repetitions: whether it works, not how fast it is")
     ] = False,
-    plan: Annotated[bool, typer.Option(help="only say what would be done, and how long it takes at most")] = False,
+    plan: Annotated[bool, typer.Option(help="only say what would be done, and a guess of how long it takes")] = False,
 ) -> None:
     """Measure this machine; without a GPU the miniatures' sizes on pools of host memory, which says so in its tables."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from finemoe.gpu_bench.machine import compute_device, machine_facts
-    from finemoe.gpu_bench.plan import measure, parts
-    from finemoe.gpu_bench.settings import require_device, settings_for
-    from finemoe.gpu_bench.subjects import Subjects
-
     sys.excepthook = one_line_for_bad_input
-    disable_progress_bar()
-    settings = settings_for(compute_device().type == "cuda", quick)
-    given = {"models": tuple(model), "policies": tuple(policy), "expert_memories": tuple(expert_memory)}
-    settings = replace(settings, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+    if context.invoked_subcommand is not None:
+        return
+    if out is None:
+        raise typer.BadParameter("say where the tables go: --out DIR", param_hint="--out")
+    from finemoe.cache.capacity import byte_count
+    from finemoe.gpu_bench.machine import compute_device, machine_facts
+    from finemoe.gpu_bench.settings import require_device, settings_for
+
+    settings = _changed(
+        settings_for(compute_device().type == "cuda", quick),
+        models=tuple(model),
+        policies=tuple(policy),
+        expert_memories=tuple(expert_memory),
+        checked_models=tuple(check),
+        steps=steps,
+        num_prompts=prompts,
+        num_served=served,
+        num_tokens=tokens,
+        num_rounds=rounds,
+        baseline_tokens=baseline_tokens,
+        groups=tuple(one for one in groups.split(",") if one),
+        host_memory_bytes=None if host_memory is None else byte_count(host_memory, "host_memory"),
+        traces=None if traces is None else str(traces),
+    )
     require_device(settings.targets(), compute_device().type)
     typer.echo(f"machine: {machine_facts()['title']}; models: {', '.join(one.name for one in settings.targets())}")
     if plan:
-        whole = parts(settings, Subjects(settings, out, compute_device()), out)
-        for part in whole:
-            typer.echo(f"{part.minutes:4.1f} min  {part.title}")
-        typer.echo(f"{sum(part.minutes for part in whole):.0f} minutes at most for {len(whole)} parts")
+        _say_plan(settings, out)
+    else:
+        _measure(settings, out, minutes, deadline, predictions, again)
+
+
+@app.command("predict")
+def predict_command(
+    folder: Annotated[Path, typer.Argument(help="tables of one machine; with --before, where predictions-before-CARD.csv goes")],
+    before: Annotated[
+        list[str], typer.Option(help="a card in data/hardware that nobody has measured: what is expected there; again for more")
+    ] = _ALL,
+    model: Models = _ALL,
+    policy: Policies = _ALL,
+    expert_memory: Shares = _SHARES,
+    prompts: Prompts = None,
+    served: Served = None,
+    tokens: Tokens = None,
+    traces: Traces = None,
+) -> None:
+    """The simulator's answers, away from the device: for what was measured, or beforehand for a card."""
+    from finemoe.gpu_bench.predict import foretell, predict
+    from finemoe.gpu_bench.settings import settings_for
+
+    if not before:
+        rows = predict(folder, traces)
+        typer.echo(f"{len(rows)} predictions are in {folder / 'predictions.csv'}")
         return
-    outcome = measure(settings, out, minutes, typer.echo)
+    settings = _changed(
+        settings_for(is_cuda=True),
+        models=tuple(model),
+        policies=tuple(policy),
+        expert_memories=tuple(expert_memory),
+        num_prompts=prompts,
+        num_served=served,
+        num_tokens=tokens,
+        traces=None if traces is None else str(traces),
+    )
+    for card in before:
+        typer.echo(f"{len(foretell(card, settings, folder))} cells are in {folder / f'predictions-before-{card}.csv'}")
+
+
+@app.command("show")
+def show_command(folder: Annotated[Path, typer.Argument(help="tables of one machine")]) -> None:
+    """What was measured, in one page of text."""
+    from finemoe.gpu_bench.summary import summary
+    from finemoe.measured import Measured
+
+    typer.echo(summary(Measured.load(folder)))
+
+
+@app.command("record")
+def record_command(
+    folder: Annotated[Path, typer.Argument(help="where the traces go")],
+    model: Models,
+    prompts: Prompts = None,
+    tokens: Tokens = None,
+) -> None:
+    """Record the routing that is served, away from the device."""
+    from finemoe.gpu_bench.routing import routing_of
+    from finemoe.gpu_bench.settings import settings_for
+
+    settings = _changed(settings_for(is_cuda=True), models=tuple(model), num_prompts=prompts, num_tokens=tokens)
+    for target in settings.targets():
+        trace = routing_of(target, settings, folder)
+        typer.echo(f"{target.name}: {trace.num_requests} requests, {trace.num_rows} tokens in {folder}")
+
+
+def _changed(settings: Any, **given: Any) -> Any:
+    """Settings with what the user has said; None and () leave them as they are."""
+    return replace(settings, **{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def _say_plan(settings: Any, out: Path) -> None:
+    from finemoe.gpu_bench.machine import compute_device
+    from finemoe.gpu_bench.plan import chosen, parts
+    from finemoe.gpu_bench.subjects import Subjects
+
+    whole = chosen(parts(settings, Subjects(settings, out, compute_device()), out), settings.groups)
+    for part in whole:
+        typer.echo(f"{part.seconds:4.0f} s  {part.title}")
+    typer.echo(f"{sum(part.seconds for part in whole) / 60:.0f} minutes for {len(whole)} parts, beside bringing models in")
+
+
+def _measure(settings: Any, out: Path, minutes: float | None, deadline_s: float | None, predicts: bool, again: bool) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    from finemoe.gpu_bench.plan import measure
+
+    disable_progress_bar()
+    outcome = measure(settings, out, minutes, typer.echo, deadline_s, predicts, again)
     for one in outcome.skipped:
         typer.echo(f"not measured here: {one.group} {one.part} ({one.reason})")
     for one in outcome.failed:

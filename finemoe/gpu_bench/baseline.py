@@ -28,7 +28,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
             subject = subjects.of(target, settings.baseline_memory, host_copies=2)
             return measure(subject, settings.baseline_memory, settings.baseline_tokens)
 
-        yield Part("baselines", f"{SYSTEM} {target.name}", 2.0, run, partial(subjects.minutes_to_build, target))
+        yield Part("baselines", f"{SYSTEM} {target.name}", 40.0, run, partial(subjects.seconds_to_build, target))
 
 
 def measure(subject: Subject, expert_memory: float, num_tokens: int) -> list[Baselines]:

@@ -36,10 +36,10 @@ def parts(settings: Settings, subjects: Subjects, folder: Path) -> Iterator[Part
                 raise NotHere("kernels and copies on a device can only be traced where there is a CUDA device")
             return profile(subjects.of(target, share), share, folder / f"timeline-{target.name}-device.json.gz")
 
-        ready = partial(subjects.minutes_to_build, target)
-        yield Part("breakdown", target.name, 1.0, broken_down, ready)
-        yield Part("timeline", target.name, 0.5, traced, ready)
-        yield Part("device timeline", target.name, 1.0, profiled, ready)
+        ready = partial(subjects.seconds_to_build, target)
+        yield Part("breakdown", target.name, 20.0, broken_down, ready)
+        yield Part("timeline", target.name, 10.0, traced, ready)
+        yield Part("device-timeline", target.name, 20.0, profiled, ready)
 
 
 def measure(subject: Subject, expert_memory: float) -> list[Breakdown]:

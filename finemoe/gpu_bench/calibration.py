@@ -1,4 +1,4 @@
-"""A testbed of the simulator made from micro-measurements alone, and what it predicts for what was measured."""
+"""A testbed of the simulator made from micro-measurements alone."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,18 +9,11 @@ import yaml
 
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
-from finemoe.gpu_bench.copies import PREFETCHED, QUEUED
-from finemoe.gpu_bench.settings import Settings, Target
 from finemoe.gpu_bench.software import RESIDENT
-from finemoe.gpu_bench.systems import requests_of
-from finemoe.measured import Predictions
-from finemoe.policies import make_policy
-from finemoe.report import Report
+from finemoe.measured import LAUNCHING, MAPPED, PREFETCHED
 from finemoe.simulation.cost import ModelSize
-from finemoe.simulation.replay import replay_setup, sweep
 from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import CHUNK_BYTES
-from finemoe.traces import RoutingTrace
 
 _BASE = "h200"  # for what one device never uses: the interconnect
 _ENDLESS = 1e30
@@ -53,8 +46,7 @@ class Calibration:
     def testbed(self, policy: str = RESIDENT, is_synchronous: bool = False) -> Testbed:
         """The machine with what a policy's own work adds to a layer, and its search beside it (in line it is in the layer)."""
         size, mine = self._size, self._software.loc[policy].to_dict()
-        link = link_bytes_per_s(self._copies)
-        chunk_s = CHUNK_BYTES / prefetch_bytes_per_s(self._copies)
+        link, latency_s = link_bytes_per_s(self._copies), self._latency_s()
         one_s, one_kernel_s = self._one_s("seconds"), self._one_s("kernel_seconds")
         return replace(
             Testbed.load(_BASE),
@@ -64,7 +56,8 @@ class Calibration:
             flops_per_s=float((2.0 * size.expert_params * self._expert.index / self._expert.kernel_seconds).max()),
             memory_bytes_per_s=self._bytes_per_s,
             link_bytes_per_s=link,
-            link_latency_s=max(0.0, chunk_s - CHUNK_BYTES / link),
+            link_latency_s=latency_s,
+            chunk_overhead_s=max(0.0, self._beyond_bytes_s(prefetch_bytes_per_s(self._copies)) - latency_s),
             host_bytes_per_s=link,
             layer_overhead_s=max(0.0, float(mine["seconds_per_layer"]) - size.top_k * one_s - self._read_s()),
             expert_overhead_s=max(0.0, one_s - one_kernel_s),
@@ -77,6 +70,7 @@ class Calibration:
         return replace(
             self.testbed(),
             link_latency_s=0.0,
+            chunk_overhead_s=0.0,
             layer_overhead_s=max(0.0, self._layer_kernel_s - self._read_s()),
             expert_overhead_s=0.0,
             search_overhead_s=0.0,
@@ -86,6 +80,17 @@ class Calibration:
         """One expert, one token."""
         return float(self._expert[column].to_numpy()[self._expert.index == 1][0])
 
+    def _latency_s(self) -> float:
+        """What one expert by itself takes longer than its bytes at the link's peak, while inference launches kernels."""
+        whole = self._copies[(self._copies.chunks_in_flight == 1) & (self._copies.main_thread == LAUNCHING)]
+        record = whole[whole.chunk_bytes == whole.chunk_bytes.max()].iloc[0]
+        return max(0.0, float(record.chunk_bytes / record.bytes_per_s - record.chunk_bytes / link_bytes_per_s(self._copies)))
+
+    def _beyond_bytes_s(self, bytes_per_s: float) -> float:
+        """At this rate, what one of the simulator's chunks takes longer than at the link's peak."""
+        chunk_bytes = min(CHUNK_BYTES, self._size.expert_bytes)
+        return chunk_bytes / bytes_per_s - chunk_bytes / link_bytes_per_s(self._copies)
+
     def _read_s(self) -> float:
         """What the cost model counts apart in a measured layer: reading its weights, and its share of the output layer's."""
         size = self._size
@@ -93,77 +98,21 @@ class Calibration:
 
 
 def link_bytes_per_s(copies: pd.DataFrame) -> float:
-    """The peak: the largest transfer, all at once."""
-    return _largest_bytes_per_s(copies, QUEUED)
+    """The peak: the best of all ways of copying."""
+    copied = copies[copies["mode"] != MAPPED]
+    if copied.empty:
+        raise FinemoeError("no copies were measured, so that nothing is known of the link; measure the group copies first")
+    return float(copied.bytes_per_s.max())
 
 
 def prefetch_bytes_per_s(copies: pd.DataFrame) -> float:
-    """In the engine's chunks: the largest transfer."""
-    return _largest_bytes_per_s(copies, PREFETCHED)
-
-
-def _largest_bytes_per_s(copies: pd.DataFrame, mode: str) -> float:
-    some = copies[copies["mode"] == mode]
-    if some.empty:
-        raise FinemoeError(f"no copies were measured {mode!r}; begin in a new folder, this one was begun by another version")
-    return float(some[some.transfer_bytes == some.transfer_bytes.max()].bytes_per_s.max())
-
-
-def predictions(
-    target: Target,
-    trace: RoutingTrace,
-    calibration: Calibration,
-    requests: pd.DataFrame,
-    copies: pd.DataFrame,
-    settings: Settings,
-) -> list[Predictions]:
-    """For every policy and memory size measured: what the simulator says, and the limit.
-
-    Args:
-        trace: the recorded requests, history and served. requests: as measured, of this model; copies: of the machine.
-    """
-    history, served = trace.split("history"), trace.split("served")
-    options: dict[str, Any] = {
-        "prefetch_distance": min(settings.prefetch_distance, trace.num_layers),
-        "store_capacity": settings.store_capacity,
-        "seed": settings.seed,
-    }
-    setup = replay_setup(served, history, **options)
-    rows = []
-    for name, measured in requests.groupby("policy", sort=False):
-        policy, shares = str(name), sorted(measured.expert_memory.unique())
-        is_synchronous = make_policy(policy, setup, is_replay=True).is_synchronous
-        asked = requests_of(served, policy, settings)
-        testbeds = (calibration.testbed(policy, is_synchronous), calibration.ideal())
-        predicted, limits = (
-            sweep(asked, policy, shares, history=history, hardware=one, model=target.source, **options) for one in testbeds
+    """In the engine's own chunks, while inference launches kernels."""
+    own = copies[(copies["mode"] == PREFETCHED) & (copies.main_thread == LAUNCHING)]
+    if own.empty:
+        raise FinemoeError(
+            "no copies were measured 'as prefetched'; begin in a new folder, this one was begun by another version"
         )
-        for share, said, limit in zip(shares, predicted, limits, strict=True):
-            rows.append(_compared(measured[measured.expert_memory == share], _tpot_s(said), _tpot_s(limit), copies))
-    return rows
-
-
-def _tpot_s(report: Report) -> float:
-    """Of all requests but the first, which warms up."""
-    timed = report.requests[1:]
-    return sum(one.tpot_s * one.num_decode_steps for one in timed) / sum(one.num_decode_steps for one in timed)
-
-
-def _compared(cell: pd.DataFrame, predicted_s: float, limit_s: float, copies: pd.DataFrame) -> Predictions:
-    decode_s = float((cell.tpot_s * cell.num_decode_steps).sum())
-    measured_s = decode_s / float(cell.num_decode_steps.sum())
-    moved = float((cell.prefetched_bytes + cell.demand_bytes).sum())
-    return Predictions(
-        model=str(cell.model.iloc[0]),
-        policy=str(cell.policy.iloc[0]),
-        expert_memory=float(cell.expert_memory.iloc[0]),
-        measured_tpot_s=measured_s,
-        predicted_tpot_s=predicted_s,
-        error=predicted_s / measured_s - 1,
-        limit_tpot_s=limit_s,
-        over_limit=measured_s / limit_s,
-        link_use=moved / (decode_s + float(cell.ttft_s.sum())) / link_bytes_per_s(copies),
-    )
+    return float(own.bytes_per_s.max())
 
 
 def write_testbed(testbed: Testbed, path: Path, source: str) -> None:

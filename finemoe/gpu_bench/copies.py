@@ -1,54 +1,151 @@
-"""How fast bytes get from host memory into expert slots, by transfer and chunk size, over the engine's own link."""
+"""How fast experts get from host memory into slots, by chunk, by how many are under way, and by what inference does meanwhile.
 
+As in the engine a thread of its own issues the copies, from records anywhere in the arena.
+"""
+
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from finemoe.gpu_bench.bench import Part
-from finemoe.gpu_bench.clock import host_times_s
+from finemoe.gpu_bench.arenas import record_bytes_of, store_of
+from finemoe.gpu_bench.bench import NotHere, Part
+from finemoe.gpu_bench.clock import finish, host_times_s
 from finemoe.gpu_bench.settings import Settings
-from finemoe.measured import Copies
+from finemoe.measured import CHUNKED, IDLE, LAUNCHING, MAPPED, PREFETCHED, QUEUED, Copies
 from finemoe.runtime.link import Completion, Link, make_link
+from finemoe.runtime.tiers import RecordStore
 
-QUEUED, ONE_BY_ONE, PREFETCHED = "queued", "one by one", "as prefetched"
+_EXPERTS = 8  # copied one after the other
+_LAUNCHES = 30  # of a layer, after which inference waits for the device
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How experts are copied; see `Copies`."""
+
+    mode: str
+    chunk_bytes: int
+    in_flight: int
+    main_thread: str
 
 
 def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
-    """One part for each transfer size."""
-    for mib in settings.transfer_mib:
-
-        def run(mib: int = mib) -> list[Copies]:
-            return measure(mib << 20, [kib << 10 for kib in settings.chunk_kib], device, settings.num_rounds)
-
-        yield Part("copies", f"{mib} MiB", 0.5, run)
+    """All ways of copying in one part, and a probe of reading without copying."""
+    yield Part("copies", "all", 20.0, lambda: measure(settings, device))
+    yield Part("mapped", "probe", 5.0, lambda: read_by_a_kernel(settings, device))
 
 
-def measure(num_bytes: int, chunks: list[int], device: torch.device, rounds: int) -> list[Copies]:
-    """All copies at once and one by one, at every chunk size that the transfer has room for, and as the engine prefetches."""
+def measure(settings: Settings, device: torch.device) -> list[Copies]:
+    """Every way in turn."""
     link = make_link(device, None)
-    source = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda").random_()
-    slot = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    sizes = [*[one for one in chunks if one < num_bytes], num_bytes]
-    ways = [(mode, chunk, most) for chunk in sizes for mode, most in ((QUEUED, num_bytes), (ONE_BY_ONE, 1))]
-    ways.append((PREFETCHED, min(link.chunk_bytes, num_bytes), link.chunks_in_flight))
-    rows = []
-    for mode, chunk, most in ways:
-
-        def call(chunk: int = chunk, most: int = most) -> None:
-            _copy(link, source, slot, chunk, most)
-
-        rates = num_bytes / host_times_s(call, device, 4 * rounds)
-        rows.append(Copies(mode, num_bytes, chunk, float(np.median(rates)), float(rates.min()), float(rates.max())))
-    return rows
+    with _filled(settings, device) as store:
+        slots = torch.empty((_EXPERTS, store.record_bytes), dtype=torch.uint8, device=device)
+        return [_measured(way, link, store, slots, 4 * settings.num_rounds) for way in _ways(settings, link, store.record_bytes)]
 
 
-def _copy(link: Link, source: torch.Tensor, slot: torch.Tensor, chunk: int, most_in_flight: int) -> None:
+def _ways(settings: Settings, link: Link, record_bytes: int) -> Iterator[_Way]:
+    """All at once, as the engine prefetches, and every other combination."""
+    chunks = sorted({min(kib << 10, record_bytes) for kib in settings.chunk_kib} | {record_bytes})
+    own = min(link.chunk_bytes, record_bytes), link.chunks_in_flight
+    for main_thread in (IDLE, LAUNCHING):
+        yield _Way(QUEUED, record_bytes, _EXPERTS, main_thread)
+        yield _Way(PREFETCHED, *own, main_thread)
+        for chunk in chunks:
+            for in_flight in settings.chunks_in_flight:
+                if (chunk, in_flight) != own:
+                    yield _Way(CHUNKED, chunk, in_flight, main_thread)
+
+
+def _filled(settings: Settings, device: torch.device) -> RecordStore:
+    """The smallest arena, full of random bytes."""
+    record_bytes = record_bytes_of(settings)
+    store = store_of(min(settings.arena_mib) << 20, record_bytes, device)
+    weight = torch.randint(256, (record_bytes,), dtype=torch.uint8)
+    for expert in range(store.num_records):
+        store.write(0, expert, {"weight": weight})
+    return store
+
+
+def _measured(way: _Way, link: Link, store: RecordStore, slots: torch.Tensor, rounds: int) -> Copies:
+    times_s: list[float] = []
+    random = np.random.default_rng(0)
+
+    def work() -> None:
+        for _ in range(rounds + 1):
+            experts = random.integers(store.num_records, size=len(slots))
+            begin_s = time.perf_counter()
+            _copy(way, link, [store.record(0, expert) for expert in experts.tolist()], slots)
+            times_s.append(time.perf_counter() - begin_s)
+
+    _beside(work, slots.device, way.main_thread)
+    rates = slots.numel() / np.array(times_s[1:])  # the first warms up
+    settled = (float(np.median(rates)), float(rates.min()), float(rates.max()))
+    return Copies(way.mode, slots.numel(), way.chunk_bytes, way.in_flight, way.main_thread, *settled)
+
+
+def _beside(work: object, device: torch.device, main_thread: str) -> None:
+    """Run `work` in a thread of its own while this one waits, or launches kernels as inference does."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()  # type: ignore[operator]
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded, name="finemoe-copies", daemon=True)
+    thread.start()
+    values = torch.zeros(2048, device=device)
+    while main_thread == LAUNCHING and thread.is_alive():
+        for _ in range(_LAUNCHES):
+            values.add_(1.0)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _copy(way: _Way, link: Link, records: list[torch.Tensor], slots: torch.Tensor) -> None:
     under_way: deque[Completion] = deque()
-    for record, sink in zip(source.split(chunk), slot.split(chunk), strict=True):
-        if len(under_way) == most_in_flight:
-            under_way.popleft().wait_for_host()
-        under_way.append(link.copy(record, sink, None))
+    for record, slot in zip(records, slots, strict=True):
+        for source, sink in zip(record.split(way.chunk_bytes), slot.split(way.chunk_bytes), strict=True):
+            if len(under_way) == way.in_flight:
+                under_way.popleft().wait_for_host()
+            under_way.append(link.copy(source, sink, None))
     for completion in under_way:
         completion.wait_for_host()
+
+
+class _HostBytes:
+    """Page-locked bytes as the device may read them itself."""
+
+    def __init__(self, record: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (record.data_ptr(), True),
+            "shape": (record.numel() // 4,),
+            "typestr": "<i4",
+            "version": 3,
+        }
+
+
+def read_by_a_kernel(settings: Settings, device: torch.device) -> list[Copies]:
+    """How fast a kernel reads page-locked host memory over the link, without a copy before it."""
+    if device.type != "cuda":
+        raise NotHere("only a GPU reads host memory over a link")
+    with _filled(settings, device) as store:
+        record = store.record(0, 0)
+        there = torch.as_tensor(_HostBytes(record), device=device)
+        sums = torch.empty_like(there)
+        times_s = host_times_s(lambda: torch.add(there, 1, out=sums), device, 4 * settings.num_rounds)
+        finish(device)
+        if not torch.equal(sums.cpu(), record.view(torch.int32) + 1):
+            raise AssertionError("a kernel read other bytes than the host holds")
+    rates = 4 * sums.numel() / times_s
+    settled = (float(np.median(rates)), float(rates.min()), float(rates.max()))
+    return [Copies(MAPPED, record.numel(), record.numel(), 1, IDLE, *settled)]

@@ -26,7 +26,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
         def run(target: Target = target) -> list[Kernels]:
             return measure(subjects.of(target, expert_memory=1.0), settings.num_rounds)
 
-        yield Part("kernels", target.name, 1.0, run, partial(subjects.minutes_to_build, target))
+        yield Part("kernels", target.name, 20.0, run, partial(subjects.seconds_to_build, target))
 
 
 def measure(subject: Subject, rounds: int) -> list[Kernels]:

@@ -2,9 +2,15 @@
 
 import os
 import platform
+import resource
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
+
+_HOST_SHARE = 0.9  # of the host's memory that may be taken
+_NVIDIA_SMI = ("nvidia-smi", "--id=0")
 
 
 def compute_device() -> torch.device:
@@ -22,13 +28,51 @@ def is_usable(device: torch.device) -> bool:
 
 
 def host_memory_bytes() -> int:
-    """Memory of the machine."""
+    """Memory of the machine as it says now; a virtual machine may begin small and grow as it is used."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_bytes(told_bytes: int | None) -> int:
+    """What may be taken of the host's memory: what the user says, or most of what the machine does."""
+    return int(_HOST_SHARE * host_memory_bytes()) if told_bytes is None else told_bytes
+
+
+def host_facts() -> dict[str, str]:
+    """What decides how fast host memory can be had and read, as the system says it; "unknown" where it does not."""
+    link = "pcie.link.gen.current,pcie.link.width.current,driver_version"
+    return {
+        "overcommit_memory": _first_line(Path("/proc/sys/vm/overcommit_memory")),
+        "transparent_hugepage": _first_line(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+        "memlock": "unlimited" if _memlock() == resource.RLIM_INFINITY else str(_memlock()),
+        "kernel": platform.release(),
+        "pcie": _said([*_NVIDIA_SMI, f"--query-gpu={link}", "--format=csv,noheader"]),
+    }
+
+
+def _memlock() -> int:
+    return resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return "unknown"
+
+
+def _said(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def machine_facts() -> dict[str, Any]:
     """What a reader must know of the machine, ready for JSON."""
     import transformers
+
+    from finemoe.compiling import IS_COMPILED
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
@@ -39,7 +83,9 @@ def machine_facts() -> dict[str, Any]:
         "devices": [{"name": one.name, "memory_bytes": one.total_memory} for one in properties],
         "cores": cores,
         "host_memory_bytes": host_memory_bytes(),
+        "host": host_facts(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "is_compiled": IS_COMPILED,
     }

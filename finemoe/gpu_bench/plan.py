@@ -2,28 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-
 import finemoe
+from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
-from finemoe.gpu_bench import baseline, breakdown, copies, correctness, kernels, overhead, software, systems
+from finemoe.gpu_bench import arenas, baseline, breakdown, chunks, copies, correctness, kernels, overhead, software, systems
+from finemoe.gpu_bench.alarm import Alarm
 from finemoe.gpu_bench.bench import Bench, Outcome, Part, Say
-from finemoe.gpu_bench.calibration import Calibration, predictions, write_testbed
 from finemoe.gpu_bench.machine import compute_device, host_memory_bytes, is_usable, machine_facts
-from finemoe.gpu_bench.routing import routing_of
-from finemoe.gpu_bench.settings import Settings, Target
-from finemoe.gpu_bench.subjects import Subjects, size_of_target
+from finemoe.gpu_bench.predict import predict
+from finemoe.gpu_bench.settings import Settings
+from finemoe.gpu_bench.subjects import Subjects
 from finemoe.measured import TABLES, Skipped, write_table
 
 _MEASURED = ("cache", "gpu_bench", "maps", "policies", "runtime")  # folders whose code decides what comes out
-_OF_MODELS = (kernels, overhead, software, systems, baseline)
-_SOURCE = "measured by finemoe.gpu_bench: tables copies, kernels and software beside this file"
+_OF_MODELS = (kernels, overhead, software, systems, chunks, baseline)
+_ADDED_UP = ("models", "policies", "expert_memories", "checked_models")  # settings of which several calls may each have a part
+_NOT_OF_THE_MACHINE = ("groups", "host_memory_bytes", "traces")
 
 
 def parts(settings: Settings, subjects: Subjects, folder: Path) -> list[Part]:
@@ -32,32 +31,90 @@ def parts(settings: Settings, subjects: Subjects, folder: Path) -> list[Part]:
     of_models += breakdown.parts(settings, subjects, folder)
     return [
         *correctness.parts(settings, subjects.device),
+        *arenas.parts(settings, subjects.device),
         *copies.parts(settings, subjects.device),
         *(part for target in settings.targets() for part in of_models if target.name in part.name.split()),
         *correctness.last_parts(settings, subjects.device),
     ]
 
 
-def measure(settings: Settings, folder: Path, minutes: float | None, say: Say) -> Outcome:
-    """Do what the time allows, and write the tables of all that was done so far; machine.json comes last, as the sign that they
-    are whole."""
+def chosen(found: list[Part], groups: Sequence[str]) -> list[Part]:
+    """The parts that these groups name, in their order; all where none is named.
+
+    Args:
+        groups: each "GROUP", or "GROUP:WORD:..." for those parts whose names have all of these words.
+    Raises:
+        FinemoeError: one names no part.
+    """
+    picked: dict[str, Part] = {}
+    for text in groups:
+        group, *words = text.split(":")
+        matching = {part.title: part for part in found if part.group == group and set(words) <= set(part.name.split())}
+        if not matching:
+            known = dict.fromkeys(part.group for part in found)
+            raise FinemoeError(
+                f"no part is called {text!r}; groups: {', '.join(known)}; words: models, policies, shares of memory"
+            )
+        picked |= {title: part for title, part in matching.items() if title not in picked}
+    return list(picked.values()) if groups else found
+
+
+def measure(
+    settings: Settings,
+    folder: Path,
+    minutes: float | None,
+    say: Say,
+    deadline_s: float | None = None,
+    predicts: bool = True,
+    again: bool = False,
+) -> Outcome:
+    """Do what the time allows, and write the tables of all that was done so far; machine.json and empty tables come first, so
+    that the folder can be read whatever becomes of this call.
+
+    Args:
+        minutes: begin nothing that would end later. deadline_s: seconds after which the process ends, whatever it is doing.
+        predicts: whether the simulator's predictions are made in the end, or later by `finemoe.gpu_bench.predict`.
+        again: whether what earlier calls have done is done once more.
+    """
     device, facts = compute_device(), machine_facts()
-    folder.mkdir(parents=True, exist_ok=True)
-    bench, subjects = Bench(folder, _digest(settings, facts)), Subjects(settings, folder, device)
-    try:
-        outcome = bench.run(parts(settings, subjects, folder), minutes, say, lambda: is_usable(device))
-    finally:
-        subjects.close()
-    rows = bench.rows()
-    outcome = replace(outcome, failed=(*outcome.failed, *_differences(rows)))
-    rows["skipped"] = [*outcome.skipped, *outcome.failed, *(Skipped("left", title, "no time yet") for title in outcome.left)]
-    for name in TABLES:
-        write_table(rows[name], name, folder)
-    rows["predictions"] = list(_predictions(settings, folder, rows, facts["title"], device))
-    write_table(rows["predictions"], "predictions", folder)
-    with atomic_path(folder / "machine.json") as path:
-        path.write_text(json.dumps(facts | {"settings": asdict(settings)}, indent=1) + "\n", encoding="utf-8")
+    bench, subjects = Bench(folder, _digest(settings, facts), _code_digest()), Subjects(settings, folder, device)
+    _write_facts(folder, facts, settings, bench)
+    _write_tables(folder, bench)
+    wanted = chosen(parts(settings, subjects, folder), settings.groups)
+    with bench.stacks_path.open("w") as stacks:
+        alarm = Alarm(deadline_s, stacks)
+        try:
+            outcome = bench.run(wanted, minutes, say, lambda: is_usable(device), alarm, again)
+        finally:
+            subjects.close()
+            alarm.off()
+    bench.stacks_path.unlink()
+    outcome = replace(outcome, failed=(*outcome.failed, *_differences(bench.rows())))
+    _write_tables(folder, bench)
+    _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, bench)
+    if predicts:
+        predict(folder, None if settings.traces is None else Path(settings.traces))
     return outcome
+
+
+def _write_tables(folder: Path, bench: Bench) -> None:
+    rows = bench.rows()
+    rows["skipped"] = [*bench.missing(), *_differences(rows)]
+    for name in TABLES:
+        if name != "predictions" or not (folder / "predictions.csv").is_file():
+            write_table(rows[name], name, folder)
+
+
+def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, bench: Bench) -> None:
+    """The machine, the settings of all calls, and the calls themselves."""
+    path = folder / "machine.json"
+    told = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_MACHINE}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        told |= {name: list(dict.fromkeys((*before.get(name, ()), *told[name]))) for name in _ADDED_UP}
+    with atomic_path(path) as temporary:
+        text = json.dumps(facts | {"settings": told, "calls": bench.calls()}, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
@@ -72,8 +129,8 @@ def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
 
 
 def _digest(settings: Settings, facts: dict[str, Any]) -> str:
-    """Of what makes measurements comparable: settings, machine, libraries, and the code that is measured."""
-    content = [settings.digest(), facts["title"], facts["torch"], facts["transformers"], _code_digest()]
+    """Of what makes measurements comparable: settings, machine and libraries; each call names the code that it measured."""
+    content = [settings.digest(), facts["title"], facts["torch"], facts["transformers"]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
@@ -81,29 +138,3 @@ def _code_digest() -> str:
     package = Path(finemoe.__file__).parent
     files = [path for folder in _MEASURED for path in sorted((package / folder).rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
-
-
-def _predictions(settings: Settings, folder: Path, rows: dict[str, list[Any]], title: str, device: torch.device) -> Iterator[Any]:
-    tables = {name: _frame(name, some) for name, some in rows.items()}
-    for target in settings.targets():
-        mine = {name: table[table.model == target.name] for name, table in tables.items() if "model" in table}
-        requests, needed = mine["requests"], set(mine["software"].policy)
-        requests = requests[requests.policy.isin(needed)]
-        if requests.empty or tables["copies"].empty or mine["kernels"].empty or software.RESIDENT not in needed:
-            continue
-        calibration = _calibration(target, title, device, tables["copies"], mine)
-        write_testbed(calibration.testbed(), folder / f"testbed-{target.name}.yaml", _SOURCE)
-        trace = routing_of(target, settings, folder / "traces")
-        yield from predictions(target, trace, calibration, requests, tables["copies"], settings)
-
-
-def _calibration(
-    target: Target, title: str, device: torch.device, copied: pd.DataFrame, mine: dict[str, pd.DataFrame]
-) -> Calibration:
-    is_cuda = device.type == "cuda"
-    memory_bytes = torch.cuda.get_device_properties(device).total_memory if is_cuda else host_memory_bytes()
-    return Calibration(title, memory_bytes, size_of_target(target), copied, mine["kernels"], mine["software"])
-
-
-def _frame(name: str, rows: list[Any]) -> pd.DataFrame:
-    return pd.DataFrame([vars(row) for row in rows], columns=[field.name for field in fields(TABLES[name])])

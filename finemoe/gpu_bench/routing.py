@@ -16,8 +16,10 @@ _BATCH_SIZE = 16
 
 
 def routing_of(target: Target, settings: Settings, folder: Path) -> RoutingTrace:
-    """The recorded requests of a model; made once and kept in `folder`."""
-    path = folder / f"{target.recorded_from or target.name}-{settings.digest()}.trace"
+    """The recorded requests of a model: those that the settings' folder of traces has, else made once and kept in `folder`."""
+    name = f"{target.recorded_from or target.name}-{settings.num_prompts}x{settings.num_tokens}.trace"
+    shipped = None if settings.traces is None else Path(settings.traces) / name
+    path = shipped if shipped is not None and shipped.is_file() else folder / name
     if not path.is_file():
         _record(target, settings).save(path)
     # Without the miniature's name: what it recorded stands for the model that is measured.

@@ -13,6 +13,7 @@ from finemoe.paths import MINIATURES, MODEL_CONFIGS
 from finemoe.simulation.cost import PUBLISHED
 
 POLICIES = ("finemoe", "on-demand", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference")
+_CHOICES = ("models", "expert_memories", "policies", "checked_models", "groups", "host_memory_bytes", "traces")
 _PAPER_SIZES = ("qwen1.5-moe-a2.7b", "phi-3.5-moe", "mixtral-8x7b")
 
 
@@ -38,8 +39,12 @@ class Settings:
         models: published sizes or miniatures (random weights, replayed routing), or folders and hub ids with real weights.
         expert_memories: shares of all routed experts. num_prompts: recorded, 7:3 into history and served; num_tokens: of each.
         num_served: of the served requests, how many are timed. prefetch_distance, store_capacity: of the policies.
-        steps: decode steps of the correctness check. transfer_mib, chunk_kib: of the copies. num_rounds: repetitions.
+        steps: decode steps of the correctness check. arena_mib: host memory taken at once, as the experts' is. chunk_kib,
+            chunks_in_flight: of the copies, and of FineMoE's prefetches. num_rounds: repetitions.
         baseline_memory: where Accelerate, breakdown and timeline are measured. baseline_tokens: decode steps under Accelerate.
+        groups: which parts are measured, in this order, each "GROUP" or "GROUP:WORD:..." for those whose names have these words;
+            empty for all. host_memory_bytes: what may be taken of the host's; None for most of what it says it has.
+        traces: a folder of recorded routing, which is used where it has the file.
     """
 
     models: tuple[str, ...] = _PAPER_SIZES
@@ -52,20 +57,24 @@ class Settings:
     prefetch_distance: int = 3
     store_capacity: int = 1000
     steps: int = 200
-    transfer_mib: tuple[int, ...] = (1, 16, 64, 256)
-    chunk_kib: tuple[int, ...] = (256, 1024, 4096, 16384)
+    arena_mib: tuple[int, ...] = (1024, 4096, 24576)
+    chunk_kib: tuple[int, ...] = (512, 2048, 4096, 8192)
+    chunks_in_flight: tuple[int, ...] = (1, 2, 4)
     num_rounds: int = 5
     baseline_memory: float = 0.25
     baseline_tokens: int = 6
     seed: int = 0
+    groups: tuple[str, ...] = ()
+    host_memory_bytes: int | None = None
+    traces: str | None = None
 
     def targets(self) -> list[Target]:
         """The models, resolved."""
         return [target_of(name) for name in self.models]
 
     def digest(self) -> str:
-        """Changes with any setting but which models, policies and memory sizes are asked for: those only add parts."""
-        content = {name: value for name, value in asdict(self).items() if name not in ("models", "expert_memories", "policies")}
+        """Changes with every setting that decides what a part finds, and with none that only says which parts there are."""
+        content = {name: value for name, value in asdict(self).items() if name not in _CHOICES}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -103,8 +112,8 @@ def require_device(targets: Sequence[Target], kind: str) -> None:
 def settings_for(is_cuda: bool, quick: bool = False) -> Settings:
     """The settings of a machine: paper-size models with a GPU, miniatures without; quick: as little of each as shows that it
     works."""
-    settings = Settings() if is_cuda else Settings(models=NAMES, transfer_mib=(1, 16))
+    settings = Settings() if is_cuda else Settings(models=NAMES, arena_mib=(64, 256), chunk_kib=(2, 8))
     if not quick:
         return settings
     few: dict[str, Any] = {"num_prompts": 10, "num_tokens": 4, "num_served": 1, "steps": 4, "num_rounds": 1, "baseline_tokens": 2}
-    return replace(settings, **few, transfer_mib=(1,), expert_memories=(0.25, 1.0))
+    return replace(settings, **few, arena_mib=settings.arena_mib[:1], expert_memories=(0.25, 1.0))

@@ -28,7 +28,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
             def run(target: Target = target, policy: str = policy) -> list[Software]:
                 return [measure(subjects.of(target, expert_memory=1.0), policy, settings)]
 
-            yield Part("software", f"{target.name} {policy}", 0.5, run, partial(subjects.minutes_to_build, target))
+            yield Part("software", f"{target.name} {policy}", 10.0, run, partial(subjects.seconds_to_build, target))
 
 
 def measure(subject: Subject, policy: str, settings: Settings) -> Software:

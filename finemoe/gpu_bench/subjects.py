@@ -1,19 +1,20 @@
 """Models are brought into memory when a part first needs them, one at a time."""
 
+import time
 from pathlib import Path
 
 import torch
 
 from finemoe.gpu_bench.bench import NotHere
-from finemoe.gpu_bench.machine import host_memory_bytes
+from finemoe.gpu_bench.machine import available_bytes
 from finemoe.gpu_bench.routing import routing_of
 from finemoe.gpu_bench.settings import Settings, Target
 from finemoe.gpu_bench.subject import Subject
 from finemoe.simulation.cost import ModelSize
 from finemoe.units import format_bytes
 
-_HOST_SHARE, _DEVICE_SHARE = 0.9, 0.95  # of a memory that may be taken
-_GENERATED_GB_PER_MINUTE = 40.0  # random experts, made on the device and copied out
+_DEVICE_SHARE = 0.95  # of its memory that may be taken
+_BUILD_S, _GENERATED_BYTES_PER_S = 5.0, 1e9  # random experts, made on the device and copied out; host memory page-locked before
 
 
 class Subjects:
@@ -27,6 +28,7 @@ class Subjects:
         self.settings, self.device = settings, device
         self._folder = folder
         self._subject: Subject | None = None
+        self._built_s: dict[str, float] = {}
 
     def of(self, target: Target, expert_memory: float = 0.0, host_copies: int = 1) -> Subject:
         """The model, built anew unless it is the one at hand.
@@ -39,14 +41,19 @@ class Subjects:
         self._require_room(target, expert_memory, host_copies)
         if not self._is_at_hand(target):
             self.close()
+            begin_s = time.monotonic()
             trace = routing_of(target, self.settings, self._folder / "traces")
             self._subject = Subject(target, trace, self.settings, self.device)
+            self._built_s[target.name] = time.monotonic() - begin_s
         assert self._subject is not None
         return self._subject
 
-    def minutes_to_build(self, target: Target) -> float:
-        """How long `of` takes beyond what it is asked for."""
-        return 0.0 if self._is_at_hand(target) else 0.5 + size_of_target(target).total_bytes / 1e9 / _GENERATED_GB_PER_MINUTE
+    def seconds_to_build(self, target: Target) -> float:
+        """How long `of` takes beyond what it is asked for; as found, where the model was built before."""
+        if self._is_at_hand(target):
+            return 0.0
+        guess_s = _BUILD_S + size_of_target(target).total_bytes / _GENERATED_BYTES_PER_S
+        return self._built_s.get(target.name, guess_s)
 
     def close(self) -> None:
         """Let go of the model at hand."""
@@ -59,9 +66,12 @@ class Subjects:
 
     def _require_room(self, target: Target, expert_memory: float, host_copies: int) -> None:
         size = size_of_target(target)
-        needed, present = host_copies * size.all_experts_bytes + size.resident_bytes, host_memory_bytes()
-        if needed > _HOST_SHARE * present:
-            raise NotHere(f"{target.name} would take {format_bytes(needed)} of {format_bytes(present)} host memory")
+        needed = host_copies * size.all_experts_bytes + size.resident_bytes
+        present = available_bytes(self.settings.host_memory_bytes)
+        if needed > present:
+            raise NotHere(
+                f"{target.name} would take {format_bytes(needed)} of host memory, and {format_bytes(present)} may be taken"
+            )
         if self.device.type == "cuda":
             needed = size.resident_bytes + int(expert_memory * size.all_experts_bytes)
             present = torch.cuda.get_device_properties(self.device).total_memory

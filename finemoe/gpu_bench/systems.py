@@ -27,8 +27,8 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
                 def run(target: Target = target, share: float = share, policy: str = policy) -> list[Requests]:
                     return measure(subjects.of(target, share), policy, share, settings)
 
-                ready = partial(subjects.minutes_to_build, target)
-                yield Part("systems", f"{target.name} {policy} {share:g}", 1.0, run, ready)
+                ready = partial(subjects.seconds_to_build, target)
+                yield Part("systems", f"{target.name} {policy} {share:g}", 15.0, run, ready)
 
 
 def requests_of(served: RoutingTrace, policy: str, settings: Settings) -> RoutingTrace:
@@ -47,10 +47,15 @@ def measure(subject: Subject, policy: str, expert_memory: float, settings: Setti
     """The served requests one after the other over one cache."""
     requests = requests_of(subject.served, policy, settings)
     with subject.engine(policy, expert_memory, requests) as (engine, routing):
-        routing.serve(0)
-        return [
-            _serve(subject.name, engine, routing, requests, policy, expert_memory, one) for one in range(1, requests.num_requests)
-        ]
+        return serve(subject.name, engine, routing, requests, policy, expert_memory)
+
+
+def serve(
+    model: str, engine: Engine, routing: ReplayedRouting, requests: RoutingTrace, policy: str, expert_memory: float
+) -> list[Requests]:
+    """All requests in order; the first warms up and is not reported."""
+    routing.serve(0)
+    return [_serve(model, engine, routing, requests, policy, expert_memory, one) for one in range(1, requests.num_requests)]
 
 
 def _serve(
@@ -77,6 +82,6 @@ def _serve(
         num_decode_steps=len(decode_s),
         ttft_s=prefill_s,
         tpot_s=float(np.mean(decode_s)),
-        stall_s=report.stall_s,
+        host_stall_s=report.stall_s,
         **counts,
     )

@@ -154,9 +154,15 @@ class CostModel:
         moved = np.array([float(_BYTES * self.size.head_params)])
         return float(self._roofline(np.array([2.0 * self.size.head_params]), moved)[0])
 
-    def load(self, num_chunks: int = 1) -> float:
-        """One expert over a device's link, in so many copies."""
-        return num_chunks * self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
+    def load(self) -> float:
+        """One expert over a device's link, in one copy."""
+        return self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
+
+    def prefetch(self, chunk_bytes: int) -> float:
+        """One expert over a device's link, chunk by chunk."""
+        num_chunks = -(-self.size.expert_bytes // chunk_bytes)
+        each_s = self.testbed.link_latency_s + self.testbed.chunk_overhead_s
+        return num_chunks * each_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
 
     def search(self, read_bytes: np.ndarray) -> np.ndarray:
         """A policy's own work that reads so many bytes, [n]; none where it reads nothing."""

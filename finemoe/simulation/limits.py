@@ -26,7 +26,7 @@ def analytical_checks(trace: RoutingTrace) -> pd.DataFrame:
     resident = replay(trace, "no-offload", 1.0, testbed)
     demand = replay(trace, "on-demand", 0.25, testbed)
     slow = replace(testbed, link_bytes_per_s=testbed.link_bytes_per_s / 1e6, host_bytes_per_s=1e15)
-    fast = replace(testbed, link_bytes_per_s=1e30, host_bytes_per_s=1e30, link_latency_s=0.0)
+    fast = replace(testbed, link_bytes_per_s=1e30, host_bytes_per_s=1e30, link_latency_s=0.0, chunk_overhead_s=0.0)
     expert_bytes = size_of(None, trace.num_layers, trace.num_experts, trace.top_k).expert_bytes
     crawling, one = replay(trace, "on-demand", 0.25, slow), replay(trace, "on-demand", expert_bytes, testbed)
     accesses = sum(len(demanded_sets(trace, block)[1]) for block in iteration_blocks(trace, 4096))

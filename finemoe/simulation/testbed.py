@@ -1,6 +1,6 @@
 """A described testbed: what a machine can do per second, each constant with its source (DESIGN 6, data/hardware/*.yaml)."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ from finemoe.paths import DATA
 from finemoe.units import is_whole
 
 FOLDER = DATA / "hardware"
-_MAY_BE_ZERO = ("link_latency_s", "interconnect_latency_s", "layer_overhead_s", "expert_overhead_s", "search_overhead_s")
+_MAY_BE_ZERO = (
+    *("link_latency_s", "chunk_overhead_s", "interconnect_latency_s", "layer_overhead_s", "expert_overhead_s"),
+    "search_overhead_s",
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Testbed:
         interconnect_bytes_per_s, interconnect_latency_s: between devices.
         layer_overhead_s, expert_overhead_s: what the framework takes per decoder layer and per expert computed.
         search_bytes_per_s, search_overhead_s: how fast a policy reads what it searches, and what a search takes at least.
+        chunk_overhead_s: what a chunk of a prefetch takes beyond its bytes and the link's latency; the only one that a file may
+            leave out, since copies that are issued in time have none.
     Raises:
         FinemoeError: a value is out of range.
     """
@@ -42,6 +47,7 @@ class Testbed:
     expert_overhead_s: float
     search_bytes_per_s: float
     search_overhead_s: float
+    chunk_overhead_s: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -92,11 +98,12 @@ def known_testbeds() -> list[str]:
 
 def _values(content: dict[str, Any], path: Path) -> dict[str, Any]:
     names = [field.name for field in fields(Testbed)]
+    needed = [field.name for field in fields(Testbed) if field.default is MISSING]
     if unknown := sorted(set(content) - set(names)):
         raise FinemoeError(f"{path}: unknown constant {unknown[0]!r}; known: {', '.join(names)}")
-    if missing := [name for name in names if name not in content]:
-        raise FinemoeError(f"{path}: {missing[0]} is missing; every testbed states {', '.join(names)}")
-    return {name: str(content[name]) if name == "title" else _value(content[name], name, path) for name in names}
+    if missing := [name for name in needed if name not in content]:
+        raise FinemoeError(f"{path}: {missing[0]} is missing; every testbed states {', '.join(needed)}")
+    return {name: str(value) if name == "title" else _value(value, name, path) for name, value in content.items()}
 
 
 def _value(entry: Any, name: str, path: Path) -> Any:

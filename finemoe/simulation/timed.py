@@ -32,7 +32,7 @@ def waits_of(policy: Policy) -> int:
 
 def prefetch_time_s(cost: CostModel) -> float:
     """One expert ahead of demand, chunk by chunk."""
-    return cost.load(-(-cost.size.expert_bytes // CHUNK_BYTES))
+    return cost.prefetch(CHUNK_BYTES)
 
 
 class Pace(Protocol):
@@ -100,7 +100,9 @@ class ModelledPace:
 
     @property
     def chunk_s(self) -> float:
-        return min(self.prefetch_s, self.cost.testbed.link_latency_s + CHUNK_BYTES / self.cost.testbed.load_bytes_per_s)
+        testbed = self.cost.testbed
+        whole_s = testbed.link_latency_s + testbed.chunk_overhead_s + CHUNK_BYTES / testbed.load_bytes_per_s
+        return min(self.prefetch_s, whole_s)
 
     @property
     def hidden_size(self) -> int:

@@ -1,5 +1,6 @@
 """The whole measurement on pools of host memory: the same code and the same tables as on a GPU."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,19 @@ from finemoe.gpu_bench.plan import measure
 from finemoe.gpu_bench.settings import settings_for, target_of
 from finemoe.gpu_bench.subject import Subject
 from finemoe.gpu_bench.systems import requests_of
-from finemoe.measured import TABLES, Correctness, Measured, Overhead, gpus_first, read_table, write_table
+from finemoe.gpu_bench.subjects import size_of_target
+from finemoe.measured import (
+    CHUNKED,
+    PREFETCHED,
+    QUEUED,
+    TABLES,
+    Correctness,
+    Measured,
+    Overhead,
+    gpus_first,
+    read_table,
+    write_table,
+)
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
@@ -37,7 +50,7 @@ def machine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / "here"
     outcome = measure(SETTINGS, folder, None, print)
     assert not outcome.failed
-    assert {one.part for one in outcome.skipped} == {"compute-sanitizer", "qwen-mini"}
+    assert {one.part for one in outcome.skipped} == {"compute-sanitizer", "qwen-mini", "probe"}
     return Measured.load(folder)
 
 
@@ -72,17 +85,18 @@ def test_demands_are_those_of_a_replay_of_the_recorded_requests(machine):
 
 def test_the_engine_gives_eagers_logits_with_everything_resident(machine):
     overhead = machine.tables["overhead"]
-    assert overhead[overhead.variant != "grouped_mm"].is_equal.all()
+    assert set(overhead.variant) == {"eager", "grouped_mm", "batched_mm", "on-demand", "finemoe"}
+    assert overhead[~overhead.variant.isin(["grouped_mm", "batched_mm"])].is_equal.all()
     assert (overhead.groupby("variant").size() >= SETTINGS.num_rounds).all()
 
 
 def test_a_second_call_measures_nothing_again(machine):
-    (path,) = machine.folder.glob("parts-*.json")
-    before = path.read_bytes()
     said: list[str] = []
     measure(SETTINGS, machine.folder, None, said.append)
-    assert path.read_bytes() == before
-    assert [line.split("] ")[-1].split(":")[0] for line in said] == ["device timeline"] * 2 + ["correctness"] * 2
+    _, second = sorted(machine.folder.glob("parts-*.json"))
+    assert json.loads(second.read_text())["done"] == {}
+    assert [line.split("] ")[-1].split(":")[0] for line in said[::2]] == ["mapped", "device-timeline", "correctness"]
+    assert all("skipped" in line for line in said[1::2])
 
 
 def test_figures_draw_from_the_tables(machine):
@@ -114,8 +128,11 @@ def test_the_calibrated_testbed_is_one_that_replay_reads(machine):
     testbed = Testbed.load(machine.folder / "testbed-qwen-mini.yaml")
     assert testbed.devices == 1
     copies = machine.tables["copies"]
-    assert testbed.link_bytes_per_s == pytest.approx(copies[copies["mode"] == "queued"].bytes_per_s.max(), rel=1e-5)
-    assert set(copies["mode"]) == {"queued", "one by one", "as prefetched"}
+    assert testbed.link_bytes_per_s == pytest.approx(copies.bytes_per_s.max(), rel=1e-5)
+    assert set(copies["mode"]) == {QUEUED, PREFETCHED, CHUNKED}
+    assert (copies.groupby("main_thread").size() == len(copies) / 2).all()
+    expert_bytes = size_of_target(target_of("qwen-mini")).expert_bytes
+    assert set(copies.chunk_bytes) == {2 << 10, 8 << 10, expert_bytes}
 
 
 def test_a_single_wrong_bit_is_a_failure_of_the_whole_measurement(tmp_path, monkeypatch):
@@ -123,7 +140,7 @@ def test_a_single_wrong_bit_is_a_failure_of_the_whole_measurement(tmp_path, monk
     wrong = Correctness("phi-mini", "bfloat16", "finemoe", 0.25, 200, 1)
     off = Overhead("qwen-mini", "on-demand", 0, 0.1, False)
     other = Overhead("qwen-mini", "grouped_mm", 0, 0.1, False)  # Transformers' own, which may round differently
-    part = Part("correctness", "phi-mini", 1.0, lambda: [wrong, off, other])
+    part = Part("correctness", "phi-mini", 60.0, lambda: [wrong, off, other])
     monkeypatch.setattr(plan, "parts", lambda *_: [part])
     for _ in range(2):  # a part that is done is not forgiven
         outcome = measure(SETTINGS, tmp_path, None, print)

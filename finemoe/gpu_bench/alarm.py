@@ -1,0 +1,80 @@
+"""An end to what takes too long: first an exception, and where nobody hears it, every thread's stack and the end of the process.
+
+A call that waits for a device which never answers cannot be interrupted; the watchdog ends the process then, and what was written
+before stays.
+"""
+
+import faulthandler
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import IO
+
+_GRACE_S = 20.0  # for giving a model's memory back after the exception
+_LAST_S = 1.0  # before a deadline, so that the process has ended when it comes
+
+
+class OutOfTime(Exception):
+    """A part took longer than it may."""
+
+
+class NearDeadline(OutOfTime):
+    """Nothing is wrong with the part, but the process must end now."""
+
+
+class Alarm:
+    """Ends parts, and the process.
+
+    Args:
+        deadline_s: seconds from now after which this process must have ended by itself; None never ends it.
+        log: open file where stacks are written; None is standard error.
+    """
+
+    def __init__(self, deadline_s: float | None = None, log: IO[str] | None = None) -> None:
+        self._end_s = None if deadline_s is None else time.monotonic() + deadline_s
+        self._log = log
+        self._watch(None)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return float("inf") if self._end_s is None else self._end_s - time.monotonic()
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """Raise in the main thread once the block has taken so long, or once the deadline is near.
+
+        Raises:
+            OutOfTime: it has.
+        """
+        until_deadline_s = self.left_s - _LAST_S - min(_GRACE_S, self.left_s / 10)
+        kind = OutOfTime if seconds <= until_deadline_s else NearDeadline
+        seconds = max(0.1, min(seconds, until_deadline_s))
+
+        def ring(number: int, frame: FrameType | None) -> None:
+            raise kind(f"not done after {seconds:.0f} s")
+
+        previous = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        self._watch(seconds + _GRACE_S)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, previous)
+            self._watch(None)
+
+    def off(self) -> None:
+        """Nothing ends the process any more."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self, seconds: float | None) -> None:
+        """End the process after so many seconds, and in any case before the deadline."""
+        seconds = min(self.left_s - _LAST_S, float("inf") if seconds is None else seconds)
+        if seconds == float("inf"):
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            faulthandler.dump_traceback_later(max(0.1, seconds), exit=True, file=self._log or sys.stderr)
