@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+# A few minutes on a GPU, all of them used: facts, link, correctness, a rehearsal on a miniature, then a published size in the order of what
+# is worth most. It needs nothing but Python with PyTorch and Transformers, ends by itself, and goes on where the call before it ended.
+#
+#   scripts/gpu_slice.sh [--seconds 570] [--archive FILE.tar.gz] [--folder DIR] [--host-memory 120GiB] [--miniature] [--quick]
+#
+# Tables go to DIR (data/measured/CARD) and, every 15 seconds and at the end, into the archive, from which
+# `tar -xzf FILE.tar.gz -C data/measured` brings them home. --miniature measures a miniature's sizes instead of the published model's:
+# without a GPU that is the rehearsal. --quick shows that it works, not how fast anything is. PYTHON names another interpreter.
+# Exit status: 0 done, or as much as the time allowed; 1 something failed (the last lines say what); 2 a wrong call.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+ARCHIVE_EVERY_S=15
+ARCHIVE_MOST_BYTES=$((15 << 20)) # timelines are left out of a larger one
+LAST_S=10                        # kept for the last table and archive
+
+usage() {
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit "$1"
+}
+
+begin=$(date +%s)
+seconds=570 archive="" folder="" host_memory="" model=qwen1.5-moe-a2.7b quick=()
+while (($#)); do
+    case "$1" in
+        --miniature) model=qwen-mini ;;
+        --quick) quick=(--quick) ;;
+        --help | -h) usage 0 ;;
+        --seconds | --archive | --folder | --host-memory)
+            (($# > 1)) || usage 2 >&2
+            name=${1#--}
+            printf -v "${name//-/_}" '%s' "$2"
+            shift
+            ;;
+        *)
+            echo "gpu_slice: unknown option $1" >&2
+            usage 2 >&2
+            ;;
+    esac
+    shift
+done
+if ! [[ $seconds =~ ^[1-9][0-9]*$ ]]; then
+    echo "gpu_slice: --seconds takes a whole number of seconds, not '$seconds'" >&2
+    exit 2
+fi
+
+python=${PYTHON:-python3}
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null | tr '[:upper:] ' '[:lower:]-')
+card=${card#nvidia-}
+folder=${folder:-data/measured/${card:-cpu-$(nproc)-cores}}
+folder=${folder%/}
+archive=${archive:-$folder.tar.gz}
+end=$((begin + seconds))
+mkdir -p "$folder" "$(dirname "$archive")" || exit 2
+
+export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-${TMPDIR:-/tmp}/finemoe-numba}
+[[ -n $card ]] || export OMP_NUM_THREADS=1 # a miniature's layers are too small to be shared by threads
+
+# What every call of the benchmark is told alike, so that each goes on with what another has measured.
+same=(--out "$folder" "${quick[@]}" --traces data/traces --no-predictions)
+((${#quick[@]})) || same+=(--prompts 40 --tokens 32 --served 3 --rounds 3 --steps 40 --baseline-tokens 2)
+[[ -z $host_memory ]] || same+=(--host-memory "$host_memory")
+first=(--policy on-demand --policy finemoe --policy promoe)
+rest=(--policy moe-infinity --policy mixtral-offloading --policy deepspeed-inference)
+
+left() { echo $((end - LAST_S - $(date +%s))); }
+say() { printf '%4d s  %s\n' $(($(date +%s) - begin)) "$*"; }
+
+# Run a command for at most so many seconds, never past the end: `within 60 LABEL COMMAND...`. A process that does not end by itself is killed.
+within() {
+    local most=$1 label=$2 allowed
+    shift 2
+    allowed=$(left)
+    ((allowed > most)) && allowed=$most
+    if ((allowed < 5)); then
+        say "$label: no time left"
+        return 0
+    fi
+    say "$label: at most $allowed s"
+    timeout --kill-after=2 "$allowed" "$@" &
+    wait $! # unlike a command in the foreground, this is cut short by a signal
+}
+
+# The same for the benchmark, which keeps the deadline itself and writes down what it has.
+bench() {
+    local most=$1 label=$2 allowed
+    shift 2
+    allowed=$(left)
+    ((allowed > most)) && allowed=$most
+    within "$most" "$label" "$python" -m finemoe.gpu_bench "${same[@]}" --deadline "$((allowed - 2))" "$@"
+}
+
+pack() {
+    local packed="$archive.$BASHPID" leave_out=(--exclude=traces --exclude='*/.*')
+    tar -czf "$packed" -C "$(dirname "$folder")" "${leave_out[@]}" "$(basename "$folder")" 2>/dev/null
+    if (($(stat -c %s "$packed") > ARCHIVE_MOST_BYTES)); then
+        tar -czf "$packed" -C "$(dirname "$folder")" "${leave_out[@]}" --exclude='timeline-*' "$(basename "$folder")" 2>/dev/null
+    fi
+    mv "$packed" "$archive"
+}
+
+# End every process that this script has started, and theirs.
+end_all() {
+    local child
+    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+        end_all "$child"
+        kill "$child" 2>/dev/null
+    done
+}
+
+finish() {
+    trap - EXIT INT TERM
+    end_all $$
+    "$python" -m finemoe.gpu_bench show "$folder" 2>&1 | tee "$folder/summary.txt"
+    pack
+    say "$folder and $archive hold what was measured"
+    exit "$1"
+}
+
+facts() {
+    date -u +%FT%TZ
+    uname -srm
+    grep -E '^(MemTotal|MemAvailable|HugePages_Total|Hugepagesize)' /proc/meminfo
+    echo "overcommit_memory $(cat /proc/sys/vm/overcommit_memory), memlock $(ulimit -l) KiB, cores $(nproc)"
+    echo "transparent_hugepage $(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo unknown)"
+    nvidia-smi --query-gpu=name,memory.total,driver_version,pcie.link.gen.current,pcie.link.gen.max,pcie.link.width.current \
+        --format=csv 2>/dev/null || echo "no GPU"
+    "$python" - <<'PY'
+import importlib.metadata as metadata, sys
+
+names = "torch transformers accelerate numpy numba pandas tokenizers safetensors".split()
+found = {distribution.metadata["Name"].lower(): distribution.version for distribution in metadata.distributions()}
+print("python", sys.version.split()[0], *(f"{name} {found.get(name, 'missing')}" for name in names))
+PY
+}
+
+# Every policy's compiled kernels, beside the first parts; what the simulator needs is not needed here.
+compile_kernels() {
+    "$python" -c 'from finemoe.maps.kernels import warm_up; from finemoe.policies.predictors import LayerPredictors; warm_up(); LayerPredictors(2, 2, 1)'
+}
+
+correctness() {
+    local pids=() failed=0 name
+    for name in mixtral-mini qwen-mini phi-mini; do
+        bench 150 "correctness of $name" "${first[@]}" --groups "correctness:$name" >"$folder/correctness-$name.log" 2>&1 &
+        pids+=($!)
+    done
+    if [[ -n $card ]]; then
+        within 150 "CUDA tests" "$python" -m pytest -q -p no:cacheprovider -x --timeout 120 tests/runtime/test_cuda_order.py \
+            -k cuda_device >"$folder/tests.log" 2>&1 &
+        pids+=($!)
+    fi
+    for name in "${pids[@]}"; do wait "$name" || failed=1; done
+    tail -n 3 "$folder"/correctness-*.log
+    [[ ! -f $folder/tests.log ]] || tail -n 15 "$folder/tests.log"
+    return $failed
+}
+
+# In the order of what is worth most; `systems:0.25:finemoe` is FineMoE at a quarter of the experts.
+worth() {
+    local share policy
+    for policy in on-demand finemoe promoe; do printf 'systems:0.25:%s,' $policy; done
+    printf 'overhead,baselines,'
+    ((${#quick[@]})) || for policy in on-demand finemoe promoe; do printf 'systems:0.5:%s,' $policy; done
+    printf 'chunks,'
+    for policy in resident on-demand finemoe promoe; do printf 'software:%s,' $policy; done
+    printf 'kernels,breakdown,timeline,device-timeline,'
+    ((${#quick[@]})) || for share in 0.125 0.75; do
+        for policy in on-demand finemoe promoe; do printf 'systems:%s:%s,' $share $policy; done
+    done
+    printf 'software,systems'
+}
+
+trap 'finish 1' INT TERM
+trap 'finish $?' EXIT
+exec > >(tee -a "$folder/slice.log") 2>&1
+while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 &
+facts | tee "$folder/facts.txt"
+compile_kernels >"$folder/compile.log" 2>&1 &
+
+bench 90 "host memory and link" --model "$model" --groups arenas,copies,mapped
+link=$?
+if ! grep -q queued "$folder/copies.csv" 2>/dev/null; then
+    say "nothing was copied: the facts are the result"
+    exit 1
+fi
+correctness || {
+    say "not eager's bits, or not in time: nothing is measured of what may be wrong"
+    exit 1
+}
+shorter=(--quick --served 1 --rounds 1 --steps 4 --check qwen-mini)
+bench 90 "a miniature through every part" --out "$folder/rehearsal" --model qwen-mini "${first[@]}" "${shorter[@]}" || {
+    say "a miniature fails: mend that first"
+    exit 1
+}
+bench "$seconds" "$model" --model "$model" "${first[@]}" "${rest[@]}" --groups "$(worth)"
+main=$?
+exit $((link || main ? 1 : 0))
