@@ -45,23 +45,26 @@ if ! [[ $seconds =~ ^[1-9][0-9]*$ ]]; then
 fi
 
 python=${PYTHON:-python3}
+cores=$(nproc)
 card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null | tr '[:upper:] ' '[:lower:]-')
 card=${card#nvidia-}
-folder=${folder:-data/measured/${card:-cpu-$(nproc)-cores}}
+folder=${folder:-data/measured/${card:-cpu-$cores-cores}}
 folder=${folder%/}
 archive=${archive:-$folder.tar.gz}
 end=$((begin + seconds))
-mkdir -p "$folder" "$(dirname "$archive")" || exit 2
+logs=$folder/logs
+mkdir -p "$logs" "$(dirname "$archive")" || exit 2
 
-export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1
+export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-${TMPDIR:-/tmp}/finemoe-numba}
 [[ -n $card ]] || export OMP_NUM_THREADS=1 # a miniature's layers are too small to be shared by threads
 
 # What every call of the benchmark is told alike, so that each goes on with what another has measured.
 same=(--out "$folder" "${quick[@]}" --traces data/traces --no-predictions)
 ((${#quick[@]})) || same+=(--prompts 40 --tokens 32 --served 3 --rounds 3 --steps 40 --baseline-tokens 2)
 [[ -z $host_memory ]] || same+=(--host-memory "$host_memory")
+checked=(mixtral-mini qwen-mini phi-mini)
+((${#quick[@]} == 0)) || checked=(phi-mini)
 first=(--policy on-demand --policy finemoe --policy promoe)
 rest=(--policy moe-infinity --policy mixtral-offloading --policy deepspeed-inference)
 
@@ -101,10 +104,11 @@ pack() {
     mv "$packed" "$archive"
 }
 
-# End every process that this script has started, and theirs.
+# End every process that this script has started, and theirs, but the one that writes its log.
 end_all() {
     local child
     for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+        [[ $child != "$log" ]] || continue
         end_all "$child"
         kill "$child" 2>/dev/null
     done
@@ -113,7 +117,7 @@ end_all() {
 finish() {
     trap - EXIT INT TERM
     end_all $$
-    "$python" -m finemoe.gpu_bench show "$folder" 2>&1 | tee "$folder/summary.txt"
+    "$python" -m finemoe.gpu_bench show "$folder" 2>&1 | tee "$logs/summary.txt"
     pack
     say "$folder and $archive hold what was measured"
     exit "$1"
@@ -123,7 +127,7 @@ facts() {
     date -u +%FT%TZ
     uname -srm
     grep -E '^(MemTotal|MemAvailable|HugePages_Total|Hugepagesize)' /proc/meminfo
-    echo "overcommit_memory $(cat /proc/sys/vm/overcommit_memory), memlock $(ulimit -l) KiB, cores $(nproc)"
+    echo "overcommit_memory $(cat /proc/sys/vm/overcommit_memory), memlock $(ulimit -l) KiB, cores $cores"
     echo "transparent_hugepage $(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo unknown)"
     nvidia-smi --query-gpu=name,memory.total,driver_version,pcie.link.gen.current,pcie.link.gen.max,pcie.link.width.current \
         --format=csv 2>/dev/null || echo "no GPU"
@@ -143,18 +147,18 @@ compile_kernels() {
 
 correctness() {
     local pids=() failed=0 name
-    for name in mixtral-mini qwen-mini phi-mini; do
-        bench 150 "correctness of $name" "${first[@]}" --groups "correctness:$name" >"$folder/correctness-$name.log" 2>&1 &
+    for name in "${checked[@]}"; do
+        bench 150 "correctness of $name" --model "$model" "${first[@]}" --groups "correctness:$name" >"$logs/correctness-$name.txt" 2>&1 &
         pids+=($!)
     done
     if [[ -n $card ]]; then
         within 150 "CUDA tests" "$python" -m pytest -q -p no:cacheprovider -x --timeout 120 tests/runtime/test_cuda_order.py \
-            -k cuda_device >"$folder/tests.log" 2>&1 &
+            -k cuda_device >"$logs/tests.txt" 2>&1 &
         pids+=($!)
     fi
     for name in "${pids[@]}"; do wait "$name" || failed=1; done
-    tail -n 3 "$folder"/correctness-*.log
-    [[ ! -f $folder/tests.log ]] || tail -n 15 "$folder/tests.log"
+    tail -n 3 "$logs"/correctness-*.txt
+    [[ ! -f $logs/tests.txt ]] || tail -n 15 "$logs/tests.txt"
     return $failed
 }
 
@@ -170,15 +174,16 @@ worth() {
     ((${#quick[@]})) || for share in 0.125 0.75; do
         for policy in on-demand finemoe promoe; do printf 'systems:%s:%s,' $share $policy; done
     done
-    printf 'software,systems'
+    printf 'software,systems,correctness:compute-sanitizer'
 }
 
 trap 'finish 1' INT TERM
 trap 'finish $?' EXIT
-exec > >(tee -a "$folder/slice.log") 2>&1
+exec > >(tee -a "$logs/slice.txt") 2>&1
+log=$!
 while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 &
-facts | tee "$folder/facts.txt"
-compile_kernels >"$folder/compile.log" 2>&1 &
+facts | tee "$logs/facts.txt"
+compile_kernels >"$logs/compile.txt" 2>&1 &
 
 bench 90 "host memory and link" --model "$model" --groups arenas,copies,mapped
 link=$?
@@ -190,11 +195,14 @@ correctness || {
     say "not eager's bits, or not in time: nothing is measured of what may be wrong"
     exit 1
 }
+# Where the quick miniature itself is measured, it needs no rehearsal.
 shorter=(--quick --served 1 --rounds 1 --steps 4 --check qwen-mini)
-bench 90 "a miniature through every part" --out "$folder/rehearsal" --model qwen-mini "${first[@]}" "${shorter[@]}" || {
-    say "a miniature fails: mend that first"
-    exit 1
-}
+if ! ((${#quick[@]})); then
+    bench 90 "a miniature through every part" --out "$folder/rehearsal" --model qwen-mini "${first[@]}" "${shorter[@]}" || {
+        say "a miniature fails: mend that first"
+        exit 1
+    }
+fi
 bench "$seconds" "$model" --model "$model" "${first[@]}" "${rest[@]}" --groups "$(worth)"
 main=$?
 exit $((link || main ? 1 : 0))

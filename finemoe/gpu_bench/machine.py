@@ -44,7 +44,6 @@ def host_facts() -> dict[str, str]:
         "overcommit_memory": _first_line(Path("/proc/sys/vm/overcommit_memory")),
         "transparent_hugepage": _first_line(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "memlock": "unlimited" if _memlock() == resource.RLIM_INFINITY else str(_memlock()),
-        "kernel": platform.release(),
         "pcie": _said([*_NVIDIA_SMI, f"--query-gpu={link}", "--format=csv,noheader"]),
     }
 

@@ -1,6 +1,7 @@
 """What a machine measured, in one page of text for whoever stands beside it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ def _correctness(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
 
 
 def _arenas(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
-    for one in tables["arenas"].itertuples():
+    for one in _rows(tables["arenas"]):
         share = one.pinned_bytes / one.num_bytes
         yield f"host memory: {format_bytes(one.num_bytes)} in {one.seconds:.2f} s, {share:.0%} page-locked"
 
@@ -38,17 +39,17 @@ def _link(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
         return
     peak = copied.bytes_per_s.max()
     yield f"link: {peak / 1e9:.1f} GB/s at its best"
-    for one in copies[(copies["mode"] == PREFETCHED) | (copies["mode"] == MAPPED)].itertuples():
+    for one in _rows(copies[copies["mode"].isin([PREFETCHED, MAPPED])]):
         yield f"  {one.mode}, inference {one.main_thread}: {one.bytes_per_s / 1e9:.1f} GB/s ({one.bytes_per_s / peak:.0%})"
     best = copied[copied.main_thread == LAUNCHING].sort_values("bytes_per_s").tail(1)
-    for one in best.itertuples():
+    for one in _rows(best):
         size = format_bytes(one.chunk_bytes)
         yield f"  best beside inference: chunks of {size}, {one.chunks_in_flight} at a time, {one.bytes_per_s / 1e9:.1f} GB/s"
 
 
 def _tpot(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
     for model, mine in tables["requests"].groupby("model", sort=False):
-        cells = mine.groupby(["policy", "expert_memory"], sort=False)
+        cells: Any = mine.groupby(["policy", "expert_memory"], sort=False)
         sums = cells[["hits", "accesses"]].sum()
         shown = pd.DataFrame({"TPOT ms": 1e3 * cells.tpot_s.mean(), "hits %": 100 * sums.hits / sums.accesses}).reset_index()
         yield f"{model}:"
@@ -57,7 +58,8 @@ def _tpot(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
 
 
 def _chunks(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
-    for (model, chunk), mine in tables["chunks"].groupby(["model", "chunk_bytes"]):
+    groups: Any = tables["chunks"].groupby(["model", "chunk_bytes"])
+    for (model, chunk), mine in groups:
         yield f"{model}, prefetches in chunks of {format_bytes(chunk)}: TPOT {1e3 * mine.tpot_s.mean():.2f} ms"
 
 
@@ -69,12 +71,16 @@ def _overhead(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
 
 
 def _baselines(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
-    for one in tables["baselines"].itertuples():
+    for one in _rows(tables["baselines"]):
         yield f"{one.model} under {one.system} at {one.expert_memory:.0%}: TPOT {1e3 * one.tpot_s:.0f} ms"
 
 
 def _missing(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
     for reason, some in tables["skipped"].groupby("reason", sort=False):
-        names = [f"{one.group} {one.part}" for one in some.itertuples()]
+        names = [f"{one.group} {one.part}" for one in _rows(some)]
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         yield f"missing ({reason}): {shown}"
+
+
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    return table.itertuples()

@@ -202,5 +202,5 @@ def test_groups_are_measured_in_the_order_asked_for():
         f"link: {name}" for name in ("big lru 0.5", "big lru 0.25", "big fine 0.25")
     ]
     assert chosen(found, ()) == found
-    with pytest.raises(FinemoeError, match="no part is called 'systems:0.3'; groups: link, systems"):
+    with pytest.raises(FinemoeError, match=r"no part is called 'systems:0\.3'; groups: link, systems"):
         chosen(found, ("systems:0.3",))

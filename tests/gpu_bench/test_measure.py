@@ -18,8 +18,8 @@ from finemoe.gpu_bench.bench import NotHere, Part
 from finemoe.gpu_bench.plan import measure
 from finemoe.gpu_bench.settings import settings_for, target_of
 from finemoe.gpu_bench.subject import Subject
-from finemoe.gpu_bench.systems import requests_of
 from finemoe.gpu_bench.subjects import size_of_target
+from finemoe.gpu_bench.systems import requests_of
 from finemoe.measured import (
     CHUNKED,
     PREFETCHED,
