@@ -7,10 +7,10 @@ blocks of events, which bounds memory however long a trace is. tests/cache/test_
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import njit
 
 from finemoe.cache.eviction.least_stale_interval import NEWEST_SHARE
 from finemoe.cache.eviction.lfu_aged import DECAY
+from finemoe.compiling import njit
 
 RULE_CODES = {
     "lru": 0,
@@ -28,7 +28,7 @@ RESIDENT, UNDEMANDED, AWAITING, RUNNING, LOADING = range(5)
 TIME, PASS, LAST_LAYER, HELD, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_RUNNING = range(9)
 
 # For functions that only index arrays which their callers own: Numba's counting of references took 60 % of a replay's time.
-borrowing = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
+borrowing = njit(cache=True, _nrt=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ what bounds it at large C.
 """
 
 import numpy as np
-from numba import njit
+
+from finemoe.compiling import njit
 
 MAP_SCALE = np.float32(1.0 / 65535.0)
 EMBEDDING_SCALE = np.float32(1.0 / 32767.0)
@@ -81,7 +82,7 @@ def select_rows(probs, thresholds, top_k, selected):  # type: ignore[no-untyped-
     """Eqs. 7-8 for every row: probs [B, J], thresholds [B] -> selected [B, J] bool (all False on entry)."""
     num_experts = probs.shape[1]
     for row in range(probs.shape[0]):
-        total = 0.0
+        total = np.float64(0.0)  # which a sum with float32 stays, compiled or not
         for count in range(num_experts):
             best = -1
             for j in range(num_experts):

@@ -5,7 +5,8 @@ same weights on every run, and takes seconds for a whole history.
 """
 
 import numpy as np
-from numba import njit
+
+from finemoe.compiling import njit
 
 _RIDGE = 1e-3  # of the mean square of a feature
 

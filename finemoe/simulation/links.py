@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from finemoe.cache import compiled
 from finemoe.cache.compiled import (
@@ -26,6 +25,7 @@ from finemoe.cache.compiled import (
     visit,
 )
 from finemoe.cache.stale import forget_stale_kernels
+from finemoe.compiling import njit
 
 forget_stale_kernels(__file__, compiled.__file__)
 BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches; waits before the layer computes; after it

@@ -1,0 +1,75 @@
+"""Without Numba everything runs, slowly, with the same results: each is compared with what compiled code or eager gives."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from finemoe import compiling
+from finemoe.miniatures.catalog import resolve
+from finemoe.paths import ROOT
+from tests import uncompiled
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def without_numba() -> dict[str, Any]:
+    """What `uncompiled` gives where Numba cannot be imported."""
+    return json.loads(run("-m", "tests.uncompiled").stdout.splitlines()[-1])
+
+
+def test_loops_are_compiled_where_numba_is():
+    assert compiling.IS_COMPILED
+    assert compiling.njit is numba.njit
+
+
+def test_without_numba_one_warning_says_what_that_means():
+    program = "import sys; sys.modules['numba'] = None; import finemoe.simulation.links, finemoe.maps.kernels, finemoe.policies"
+    done = run("-c", f"{program}; from finemoe.compiling import IS_COMPILED; print(IS_COMPILED)")
+    assert done.stdout == "False\n"
+    assert done.stderr.count("RuntimeWarning") == done.stderr.count("Numba cannot be imported (ModuleNotFoundError:") == 1
+    assert "hundreds of times slower" in done.stderr
+
+
+def test_a_numba_that_fails_for_any_reason_is_no_numba(tmp_path):
+    (tmp_path / "numba.py").write_text("raise AttributeError('numpy has no such thing any more')")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from finemoe.compiling import IS_COMPILED; print(IS_COMPILED)"
+    done = run("-c", program)
+    assert done.stdout == "False\n"
+    assert "(AttributeError: numpy has no such thing any more)" in done.stderr
+
+
+def test_importing_finemoe_needs_no_numba():
+    run("-W", "error", "-c", "import sys; sys.modules['numba'] = None; import finemoe, finemoe.cli")
+
+
+def test_uncompiled_functions_are_as_they_were():
+    def double(number: int) -> int:
+        return 2 * number
+
+    assert compiling.uncompiled(double) is double
+    assert compiling.uncompiled(cache=True, nogil=True)(double) is double
+
+
+def test_replays_are_the_same(without_numba):
+    assert without_numba["replays"] == uncompiled.replays()
+
+
+def test_loops_give_the_same_bits(without_numba):
+    expected = uncompiled.kernels()
+    assert expected["selected"] == np.maximum(expected["thresholds"], 3).tolist()  # in double precision
+    assert without_numba["kernels"] == expected
+
+
+@pytest.mark.parametrize("policy", ["on-demand", "finemoe"])
+def test_an_offloaded_miniature_is_bit_equal_to_eager(without_numba, policy):
+    model = AutoModelForCausalLM.from_pretrained(resolve("qwen-mini"), experts_implementation="eager")
+    assert without_numba[policy] == uncompiled.generated(model)
