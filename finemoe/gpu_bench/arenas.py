@@ -22,11 +22,21 @@ def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
     for mib in settings.arena_mib:
 
         def run(num_bytes: int = mib << 20) -> list[Arenas]:
-            if num_bytes > available_bytes(settings.host_memory_bytes):
-                raise NotHere(f"{format_bytes(num_bytes)} of host memory are more than there is to take")
+            require_room(num_bytes, settings)
             return [measure(num_bytes, record_bytes_of(settings), device)]
 
         yield Part("arenas", f"{mib} MiB", 2.0 + (mib << 20) / _GUESSED_BYTES_PER_S, run)
+
+
+def require_room(num_bytes: int, settings: Settings) -> None:
+    """Refuse more host memory than may be taken.
+
+    Raises:
+        NotHere: it is more.
+    """
+    present = available_bytes(settings.host_memory_bytes)
+    if num_bytes > present:
+        raise NotHere(f"{format_bytes(num_bytes)} of host memory are asked for, and {format_bytes(present)} may be taken")
 
 
 def record_bytes_of(settings: Settings) -> int:
@@ -37,7 +47,7 @@ def record_bytes_of(settings: Settings) -> int:
 def store_of(num_bytes: int, record_bytes: int, device: torch.device) -> RecordStore:
     """An arena with room for at least one record, as the engine makes it for models on that device."""
     layout = RecordLayout((Field("weight", 0, 0, (record_bytes,), torch.uint8),), record_bytes)
-    return RecordStore([layout], [max(1, num_bytes // record_bytes)], pinned=device.type == "cuda")
+    return RecordStore([layout], [max(1, num_bytes // record_bytes)], pinned=device.type == "cuda", is_sure=True)
 
 
 def measure(num_bytes: int, record_bytes: int, device: torch.device) -> Arenas:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finemoe.gpu_bench.arenas import record_bytes_of, store_of
+from finemoe.gpu_bench.arenas import record_bytes_of, require_room, store_of
 from finemoe.gpu_bench.bench import NotHere, Part
 from finemoe.gpu_bench.clock import finish, host_times_s
 from finemoe.gpu_bench.settings import Settings
@@ -63,8 +63,9 @@ def _ways(settings: Settings, link: Link, record_bytes: int) -> Iterator[_Way]:
 
 def _filled(settings: Settings, device: torch.device) -> RecordStore:
     """The smallest arena, full of random bytes."""
-    record_bytes = record_bytes_of(settings)
-    store = store_of(min(settings.arena_mib) << 20, record_bytes, device)
+    record_bytes, num_bytes = record_bytes_of(settings), min(settings.arena_mib) << 20
+    require_room(num_bytes, settings)
+    store = store_of(num_bytes, record_bytes, device)
     weight = torch.randint(256, (record_bytes,), dtype=torch.uint8)
     for expert in range(store.num_records):
         store.write(0, expert, {"weight": weight})

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finemoe.compiling import IS_COMPILED
 from finemoe.errors import FinemoeError
 from finemoe.miniatures.catalog import NAMES
 from finemoe.paths import MINIATURES, MODEL_CONFIGS
+from finemoe.policies import POLICIES as POLICY_CLASSES
 from finemoe.simulation.cost import PUBLISHED
 
 POLICIES = ("finemoe", "on-demand", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference")
@@ -93,6 +95,11 @@ def target_of(name: str) -> Target:
         plain = Path(name).name.replace(" ", "_")  # a part is named by words
         return Target(f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}", name, None)
     raise FinemoeError(f"unknown model {name!r}; known: {', '.join([*published, *NAMES])}, or give a folder or a hub id")
+
+
+def is_fast_enough(policy: str) -> bool:
+    """Whether a policy's searches are compiled, if it has any; uncompiled they take hundreds of times longer."""
+    return IS_COMPILED or not POLICY_CLASSES[policy].needs_context
 
 
 def require_device(targets: Sequence[Target], kind: str) -> None:

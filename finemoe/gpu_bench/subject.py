@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from finemoe.gpu_bench.bench import NotHere
-from finemoe.gpu_bench.settings import Settings, Target
+from finemoe.gpu_bench.settings import Settings, Target, is_fast_enough
 from finemoe.miniatures.catalog import resolve
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.layers import MoELayer
@@ -42,7 +42,7 @@ class Subject:
             else Skeleton(folder_of(resolve(target.source)), _DTYPE)
         )
         self.model, self.layers = skeleton.model, skeleton.layers
-        self._records = skeleton.read_experts(pinned=device.type == "cuda")
+        self._records = skeleton.read_experts(pinned=device.type == "cuda", is_sure=True)  # as `Subjects` has asked
         self._move_rest()
         trace = with_embeddings_of(self.model, trace, settings.seed) if self._is_random else trace
         self.history, self.served = trace.split("history"), trace.split("served")
@@ -51,7 +51,13 @@ class Subject:
     def engine(
         self, policy: str, expert_memory: float, requests: RoutingTrace | None = None
     ) -> Iterator[tuple[Engine, ReplayedRouting]]:
-        """The model under a policy that knows the history, and its requests (the served ones unless others are given)."""
+        """The model under a policy that knows the history, and its requests (the served ones unless others are given).
+
+        Raises:
+            NotHere: the policy searches, and its searches are not compiled.
+        """
+        if not is_fast_enough(policy):
+            raise NotHere(f"Numba cannot be imported here, and {policy} uncompiled would measure nothing but that")
         settings = self._settings
         told = engine_options(expert_memory, policy, devices=self.device)
         distance = min(settings.prefetch_distance, len(self.layers))

@@ -66,12 +66,12 @@ class Subjects:
 
     def _require_room(self, target: Target, expert_memory: float, host_copies: int) -> None:
         size = size_of_target(target)
-        needed = host_copies * size.all_experts_bytes + size.resident_bytes
-        present = available_bytes(self.settings.host_memory_bytes)
+        needed, present = (
+            host_copies * size.all_experts_bytes + size.resident_bytes,
+            available_bytes(self.settings.host_memory_bytes),
+        )
         if needed > present:
-            raise NotHere(
-                f"{target.name} would take {format_bytes(needed)} of host memory, and {format_bytes(present)} may be taken"
-            )
+            raise NotHere(f"{target.name} takes {format_bytes(needed)} of host memory, and {format_bytes(present)} may be taken")
         if self.device.type == "cuda":
             needed = size.resident_bytes + int(expert_memory * size.all_experts_bytes)
             present = torch.cuda.get_device_properties(self.device).total_memory

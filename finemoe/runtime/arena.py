@@ -32,16 +32,20 @@ class Arena:
     Args:
         sizes: bytes of every record. pinned: page-lock the memory, and take all of it at once; what cannot be page-locked is
             ordinary memory, and a warning says so. Otherwise all is ordinary memory, whose pages are taken as they fill.
+        is_sure: the caller knows that the memory can be had, also where the system says that it has less: a virtual machine may
+            begin small and grow as it is used.
     Raises:
         FinemoeError: the memory cannot be had.
     """
 
-    def __init__(self, sizes: Sequence[int], pinned: bool) -> None:
+    def __init__(self, sizes: Sequence[int], pinned: bool, is_sure: bool = False) -> None:
         self._sizes, num_bytes = list(sizes), sum(sizes)
         self._places, block_sizes = _cut(sizes, _BLOCK_BYTES if pinned else num_bytes)
         self._blocks: dict[int, _Block] = {}
         try:
             if pinned:
+                if not is_sure:
+                    _map(num_bytes).close()  # what it could never hold the system refuses as a whole, but not block by block
                 self._take_pinned(block_sizes, num_bytes)
             else:
                 self._blocks = {number: _pageable(size) for number, size in enumerate(block_sizes)}
@@ -65,7 +69,6 @@ class Arena:
         self._blocks = {}
 
     def _take_pinned(self, block_sizes: list[int], num_bytes: int) -> None:
-        _map(num_bytes).close()  # what it could never hold the system refuses as a whole, but not block by block
         maker = _BlockMaker()
 
         def make(number: int) -> None:

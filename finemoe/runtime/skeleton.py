@@ -81,12 +81,16 @@ class Skeleton:
             raise
 
     def read_experts(
-        self, pinned: bool, host_bytes: int | None = None, disk_folder: str | Path | None = None, progress: bool = False
+        self,
+        pinned: bool,
+        host_bytes: int | None = None,
+        disk_folder: str | Path | None = None,
+        progress: bool = False,
+        is_sure: bool = False,
     ) -> RecordStore:
         """Every weight: the experts' into a store, the others' into the model; arguments as RecordStore's."""
-        records = RecordStore(
-            self._layouts(pinned), [layer.num_experts for layer in self.layers], host_bytes, pinned, disk_folder
-        )
+        counts = [layer.num_experts for layer in self.layers]
+        records = RecordStore(self._layouts(pinned), counts, host_bytes, pinned, disk_folder, is_sure)
         try:
             self._read(records, progress)
         except BaseException:

@@ -36,6 +36,7 @@ class RecordStore:
         host_bytes: budget of the arena; None keeps everything in host memory.
         pinned: page-lock the arena as far as the machine lets it.
         disk_folder: where the file of the disk tier lies; None is the system's folder for temporary files.
+        is_sure: the host has the room, whatever it says; see Arena.
     Raises:
         FinemoeError: the budget is negative, or memory or disk cannot be had.
     """
@@ -47,6 +48,7 @@ class RecordStore:
         host_bytes: int | None = None,
         pinned: bool = False,
         disk_folder: str | Path | None = None,
+        is_sure: bool = False,
     ) -> None:
         self.layouts, self.counts = list(layouts), list(counts)
         sizes = np.repeat([layout.nbytes for layout in layouts], counts)
@@ -57,7 +59,7 @@ class RecordStore:
         self._places = places.tolist()  # the number of a record in the arena, or where it begins in the file
         self.host_bytes, self.disk_bytes = int(sizes[is_host].sum()), int(sizes[~is_host].sum())
         self._file = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
-        self._arena = Arena(sizes[is_host].tolist(), pinned)  # last, since what is page-locked must be let go again
+        self._arena = Arena(sizes[is_host].tolist(), pinned, is_sure)  # last, since what is page-locked must be let go again
 
     @property
     def record_bytes(self) -> int:

@@ -267,6 +267,24 @@ def test_memory_that_cannot_be_had_is_one_clear_line(install, pinned):
     assert cudart.num_calls == 0
 
 
+def test_a_machine_that_grows_as_it_is_used_is_believed_where_the_caller_is_sure(install, monkeypatch):
+    """Such a machine refuses the whole, and gives every block."""
+    install(FakeCudart())
+    whole = arena_module._map
+
+    def refusing(num_bytes: int) -> object:
+        if num_bytes == 40 * BLOCK_BYTES:
+            raise MemoryError("more than there is")
+        return whole(num_bytes)
+
+    monkeypatch.setattr(arena_module, "_map", refusing)
+    with pytest.raises(FinemoeError, match="bytes of host memory cannot be had"):
+        Arena([BLOCK_BYTES] * 40, pinned=True)
+    arena = Arena([BLOCK_BYTES] * 40, pinned=True, is_sure=True)
+    assert arena.pinned_bytes == 40 * BLOCK_BYTES
+    arena.close()
+
+
 def test_ordinary_memory_needs_no_cuda_and_is_one_block_whose_pages_are_taken_as_they_fill(monkeypatch):
     monkeypatch.setattr(torch.cuda, "cudart", lambda: pytest.fail("no device was asked for"))
     monkeypatch.setattr(arena_module, "_BLOCK_BYTES", BLOCK_BYTES)
