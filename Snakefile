@@ -65,10 +65,20 @@ DESCRIBED = [
 ]
 # Tables of machines that were measured, and of this one where a configuration names models to measure on it.
 HERE = f"{RESULTS}/measured/here"
-MEASURED_FILES = sorted(str(path) for path in Path("data/measured").glob("*/*.*")) + (
-    [f"{HERE}/machine.json"] if config["gpu_models"] else []
+MACHINES = sorted(
+    str(path.parent) for path in Path("data/measured").glob("*/machine.json") if path.parent.name[0] != "."
+) + ([HERE] if config["gpu_models"] else [])
+MEASURED_FILES = (
+    [f"{machine}/machine.json" for machine in MACHINES]
+    + sorted(
+        str(path)
+        for machine in MACHINES
+        if machine != HERE
+        for path in Path(machine).glob("*.csv")
+        if path.name[0] != "."
+    )
+    + sorted(str(path) for path in Path("data/measured").glob("predictions-before-*.csv"))
 )
-MACHINES = [str(Path(path).parent) for path in MEASURED_FILES if Path(path).name == "machine.json"]
 RUN = (
     "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
@@ -968,6 +978,7 @@ rule claims:
         notebook="notebooks/claims.ipynb",
         code=sources_of("claims"),
         claims=expand(f"{RESULTS}/claims/{{id}}.json", id=CLAIMED),
+        measured=MEASURED_FILES,
     output:
         markdown=f"{FIGURES}/claims.md",
         csv=ensure(f"{FIGURES}/claims.csv", non_empty=True),
@@ -978,7 +989,12 @@ rule claims:
         ENVIRONMENT
     params:
         values=lambda wildcards, input, output: json.dumps(
-            {"claims": list(input.claims), "markdown": output.markdown, "csv": output.csv}
+            {
+                "claims": list(input.claims),
+                "machines": MACHINES,
+                "markdown": output.markdown,
+                "csv": output.csv,
+            }
         ),
     shell:
         RUN

@@ -99,22 +99,27 @@ def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
     return pd.DataFrame([asdict(claim) for claim in claims], columns=[field.name for field in fields(Claim)])
 
 
-def to_markdown(table: "pd.DataFrame") -> str:
-    """The table of claims as a page: an overview, then the reason behind each verdict."""
+def to_markdown(table: "pd.DataFrame", on_gpu: str) -> str:
+    """The table of claims as a page: an overview, the reason behind each verdict, and what was measured on a GPU.
+
+    Args:
+        on_gpu: as `analysis.measured_pages.claims_section` words it.
+    """
     overview = table[["id", "artefact", "claim", "reported", "reproduced", "verdict", "executor"]]
     reasons = "\n".join(f"- **{row.id}** ({row.panel}): {_one_line(str(row.why))}" for row in table.itertuples(index=False))
     return (
         "# The paper's claims, and what became of them\n\n"
         f"{len(table)} artefacts: {_counts(table)}.\n\n"
-        f"{_pipe_table(overview)}\n\n"
-        f"## Why\n\n{reasons}\n"
+        f"{pipe_table(overview)}\n\n"
+        f"## Why\n\n{reasons}\n\n"
+        f"## Measured on a GPU\n\n{on_gpu}"
     )
 
 
 def to_summary(table: "pd.DataFrame") -> str:
     """The verdicts at a glance, for the README."""
     shown = table[["id", "claim", "verdict", "panel", "executor"]]
-    return f"Of {len(table)} artefacts: {_counts(table)}.\n\n{_pipe_table(shown)}\n"
+    return f"Of {len(table)} artefacts: {_counts(table)}.\n\n{pipe_table(shown)}\n"
 
 
 def between_marks(page: str, name: str, text: str) -> str:
@@ -143,7 +148,8 @@ def _counts(table: "pd.DataFrame") -> str:
     return ", ".join(f"{verdict}: {int((table.verdict == verdict).sum())}" for verdict in VERDICTS)
 
 
-def _pipe_table(table: "pd.DataFrame") -> str:
+def pipe_table(table: "pd.DataFrame") -> str:
+    """A table in Markdown."""
     cells = [[_one_line(str(value)).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
     lines = [list(table.columns), ["---"] * len(table.columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

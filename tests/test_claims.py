@@ -65,12 +65,13 @@ def test_an_unreadable_claim_says_what_to_do(tmp_path, content):
 
 def test_markdown_is_one_table_row_per_claim(tmp_path):
     Claim(**F4).save(tmp_path / "f4.json")
-    page = to_markdown(collect([tmp_path / "f4.json"]))
+    page = to_markdown(collect([tmp_path / "f4.json"]), "what a GPU did\n")
     rows = [line for line in page.splitlines() if line.startswith("| F4")]
     assert len(rows) == 1
     assert "0.90 \\| 0.60" in rows[0]  # a bar inside a cell must not split it
     assert "- **F4** (gpt-oss-20b): two lines" in page
     assert "1 artefacts: holds: 1, holds weaker: 0" in page
+    assert page.endswith("two lines\n\n## Measured on a GPU\n\nwhat a GPU did\n")
 
 
 def test_every_artefact_is_named_once():

@@ -1,158 +1,235 @@
-"""What machines measured (`data/measured/<machine>/`, made by finemoe.gpu_bench), drawn without measuring anything."""
+"""What machines measured (`data/measured/<machine>/`, made by finemoe.gpu_bench), as the tables that figure and pages show.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+`python -m finemoe.analysis.measured` renews what README, docs/gpu.md and the shipped claims say of `data/measured`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from finemoe.analysis.latency import LATENCY_SYSTEMS
-from finemoe.analysis.latency_figure import system_looks
-from finemoe.measured import NOT_YET, Measured
-from finemoe.plotting import log_ticks, provenance, series_styles, use_style
+from finemoe.measured import LAUNCHING, MAPPED, PREFETCHED, Measured, gpus_first, read_foretold
+from finemoe.paths import DATA
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+MEASURED = DATA / "measured"
+SYSTEM_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()}
+CELL = ["model", "policy", "expert_memory"]
+# How far a prediction may be off before it counts as refuted: TPOT relative, the others as differences.
+TPOT_BOUND, SHARE_BOUND = 0.15, 0.05
+MET, MISSED, NOT_MEASURED, NOT_BOUND = "met", "missed", "not measured", "not bound by the link"
+_OWN_VARIANTS = ("eager", "grouped_mm", "batched_mm")  # Transformers', of which the last two may round otherwise
 
-_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()}
-_PANELS = ("link", "TPOT", "overhead", "prediction")
+
+def machines_in(folder: Path = MEASURED) -> list[Measured]:
+    """Every machine whose tables lie in a folder of that folder, those with a GPU first."""
+    found = (path.parent for path in sorted(folder.glob("*/machine.json")) if not path.parent.name.startswith("."))
+    return gpus_first([Measured.load(path) for path in found])
+
+
+def foretold_cards(folder: Path = MEASURED) -> pd.DataFrame:
+    """What was said of all cards before anybody measured on them: rows of `Foretold`."""
+    paths = sorted(folder.glob("predictions-before-*.csv"))
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True) if paths else pd.DataFrame(columns=["card", *CELL])
 
 
 def tpot_on_gpu(machines: Sequence[Measured], expert_memory: float) -> pd.DataFrame:
-    """Mean TPOT of every system on the first machine that has a GPU, (model, system, tpot_s, machine); empty without one."""
+    """Mean TPOT of every system on the first machine with a GPU that served requests, (model, system, tpot_s, machine)."""
     columns = ["model", "system", "tpot_s", "machine"]
-    gpu = next((one for one in machines if one.is_gpu), None)
+    gpu = next((one for one in machines if one.is_gpu and len(one.tables["requests"])), None)
     if gpu is None:
         return pd.DataFrame(columns=columns)
-    ours = gpu.tables["requests"].rename(columns={"policy": "system"}).replace({"system": _NAMES})
-    rows = pd.concat([ours, gpu.tables["baselines"]], ignore_index=True)
+    ours = gpu.tables["requests"].rename(columns={"policy": "system"}).replace({"system": SYSTEM_NAMES})
+    tables = [table for table in (ours, gpu.tables["baselines"]) if len(table)]
+    rows = pd.concat(tables, ignore_index=True)
     here = rows[rows.expert_memory == expert_memory]
     return here.groupby(["model", "system"], sort=False).tpot_s.mean().reset_index().assign(machine=gpu.title)[columns]
 
 
-def summary_table(machine: Measured) -> pd.DataFrame:
-    """Every cell: (model, policy, expert_memory, ttft_s, tpot_s, hit_rate, bytes per decode step, and what was predicted)."""
-    requests = machine.tables["requests"]
-    cells = requests.groupby(["model", "policy", "expert_memory"], sort=False)
-    sums = cells[["hits", "accesses", "prefetched_bytes", "demand_bytes", "num_decode_steps"]].sum()
-    found = cells[["ttft_s", "tpot_s"]].mean()
+def link_peak(machine: Measured) -> float:
+    """Bytes per second of the best way of copying; NaN where none was measured."""
+    copies = machine.tables["copies"]
+    return float(copies[copies["mode"] != MAPPED].bytes_per_s.max())
+
+
+def cells_table(machine: Measured) -> pd.DataFrame:
+    """Every policy at every memory size, (model, policy, expert_memory) and what was measured and predicted there.
+
+    Returns:
+        tpot_s of all decode steps; hit_rate; link_use: bytes moved over what the link moves at its peak in the requests' time;
+        each with its extremes over requests as _low and _high. ttft_s, host_stall_s: means of requests, the latter the time that
+        inference's thread waited (a GPU that waits by itself is not in it). moved_bytes_per_step: per decode step.
+        predicted_tpot_s, error, limit_tpot_s, over_limit: of `Predictions`, NaN where there is none.
+    """
+    requests = _with_rates(machine)
+    cells = requests.groupby(CELL, sort=False)
+    sums = cells[["hits", "accesses", "moved_bytes", "num_decode_steps", "decode_s", "duration_s"]].sum()
+    found = cells.agg(num_requests=("request", "size"), ttft_s=("ttft_s", "mean"), host_stall_s=("host_stall_s", "mean"))
+    found["tpot_s"] = sums.decode_s / sums.num_decode_steps
     found["hit_rate"] = sums.hits / sums.accesses
-    found["moved_bytes_per_step"] = (sums.prefetched_bytes + sums.demand_bytes) / sums.num_decode_steps
-    predicted = machine.tables["predictions"].drop(columns="measured_tpot_s")
-    return found.reset_index().merge(predicted, on=["model", "policy", "expert_memory"], how="left")
+    found["link_use"] = sums.moved_bytes / sums.duration_s / link_peak(machine)
+    for name in ("tpot_s", "hit_rate", "link_use"):
+        found[f"{name}_low"], found[f"{name}_high"] = cells[name].min(), cells[name].max()
+    found["moved_bytes_per_step"] = sums.moved_bytes / sums.num_decode_steps
+    predicted = machine.tables["predictions"].drop(columns=["measured_tpot_s", "link_use"])
+    return _merged(found.reset_index(), predicted, "left")
+
+
+def _with_rates(machine: Measured) -> pd.DataFrame:
+    requests = machine.tables["requests"]
+    moved = requests.prefetched_bytes + requests.demand_bytes
+    decode_s = requests.tpot_s * requests.num_decode_steps
+    duration_s = decode_s + requests.ttft_s
+    return requests.assign(
+        moved_bytes=moved,
+        decode_s=decode_s,
+        duration_s=duration_s,
+        hit_rate=requests.hits / requests.accesses,
+        link_use=moved / duration_s / link_peak(machine),
+    )
+
+
+def foretold_table(machine: Measured) -> pd.DataFrame:
+    """What was measured of what had been predicted for the machine's card, and how far the predictions were off.
+
+    Returns:
+        (model, policy, expert_memory) and foretold_*, * and *_error of tpot_s (relative), hit_rate and link_use (differences);
+        an error is positive where too much was predicted.
+    """
+    names = ["tpot_s", "hit_rate", "link_use"]
+    said = read_foretold(machine)[[*CELL, *names]].rename(columns={name: f"foretold_{name}" for name in names})
+    both = _merged(cells_table(machine)[[*CELL, *names]], said, "inner")
+    both["tpot_s_error"] = both.foretold_tpot_s / both.tpot_s - 1
+    for name in names[1:]:
+        both[f"{name}_error"] = both[f"foretold_{name}"] - both[name]
+    return both
+
+
+def _merged(left: pd.DataFrame, right: pd.DataFrame, how: Literal["left", "inner"]) -> pd.DataFrame:
+    """Joined by cell; an empty table has no types that could be compared."""
+    kinds = {"model": "object", "policy": "object", "expert_memory": "float64"}
+    return left.astype(kinds).merge(right.astype(kinds), on=CELL, how=how)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is aimed at: in words, as a test of the number reached, and how that number is written."""
+
+    text: str
+    is_met: Callable[[float], bool]
+    shown: str
+    scale: float = 1.0
+
+
+BITS = "steps that differ from eager in any bit"
+COPIED = "prefetches beside inference, over the link's peak"
+LINK_USE = "link use while loading on demand, at the smallest memory"
+OVER_LIMIT = "FineMoE's TPOT over its limit, at worst"
+ACCELERATE = "times faster per token than Accelerate, equal device memory"
+OVERHEAD = "FineMoE's overhead over eager, every expert resident"
+SIMULATED = "largest error of the calibrated simulator's TPOT"
+AIMS = {
+    BITS: Aim("0", lambda found: found == 0, "{:.0f}"),
+    COPIED: Aim(">= 90 %", lambda found: found >= 0.9, "{:.1f} %", 100.0),
+    LINK_USE: Aim(">= 90 %", lambda found: found >= 0.9, "{:.1f} %", 100.0),
+    OVER_LIMIT: Aim("<= 1.15", lambda found: found <= 1.15, "{:.2f}"),
+    ACCELERATE: Aim(">= 20", lambda found: found >= 20, "{:.1f}"),
+    OVERHEAD: Aim("<= 5 %", lambda found: found <= 0.05, "{:+.1f} %", 100.0),
+    SIMULATED: Aim("<= 15 %", lambda found: found <= 0.15, "{:.1f} %", 100.0),
+}
 
 
 def targets_table(machine: Measured) -> pd.DataFrame:
-    """What is aimed at on a GPU and what this machine reached, by model: (model, target, aim, reached, is_met).
+    """What is aimed at on a GPU and what this machine reached: (model, target, aim, reached, verdict).
 
-    The link is judged where it is the bottleneck: where the bytes at its peak take most of the limit, loading on demand.
+    Bits and the copies' rate are the machine's; the rest goes by model. The link is judged where it is the bottleneck: loading on
+    demand at the smallest memory, if the bytes at its peak take most of the limit there.
     """
-    rows = []
-    for model, part in machine.tables["predictions"].groupby("model", sort=False):
-        bound = part[(part.policy == "on-demand") & (part.expert_memory == part.expert_memory.min())]
-        ours = part[part.policy == "finemoe"]
-        rows += [
-            (model, "link use while loading on demand", ">= 0.9", bound.link_use.max(), bound.link_use.max() >= 0.9),
-            (model, "TPOT over its limit (median)", "<= 1.15", ours.over_limit.median(), ours.over_limit.median() <= 1.15),
-            (model, "largest error of the simulator", "<= 0.15", part.error.abs().max(), part.error.abs().max() <= 0.15),
-        ]
-        rows += _against_others(str(model), machine.tables)
-    return pd.DataFrame(rows, columns=["model", "target", "aim", "reached", "is_met"])
+    rows = [("all", target, reached) for target, reached in ((BITS, _different(machine)), (COPIED, _copied(machine)))]
+    for model in models_of(machine):
+        rows += [(model, target, reached) for target, reached in _of_model(machine, model)]
+    table = pd.DataFrame(rows, columns=["model", "target", "reached"])
+    table.insert(2, "aim", [AIMS[target].text for target in table.target])
+    table["verdict"] = [_verdict(target, reached) for target, reached in zip(table.target, table.reached, strict=True)]
+    table.loc[(table.target == LINK_USE) & ~table.model.isin(_bound_models(machine)), "verdict"] = NOT_BOUND
+    table.loc[table.reached.isna(), "verdict"] = NOT_MEASURED
+    return table
 
 
-def _against_others(model: str, tables: dict[str, pd.DataFrame]) -> list[tuple[str, str, str, float, bool]]:
-    mine = {name: tables[name][tables[name].model == model] for name in ("requests", "baselines", "overhead")}
-    found = []
-    for system, baseline in mine["baselines"].groupby("system"):
-        ours = mine["requests"].merge(baseline[["expert_memory"]].drop_duplicates()).query("policy == 'finemoe'")
-        ratio = baseline.tpot_s.mean() / ours.tpot_s.mean()
-        found.append((model, f"times faster per token than {system}", ">= 20", ratio, bool(ratio >= 20)))
-    seconds = mine["overhead"].groupby("variant").seconds_per_token.median()
-    if {"eager", "finemoe"} <= set(seconds.index):
-        over = seconds["finemoe"] / seconds["eager"] - 1
-        found.append((model, "overhead over eager, all experts resident", "<= 0.05", over, bool(over <= 0.05)))
-    return found
+def models_of(machine: Measured) -> list[str]:
+    """The models of which anything was timed; those that were to be, where nothing was."""
+    timed = [str(model) for name in ("requests", "overhead", "baselines") for model in machine.tables[name].model]
+    return list(dict.fromkeys(timed or machine.facts["settings"]["models"]))
 
 
-def measured_figure(machine: Measured | None) -> "Figure":
-    """Link, TPOT by memory, overhead with everything resident, and prediction against measurement; one row for each model."""
-    import matplotlib.pyplot as plt
-
-    use_style()
-    if machine is None:
-        fig, axis = plt.subplots(figsize=(4, 1.5))
-        axis.text(0.5, 0.5, NOT_YET, ha="center", va="center")
-        axis.set_axis_off()
-        return fig
-    models = list(dict.fromkeys(machine.tables["requests"].model))
-    fig, axes = plt.subplots(len(models), len(_PANELS), figsize=(11.5, 2.7 * len(models)), squeeze=False)
-    for row, model in zip(axes, models, strict=True):
-        mine = {name: table[table.model == model] for name, table in machine.tables.items() if "model" in table}
-        _draw_link(row[0], machine.tables["copies"])
-        _draw_tpot(row[1], mine)
-        _draw_overhead(row[2], mine["overhead"])
-        _draw_predictions(row[3], mine["predictions"])
-        row[1].set_title(model)
-    handles, names = axes[0][1].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=4)
-    level = "random weights, replayed routing" if machine.is_gpu else f"miniatures' sizes on pools of host memory; {NOT_YET}"
-    provenance(fig, "measured", machine.title, level)
-    return fig
+def shown(target: str, reached: float) -> str:
+    """A number reached, as a page says it."""
+    return NOT_MEASURED if pd.isna(reached) else AIMS[target].shown.format(AIMS[target].scale * reached)
 
 
-def _draw_link(axis: "Axes", copies: pd.DataFrame) -> None:
-    largest = copies[copies.transfer_bytes == copies.transfer_bytes.max()]
-    looks = series_styles(list(dict.fromkeys(copies["mode"])))
-    for mode, part in largest.groupby("mode", sort=False):
-        mib, rates = part.chunk_bytes / 2**20, part.bytes_per_s / 1e9
-        errors = [rates - part.low / 1e9, part.high / 1e9 - rates]
-        look = {"color": looks["palette"][str(mode)], "marker": looks["markers"][str(mode)]}
-        axis.errorbar(mib, rates, yerr=errors, capsize=2, label=mode, **look)
-    axis.set(xscale="log", xlabel="chunk (MiB)", ylabel="host to slots (GB/s)", ylim=(0, None))
-    log_ticks(axis.xaxis)
-    axis.legend(fontsize=6)
+def _verdict(target: str, reached: float) -> str:
+    return MET if AIMS[target].is_met(reached) else MISSED
 
 
-def _draw_tpot(axis: "Axes", tables: dict[str, pd.DataFrame]) -> None:
-    requests, predictions, baselines = (tables[name] for name in ("requests", "predictions", "baselines"))
-    for policy, part in requests.groupby("policy", sort=False):
-        by_memory = part.groupby("expert_memory").tpot_s
-        middle, spread = 1e3 * by_memory.mean(), 1e3 * by_memory.sem().fillna(0.0)
-        axis.errorbar(100 * middle.index, middle, yerr=1.96 * spread, capsize=2, **_look(str(policy)))
-    limit = predictions[predictions.policy == "finemoe"].sort_values("expert_memory")
-    if len(limit):
-        dotted: dict[str, Any] = {"color": "black", "linestyle": ":", "label": "limit of FineMoE's decisions"}
-        axis.plot(100 * limit.expert_memory, 1e3 * limit.limit_tpot_s, **dotted)
-    for system, part in baselines.groupby("system"):
-        axis.plot(100 * part.expert_memory, 1e3 * part.tpot_s, "k*", markersize=8, label=f"{system} (not ours)")
-    axis.set(yscale="log", xlabel="experts in the cache (%)", ylabel="TPOT (ms)")
-    log_ticks(axis.yaxis)
+def checked_steps(machine: Measured) -> tuple[int, int]:
+    """How many steps were compared with eager, with delays or with every expert resident, and how many differed in any bit."""
+    checked, overhead = machine.tables["correctness"], machine.tables["overhead"]
+    ours = overhead[~overhead.variant.isin(_OWN_VARIANTS)]
+    different = int(checked.num_different_steps.sum()) + sum(not one for one in ours.is_equal)
+    return int(checked.num_steps.sum()) + len(ours), different
 
 
-def _look(policy: str) -> dict[str, Any]:
-    """A system's name, colour and marker, as in every other figure."""
-    look = system_looks()[_NAMES[policy]]
-    return {"label": _NAMES[policy], "color": look["color"], "marker": look["marker"]}
+def _different(machine: Measured) -> float:
+    steps, different = checked_steps(machine)
+    return float(different) if steps else float("nan")
 
 
-def _draw_overhead(axis: "Axes", overhead: pd.DataFrame) -> None:
-    eager_s = overhead[overhead.variant == "eager"].seconds_per_token.median()
-    variants = list(dict.fromkeys(overhead.variant))
-    for place, variant in enumerate(variants):
-        ratios = overhead[overhead.variant == variant].seconds_per_token / eager_s
-        axis.plot([place] * len(ratios), ratios, "o", color="#8C8C8C", markersize=3)
-        axis.plot(place, ratios.median(), "_", color="black", markersize=16)
-    axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(variants)), variants, fontsize=6.5)
-    axis.set(ylabel="decode time over eager's", ylim=(0, None), xlim=(-0.5, len(variants) - 0.5))
+def _copied(machine: Measured) -> float:
+    copies = machine.tables["copies"]
+    own = copies[(copies["mode"] == PREFETCHED) & (copies.main_thread == LAUNCHING)]
+    return float(own.bytes_per_s.max() / link_peak(machine))
 
 
-def _draw_predictions(axis: "Axes", predictions: pd.DataFrame) -> None:
-    for policy, part in predictions.groupby("policy", sort=False):
-        axis.plot(1e3 * part.measured_tpot_s, 1e3 * part.predicted_tpot_s, linestyle="", **_look(str(policy)))
-    both = predictions[["measured_tpot_s", "predicted_tpot_s"]].to_numpy()
-    limits = (800 * both.min(), 1250 * both.max()) if len(both) else (1, 10)
-    axis.fill_between(limits, [0.85 * x for x in limits], [1.15 * x for x in limits], color="#CCCCCC", alpha=0.5, linewidth=0)
-    axis.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xlabel="measured TPOT (ms)", ylabel="predicted TPOT (ms)")
-    log_ticks(axis.xaxis)
-    log_ticks(axis.yaxis)
+def _of_model(machine: Measured, model: str) -> Iterator[tuple[str, float]]:
+    cells = cells_table(machine)
+    mine = cells[cells.model == model]
+    yield LINK_USE, float(_smallest_on_demand(mine).link_use.max())
+    yield OVER_LIMIT, float(mine[mine.policy == "finemoe"].over_limit.max())
+    yield ACCELERATE, _times_faster(machine, mine, model)
+    overhead = machine.tables["overhead"]
+    seconds = overhead[overhead.model == model].groupby("variant").seconds_per_token.median()
+    yield OVERHEAD, float(seconds.get("finemoe", float("nan")) / seconds.get("eager", float("nan")) - 1)
+    yield SIMULATED, float(mine.error.abs().max())
+
+
+def _smallest_on_demand(cells: pd.DataFrame) -> pd.DataFrame:
+    mine = cells[cells.policy == "on-demand"]
+    return mine[mine.expert_memory == mine.expert_memory.min()]
+
+
+def _bound_models(machine: Measured) -> list[str]:
+    """Models whose bytes at the link's peak take at least half of the limit there, or whose limit nobody has computed."""
+    cells = cells_table(machine)
+    smallest = [_smallest_on_demand(part) for _, part in cells.groupby("model", sort=False)]
+    return [str(one.model.iloc[0]) for one in smallest if len(one) and not (one.link_use * one.over_limit).max() < 0.5]
+
+
+def _times_faster(machine: Measured, cells: pd.DataFrame, model: str) -> float:
+    baselines = machine.tables["baselines"]
+    theirs = baselines[(baselines.model == model) & (baselines.system == "accelerate")]
+    ours = cells[(cells.policy == "finemoe") & cells.expert_memory.isin(theirs.expert_memory)]
+    same = theirs[theirs.expert_memory.isin(ours.expert_memory)]
+    return float(same.tpot_s.mean() / ours.tpot_s.mean())
+
+
+def main() -> None:
+    """Renew the pages."""
+    from finemoe.analysis.measured_pages import write_pages
+
+    write_pages()
+
+
+if __name__ == "__main__":
+    main()

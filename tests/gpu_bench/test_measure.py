@@ -1,21 +1,27 @@
-"""The whole measurement on pools of host memory: the same code and the same tables as on a GPU."""
+"""The whole measurement on pools of host memory: the same script, code and tables as on a GPU."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+import tarfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import finemoe
-from finemoe.analysis.measured import measured_figure, summary_table, targets_table, tpot_on_gpu
 from finemoe.errors import FinemoeError
 from finemoe.gpu_bench import plan
 from finemoe.gpu_bench.bench import NotHere, Part
+from finemoe.gpu_bench.correctness import check
 from finemoe.gpu_bench.plan import measure
+from finemoe.gpu_bench.predict import predict
 from finemoe.gpu_bench.settings import settings_for, target_of
 from finemoe.gpu_bench.subject import Subject
 from finemoe.gpu_bench.subjects import size_of_target
@@ -28,35 +34,115 @@ from finemoe.measured import (
     Correctness,
     Measured,
     Overhead,
-    gpus_first,
     read_table,
     write_table,
 )
+from finemoe.paths import ROOT
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 from tests.runtime import families
 
-SETTINGS = replace(
-    settings_for(is_cuda=False, quick=True),
-    models=("qwen-mini",),
-    checked_models=("phi-mini",),
-    policies=("finemoe", "on-demand", "mixtral-offloading"),
-)
+pytestmark = pytest.mark.xdist_group("gpu_slice")  # one worker measures for all of them
+SETTINGS = replace(settings_for(is_cuda=False, quick=True), models=("qwen-mini",), checked_models=("phi-mini",))
+FIRST = ("on-demand", "finemoe", "promoe")  # that the slice measures before the others
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice that was killed and called again: tables after the kill, tables in the end, and the archive."""
+
+    killed: Measured
+    machine: Measured
+    archive: Path
+
+
+def begin_slice(folder: Path, log: Path, *options: str) -> subprocess.Popen:
+    command = ["scripts/gpu_slice.sh", "--miniature", "--quick", "--folder", str(folder), *options]
+    environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True, env=environment
+    )
+
+
+def measured_cells(folder: Path) -> int:
+    path = folder / "requests.csv"
+    return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def slice_(tmp_path_factory) -> Slice:
     folder = tmp_path_factory.mktemp("measured") / "here"
-    outcome = measure(SETTINGS, folder, None, print)
-    assert not outcome.failed
-    assert {one.part for one in outcome.skipped} == {"compute-sanitizer", "qwen-mini", "probe"}
-    return Measured.load(folder)
+    archive, log = folder.with_name("here.tar.gz"), folder.with_name("log.txt")
+    first = begin_slice(folder, log)
+    while first.poll() is None and not measured_cells(folder):
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    killed = Measured.load(folder)
+    assert len(killed.tables["requests"]), log.read_text()
+    assert begin_slice(folder, log).wait() == 0, log.read_text()
+    predict(folder)
+    return Slice(killed, Measured.load(folder), archive)
+
+
+@pytest.fixture(scope="module")
+def machine(slice_) -> Measured:
+    return slice_.machine
+
+
+def test_a_slice_that_is_killed_leaves_tables_and_goes_on_where_it_ended(slice_):
+    """What was measured before the kill is in the end what it was, and was not measured again."""
+    for name in ("arenas", "copies", "requests"):
+        before, after = slice_.killed.tables[name], slice_.machine.tables[name]
+        pd.testing.assert_frame_equal(after[: len(before)], before)
+    calls = [json.loads(path.read_text()) for path in sorted(slice_.machine.folder.glob("parts-*.json"))]
+    titles = [title for call in calls for title in call["done"]]
+    assert len(titles) == len(set(titles))
+    assert [title for title in titles if title.startswith("systems")][:3] == [f"systems: qwen-mini {one} 0.25" for one in FIRST]
+
+
+def test_the_archive_holds_what_the_folder_holds(slice_, tmp_path):
+    with tarfile.open(slice_.archive) as archive:
+        archive.extractall(tmp_path, filter="data")
+    brought = Measured.load(tmp_path / slice_.machine.folder.name)
+    assert brought.facts == slice_.machine.facts
+    for name, table in slice_.machine.tables.items():
+        if name != "predictions":  # made afterwards, away from the device
+            pd.testing.assert_frame_equal(brought.tables[name], table)
+    assert (brought.folder / "logs" / "summary.txt").read_text().count("TPOT ms") == 1
+    assert not list(brought.folder.glob("traces"))
+
+
+def test_a_slice_ends_at_its_deadline_and_says_what_is_left(tmp_path):
+    begin_s = time.monotonic()
+    code = begin_slice(tmp_path / "here", tmp_path / "log.txt", "--seconds", "30", "--host-memory", "80MiB").wait()
+    assert time.monotonic() - begin_s < 35
+    assert code == 0, (tmp_path / "log.txt").read_text()
+    left = Measured.load(tmp_path / "here").tables["skipped"]
+    assert "no time" in (tmp_path / "log.txt").read_text()
+    assert set(left.reason) <= {"no time yet", "only a GPU reads host memory over a link"}
+
+
+def test_too_little_memory_is_said_and_the_facts_are_the_result(tmp_path):
+    assert begin_slice(tmp_path / "here", tmp_path / "log.txt", "--host-memory", "20MiB").wait() == 1
+    said = (tmp_path / "log.txt").read_text()
+    assert "arenas: 64 MiB: skipped, 64.0 MiB of host memory are asked for, and 20.0 MiB may be taken" in said
+    assert "nothing was copied: the facts are the result" in said
+    assert Measured.load(tmp_path / "here").tables["copies"].empty
+
+
+@pytest.mark.parametrize("options", [["--second", "3"], ["--seconds", "ten"], ["--folder"]])
+def test_a_wrong_call_is_refused_before_anything_is_done(tmp_path, options):
+    done = subprocess.run(["scripts/gpu_slice.sh", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "gpu_slice" in done.stderr
 
 
 def test_every_table_is_there_and_as_the_schema_says(machine):
     assert set(machine.tables) == set(TABLES)
     assert all(len(table) for table in machine.tables.values())
+    assert set(machine.tables["skipped"].part) == {"probe", "qwen-mini", "compute-sanitizer"}  # for want of a GPU
     assert not machine.is_gpu
     assert "pools of memory" in machine.title
     assert (machine.folder / "timeline-qwen-mini.json").stat().st_size > 1000
@@ -64,9 +150,14 @@ def test_every_table_is_there_and_as_the_schema_says(machine):
 
 def test_delays_change_no_bit(machine):
     correctness = machine.tables["correctness"]
-    assert set(correctness.policy) == {*SETTINGS.policies, "no-offload"}
-    assert correctness.num_steps.max() == SETTINGS.steps
+    assert set(correctness.policy) == {*FIRST, "no-offload"}
+    assert (correctness.num_steps == SETTINGS.steps).all()
     assert (correctness.num_different_steps == 0).all()
+
+
+def test_delays_change_no_bit_of_policies_that_inference_waits_for():
+    found = check("phi-mini", ("mixtral-offloading", "deepspeed-inference"), SETTINGS.steps, torch.device("cpu"), seed=1)
+    assert [(one.num_steps, one.num_different_steps) for one in found] == [(SETTINGS.steps, 0), (1, 0)]
 
 
 def test_demands_are_those_of_a_replay_of_the_recorded_requests(machine):
@@ -90,38 +181,27 @@ def test_the_engine_gives_eagers_logits_with_everything_resident(machine):
     assert (overhead.groupby("variant").size() >= SETTINGS.num_rounds).all()
 
 
-def test_a_second_call_measures_nothing_again(machine):
+def test_another_call_measures_nothing_again(machine):
     said: list[str] = []
     measure(SETTINGS, machine.folder, None, said.append)
-    _, second = sorted(machine.folder.glob("parts-*.json"))
-    assert json.loads(second.read_text())["done"] == {}
+    *_, last = sorted(machine.folder.glob("parts-*.json"))
+    assert json.loads(last.read_text())["done"] == {}
     assert [line.split("] ")[-1].split(":")[0] for line in said[::2]] == ["mapped", "device-timeline", "correctness"]
     assert all("skipped" in line for line in said[1::2])
 
 
-def test_figures_draw_from_the_tables(machine):
-    table = summary_table(machine)
-    assert len(table) == len(SETTINGS.policies) * len(SETTINGS.expert_memories)
-    assert table.hit_rate.between(0, 1).all()
-    assert len(measured_figure(machine).axes) == 4
-    assert len(measured_figure(None).axes) == 1
-
-
-def test_only_a_gpu_fills_the_measured_panel(machine):
-    assert tpot_on_gpu([machine], 0.25).empty
-    gpu = replace(machine, facts=machine.facts | {"title": "a GPU", "devices": [{"name": "a GPU", "memory_bytes": 1}]})
-    drawn = tpot_on_gpu(gpus_first([machine, gpu]), 0.25)
-    assert {"FineMoE", "on-demand (LRU)", "accelerate"} <= set(drawn.system)
-    assert (drawn.machine == "a GPU").all()
-
-
-def test_targets_are_judged_by_their_definitions(machine):
-    found = targets_table(machine).set_index("target")
-    overhead = machine.tables["overhead"].groupby("variant").seconds_per_token.median()
-    assert found.reached["overhead over eager, all experts resident"] == pytest.approx(overhead.finemoe / overhead.eager - 1)
-    requests, baselines = machine.tables["requests"], machine.tables["baselines"]
-    ours = requests[(requests.policy == "finemoe") & (requests.expert_memory == SETTINGS.baseline_memory)].tpot_s.mean()
-    assert found.reached["times faster per token than accelerate"] == pytest.approx(baselines.tpot_s.mean() / ours)
+def test_predictions_are_made_of_every_cell(machine):
+    cells = machine.tables["requests"][["model", "policy", "expert_memory"]].drop_duplicates()
+    predicted = machine.tables["predictions"]
+    assert len(predicted) == len(cells) == len(SETTINGS.policies) * len(SETTINGS.expert_memories)
+    for one in predicted.itertuples():
+        mine = machine.tables["requests"].query(f"policy == '{one.policy}' and expert_memory == {one.expert_memory}")
+        assert one.measured_tpot_s == pytest.approx(np.average(mine.tpot_s, weights=mine.num_decode_steps), rel=1e-4)
+        assert one.error == pytest.approx(one.predicted_tpot_s / one.measured_tpot_s - 1, rel=1e-3, abs=1e-4)
+        moved_bytes = (mine.prefetched_bytes + mine.demand_bytes).sum()
+        peak = machine.tables["copies"].bytes_per_s.max()
+        duration_s = (mine.ttft_s + mine.tpot_s * mine.num_decode_steps).sum()
+        assert one.link_use == pytest.approx(moved_bytes / duration_s / peak, rel=1e-3)
 
 
 def test_the_calibrated_testbed_is_one_that_replay_reads(machine):
