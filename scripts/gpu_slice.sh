@@ -92,7 +92,7 @@ bench() {
     shift 2
     allowed=$(left)
     ((allowed > most)) && allowed=$most
-    within "$most" "$label" "$python" -m finemoe.gpu_bench "${same[@]}" --deadline "$((allowed - 2))" "$@"
+    within "$most" "$label" "$python" -m finemoe.gpu_bench "${same[@]}" --deadline "$((allowed - 3))" "$@"
 }
 
 pack() {
@@ -189,7 +189,7 @@ bench 90 "host memory and link" --model "$model" --groups arenas,copies,mapped
 link=$?
 if ! grep -q queued "$folder/copies.csv" 2>/dev/null; then
     say "nothing was copied: the facts are the result"
-    exit 1
+    if grep -q 'copies,all,no time yet' "$folder/skipped.csv" 2>/dev/null; then exit 0; else exit 1; fi
 fi
 correctness || {
     say "not eager's bits, or not in time: nothing is measured of what may be wrong"

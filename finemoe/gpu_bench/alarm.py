@@ -14,7 +14,7 @@ from types import FrameType
 from typing import IO
 
 _GRACE_S = 20.0  # for giving a model's memory back after the exception
-_LAST_S = 1.0  # before a deadline, so that the process has ended when it comes
+_LAST_S = 4.0  # before a deadline, for writing the tables once more and ending
 
 
 class OutOfTime(Exception):
@@ -72,8 +72,8 @@ class Alarm:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self, seconds: float | None) -> None:
-        """End the process after so many seconds, and in any case before the deadline."""
-        seconds = min(self.left_s - _LAST_S, float("inf") if seconds is None else seconds)
+        """End the process after so many seconds, and in any case at the deadline."""
+        seconds = min(self.left_s, float("inf") if seconds is None else seconds)
         if seconds == float("inf"):
             faulthandler.cancel_dump_traceback_later()
         else:

@@ -76,6 +76,7 @@ class Bench:
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._mine: dict[str, Any] = {"code": code, "began": began, "begun": [], "done": {}, "missing": {}}
         self._calls.append(self._mine)
+        self._write()
 
     @property
     def stacks_path(self) -> Path:

@@ -85,13 +85,13 @@ def measure(
         alarm = Alarm(deadline_s, stacks)
         try:
             outcome = bench.run(wanted, minutes, say, lambda: is_usable(device), alarm, again)
+            outcome = replace(outcome, failed=(*outcome.failed, *_differences(bench.rows())))
+            _write_tables(folder, bench)
+            _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, bench)
         finally:
             subjects.close()
             alarm.off()
-    bench.stacks_path.unlink()
-    outcome = replace(outcome, failed=(*outcome.failed, *_differences(bench.rows())))
-    _write_tables(folder, bench)
-    _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, bench)
+            bench.stacks_path.unlink()  # whoever comes here has not hung
     if predicts:
         predict(folder, None if settings.traces is None else Path(settings.traces))
     return outcome
