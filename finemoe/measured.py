@@ -11,8 +11,10 @@ from typing import Any, get_type_hints
 import pandas as pd
 
 from finemoe.errors import FinemoeError
+from finemoe.paths import DATA
 from finemoe.plotting import save_table
 
+MEASURED = DATA / "measured"  # one folder for each machine
 NOT_YET = "not yet measured on a GPU"  # what figures and pages say until somebody has
 # Ways of copying, and what inference does meanwhile; see Copies.
 QUEUED, PREFETCHED, CHUNKED, MAPPED = "queued", "as prefetched", "chunked", "read by a kernel"
@@ -256,11 +258,23 @@ def _write(rows: list[Any], kind: type, path: Path) -> None:
 
 
 def read_foretold(machine: "Measured") -> pd.DataFrame:
-    """What was foretold for a machine's card, which its name tells; empty where nobody said anything."""
-    for path in sorted(machine.folder.parent.glob("predictions-before-*.csv")):
+    """What was foretold for a machine's card, which its name tells, beside its folder or in what is shipped; empty where nobody
+    said anything."""
+    for path in (*_foretold_in(machine.folder.parent), *_foretold_in(MEASURED)):
         if path.stem.rpartition("-")[2] in machine.title.lower().replace("-", " ").split():
             return _read(path, Foretold)
     return pd.DataFrame(columns=[field.name for field in fields(Foretold)])
+
+
+def read_all_foretold(folder: Path) -> pd.DataFrame:
+    """What was foretold of all cards, by card."""
+    nothing = pd.DataFrame(columns=[field.name for field in fields(Foretold)])
+    found = [_read(path, Foretold) for path in _foretold_in(folder)]
+    return pd.concat(found, ignore_index=True) if found else nothing
+
+
+def _foretold_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("predictions-before-*.csv"))
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:

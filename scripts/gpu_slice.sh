@@ -152,7 +152,7 @@ correctness() {
         pids+=($!)
     done
     if [[ -n $card ]]; then
-        within 150 "CUDA tests" "$python" -m pytest -q -p no:cacheprovider -x --timeout 120 tests/runtime/test_cuda_order.py \
+        within 150 "CUDA tests" "$python" -m pytest -q -p no:cacheprovider -x tests/runtime/test_cuda_order.py \
             -k cuda_device >"$logs/tests.txt" 2>&1 &
         pids+=($!)
     fi

@@ -11,10 +11,8 @@ from typing import Literal
 import pandas as pd
 
 from finemoe.analysis.latency import LATENCY_SYSTEMS
-from finemoe.measured import LAUNCHING, MAPPED, PREFETCHED, Measured, gpus_first, read_foretold
-from finemoe.paths import DATA
+from finemoe.measured import LAUNCHING, MAPPED, MEASURED, PREFETCHED, Measured, gpus_first, read_foretold
 
-MEASURED = DATA / "measured"
 SYSTEM_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()}
 CELL = ["model", "policy", "expert_memory"]
 # How far a prediction may be off before it counts as refuted: TPOT relative, the others as differences.
@@ -27,12 +25,6 @@ def machines_in(folder: Path = MEASURED) -> list[Measured]:
     """Every machine whose tables lie in a folder of that folder, those with a GPU first."""
     found = (path.parent for path in sorted(folder.glob("*/machine.json")) if not path.parent.name.startswith("."))
     return gpus_first([Measured.load(path) for path in found])
-
-
-def foretold_cards(folder: Path = MEASURED) -> pd.DataFrame:
-    """What was said of all cards before anybody measured on them: rows of `Foretold`."""
-    paths = sorted(folder.glob("predictions-before-*.csv"))
-    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True) if paths else pd.DataFrame(columns=["card", *CELL])
 
 
 def tpot_on_gpu(machines: Sequence[Measured], expert_memory: float) -> pd.DataFrame:

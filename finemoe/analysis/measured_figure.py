@@ -37,7 +37,7 @@ def measured_figure(machine: Measured | None, cards: pd.DataFrame) -> "Figure":
     """The machine's link and overhead, its models' cells and what was predicted of them; without a GPU the cards' predictions.
 
     Args:
-        machine: None where nothing was measured. cards: as `analysis.measured.foretold_cards` found them.
+        machine: None where nothing was measured. cards: as `measured.read_all_foretold` found them.
     """
     import matplotlib.pyplot as plt
 

@@ -8,13 +8,11 @@ import pandas as pd
 
 from finemoe.analysis.measured import (
     BITS,
-    MEASURED,
     SHARE_BOUND,
     SYSTEM_NAMES,
     TPOT_BOUND,
     cells_table,
     checked_steps,
-    foretold_cards,
     foretold_table,
     link_peak,
     machines_in,
@@ -23,7 +21,7 @@ from finemoe.analysis.measured import (
 )
 from finemoe.claims import between_marks, pipe_table, to_markdown
 from finemoe.files import atomic_path
-from finemoe.measured import LAUNCHING, NOT_YET, PREFETCHED, Measured
+from finemoe.measured import LAUNCHING, MEASURED, NOT_YET, PREFETCHED, Measured, read_all_foretold
 from finemoe.paths import REFERENCE_FIGURES, ROOT
 from finemoe.units import format_bytes
 
@@ -42,7 +40,7 @@ def write_pages() -> None:
 
 def renewed_pages(folder: Path = MEASURED) -> dict[Path, str]:
     """Those pages as they should be."""
-    machines, cards = machines_in(folder), foretold_cards(folder)
+    machines, cards = machines_in(folder), read_all_foretold(folder)
     blocks = {
         README: {"machines": machine_lines(machines, cards), "simulator": simulator_lines(machines)},
         GPU_PAGE: {"predictions": foretold_section(cards), "measurements": measured_section(machines)},

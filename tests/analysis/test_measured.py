@@ -22,7 +22,6 @@ from finemoe.analysis.measured import (
     OVERHEAD,
     SIMULATED,
     cells_table,
-    foretold_cards,
     foretold_table,
     link_peak,
     machines_in,
@@ -39,7 +38,7 @@ from finemoe.analysis.measured_pages import (
     renewed_pages,
     simulator_lines,
 )
-from finemoe.measured import NOT_YET, Correctness, Overhead, Predictions
+from finemoe.measured import NOT_YET, Correctness, Overhead, Predictions, read_all_foretold
 from finemoe.paths import ROOT
 from tests.analysis.made_up import FULL, LINK, MODEL, make_machine, make_predictions, request
 
@@ -76,6 +75,12 @@ def cpu(tmp_path):
 def texts_of(fig):
     titles = [text for place in fig.subfigs for text in place.texts] + [place._suptitle for place in fig.subfigs]
     return [text.get_text() for text in [*titles, *(text for axis in fig.axes for text in [axis.title, *axis.texts])]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_shipped(tmp_path, monkeypatch) -> None:
+    """Predictions are those that a test makes up."""
+    monkeypatch.setattr("finemoe.measured.MEASURED", tmp_path)
 
 
 def test_cells_are_those_computed_by_hand(gpu):
@@ -158,7 +163,7 @@ def test_accelerate_is_compared_at_the_same_memory_only(tmp_path):
 def test_whatever_is_missing_is_said(tmp_path, tables, is_gpu):
     make_predictions(tmp_path)
     machine = make_machine(tmp_path / "machine", is_gpu, tables)
-    cards = foretold_cards(tmp_path)
+    cards = read_all_foretold(tmp_path)
     fig = measured_figure(machine, cards)
     fig.canvas.draw()
     texts = texts_of(fig)
@@ -176,29 +181,29 @@ def test_whatever_is_missing_is_said(tmp_path, tables, is_gpu):
 
 
 def test_no_machine_at_all(tmp_path):
-    cards = foretold_cards(tmp_path)
+    cards = read_all_foretold(tmp_path)
     assert NOT_YET in texts_of(measured_figure(None, cards))
     assert figure_table(None, cards).source.tolist() == [NOT_YET]
     assert machines_in(tmp_path) == []
     make_predictions(tmp_path)
-    texts = texts_of(measured_figure(None, foretold_cards(tmp_path)))
+    texts = texts_of(measured_figure(None, read_all_foretold(tmp_path)))
     assert f"one H100, {MODEL}: {PREDICTED}" in texts
-    assert "FineMoE 28 ms" in machine_lines([], foretold_cards(tmp_path))
-    assert "| FineMoE | 28 ms, 80 %, 24 % |" in foretold_section(foretold_cards(tmp_path))
+    assert "FineMoE 28 ms" in machine_lines([], read_all_foretold(tmp_path))
+    assert "| FineMoE | 28 ms, 80 %, 24 % |" in foretold_section(read_all_foretold(tmp_path))
 
 
 def test_the_link_is_drawn_once_and_every_point_is_in_the_table(tmp_path):
     """Two models, one machine: a row for each model, one link; peak and nine tenths of it."""
     other = replace(FULL["requests"][0], model="mixtral-8x7b")
     machine = make_machine(tmp_path / "gpu", True, FULL | {"requests": [other, *FULL["requests"]]})
-    fig = measured_figure(machine, foretold_cards(tmp_path))
+    fig = measured_figure(machine, read_all_foretold(tmp_path))
     links = [axis for axis in fig.axes if axis.get_title().startswith("link")]
     assert [axis.get_title() for axis in links] == ["link, inference idle", "link, inference launching"]
     assert len(fig.axes) == 4 + 3 + 3
     for axis in links:
         level = sorted(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1])
         assert level == pytest.approx([9.0, 10.0])
-    table = figure_table(machine, foretold_cards(tmp_path))
+    table = figure_table(machine, read_all_foretold(tmp_path))
     assert sorted(table[table.quantity == "bytes_per_s"].value) == sorted(one.bytes_per_s for one in LINK)
     assert sorted(table[table.quantity == "seconds_per_token"].value) == sorted(one.seconds_per_token for one in FULL["overhead"])
 
@@ -208,7 +213,7 @@ def hollow(axis):
 
 
 def test_predictions_are_hollow_beside_what_was_measured(gpu):
-    axes = {axis.get_ylabel(): axis for axis in measured_figure(gpu, foretold_cards(gpu.folder.parent)).axes}
+    axes = {axis.get_ylabel(): axis for axis in measured_figure(gpu, read_all_foretold(gpu.folder.parent)).axes}
     assert hollow(axes["TPOT (ms)"]) == pytest.approx([28.0, 33.0])  # ProMoE's is not there, which was not measured
     assert hollow(axes["error of TPOT (%)"]) == pytest.approx([-20.0, 10.0])
 
@@ -245,7 +250,7 @@ def test_pages_say_what_was_refuted(gpu):
 
 
 def test_a_gpu_replaces_not_yet_measured_everywhere(gpu):
-    cards = foretold_cards(gpu.folder.parent)
+    cards = read_all_foretold(gpu.folder.parent)
     said = machine_lines([gpu], cards) + measured_section([gpu]) + simulator_lines([gpu]) + claims_section([gpu])
     assert NOT_YET.lower() not in said.lower()
     line = machine_lines([gpu], cards)
