@@ -257,7 +257,7 @@ def _draw_calibrated(axis: "Axes", predictions: pd.DataFrame) -> None:
         axis.plot(100 * mine.expert_memory, 100 * mine.error, **_look(str(policy)), markersize=4)
     _band(axis, 100 * TPOT_BOUND)
     axis.set_ylabel("TPOT error (%)")
-    _memory_axis(axis, predictions.expert_memory)
+    _memory_axis(axis, predictions.expert_memory, least_apart=15.0)
 
 
 @dataclass(frozen=True)
@@ -335,9 +335,14 @@ def _band(axis: "Axes", bound: float) -> None:
     axis.axhline(0, color="black", linewidth=0.8)
 
 
-def _memory_axis(axis: "Axes", expert_memories: Iterable[float]) -> None:
+def _memory_axis(axis: "Axes", expert_memories: Iterable[float], least_apart: float = 0.0) -> None:
+    """Every size as a tick; from the largest down, those that lie far enough apart for their names."""
     shares = sorted({100 * share for share in expert_memories})
-    axis.set_xticks(shares, [f"{share:g}" for share in shares], fontsize=6.5)
+    named: list[float] = []
+    for share in reversed(shares):
+        if not named or named[-1] - share >= least_apart:
+            named.append(share)
+    axis.set_xticks(named, [f"{share:g}" for share in named], fontsize=6.5)
     axis.set(xlabel="experts in the cache (%)", xlim=(min(shares) - 6, max(shares) + 6))
 
 
