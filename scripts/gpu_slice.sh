@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 ARCHIVE_EVERY_S=15
 ARCHIVE_MOST_BYTES=$((15 << 20)) # timelines are left out of a larger one
 LAST_S=10                        # kept for the last table and archive
+NO_TIME=99                       # status of a step for which no time was left
 
 usage() {
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
@@ -71,6 +72,11 @@ rest=(--policy moe-infinity --policy mixtral-offloading --policy deepspeed-infer
 left() { echo $((end - LAST_S - $(date +%s))); }
 say() { printf '%4d s  %s\n' $(($(date +%s) - begin)) "$*"; }
 
+# Whether a step has been done with the code as it is, here and now: a second call on the same machine is spared some starts of Python.
+code=$(find finemoe/cache finemoe/gpu_bench finemoe/maps finemoe/policies finemoe/runtime -name '*.py' | sort | xargs cat | cksum)
+is_done() { [[ -f $logs/done-$1 && $(cat "$logs/done-$1") == "$code ${quick[*]-}" ]]; }
+note_done() { echo "$code ${quick[*]-}" >"$logs/done-$1"; }
+
 # Run a command for at most so many seconds, never past the end: `within 60 LABEL COMMAND...`. A process that does not end by itself is killed.
 within() {
     local most=$1 label=$2 allowed
@@ -79,7 +85,7 @@ within() {
     ((allowed > most)) && allowed=$most
     if ((allowed < 5)); then
         say "$label: no time left"
-        return 0
+        return $NO_TIME
     fi
     say "$label: at most $allowed s"
     timeout --kill-after=2 "$allowed" "$@" &
@@ -146,7 +152,7 @@ compile_kernels() {
 }
 
 correctness() {
-    local pids=() failed=0 name
+    local pids=() status=0 is_bad=0 name
     for name in "${checked[@]}"; do
         bench 150 "correctness of $name" --model "$model" "${first[@]}" --groups "correctness:$name" >"$logs/correctness-$name.txt" 2>&1 &
         pids+=($!)
@@ -156,10 +162,19 @@ correctness() {
             -k cuda_device >"$logs/tests.txt" 2>&1 &
         pids+=($!)
     fi
-    for name in "${pids[@]}"; do wait "$name" || failed=1; done
+    for name in "${pids[@]}"; do failed "$name" && is_bad=1; done
+    for name in "${checked[@]}"; do grep -q "^$name," "$folder/correctness.csv" || status=$NO_TIME; done
+    ((is_bad)) && status=1
     tail -n 3 "$logs"/correctness-*.txt
     [[ ! -f $logs/tests.txt ]] || tail -n 15 "$logs/tests.txt"
-    return $failed
+    return $status
+}
+
+# Whether a process in the background has failed, and not just had no time.
+failed() {
+    wait "$1"
+    local status=$?
+    ((status && status != NO_TIME))
 }
 
 # In the order of what is worth most; `systems:0.25:finemoe` is FineMoE at a quarter of the experts.
@@ -185,24 +200,38 @@ while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 &
 facts | tee "$logs/facts.txt"
 compile_kernels >"$logs/compile.txt" 2>&1 &
 
-bench 90 "host memory and link" --model "$model" --groups arenas,copies,mapped
-link=$?
-if ! grep -q queued "$folder/copies.csv" 2>/dev/null; then
-    say "nothing was copied: the facts are the result"
-    if grep -q 'copies,all,no time yet' "$folder/skipped.csv" 2>/dev/null; then exit 0; else exit 1; fi
-fi
-correctness || {
-    say "not eager's bits, or not in time: nothing is measured of what may be wrong"
-    exit 1
+# `step NAME COMMAND...`: do it unless it was done; end here if it fails, or if nothing may follow for want of time.
+step() {
+    local name=$1 status
+    shift
+    is_done "$name" && return
+    "$@"
+    status=$?
+    case $status in
+        0) note_done "$name" ;;
+        "$NO_TIME") say "$name: no time, and nothing is measured without it" && exit 0 ;;
+        *) say "$name failed: mend that first, nothing else is measured" && exit 1 ;;
+    esac
 }
-# Where the quick miniature itself is measured, it needs no rehearsal.
-shorter=(--quick --served 1 --rounds 1 --steps 4 --check qwen-mini)
-if ! ((${#quick[@]})); then
-    bench 90 "a miniature through every part" --out "$folder/rehearsal" --model qwen-mini "${first[@]}" "${shorter[@]}" || {
-        say "a miniature fails: mend that first"
-        exit 1
-    }
-fi
+
+link() {
+    bench 90 "host memory and link" --model "$model" --groups arenas,copies,mapped
+    local status=$?
+    grep -q "^queued," "$folder/copies.csv" && return 0 # a larger arena that fails is a result, too
+    grep -q '^copies,all,no time yet' "$folder/skipped.csv" && return $NO_TIME
+    say "nothing was copied: the facts are the result"
+    return $((status ? status : 1))
+}
+
+rehearsal() {
+    bench 90 "a miniature through every part" --out "$folder/rehearsal" --quick --model qwen-mini --check qwen-mini "${first[@]}" \
+        --served 1 --rounds 1 --steps 4
+}
+
+step link link
+step correctness correctness
+((${#quick[@]})) || step rehearsal rehearsal # where the quick miniature itself is measured, it needs none
 bench "$seconds" "$model" --model "$model" "${first[@]}" "${rest[@]}" --groups "$(worth)"
-main=$?
-exit $((link || main ? 1 : 0))
+status=$?
+((status == NO_TIME)) && exit 0
+exit $((status ? 1 : 0))

@@ -57,7 +57,7 @@ class Subject:
             NotHere: the policy searches, and its searches are not compiled.
         """
         if not is_fast_enough(policy):
-            raise NotHere(f"Numba cannot be imported here, and {policy} uncompiled would measure nothing but that")
+            raise NotHere("Numba cannot be imported here, and searches that are not compiled would measure nothing but that")
         settings = self._settings
         told = engine_options(expert_memory, policy, devices=self.device)
         distance = min(settings.prefetch_distance, len(self.layers))
