@@ -137,7 +137,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Chunks(Requests):
-    """The same with prefetches in chunks of another size, or another number of them under way at a time."""
+    """The same with prefetches in chunks of another size."""
 
     chunk_bytes: int
     chunks_in_flight: int

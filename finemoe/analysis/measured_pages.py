@@ -118,7 +118,9 @@ def _link(machine: Measured) -> str:
 def _effort(machine: Measured) -> str:
     calls = machine.facts.get("calls", [])
     minutes, count = sum(one["seconds"] for one in calls) / 60, len(calls)
-    return f"measured in {minutes:.0f} minutes, {count} call{'s' if count != 1 else ''}"
+    codes = len({one["code"] for one in calls})
+    mixed = f", {codes} versions of the code" if codes > 1 else ""
+    return f"measured in {minutes:.0f} minutes, {count} call{'s' if count != 1 else ''}{mixed}"
 
 
 def _error_summary(errors: pd.Series) -> str:

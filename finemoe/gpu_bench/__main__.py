@@ -5,7 +5,6 @@ served beforehand, for a machine on which every second counts.
 """
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from finemoe.errors import one_line_for_bad_input
+from finemoe.gpu_bench.alarm import Alarm, age_s
 from finemoe.gpu_bench.settings import POLICIES
 
-_BEGAN_S = time.monotonic()  # before PyTorch is imported, which takes seconds of a deadline
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _ALL: list[str] = []
@@ -66,8 +65,9 @@ def main(
         return
     if out is None:
         raise typer.BadParameter("say where the tables go: --out DIR", param_hint="--out")
+    alarm = Alarm(None if deadline is None else deadline - age_s())
     from finemoe.cache.capacity import byte_count
-    from finemoe.gpu_bench.machine import compute_device, machine_facts
+    from finemoe.gpu_bench.machine import compute_device, machine_title
     from finemoe.gpu_bench.settings import require_device, settings_for
 
     settings = _changed(
@@ -87,11 +87,11 @@ def main(
         traces=None if traces is None else str(traces),
     )
     require_device(settings.targets(), compute_device().type)
-    typer.echo(f"machine: {machine_facts()['title']}; models: {', '.join(one.name for one in settings.targets())}")
+    typer.echo(f"machine: {machine_title()}; models: {', '.join(one.name for one in settings.targets())}")
     if plan:
         _say_plan(settings, out)
     else:
-        _measure(settings, out, minutes, deadline, predictions, again)
+        _measure(settings, out, minutes, alarm, predictions, again)
 
 
 @app.command("predict")
@@ -172,14 +172,13 @@ def _say_plan(settings: Any, out: Path) -> None:
     typer.echo(f"{sum(part.seconds for part in whole) / 60:.0f} minutes for {len(whole)} parts, beside bringing models in")
 
 
-def _measure(settings: Any, out: Path, minutes: float | None, deadline_s: float | None, predicts: bool, again: bool) -> None:
+def _measure(settings: Any, out: Path, minutes: float | None, alarm: Alarm, predicts: bool, again: bool) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from finemoe.gpu_bench.plan import measure
 
     disable_progress_bar()
-    deadline_s = None if deadline_s is None else deadline_s - (time.monotonic() - _BEGAN_S)
-    outcome = measure(settings, out, minutes, typer.echo, deadline_s, predicts, again)
+    outcome = measure(settings, out, minutes, typer.echo, alarm, predicts, again)
     for one in outcome.skipped:
         typer.echo(f"not measured here: {one.group} {one.part} ({one.reason})")
     for one in outcome.failed:

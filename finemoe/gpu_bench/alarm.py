@@ -5,11 +5,13 @@ before stays.
 """
 
 import faulthandler
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -17,8 +19,17 @@ _GRACE_S = 20.0  # for giving a model's memory back after the exception
 _LAST_S = 4.0  # before a deadline, for writing the tables once more and ending
 
 
-class OutOfTime(Exception):
-    """A part took longer than it may."""
+def age_s() -> float:
+    """How long this process has been there: importing PyTorch takes seconds of a deadline."""
+    try:
+        began = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except OSError:  # not Linux
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+
+
+class OutOfTime(BaseException):
+    """A part took longer than it may. No Exception, since code that handles some of these must not take it for one of them."""
 
 
 class NearDeadline(OutOfTime):
@@ -30,11 +41,15 @@ class Alarm:
 
     Args:
         deadline_s: seconds from now after which this process must have ended by itself; None never ends it.
-        log: open file where stacks are written; None is standard error.
     """
 
-    def __init__(self, deadline_s: float | None = None, log: IO[str] | None = None) -> None:
+    def __init__(self, deadline_s: float | None = None) -> None:
         self._end_s = None if deadline_s is None else time.monotonic() + deadline_s
+        self._log: IO[str] = sys.stderr
+        self._watch(None)
+
+    def write_to(self, log: IO[str]) -> None:
+        """Write stacks to an open file instead of standard error."""
         self._log = log
         self._watch(None)
 
@@ -43,6 +58,11 @@ class Alarm:
         """Seconds until the deadline."""
         return float("inf") if self._end_s is None else self._end_s - time.monotonic()
 
+    @property
+    def usable_s(self) -> float:
+        """Seconds that a part may still take, so that the process has time to end."""
+        return self.left_s if self.left_s == float("inf") else self.left_s - _LAST_S - min(_GRACE_S, self.left_s / 10)
+
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
         """Raise in the main thread once the block has taken so long, or once the deadline is near.
@@ -50,9 +70,8 @@ class Alarm:
         Raises:
             OutOfTime: it has.
         """
-        until_deadline_s = self.left_s - _LAST_S - min(_GRACE_S, self.left_s / 10)
-        kind = OutOfTime if seconds <= until_deadline_s else NearDeadline
-        seconds = max(0.1, min(seconds, until_deadline_s))
+        kind = OutOfTime if seconds <= self.usable_s else NearDeadline
+        seconds = max(0.1, min(seconds, self.usable_s))
 
         def ring(number: int, frame: FrameType | None) -> None:
             raise kind(f"not done after {seconds:.0f} s")
@@ -77,4 +96,4 @@ class Alarm:
         if seconds == float("inf"):
             faulthandler.cancel_dump_traceback_later()
         else:
-            faulthandler.dump_traceback_later(max(0.1, seconds), exit=True, file=self._log or sys.stderr)
+            faulthandler.dump_traceback_later(max(0.1, seconds), exit=True, file=self._log)

@@ -19,13 +19,14 @@ _GUESSED_BYTES_PER_S = 2e9  # touched and page-locked
 
 def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
     """One part for each size, of records as large as the first model's experts."""
+    record_bytes = record_bytes_of(settings)
     for mib in settings.arena_mib:
 
         def run(num_bytes: int = mib << 20) -> list[Arenas]:
             require_room(num_bytes, settings)
-            return [measure(num_bytes, record_bytes_of(settings), device)]
+            return [measure(num_bytes, record_bytes, device)]
 
-        yield Part("arenas", f"{mib} MiB", 2.0 + (mib << 20) / _GUESSED_BYTES_PER_S, run)
+        yield Part("arenas", f"{mib} MiB for experts of {record_bytes} bytes", 2.0 + (mib << 20) / _GUESSED_BYTES_PER_S, run)
 
 
 def require_room(num_bytes: int, settings: Settings) -> None:
@@ -52,6 +53,7 @@ def store_of(num_bytes: int, record_bytes: int, device: torch.device) -> RecordS
 
 def measure(num_bytes: int, record_bytes: int, device: torch.device) -> Arenas:
     """Make it once."""
+    torch.zeros(1, device=device)  # a device that was not used so far is got ready first
     begin_s = time.perf_counter()
     with store_of(num_bytes, record_bytes, device) as store:
         seconds = time.perf_counter() - begin_s

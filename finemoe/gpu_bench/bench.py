@@ -8,6 +8,7 @@ measured before the code was changed is neither lost nor taken for the new code'
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from finemoe.files import atomic_path
-from finemoe.gpu_bench.alarm import Alarm, NearDeadline
+from finemoe.gpu_bench.alarm import Alarm, NearDeadline, OutOfTime
 from finemoe.measured import TABLES, Skipped, write_table
 
 Say = Callable[[str], None]
@@ -67,16 +68,25 @@ class Bench:
     """
 
     def __init__(self, folder: Path, digest: str, code: str = "") -> None:
-        self._folder, self._code = folder, code
-        earlier = sorted(folder.glob(f"parts-{digest}-*.json"))
-        found = {path: json.loads(text) for path in earlier if (text := path.read_text(encoding="utf-8"))}
-        self._calls = list(found.values())
-        self._hung = {title for path, call in found.items() if _has_hung(path) for title in call["begun"]}
-        self._path = _claimed(folder, digest, len(earlier) + 1)
+        self._folder, self._code, self._pattern = folder, code, f"parts-{digest}-*.json"
+        self._path = _claimed(folder, digest)
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._mine: dict[str, Any] = {"code": code, "began": began, "begun": [], "done": {}, "missing": {}}
-        self._calls.append(self._mine)
         self._write()
+
+    def _calls(self) -> dict[Path, dict[str, Any]]:
+        """Every call's file as it is now, in their order; others may be writing theirs."""
+        paths = sorted(self._folder.glob(self._pattern))
+        others = {path: path.read_text(encoding="utf-8") for path in paths if path != self._path}
+        found = {path: json.loads(text) for path, text in others.items() if text} | {self._path: self._mine}
+        return dict(sorted(found.items()))
+
+    def _deadly(self) -> set[str]:
+        """Parts with which the watchdog ended a call, or two calls ended in any way."""
+        earlier = {path: call for path, call in self._calls().items() if path < self._path}
+        begun = Counter(title for call in earlier.values() for title in call["begun"])
+        hung = {title for path, call in earlier.items() if _has_hung(path) for title in call["begun"]}
+        return hung | {title for title, count in begun.items() if count > 1}
 
     @property
     def stacks_path(self) -> Path:
@@ -92,7 +102,7 @@ class Bench:
         alarm: Alarm | None = None,
         again: bool = False,
     ) -> Outcome:
-        """Do what is not done yet, in order, but for parts that do not fit in the time; what made a call hang comes last.
+        """Do what is not done yet, in order, but for parts that do not fit in the time; what ended a call comes last.
 
         Args:
             minutes: begin nothing that is expected to end later, but for the first part. is_usable: asked after a failure; if the
@@ -106,9 +116,10 @@ class Bench:
         left: list[str] = []
         has_tried = False
         waiting = [part for part in parts if again or not self._is_done(part)]
-        waiting.sort(key=lambda part: part.title in self._hung)
+        deadly = self._deadly()
+        waiting.sort(key=lambda part: part.title in deadly)
         for number, part in enumerate(waiting):
-            left_s = alarm.left_s if minutes is None else min(alarm.left_s, 60 * minutes - (time.monotonic() - begin_s))
+            left_s = alarm.usable_s if minutes is None else min(alarm.usable_s, 60 * minutes - (time.monotonic() - begin_s))
             is_due = not has_tried and alarm.left_s == float("inf")  # so that every call gets on, unless it must end in time
             if part.ready_s() + self.expected_s(part) > left_s and not is_due:
                 left.append(part.title)
@@ -124,7 +135,7 @@ class Bench:
             except NearDeadline:
                 left.append(part.title)
                 self._missed(part, "no time yet")
-            except Exception as error:
+            except (Exception, OutOfTime) as error:
                 failed.append(self._missed(part, f"{type(error).__name__}: {error}"))
                 say(f"{part.title}: FAILED\n{traceback.format_exc()}")
                 if not is_usable():
@@ -137,7 +148,7 @@ class Bench:
         """Everything measured so far with these settings on this machine, by table, in the order first measured; what was
         measured again counts as it was found last."""
         latest: dict[str, Any] = {}
-        for call in self._calls:
+        for call in self._calls().values():
             is_same_code = call["code"] == self._code
             latest |= {title: one for title, one in call["done"].items() if is_same_code or not one["is_of_code"]}
         found: dict[str, list[Any]] = {name: [] for name in TABLES}
@@ -149,8 +160,8 @@ class Bench:
     def missing(self) -> list[Skipped]:
         """What no call has done, with the reason that was given last."""
         reasons: dict[str, str] = {}
-        for call in self._calls:
-            is_over = call is not self._mine
+        for path, call in self._calls().items():
+            is_over = path < self._path  # a later one may still run
             reasons |= dict.fromkeys(call["begun"] if is_over else (), "a call ended while it ran") | call["missing"]
             for title in call["done"]:
                 reasons.pop(title, None)
@@ -165,7 +176,7 @@ class Bench:
                 "parts": len(call["done"]),
                 "seconds": round(sum(one["seconds"] for one in call["done"].values()), 1),
             }
-            for call in self._calls
+            for call in self._calls().values()
             if call["done"]
         ]
 
@@ -174,14 +185,15 @@ class Bench:
         group = f"{part.group}: "
         paces = [
             one["seconds"] / one["guess"]
-            for call in self._calls
+            for call in self._calls().values()
             for title, one in call["done"].items()
             if title.startswith(group) and one["guess"]
         ]
         return part.seconds * (median(paces) if paces else 1.0)
 
     def _is_done(self, part: Part) -> bool:
-        return any(part.title in call["done"] and (call["code"] == self._code or not part.is_of_code) for call in self._calls)
+        calls = self._calls().values()
+        return any(part.title in call["done"] and (call["code"] == self._code or not part.is_of_code) for call in calls)
 
     def _do(self, part: Part, alarm: Alarm) -> None:
         self._mine["begun"] = [part.title]
@@ -192,7 +204,7 @@ class Bench:
             with alarm.limit(max(_LEAST_LIMIT_S, _LIMIT * (part.seconds + ready_s))):
                 for row in part.run():
                     rows.setdefault(type(row).__name__.lower(), []).append(vars(row))
-        except Exception:
+        except (Exception, OutOfTime):
             self._mine["begun"] = []  # it failed by itself, and did not take the call with it
             raise
         self._mine["begun"] = []
@@ -202,9 +214,9 @@ class Bench:
         self._mine["done"][part.title] = done
         self._mine["missing"].pop(part.title, None)
         self._write()
-        for name, some in self.rows().items():
-            if some:
-                write_table(some, name, self._folder)
+        measured = self.rows()
+        for name in rows:
+            write_table(measured[name], name, self._folder)
 
     def _missed(self, part: Part, reason: str) -> Skipped:
         self._mine["missing"][part.title] = reason
@@ -231,9 +243,10 @@ def _has_hung(path: Path) -> bool:
     return stacks.is_file() and stacks.stat().st_size > 0
 
 
-def _claimed(folder: Path, digest: str, number: int) -> Path:
+def _claimed(folder: Path, digest: str) -> Path:
     """The first free name of a call's file, taken: several calls may begin at once."""
     folder.mkdir(parents=True, exist_ok=True)
+    number = 1
     while True:
         path = folder / f"parts-{digest}-{number:02}.json"
         try:

@@ -6,7 +6,7 @@ As in the engine a thread of its own issues the copies, from records anywhere in
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +36,9 @@ class _Way:
 
 def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
     """All ways of copying in one part, and a probe of reading without copying."""
-    yield Part("copies", "all", 20.0, lambda: measure(settings, device))
-    yield Part("mapped", "probe", 5.0, lambda: read_by_a_kernel(settings, device))
+    name = f"experts of {record_bytes_of(settings)} bytes"
+    yield Part("copies", name, 20.0, lambda: measure(settings, device))
+    yield Part("mapped", name, 5.0, lambda: read_by_a_kernel(settings, device))
 
 
 def measure(settings: Settings, device: torch.device) -> list[Copies]:
@@ -76,8 +77,10 @@ def _measured(way: _Way, link: Link, store: RecordStore, slots: torch.Tensor, ro
     times_s: list[float] = []
     random = np.random.default_rng(0)
 
-    def work() -> None:
+    def work(is_over: threading.Event) -> None:
         for _ in range(rounds + 1):
+            if is_over.is_set():
+                return
             experts = random.integers(store.num_records, size=len(slots))
             begin_s = time.perf_counter()
             _copy(way, link, [store.record(0, expert) for expert in experts.tolist()], slots)
@@ -89,25 +92,31 @@ def _measured(way: _Way, link: Link, store: RecordStore, slots: torch.Tensor, ro
     return Copies(way.mode, slots.numel(), way.chunk_bytes, way.in_flight, way.main_thread, *settled)
 
 
-def _beside(work: object, device: torch.device, main_thread: str) -> None:
-    """Run `work` in a thread of its own while this one waits, or launches kernels as inference does."""
+def _beside(work: Callable[[threading.Event], None], device: torch.device, main_thread: str) -> None:
+    """Run `work` in a thread of its own while this one waits, or launches kernels as inference does; it ends early, and always
+    before this one goes on, where that is interrupted."""
     failures: list[BaseException] = []
+    is_over = threading.Event()
 
     def guarded() -> None:
         try:
-            work()  # type: ignore[operator]
+            work(is_over)
         except BaseException as error:
             failures.append(error)
 
+    values = torch.zeros(2048, device=device)
     thread = threading.Thread(target=guarded, name="finemoe-copies", daemon=True)
     thread.start()
-    values = torch.zeros(2048, device=device)
-    while main_thread == LAUNCHING and thread.is_alive():
-        for _ in range(_LAUNCHES):
-            values.add_(1.0)
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()
-    thread.join()
+    try:
+        while main_thread == LAUNCHING and thread.is_alive():
+            for _ in range(_LAUNCHES):
+                values.add_(1.0)
+            finish(device)
+        while thread.is_alive():
+            thread.join(timeout=0.05)
+    finally:
+        is_over.set()
+        thread.join()
     if failures:
         raise failures[0]
 
@@ -128,7 +137,7 @@ class _HostBytes:
 
     def __init__(self, record: torch.Tensor) -> None:
         self.__cuda_array_interface__ = {
-            "data": (record.data_ptr(), True),
+            "data": (record.data_ptr(), False),  # "read only" is refused by PyTorch; nobody writes here all the same
             "shape": (record.numel() // 4,),
             "typestr": "<i4",
             "version": 3,
@@ -140,6 +149,8 @@ def read_by_a_kernel(settings: Settings, device: torch.device) -> list[Copies]:
     if device.type != "cuda":
         raise NotHere("only a GPU reads host memory over a link")
     with _filled(settings, device) as store:
+        if store.pinned_bytes < store.host_bytes:
+            raise NotHere("host memory could not be page-locked, so that a kernel cannot read it")
         record = store.record(0, 0)
         there = torch.as_tensor(_HostBytes(record), device=device)
         sums = torch.empty_like(there)

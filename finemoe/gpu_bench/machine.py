@@ -67,6 +67,17 @@ def _said(command: list[str]) -> str:
     return done.stdout.strip() or "unknown"
 
 
+def machine_title() -> str:
+    """The first GPU's name, or what stands in for one."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_properties(0).name)
+    return f"{_num_cores()}-core {platform.machine()} CPU, pools of memory as devices"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_facts() -> dict[str, Any]:
     """What a reader must know of the machine, ready for JSON."""
     import transformers
@@ -75,12 +86,11 @@ def machine_facts() -> dict[str, Any]:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "title": properties[0].name if properties else f"{cores}-core {platform.machine()} CPU, pools of memory as devices",
+        "title": machine_title(),
         "executor": "measured",
         "devices": [{"name": one.name, "memory_bytes": one.total_memory} for one in properties],
-        "cores": cores,
+        "cores": _num_cores(),
         "host_memory_bytes": host_memory_bytes(),
         "host": host_facts(),
         "python": platform.python_version(),

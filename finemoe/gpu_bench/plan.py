@@ -17,9 +17,10 @@ from finemoe.gpu_bench.machine import compute_device, host_memory_bytes, is_usab
 from finemoe.gpu_bench.predict import predict
 from finemoe.gpu_bench.settings import Settings
 from finemoe.gpu_bench.subjects import Subjects
-from finemoe.measured import TABLES, Skipped, write_table
+from finemoe.measured import TABLES, Measured, Skipped, write_table
 
-_MEASURED = ("cache", "gpu_bench", "maps", "policies", "runtime")  # folders whose code decides what comes out
+# Whose code decides what comes out.
+_MEASURED = ("cache", "compiling.py", "gpu_bench", "maps", "pipeline/timing.py", "policies", "runtime")
 _OF_MODELS = (kernels, overhead, software, systems, chunks, baseline)
 _ADDED_UP = ("models", "policies", "expert_memories", "checked_models")  # settings of which several calls may each have a part
 _NOT_OF_THE_MACHINE = ("groups", "host_memory_bytes", "traces")
@@ -64,7 +65,7 @@ def measure(
     folder: Path,
     minutes: float | None,
     say: Say,
-    deadline_s: float | None = None,
+    alarm: Alarm | None = None,
     predicts: bool = True,
     again: bool = False,
 ) -> Outcome:
@@ -72,29 +73,46 @@ def measure(
     that the folder can be read whatever becomes of this call.
 
     Args:
-        minutes: begin nothing that would end later. deadline_s: seconds after which the process ends, whatever it is doing.
+        minutes: begin nothing that would end later. alarm: ends what takes too long, and keeps a deadline.
         predicts: whether the simulator's predictions are made in the end, or later by `finemoe.gpu_bench.predict`.
         again: whether what earlier calls have done is done once more.
     """
-    device, facts = compute_device(), machine_facts()
-    bench, subjects = Bench(folder, _digest(settings, facts), _code_digest()), Subjects(settings, folder, device)
+    alarm, device, facts = alarm or Alarm(), compute_device(), machine_facts()
+    digest = _digest(settings, facts)
+    _require_same(folder, digest)
+    facts["digest"] = digest
+    bench, subjects = Bench(folder, digest, _code_digest()), Subjects(settings, folder, device)
     _write_facts(folder, facts, settings, bench)
     _write_tables(folder, bench)
     wanted = chosen(parts(settings, subjects, folder), settings.groups)
     with bench.stacks_path.open("w") as stacks:
-        alarm = Alarm(deadline_s, stacks)
+        alarm.write_to(stacks)
         try:
             outcome = bench.run(wanted, minutes, say, lambda: is_usable(device), alarm, again)
             outcome = replace(outcome, failed=(*outcome.failed, *_differences(bench.rows())))
             _write_tables(folder, bench)
             _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, bench)
         finally:
-            subjects.close()
+            if alarm.usable_s > 0:  # else the end of the process gives the memory back
+                subjects.close()
             alarm.off()
             bench.stacks_path.unlink()  # whoever comes here has not hung
     if predicts:
         predict(folder, None if settings.traces is None else Path(settings.traces))
     return outcome
+
+
+def _require_same(folder: Path, digest: str) -> None:
+    """Refuse a folder in which something else was measured.
+
+    Raises:
+        FinemoeError: it holds tables of other settings, libraries or another machine.
+    """
+    path = folder / "machine.json"
+    if path.is_file() and Measured.load(folder).facts.get("digest") != digest:
+        raise FinemoeError(
+            f"{folder}: holds what was measured with other settings or libraries, or on another machine; choose another folder"
+        )
 
 
 def _write_tables(folder: Path, bench: Bench) -> None:
@@ -130,11 +148,12 @@ def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
 
 def _digest(settings: Settings, facts: dict[str, Any]) -> str:
     """Of what makes measurements comparable: settings, machine and libraries; each call names the code that it measured."""
-    content = [settings.digest(), facts["title"], facts["torch"], facts["transformers"]]
+    content = [settings.digest(), *(facts[name] for name in ("title", "torch", "transformers", "is_compiled"))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def _code_digest() -> str:
     package = Path(finemoe.__file__).parent
-    files = [path for folder in _MEASURED for path in sorted((package / folder).rglob("*.py"))]
+    places = [package / name for name in _MEASURED]
+    files = [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]

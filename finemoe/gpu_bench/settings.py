@@ -41,8 +41,8 @@ class Settings:
         models: published sizes or miniatures (random weights, replayed routing), or folders and hub ids with real weights.
         expert_memories: shares of all routed experts. num_prompts: recorded, 7:3 into history and served; num_tokens: of each.
         num_served: of the served requests, how many are timed. prefetch_distance, store_capacity: of the policies.
-        steps: decode steps of the correctness check. arena_mib: host memory taken at once, as the experts' is. chunk_kib,
-            chunks_in_flight: of the copies, and of FineMoE's prefetches. num_rounds: repetitions.
+        steps: decode steps of the correctness check. arena_mib: host memory taken at once, as the experts' is. chunk_kib: of the
+            copies, and of FineMoE's prefetches. chunks_in_flight: of the copies. num_rounds: repetitions.
         baseline_memory: where Accelerate, breakdown and timeline are measured. baseline_tokens: decode steps under Accelerate.
         groups: which parts are measured, in this order, each "GROUP" or "GROUP:WORD:..." for those whose names have these words;
             empty for all. host_memory_bytes: what may be taken of the host's; None for most of what it says it has.

@@ -35,6 +35,7 @@ def measure(subject: Subject, policy: str, settings: Settings) -> Software:
     """One policy, or the resident model."""
     if policy == RESIDENT:
         return Software(subject.name, policy, resident_step_s(subject) / len(subject.layers), 0.0, 0.0)
+    subject.require_speed(policy)
     distance = min(settings.prefetch_distance, len(subject.layers))
     setup = replay_setup(subject.history, subject.history, distance, settings.store_capacity, settings.seed)
     searches_s = search_times_s(make_policy(policy, setup, is_replay=True), subject.history)

@@ -43,9 +43,13 @@ class Subject:
         )
         self.model, self.layers = skeleton.model, skeleton.layers
         self._records = skeleton.read_experts(pinned=device.type == "cuda", is_sure=True)  # as `Subjects` has asked
-        self._move_rest()
-        trace = with_embeddings_of(self.model, trace, settings.seed) if self._is_random else trace
-        self.history, self.served = trace.split("history"), trace.split("served")
+        try:
+            self._move_rest()
+            trace = with_embeddings_of(self.model, trace, settings.seed) if self._is_random else trace
+            self.history, self.served = trace.split("history"), trace.split("served")
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def engine(
@@ -56,8 +60,7 @@ class Subject:
         Raises:
             NotHere: the policy searches, and its searches are not compiled.
         """
-        if not is_fast_enough(policy):
-            raise NotHere("Numba cannot be imported here, and searches that are not compiled would measure nothing but that")
+        self.require_speed(policy)
         settings = self._settings
         told = engine_options(expert_memory, policy, devices=self.device)
         distance = min(settings.prefetch_distance, len(self.layers))
@@ -82,6 +85,15 @@ class Subject:
             self.model.set_experts_implementation("eager")
             for layer in self.layers:
                 empty(layer, self.device)
+
+    def require_speed(self, policy: str) -> None:
+        """Refuse a policy whose searches are not compiled.
+
+        Raises:
+            NotHere: it has such.
+        """
+        if not is_fast_enough(policy):
+            raise NotHere("Numba cannot be imported here, and searches that are not compiled would measure nothing but that")
 
     def require_parts(self) -> None:
         """Refuse where attention and experts cannot be timed apart.

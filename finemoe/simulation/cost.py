@@ -159,7 +159,7 @@ class CostModel:
         return self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
 
     def prefetch(self, chunk_bytes: int) -> float:
-        """One expert over a device's link, chunk by chunk."""
+        """One expert over a device's link, chunk by chunk; the last one counts as a whole one, however short it is."""
         num_chunks = -(-self.size.expert_bytes // chunk_bytes)
         each_s = self.testbed.link_latency_s + self.testbed.chunk_overhead_s
         return num_chunks * each_s + self.size.expert_bytes / self.testbed.load_bytes_per_s

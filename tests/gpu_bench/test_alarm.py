@@ -25,6 +25,22 @@ def test_near_the_deadline_everything_is_interrupted():
         alarm.off()
 
 
+def test_the_age_of_a_process_begins_with_it():
+    code = "import time; time.sleep(0.5); from finemoe.gpu_bench.alarm import age_s; print(age_s())"
+    begin_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.5 <= float(done.stdout) <= time.monotonic() - begin_s + 0.02  # the system counts in hundredths
+
+
+def test_a_part_has_less_than_is_left():
+    alarm = Alarm(100.0)
+    try:
+        assert 80 < alarm.usable_s < alarm.left_s - 10
+        assert Alarm().usable_s == float("inf")
+    finally:
+        alarm.off()
+
+
 def test_a_block_in_time_is_left_alone():
     alarm = Alarm()
     with alarm.limit(0.2):
@@ -38,7 +54,8 @@ import signal, sys, time
 from finemoe.gpu_bench import alarm
 alarm._GRACE_S = 0.2
 log = open(sys.argv[1], "w")
-watch = alarm.Alarm(float(sys.argv[2]), log)
+watch = alarm.Alarm(float(sys.argv[2]))
+watch.write_to(log)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as inside a call that never returns
 print("begun", flush=True)
 with watch.limit(float(sys.argv[3])):
