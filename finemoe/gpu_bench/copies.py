@@ -96,27 +96,28 @@ def _beside(work: Callable[[threading.Event], None], device: torch.device, main_
     """Run `work` in a thread of its own while this one waits, or launches kernels as inference does; it ends early, and always
     before this one goes on, where that is interrupted."""
     failures: list[BaseException] = []
-    is_over = threading.Event()
+    # A join that a signal interrupts may take the thread for ended (CPython up to 3.12); an event is waited for as often as need be.
+    is_over, has_ended = threading.Event(), threading.Event()
 
     def guarded() -> None:
         try:
             work(is_over)
         except BaseException as error:
             failures.append(error)
+        finally:
+            has_ended.set()
 
     values = torch.zeros(2048, device=device)
-    thread = threading.Thread(target=guarded, name="finemoe-copies", daemon=True)
-    thread.start()
+    threading.Thread(target=guarded, name="finemoe-copies", daemon=True).start()
     try:
-        while main_thread == LAUNCHING and thread.is_alive():
+        while main_thread == LAUNCHING and not has_ended.is_set():
             for _ in range(_LAUNCHES):
                 values.add_(1.0)
             finish(device)
-        while thread.is_alive():
-            thread.join(timeout=0.05)
+        has_ended.wait()
     finally:
         is_over.set()
-        thread.join()
+        has_ended.wait()
     if failures:
         raise failures[0]
 
