@@ -96,7 +96,7 @@ def _beside(work: Callable[[threading.Event], None], device: torch.device, main_
     """Run `work` in a thread of its own while this one waits, or launches kernels as inference does; it ends early, and always
     before this one goes on, where that is interrupted."""
     failures: list[BaseException] = []
-    # A join that a signal interrupts may take the thread for ended (CPython up to 3.12); an event is waited for as often as need be.
+    # A join that a signal interrupts takes a running thread for ended (CPython up to 3.12); waiting for an event does not.
     is_over, has_ended = threading.Event(), threading.Event()
 
     def guarded() -> None:

@@ -244,7 +244,7 @@ def test_pages_say_what_was_refuted(gpu):
     assert f"| {MODEL} | FineMoE | 25 % | 28 ms, 35 ms, -20% | 0.80, 0.72, +0.08 | 0.24, 0.25, -0.01 |" in said
     assert "TPOT in 1 of 2 cells, hit rate in 1 of 2 cells, link use in 1 of 2 cells" in said
     assert f"- {MODEL} at 25 %, fastest first: predicted FineMoE, on-demand (LRU); measured on-demand (LRU), FineMoE" in said
-    assert "| all | steps that differ from eager in any bit | 0 | 0 of 41 | met |" in said  # 40, and one that three rounds of the engine share
+    assert "| all | steps that differ from eager in any bit | 0 | 0 of 41 | met |" in said  # 40, and one for all rounds
     assert "8 MiB" not in said
     assert "chunks of 2.0 MiB: TPOT 20 ms" in said
 
