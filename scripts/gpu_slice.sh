@@ -52,11 +52,14 @@ fi
 python=${PYTHON:-python3}
 cores=$(nproc)
 card=""
-if [[ -e /dev/nvidiactl ]]; then # PyTorch knows what it can use
-    card=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")')
-    card=$(tr '[:upper:] ' '[:lower:]-' <<<"$card")
-    card=${card#nvidia-}
+if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null)
 fi
+if [[ -z $card && -e /dev/nvidiactl ]]; then # PyTorch knows better what it can use, but takes seconds to say so
+    card=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")')
+fi
+card=$(tr '[:upper:] ' '[:lower:]-' <<<"$card")
+card=${card#nvidia-}
 folder=${folder:-data/measured/${card:-cpu-$cores-cores}}
 folder=${folder%/}
 archive=${archive:-$folder.tar.gz}
@@ -137,6 +140,7 @@ end_all() {
 finish() {
     trap - EXIT INT TERM
     end_all $$
+    rm -f "$archive".[0-9]* # of a packing that was ended
     timeout 8 "$python" -m finemoe.gpu_bench show "$folder" 2>&1 | tee "$logs/summary.txt"
     pack
     say "$folder and $archive hold what was measured"
