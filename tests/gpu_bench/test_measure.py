@@ -43,7 +43,6 @@ from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 from tests.runtime import families
 
-pytestmark = pytest.mark.xdist_group("gpu_slice")  # one worker measures for all of them
 SETTINGS = replace(settings_for(is_cuda=False, quick=True), models=("qwen-mini",), checked_models=("phi-mini",))
 FIRST = ("on-demand", "finemoe", "promoe")  # that the slice measures before the others
 

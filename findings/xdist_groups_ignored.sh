@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# pytest-xdist 3.8.0 beside pytest 9.2.0: `--dist loadgroup` no longer keeps the tests marked with one `xdist_group` on one worker, and says
+# nothing about it. xdist tells the scheduler of a test's group by rewriting the item's private `_nodeid`, which pytest 9.2 no longer reads;
+# beside pytest 9.0.2 the same file keeps its group. What the tests of a group share (a module's fixture that takes minutes, a port) is then
+# made once on every worker. finemoe's `make test` distributes by file, which needs no group.
+# Needs Python 3.10 or newer; fails if the behaviour has changed.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cat >"$folder/test_group.py" <<'PY'
+import os
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("together")
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_which_worker(number):
+    with open(os.environ["SEEN"], "a") as file:
+        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\n")
+PY
+"${PYTHON:-python3}" -m venv "$folder/venv"
+workers() { # of the group's tests, with this version of pytest
+    "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "pytest==$1" pytest-xdist==3.8.0
+    rm -f "$folder/seen"
+    (cd "$folder" && SEEN="$folder/seen" venv/bin/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup test_group.py >/dev/null)
+    sort -u "$folder/seen" | wc -l
+}
+old=$(workers 9.0.2) new=$(workers 9.2.0)
+echo "pytest-xdist 3.8.0, workers that ran one group's tests: pytest 9.0.2: $old, pytest 9.2.0: $new"
+[[ $old == 1 && $new == 2 ]] || { echo "changed; it was 1 and 2" && exit 1; }
