@@ -290,7 +290,12 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, kind: type) -> pd.DataFrame:
-    table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+    except (OSError, ValueError) as error:
+        raise FinemoeError(
+            f"{path}: not a table ({error}); take it from the archive again, or measure in another folder"
+        ) from error
     expected = get_type_hints(kind)
     if list(table.columns) != list(expected):
         raise FinemoeError(f"{path}: has the columns {', '.join(table.columns)}; expected {', '.join(expected)}")
@@ -346,7 +351,12 @@ class Measured:
         path = folder / "machine.json"
         if not path.is_file():
             raise FinemoeError(f"{folder}: no machine was measured there; run `python -m finemoe.gpu_bench --out {folder}`")
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FinemoeError(
+                f"{path}: damaged ({error}); take it from the archive again, or measure in another folder"
+            ) from error
         return cls(folder, facts, {name: read_table(name, folder) for name in TABLES})
 
 

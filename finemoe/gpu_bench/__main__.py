@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.errors import one_line_for_bad_input
+from finemoe.errors import FinemoeError, one_line_for_bad_input
+from finemoe.files import require_place
 from finemoe.gpu_bench.alarm import Alarm, age_s
 from finemoe.gpu_bench.settings import POLICIES
 
@@ -32,8 +33,10 @@ Traces = Annotated[Path | None, typer.Option(help="folder of routing recorded be
 def main(
     context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="folder for tables, timelines and what is needed to go on later")] = None,
-    minutes: Annotated[float | None, typer.Option(help="begin nothing that would end later; call again for the rest")] = None,
-    deadline: Annotated[float | None, typer.Option(help="seconds after which it has ended, whatever it was doing")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="begin nothing that would end later; call again for the rest", min=0)
+    ] = None,
+    deadline: Annotated[float | None, typer.Option(help="seconds after which it has ended, whatever it was doing", min=1)] = None,
     groups: Annotated[
         str,
         typer.Option(help="what to measure, in this order: GROUP or GROUP:WORD with commas; --plan lists all"),
@@ -65,6 +68,7 @@ def main(
         return
     if out is None:
         raise typer.BadParameter("say where the tables go: --out DIR", param_hint="--out")
+    require_place(out / "machine.json")
     alarm = Alarm(None if deadline is None else deadline - age_s())
     from finemoe.cache.capacity import byte_count
     from finemoe.gpu_bench.machine import compute_device, machine_title
@@ -114,6 +118,8 @@ def predict_command(
 
     if not before:
         rows = predict(folder, traces)
+        if not rows:
+            raise FinemoeError(f"{folder}: copies, kernels, software and systems of one model are needed to predict anything")
         typer.echo(f"{len(rows)} predictions are in {folder / 'predictions.csv'}")
         return
     settings = _changed(
@@ -158,7 +164,11 @@ def record_command(
 
 def _changed(settings: Any, **given: Any) -> Any:
     """Settings with what the user has said; None and () leave them as they are."""
-    return replace(settings, **{name: value for name, value in given.items() if value not in (None, ())})
+    from finemoe.gpu_bench.settings import require_known
+
+    changed = replace(settings, **{name: value for name, value in given.items() if value not in (None, ())})
+    require_known(changed)
+    return changed
 
 
 def _say_plan(settings: Any, out: Path) -> None:

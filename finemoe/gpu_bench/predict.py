@@ -31,8 +31,11 @@ def foretell(card: str, settings: Settings, folder: Path, expected: Expected | N
 
     Args:
         card: a name in data/hardware. folder: where recorded routing is looked for, beside the settings' own folder of it.
+    Raises:
+        FinemoeError: there is no such card.
     """
     expected = expected or Expected.load()
+    Testbed.load(card)  # known, before routing is recorded for it
     rows = [
         row
         for target in settings.targets()

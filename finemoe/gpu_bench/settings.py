@@ -102,6 +102,24 @@ def is_fast_enough(policy: str) -> bool:
     return IS_COMPILED or not POLICY_CLASSES[policy].needs_context
 
 
+def require_known(settings: Settings) -> None:
+    """Refuse what no part could be made of.
+
+    Raises:
+        FinemoeError: a name is unknown, a share is out of range, or the folder of traces is not there.
+    """
+    for kind, names, known in (
+        ("policy", settings.policies, POLICIES),
+        ("miniature to check", settings.checked_models, NAMES),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise FinemoeError(f"unknown {kind} {unknown[0]!r}; known: {', '.join(known)}")
+    if wrong := [share for share in settings.expert_memories if not 0 < share <= 1]:
+        raise FinemoeError(f"expert_memory is {wrong[0]:g}; give a share of all experts, above 0 and at most 1")
+    if settings.traces is not None and not Path(settings.traces).is_dir():
+        raise FinemoeError(f"{settings.traces}: no such folder of traces; `python -m finemoe.gpu_bench record` makes one")
+
+
 def require_device(targets: Sequence[Target], kind: str) -> None:
     """Refuse published sizes where there is no GPU to measure.
 

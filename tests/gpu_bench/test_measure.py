@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from finemoe.gpu_bench import plan
 from finemoe.gpu_bench.bench import NotHere, Part
 from finemoe.gpu_bench.correctness import check
 from finemoe.gpu_bench.plan import measure
-from finemoe.gpu_bench.predict import predict
-from finemoe.gpu_bench.settings import settings_for, target_of
+from finemoe.gpu_bench.predict import foretell, predict
+from finemoe.gpu_bench.settings import require_known, settings_for, target_of
 from finemoe.gpu_bench.subject import Subject
 from finemoe.gpu_bench.subjects import size_of_target
 from finemoe.gpu_bench.systems import requests_of
@@ -274,3 +275,44 @@ def test_names_of_models():
         target_of("qwen")
     assert np.isclose(sum(settings_for(True).expert_memories), 2.625)
     assert pd.Series(settings_for(True).models).is_unique
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"policies": ("finemo",)}, "unknown policy 'finemo'; known: finemoe, on-demand"),
+        ({"checked_models": ("qwen",)}, "unknown miniature to check 'qwen'; known: mixtral-mini, qwen-mini, phi-mini"),
+        ({"expert_memories": (0.5, 25.0)}, "expert_memory is 25; give a share of all experts"),
+        ({"traces": "no/such/folder"}, "no/such/folder: no such folder of traces"),
+    ],
+)
+def test_what_no_part_could_be_made_of_is_refused(changed, message):
+    require_known(SETTINGS)
+    with pytest.raises(FinemoeError, match=message):
+        require_known(replace(SETTINGS, **changed))
+
+
+def test_nothing_is_recorded_for_a_card_that_nobody_knows(tmp_path):
+    with pytest.raises(FinemoeError, match="no testbed 'b200'; known: .*h100, h200"):
+        foretell("b200", SETTINGS, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_settings_is_refused_and_keeps_its_tables(machine):
+    before = {path.name: path.read_bytes() for path in machine.folder.glob("*.csv")}
+    with pytest.raises(FinemoeError, match="holds what was measured with other settings or libraries, or on another machine"):
+        measure(replace(SETTINGS, num_rounds=2), machine.folder, None, print)
+    assert {path.name: path.read_bytes() for path in machine.folder.glob("*.csv")} == before
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2,3\n"])
+def test_a_damaged_folder_is_one_clear_line(tmp_path, machine, content):
+    with pytest.raises(FinemoeError, match="no machine was measured there"):
+        Measured.load(tmp_path)
+    shutil.copytree(machine.folder, tmp_path / "copied")
+    (tmp_path / "copied" / "copies.csv").write_text(content)
+    with pytest.raises(FinemoeError, match=r"copies\.csv: (not a table|has the columns)"):
+        Measured.load(tmp_path / "copied")
+    (tmp_path / "copied" / "machine.json").write_text('{"title"')
+    with pytest.raises(FinemoeError, match=r"machine\.json: damaged"):
+        Measured.load(tmp_path / "copied")
