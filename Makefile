@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed.stamp
-# Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks. A file's tests share what they are made of.
+# Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks. Tests that
+# share what they are made of stay together until a worker has nothing left to do.
 JOBS   ?= 2
 
 .PHONY: help install reproduce smoke gpu test families bench reference lint lock clean
@@ -41,7 +42,7 @@ gpu: $(STAMP)
 	$(BIN)/snakemake --cores all --configfile config/cuda.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 families: $(STAMP)
 	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_loading.py
