@@ -53,12 +53,12 @@ python=${PYTHON:-python3}
 cores=$(nproc)
 card=""
 if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
-    card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null)
+    card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null) || card="" # it prints its errors there, too
 fi
 if [[ -z $card && -e /dev/nvidiactl ]]; then # PyTorch knows better what it can use, but takes seconds to say so
     card=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")')
 fi
-card=$(tr '[:upper:] ' '[:lower:]-' <<<"$card")
+card=$(tr '[:upper:] ' '[:lower:]-' <<<"$card" | tr -cd 'a-z0-9.-')
 card=${card#nvidia-}
 folder=${folder:-data/measured/${card:-cpu-$cores-cores}}
 folder=${folder%/}
@@ -68,6 +68,18 @@ total_kib=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)
 if [[ -n $card && $model == qwen1.5* && -z $host_memory ]] && ((total_kib < 60000000)); then
     echo "gpu_slice: this machine says that it has $((total_kib >> 20)) GiB of memory, and $model wants 29, beside Accelerate 54;" \
         "if it grows as it is used, say how far: --host-memory 110GiB; else --host-memory ${total_kib}KiB measures what fits" >&2
+    exit 2
+fi
+if [[ -d $archive ]]; then
+    echo "gpu_slice: --archive names a file, and $archive is a folder" >&2
+    exit 2
+fi
+needed="torch transformers accelerate pandas yaml safetensors tqdm typer xxhash"
+if ! missing=$("$python" -c 'import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))' $needed); then
+    echo "gpu_slice: $python does not run; name a Python with PYTHON=..." >&2
+    exit 2
+elif [[ -n $missing ]]; then
+    echo "gpu_slice: $python lacks $missing; docs/gpu.md says what is wanted" >&2
     exit 2
 fi
 logs=$folder/logs
@@ -225,7 +237,10 @@ worth() {
 
 trap 'finish 1' INT TERM
 trap 'finish $?' EXIT
-exec > >(tee -a "$logs/slice.txt") 2>&1
+exec > >(
+    trap '' INT TERM HUP # to write down what an interrupted call has to say
+    exec tee -a "$logs/slice.txt"
+) 2>&1
 log=$!
 while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 &
 facts | tee "$logs/facts.txt"
