@@ -250,7 +250,12 @@ def write_table(rows: list[Any], name: str, folder: Path) -> None:
 
 def write_foretold(rows: list[Foretold], card: str, folder: Path) -> None:
     """Write what was foretold for a card where `read_foretold` finds it."""
-    _write(rows, Foretold, folder / f"predictions-before-{card}.csv")
+    _write(rows, Foretold, foretold_path(card, folder))
+
+
+def foretold_path(card: str, folder: Path) -> Path:
+    """Where what was foretold for a card lies."""
+    return folder / f"predictions-before-{Path(card).stem}.csv"
 
 
 def _write(rows: list[Any], kind: type, path: Path) -> None:

@@ -174,10 +174,15 @@ def _wide(cells: pd.DataFrame) -> str:
 def measured_section(machines: Sequence[Measured]) -> str:
     """For docs/gpu.md: what each machine found, and on a GPU what is aimed at and what became of the predictions."""
     parts = [] if any(one.is_gpu for one in machines) else [f"**{_sentence(NOT_YET)}**\n"]
-    return "\n".join([*parts, *("\n".join(_machine_section(one)) for one in machines)])
+    return "\n".join([*parts, *(machine_section(one) for one in machines)])
 
 
-def _machine_section(machine: Measured) -> Iterator[str]:
+def machine_section(machine: Measured) -> str:
+    """What one machine found, also for whoever stands beside it."""
+    return "\n".join(_section(machine))
+
+
+def _section(machine: Measured) -> Iterator[str]:
     yield f"### {machine.title} (`{machine.folder.name}`)\n"
     yield f"torch {machine.facts['torch']}, transformers {machine.facts['transformers']}; {_effort(machine)}.\n"
     yield "\n".join(f"- {line}" for line in _findings(machine)) + "\n"
@@ -205,8 +210,15 @@ def _findings(machine: Measured) -> Iterator[str]:
             yield f"{model}, every expert resident: eager takes {_ms(seconds['eager'])} a token; in its time: {ratios}."
     for one in _rows(tables["baselines"]):
         yield f"{one.model} under {one.system} at {_share(one.expert_memory)} of the experts: TPOT {_ms(one.tpot_s)}."
-    if left := len(tables["skipped"]):
-        yield f"{left} part{'s' if left != 1 else ''} not measured: `skipped.csv` says why."
+    yield from _missing(tables["skipped"])
+
+
+def _missing(skipped: pd.DataFrame) -> Iterator[str]:
+    """What was not measured, by reason."""
+    for reason, some in _groups(skipped, "reason"):
+        names = [f"{one.group} {one.part}" for one in _rows(some)]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        yield f"Not measured ({reason}): {', '.join(names[:4])}{more}."
 
 
 def _copied(machine: Measured) -> Iterator[str]:

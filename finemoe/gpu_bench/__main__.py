@@ -76,19 +76,19 @@ def main(
 
     settings = _changed(
         settings_for(compute_device().type == "cuda", quick),
-        models=tuple(model),
-        policies=tuple(policy),
-        expert_memories=tuple(expert_memory),
-        checked_models=tuple(check),
+        models=model,
+        policies=policy,
+        expert_memories=expert_memory,
+        checked_models=check,
         steps=steps,
         num_prompts=prompts,
         num_served=served,
         num_tokens=tokens,
         num_rounds=rounds,
         baseline_tokens=baseline_tokens,
-        groups=tuple(one for one in groups.split(",") if one),
+        groups=[one for one in groups.split(",") if one],
         host_memory_bytes=None if host_memory is None else byte_count(host_memory, "host_memory"),
-        traces=None if traces is None else str(traces),
+        traces=traces,
     )
     require_device(settings.targets(), compute_device().type)
     typer.echo(f"machine: {machine_title()}; models: {', '.join(one.name for one in settings.targets())}")
@@ -115,6 +115,7 @@ def predict_command(
     """The simulator's answers, away from the device: for what was measured, or beforehand for a card."""
     from finemoe.gpu_bench.predict import foretell, predict
     from finemoe.gpu_bench.settings import settings_for
+    from finemoe.measured import foretold_path
 
     if not before:
         rows = predict(folder, traces)
@@ -124,25 +125,25 @@ def predict_command(
         return
     settings = _changed(
         settings_for(is_cuda=True),
-        models=tuple(model),
-        policies=tuple(policy),
-        expert_memories=tuple(expert_memory),
+        models=model,
+        policies=policy,
+        expert_memories=expert_memory,
         num_prompts=prompts,
         num_served=served,
         num_tokens=tokens,
-        traces=None if traces is None else str(traces),
+        traces=traces,
     )
     for card in before:
-        typer.echo(f"{len(foretell(card, settings, folder))} cells are in {folder / f'predictions-before-{card}.csv'}")
+        typer.echo(f"{len(foretell(card, settings, folder))} cells are in {foretold_path(card, folder)}")
 
 
 @app.command("show")
 def show_command(folder: Annotated[Path, typer.Argument(help="tables of one machine")]) -> None:
     """What was measured, in one page of text."""
-    from finemoe.gpu_bench.summary import summary
+    from finemoe.analysis.measured_pages import machine_section
     from finemoe.measured import Measured
 
-    typer.echo(summary(Measured.load(folder)))
+    typer.echo(machine_section(Measured.load(folder)))
 
 
 @app.command("record")
@@ -156,17 +157,20 @@ def record_command(
     from finemoe.gpu_bench.routing import routing_of
     from finemoe.gpu_bench.settings import settings_for
 
-    settings = _changed(settings_for(is_cuda=True), models=tuple(model), num_prompts=prompts, num_tokens=tokens)
+    settings = _changed(settings_for(is_cuda=True), models=model, num_prompts=prompts, num_tokens=tokens)
+    require_place(folder / "any.trace")
     for target in settings.targets():
         trace = routing_of(target, settings, folder)
         typer.echo(f"{target.name}: {trace.num_requests} requests, {trace.num_rows} tokens in {folder}")
 
 
 def _changed(settings: Any, **given: Any) -> Any:
-    """Settings with what the user has said; None and () leave them as they are."""
+    """Settings with what the user has said, lists and paths as settings hold them; None and [] leave them as they are."""
     from finemoe.gpu_bench.settings import require_known
 
-    changed = replace(settings, **{name: value for name, value in given.items() if value not in (None, ())})
+    said = {name: value for name, value in given.items() if value not in (None, [])}
+    kinds: dict[type, Any] = {list: tuple, type(Path()): str}
+    changed = replace(settings, **{name: kinds.get(type(value), lambda same: same)(value) for name, value in said.items()})
     require_known(changed)
     return changed
 

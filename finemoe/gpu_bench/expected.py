@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from finemoe.errors import FinemoeError
-from finemoe.paths import DATA
-from finemoe.simulation.testbed import Testbed
+from finemoe.measured import MEASURED
+from finemoe.simulation.testbed import Testbed, sourced
 
-PATH = DATA / "measured" / "expected.yaml"
+PATH = MEASURED / "expected.yaml"
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,12 @@ class Expected:
         import yaml
 
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        try:
-            return cls(*({name: _value(entry) for name, entry in content[part].items()} for part in ("machine", "layer_s")))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FinemoeError(f"{path}: expected machine: and layer_s:, of {{value: NUMBER, source: TEXT}} ({error})") from error
+        parts = [content.get(part) if isinstance(content, dict) else None for part in ("machine", "layer_s")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise FinemoeError(f"{path}: expected two mappings of constants, machine: and layer_s:")
+        return cls(*({name: float(sourced(entry, name, path)) for name, entry in part.items()} for part in parts))
 
     def testbed(self, card: str, policy: str) -> Testbed:
         """A card with what a policy's own work adds to a layer; card: a name in data/hardware."""
         machine = replace(Testbed.load(card), **self.machine)
         return replace(machine, layer_overhead_s=machine.layer_overhead_s + self.layer_s.get(policy, 0.0))
-
-
-def _value(entry: dict[str, Any]) -> float:
-    if not str(entry["source"]).strip():
-        raise ValueError("a constant has no source")
-    return float(entry["value"])

@@ -118,9 +118,8 @@ def _require_same(folder: Path, digest: str) -> None:
 def _write_tables(folder: Path, bench: Bench) -> None:
     rows = bench.rows()
     rows["skipped"] = [*bench.missing(), *_differences(rows)]
-    for name in TABLES:
-        if name != "predictions" or not (folder / "predictions.csv").is_file():
-            write_table(rows[name], name, folder)
+    for name in TABLES:  # predictions, too: whatever was predicted before was of other tables
+        write_table(rows[name], name, folder)
 
 
 def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, bench: Bench) -> None:

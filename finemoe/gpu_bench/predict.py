@@ -3,20 +3,22 @@
 Neither needs the device: both are done away from it.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from finemoe.errors import FinemoeError
 from finemoe.gpu_bench.calibration import Calibration, link_bytes_per_s, write_testbed
 from finemoe.gpu_bench.expected import Expected
 from finemoe.gpu_bench.routing import routing_of
-from finemoe.gpu_bench.settings import Settings, Target
+from finemoe.gpu_bench.settings import Settings, Target, target_of
 from finemoe.gpu_bench.software import RESIDENT
 from finemoe.gpu_bench.subjects import size_of_target
 from finemoe.gpu_bench.systems import requests_of
-from finemoe.measured import Foretold, Measured, Predictions, write_foretold, write_table
+from finemoe.measured import Foretold, Measured, Predictions, foretold_path, write_foretold, write_table
 from finemoe.policies import make_policy
 from finemoe.report import Report, RequestReport
 from finemoe.simulation.replay import replay_setup, sweep
@@ -32,10 +34,15 @@ def foretell(card: str, settings: Settings, folder: Path, expected: Expected | N
     Args:
         card: a name in data/hardware. folder: where recorded routing is looked for, beside the settings' own folder of it.
     Raises:
-        FinemoeError: there is no such card.
+        FinemoeError: there is no such card, or it has predictions in that folder.
     """
     expected = expected or Expected.load()
     Testbed.load(card)  # known, before routing is recorded for it
+    path = foretold_path(card, folder)
+    if path.is_file():
+        raise FinemoeError(
+            f"{path}: is there already, and what was said before a measurement is not said anew; choose another folder"
+        )
     rows = [
         row
         for target in settings.targets()
@@ -72,9 +79,18 @@ def predict(folder: Path, traces: Path | None = None) -> list[Predictions]:
     """
     machine = Measured.load(folder)
     settings = settings_of(machine.facts, traces)
-    rows = [row for target in settings.targets() for row in _predicted(machine, target, settings)]
+    rows = [row for target in _targets(settings) for row in _predicted(machine, target, settings)]
     write_table(rows, "predictions", folder)
     return rows
+
+
+def _targets(settings: Settings) -> Iterator[Target]:
+    """The models that were measured; one that came from a folder may be gone, which a warning says."""
+    for name in settings.models:
+        try:
+            yield target_of(name)
+        except FinemoeError as error:
+            warnings.warn(f"nothing is predicted of what was measured as {name!r}: {error}", stacklevel=2)
 
 
 def settings_of(facts: dict[str, Any], traces: Path | None = None) -> Settings:

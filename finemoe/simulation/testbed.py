@@ -103,10 +103,15 @@ def _values(content: dict[str, Any], path: Path) -> dict[str, Any]:
         raise FinemoeError(f"{path}: unknown constant {unknown[0]!r}; known: {', '.join(names)}")
     if missing := [name for name in needed if name not in content]:
         raise FinemoeError(f"{path}: {missing[0]} is missing; every testbed states {', '.join(needed)}")
-    return {name: str(value) if name == "title" else _value(value, name, path) for name, value in content.items()}
+    return {name: str(value) if name == "title" else sourced(value, name, path) for name, value in content.items()}
 
 
-def _value(entry: Any, name: str, path: Path) -> Any:
+def sourced(entry: Any, name: str, path: Path) -> Any:
+    """The value of a constant written {value: NUMBER, source: TEXT} in a file.
+
+    Raises:
+        FinemoeError: it is written otherwise.
+    """
     if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not str(entry["source"]).strip():
         raise FinemoeError(f"{path}: {name} must be written {{value: NUMBER, source: WHERE IT COMES FROM}}")
     value = entry["value"]

@@ -110,7 +110,7 @@ def test_the_archive_holds_what_the_folder_holds(slice_, tmp_path):
     for name, table in slice_.machine.tables.items():
         if name != "predictions":  # made afterwards, away from the device
             pd.testing.assert_frame_equal(brought.tables[name], table)
-    assert (brought.folder / "logs" / "summary.txt").read_text().count("TPOT ms") == 1
+    assert (brought.folder / "logs" / "summary.txt").read_text().count("qwen-mini: TPOT, hit rate and link use") == 1
     assert not list(brought.folder.glob("traces"))
 
 
@@ -296,6 +296,30 @@ def test_nothing_is_recorded_for_a_card_that_nobody_knows(tmp_path):
     with pytest.raises(FinemoeError, match=r"no testbed 'b200'; known: .*h100, h200"):
         foretell("b200", SETTINGS, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_foretold_is_not_said_anew(tmp_path):
+    (tmp_path / "predictions-before-h100.csv").write_text("said before")
+    with pytest.raises(FinemoeError, match=r"predictions-before-h100\.csv: is there already"):
+        foretell("h100", SETTINGS, tmp_path)
+    assert (tmp_path / "predictions-before-h100.csv").read_text() == "said before"
+
+
+def test_a_measured_model_that_is_gone_is_said_and_the_others_are_predicted(machine, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(machine.folder, copied)
+    facts = machine.facts | {"settings": machine.facts["settings"] | {"models": ["/gone/weights", "qwen-mini"]}}
+    (copied / "machine.json").write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match="nothing is predicted of what was measured as '/gone/weights'"):
+        assert len(predict(copied)) == len(machine.tables["predictions"])
+
+
+def test_predictions_are_never_of_other_tables(machine, tmp_path):
+    """A call that does not predict leaves none behind."""
+    copied = tmp_path / "copied"
+    shutil.copytree(machine.folder, copied)
+    measure(SETTINGS, copied, None, print, predicts=False)
+    assert Measured.load(copied).tables["predictions"].empty
 
 
 def test_a_folder_of_other_settings_is_refused_and_keeps_its_tables(machine):
