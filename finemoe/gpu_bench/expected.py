@@ -28,7 +28,7 @@ class Expected:
         import yaml
 
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        parts = [content.get(part) if isinstance(content, dict) else None for part in ("machine", "layer_s")]
+        parts: list[Any] = [content.get(part) if isinstance(content, dict) else None for part in ("machine", "layer_s")]
         if not all(isinstance(part, dict) for part in parts):
             raise FinemoeError(f"{path}: expected two mappings of constants, machine: and layer_s:")
         return cls(*({name: float(sourced(entry, name, path)) for name, entry in part.items()} for part in parts))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from finemoe.files import atomic_path
 from finemoe.gpu_bench import arenas, baseline, breakdown, chunks, copies, correctness, kernels, overhead, software, systems
 from finemoe.gpu_bench.alarm import Alarm
 from finemoe.gpu_bench.bench import Bench, Outcome, Part, Say
+from finemoe.gpu_bench.calls import Calls
 from finemoe.gpu_bench.machine import compute_device, host_memory_bytes, is_usable, machine_facts
 from finemoe.gpu_bench.predict import predict
 from finemoe.gpu_bench.settings import Settings
@@ -81,22 +82,23 @@ def measure(
     digest = _digest(settings, facts)
     _require_same(folder, digest)
     facts["digest"] = digest
-    bench, subjects = Bench(folder, digest, _code_digest()), Subjects(settings, folder, device)
-    _write_facts(folder, facts, settings, bench)
-    _write_tables(folder, bench)
+    subjects = Subjects(settings, folder, device)
     wanted = chosen(parts(settings, subjects, folder), settings.groups)
-    with bench.stacks_path.open("w") as stacks:
+    calls = Calls(folder, digest, _code_digest())
+    _write_facts(folder, facts, settings, calls)
+    _write_tables(folder, calls)
+    with calls.stacks_path.open("w") as stacks:
         alarm.write_to(stacks)
         try:
-            outcome = bench.run(wanted, minutes, say, lambda: is_usable(device), alarm, again)
-            outcome = replace(outcome, failed=(*outcome.failed, *_differences(bench.rows())))
-            _write_tables(folder, bench)
-            _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, bench)
+            outcome = Bench(folder, calls, say, alarm, minutes, lambda: is_usable(device)).run(wanted, again)
+            outcome.failed += _differences(calls.rows())
+            _write_tables(folder, calls)
+            _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, calls)
         finally:
             if alarm.usable_s > 0:  # else the end of the process gives the memory back
                 subjects.close()
             alarm.off()
-            bench.stacks_path.unlink()  # whoever comes here has not hung
+            calls.stacks_path.unlink()  # whoever comes here has not hung
     if predicts:
         predict(folder, None if settings.traces is None else Path(settings.traces))
     return outcome
@@ -115,14 +117,14 @@ def _require_same(folder: Path, digest: str) -> None:
         )
 
 
-def _write_tables(folder: Path, bench: Bench) -> None:
-    rows = bench.rows()
-    rows["skipped"] = [*bench.missing(), *_differences(rows)]
+def _write_tables(folder: Path, calls: Calls) -> None:
+    rows = calls.rows()
+    rows["skipped"] = [*calls.missing(), *_differences(rows)]
     for name in TABLES:  # predictions, too: whatever was predicted before was of other tables
         write_table(rows[name], name, folder)
 
 
-def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, bench: Bench) -> None:
+def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, calls: Calls) -> None:
     """The machine, the settings of all calls, and the calls themselves."""
     path = folder / "machine.json"
     told = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_MACHINE}
@@ -130,7 +132,7 @@ def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, bench:
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
         told |= {name: list(dict.fromkeys((*before.get(name, ()), *told[name]))) for name in _ADDED_UP}
     with atomic_path(path) as temporary:
-        text = json.dumps(facts | {"settings": told, "calls": bench.calls()}, indent=1)
+        text = json.dumps(facts | {"settings": told, "calls": calls.summaries()}, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
