@@ -12,6 +12,7 @@
 # have done, after a change of the code, say. PYTHON names another interpreter.
 # Exit status: 0 done, or as much as the time allowed; 1 something failed (the last lines say what); 2 a wrong call.
 set -uo pipefail
+called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 ARCHIVE_EVERY_S=15
 ARCHIVE_MOST_BYTES=$((15 << 20)) # timelines are left out of a larger one
@@ -50,7 +51,7 @@ if ! [[ $seconds =~ ^[1-9][0-9]*$ ]]; then
 fi
 
 python=${PYTHON:-python3}
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc) # which believes that variable
 card=""
 if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
     card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null) || card="" # it prints its errors there, too
@@ -60,6 +61,8 @@ if [[ -z $card && -e /dev/nvidiactl ]]; then # PyTorch knows better what it can 
 fi
 card=$(tr '[:upper:] ' '[:lower:]-' <<<"$card" | tr -cd 'a-z0-9.-')
 card=${card#nvidia-}
+[[ -z $folder || $folder == /* ]] || folder=$called_from/$folder
+[[ -z $archive || $archive == /* ]] || archive=$called_from/$archive
 folder=${folder:-data/measured/${card:-cpu-$cores-cores}}
 folder=${folder%/}
 archive=${archive:-$folder.tar.gz}
@@ -68,10 +71,6 @@ total_kib=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)
 if [[ -n $card && $model == qwen1.5* && -z $host_memory ]] && ((total_kib < 60000000)); then
     echo "gpu_slice: this machine says that it has $((total_kib >> 20)) GiB of memory, and $model wants 29, beside Accelerate 54;" \
         "if it grows as it is used, say how far: --host-memory 110GiB; else --host-memory ${total_kib}KiB measures what fits" >&2
-    exit 2
-fi
-if [[ -d $archive ]]; then
-    echo "gpu_slice: --archive names a file, and $archive is a folder" >&2
     exit 2
 fi
 needed="torch transformers accelerate pandas yaml safetensors tqdm typer xxhash"
@@ -84,6 +83,18 @@ elif [[ -n $missing ]]; then
 fi
 logs=$folder/logs
 mkdir -p "$logs" "$(dirname "$archive")" || exit 2
+if [[ -d $archive ]] || ! touch "$archive.0"; then
+    echo "gpu_slice: $archive cannot be written; name another file with --archive" >&2
+    exit 2
+fi
+rm "$archive.0"
+exec 9>"$logs/lock"
+if ! flock --nonblock 9; then
+    echo "gpu_slice: another call measures into $folder, and two would spoil each other's times; wait for it" >&2
+    exit 2
+fi
+started=$logs/started # the processes of steps, each the leader of a group
+: >"$started"
 
 export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -117,7 +128,8 @@ within() {
         return $NO_TIME
     fi
     say "$label: at most $allowed s"
-    timeout --kill-after=2 "$allowed" "$@" &
+    timeout --kill-after=2 "$allowed" "$@" 9>&- &
+    echo $! >>"$started"
     wait $! # unlike a command in the foreground, this is cut short by a signal
     local status=$?
     # Ended from outside before the step's own limit: the time was too short even to begin. (What hangs is ended from inside.)
@@ -137,29 +149,26 @@ bench() {
 pack() {
     local packed="$archive.$BASHPID" leave_out=(--exclude=traces --exclude='*/.*')
     tar -czf "$packed" -C "$(dirname "$folder")" "${leave_out[@]}" "$(basename "$folder")" 2>/dev/null
+    [[ -s $packed ]] || return
     if (($(stat -c %s "$packed") > ARCHIVE_MOST_BYTES)); then
         tar -czf "$packed" -C "$(dirname "$folder")" "${leave_out[@]}" --exclude='timeline-*' "$(basename "$folder")" 2>/dev/null
     fi
     mv "$packed" "$archive"
 }
 
-# End every process that this script has started, and theirs, but the one that writes its log.
+# End what was started, whoever its parent is by now: the steps with their groups, and the packing.
 end_all() {
-    local child
-    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
-        [[ $child != "$log" ]] || continue
-        end_all "$child"
-        kill "$child" 2>/dev/null
-    done
+    local step
+    while read -r step; do kill -- "-$step" 2>/dev/null; done <"$started"
+    kill "$packing" "$compiling" 2>/dev/null
 }
 
 finish() {
-    trap - EXIT INT TERM
-    end_all $$
-    rm -f "$archive".[0-9]* # of a packing that was ended
+    trap - EXIT INT TERM HUP
+    end_all
+    rm -f "$archive".[0-9]* "$started" # the former of a packing that was ended
     timeout 8 "$python" -m finemoe.gpu_bench show "$folder" 2>&1 | tee "$logs/summary.txt"
-    pack
-    say "$folder and $archive hold what was measured"
+    if pack; then say "$folder and $archive hold what was measured"; else say "$folder holds what was measured; $archive cannot be written"; fi
     exec >&- 2>&-
     for _ in {1..20}; do # the log's last lines
         kill -0 "$log" 2>/dev/null || break
@@ -235,16 +244,19 @@ worth() {
     printf 'software,systems,correctness:compute-sanitizer'
 }
 
-trap 'finish 1' INT TERM
+packing="" compiling=""
+trap 'finish 1' INT TERM HUP
 trap 'finish $?' EXIT
 exec > >(
     trap '' INT TERM HUP # to write down what an interrupted call has to say
-    exec tee -a "$logs/slice.txt"
+    exec tee -a "$logs/slice.txt" 9>&-
 ) 2>&1
 log=$!
-while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 &
+while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 9>&- &
+packing=$!
 facts | tee "$logs/facts.txt"
-compile_kernels >"$logs/compile.txt" 2>&1 &
+compile_kernels >"$logs/compile.txt" 2>&1 9>&- &
+compiling=$!
 
 # `step NAME COMMAND...`: do it unless it was done; end here if it fails, or if nothing may follow for want of time.
 step() {

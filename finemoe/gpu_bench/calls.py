@@ -1,6 +1,6 @@
 """What each call of a measurement did, in a file of its own.
 
-Several calls can run side by side, and what was measured before the code was changed is neither lost nor taken for the new code's.
+Several can run side by side, and what was measured before a change of the code is neither lost nor taken for the new code's.
 """
 
 import json

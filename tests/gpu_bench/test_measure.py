@@ -130,7 +130,42 @@ def test_too_little_memory_is_said_and_the_facts_are_the_result(tmp_path):
     assert Measured.load(tmp_path / "here").tables["copies"].empty
 
 
-@pytest.mark.parametrize("options", [["--second", "3"], ["--seconds", "ten"], ["--folder"]])
+def test_a_call_beside_another_is_refused(tmp_path):
+    first = begin_slice(tmp_path / "here", tmp_path / "first.txt", "--seconds", "60")
+    while not (tmp_path / "here" / "logs" / "slice.txt").is_file():
+        assert first.poll() is None
+        time.sleep(0.05)
+    assert begin_slice(tmp_path / "here", tmp_path / "second.txt", "--seconds", "60").wait() == 2
+    assert "another call measures into" in (tmp_path / "second.txt").read_text()
+    first.terminate()
+    assert first.wait() == 1
+
+
+def test_an_interrupted_slice_leaves_no_process_and_says_what_it_has(tmp_path):
+    folder, log = tmp_path / "here", tmp_path / "log.txt"
+    first = begin_slice(folder, log, "--seconds", "300")
+    while not (folder / "logs" / "correctness-phi-mini.txt").is_file():
+        assert first.poll() is None, log.read_text()
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait() == 1
+    mine = [str(folder) in path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if is_readable(path)]
+    assert sum(mine) == 0
+    assert "hold what was measured" in log.read_text()
+    assert "host memory are ready" in (folder / "logs" / "summary.txt").read_text()
+    assert (tmp_path / "here.tar.gz").is_file()
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        return bool(path.read_text())
+    except OSError:  # it has ended
+        return False
+
+
+@pytest.mark.parametrize(
+    "options", [["--second", "3"], ["--seconds", "ten"], ["--folder"], ["--archive", "/proc/a.tar.gz"], ["--archive", "."]]
+)
 def test_a_wrong_call_is_refused_before_anything_is_done(tmp_path, options):
     done = subprocess.run(["scripts/gpu_slice.sh", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
