@@ -46,10 +46,9 @@ class Alarm:
     def __init__(self, deadline_s: float | None = None) -> None:
         self._end_s = None if deadline_s is None else time.monotonic() + deadline_s
         self._log: IO[str] = sys.stderr
-        self._watch(None)
 
     def write_to(self, log: IO[str]) -> None:
-        """Write stacks to an open file instead of standard error."""
+        """Watch from now on, and write stacks to an open file instead of standard error."""
         self._log = log
         self._watch(None)
 
@@ -91,9 +90,9 @@ class Alarm:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self, seconds: float | None) -> None:
-        """End the process after so many seconds, and in any case at the deadline."""
-        seconds = min(self.left_s, float("inf") if seconds is None else seconds)
+        """End the process after so many seconds, and in any case at the deadline; there is always time to end by itself."""
+        seconds = max(_LAST_S, min(self.left_s, float("inf") if seconds is None else seconds))
         if seconds == float("inf"):
             faulthandler.cancel_dump_traceback_later()
         else:
-            faulthandler.dump_traceback_later(max(0.1, seconds), exit=True, file=self._log)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=self._log)
