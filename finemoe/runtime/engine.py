@@ -133,7 +133,7 @@ class Engine:
             self._undo.callback(memory.close)
             memories.append(memory)
         self._memories = DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, home)
-        num_snapshots = 1 + setup.num_layers * (1 + len(self.policy.lookahead))  # of one iteration
+        num_snapshots = 1 + setup.num_layers * (1 + 2 * len(self.policy.lookahead))  # of one iteration
         self._buffers = host_buffers(home, num_snapshots if self.policy.needs_context else 0)
         if self._buffers is not None:
             self._undo.callback(self._buffers.close)
@@ -284,9 +284,9 @@ class Engine:
             return
         setup = self._setup
         kept = lookahead_width(setup.num_experts, setup.top_k)
-        scores = self._ahead.scores(layer, residual)
+        choices = self._ahead.choices(layer, residual)
         with self._moving():
-            self._publish_gate(AheadOutput(scores, self._ahead.targets(layer), setup.num_experts, kept, self._buffers))
+            self._publish_gate(AheadOutput(choices, self._ahead.targets(layer), setup.num_experts, kept, self._buffers))
 
     def on_forward_end(self, is_complete: bool) -> bool:
         """The model's forward has returned, or broken off with an exception (called by the observer).

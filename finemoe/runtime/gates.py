@@ -1,10 +1,13 @@
-"""What a layer's gate said, as a distribution over all experts, whatever the router hands out (DESIGN 5, "Traps")."""
+"""What a layer's gate said, as a distribution over all experts that ranks as the router selects (DESIGN 5, "Traps")."""
 
 import numpy as np
 import torch
 
 from finemoe.maps import expert_map
+from finemoe.maps.ranking import rank_as_selected
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
+
+_LEAST_KNOWN = np.float32(2.0**-14)  # a selected expert without weight is still known to be selected
 
 
 class GateOutput:
@@ -12,7 +15,7 @@ class GateOutput:
 
     Args:
         layer: index of the MoE layer; num_experts: J; width: columns of the distribution (the widest layer's J).
-        router_output: the router's first output, [rows, J] logits or probabilities, or None where no router was seen.
+        router_output: the router's first output, [rows, J or more] logits or probabilities, or None where no router was seen.
         selected, weights: [rows, K] the selected experts and their weights, which stand in where the router's output is no use.
         buffers: see Snapshot.
     """
@@ -28,22 +31,27 @@ class GateOutput:
         buffers: HostBuffers | None = None,
     ) -> None:
         self._layer, self._num_experts, self._width, self._selected = layer, num_experts, width, selected
-        self._is_whole = router_output is not None and router_output.shape[-1] == num_experts
+        self._is_whole = router_output is not None and router_output.shape[-1] >= num_experts
         self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights, buffers)
 
-    def distribution(self, rows: np.ndarray | None) -> np.ndarray:
-        """The gate's softmax over all experts, [B, width] float32; only the K known entries where the rest is not to be had.
+    @property
+    def is_whole(self) -> bool:
+        """Whether the router gave a score to every expert; otherwise only the selected ones are known."""
+        return self._is_whole
 
+    def distribution(self, rows: np.ndarray | None) -> np.ndarray:
+        """The gate's distribution over all experts, [B, width] float32 with the precision of a trace.
+
+        Args:
+            rows: which of the gate's rows; None for all.
         Raises:
             EngineError: the router emitted NaN.
         """
-        values = self._values.rows(rows)
+        values, selected = self._values.rows(rows), self._selected if rows is None else self._selected[rows]
         if self._is_whole:
-            probs = distribution_of(values, self._layer)
+            probs = distribution_of(values, selected, self._num_experts, self._layer)
         else:
-            probs = sparse_distribution(values, self._selected if rows is None else self._selected[rows], self._num_experts)
-            expert_map.require_distribution(probs, self._layer)
-        probs = as_recorded(probs)
+            probs = sparse_distribution(values, selected, self._num_experts, self._layer)
         missing = self._width - probs.shape[1]
         return np.pad(probs, ((0, 0), (0, missing))) if missing else probs
 
@@ -53,23 +61,41 @@ def as_recorded(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16).astype(np.float32)
 
 
-def distribution_of(gate_output: np.ndarray, layer: int) -> np.ndarray:
-    """The gate's softmax [B, J], whether the router hands out logits or probabilities.
+def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
+    """The gate's softmax [B, J], float32 with the precision of a trace, made to rank as the router selects.
 
+    Args:
+        scores: [B, J or more] logits or probabilities; columns past J stand for no expert (a token may skip the layer).
+        selected: [B, K] ids of the experts selected. layer: index of the MoE layer, for the message.
     Raises:
         EngineError: the router emitted NaN.
     """
-    is_distribution = (gate_output >= 0).all() and np.allclose(gate_output.sum(axis=-1), 1.0, atol=1e-3)
-    probs = gate_output if is_distribution else expert_map.from_logits(gate_output)
+    is_distribution = (scores >= 0).all() and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)
+    probs = scores if is_distribution else expert_map.from_logits(scores)
     expert_map.require_distribution(probs, layer)
-    return probs
+    if probs.shape[1] > num_experts:
+        probs = _normalised(probs[:, :num_experts])
+    return rank_as_selected(as_recorded(probs), selected)
 
 
-def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int) -> np.ndarray:
-    """A distribution that knows only the selected experts, [B, J] float32 (as in top-k traces, DESIGN 4)."""
-    known = np.abs(weights.astype(np.float32)) * (selected < num_experts)
+def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
+    """A distribution that knows only the selected experts, [B, J] float32 (as in top-k traces, DESIGN 4).
+
+    Args:
+        weights, selected: [B, K]; an id of J or more is no expert. layer: index of the MoE layer, for the message.
+    Raises:
+        EngineError: the router emitted NaN.
+    """
     probs = np.zeros((len(weights), num_experts + 1), dtype=np.float32)
+    known = np.maximum(np.abs(weights.astype(np.float32)), _LEAST_KNOWN)
     np.put_along_axis(probs, np.minimum(selected, num_experts), known, axis=-1)
-    probs = probs[:, :num_experts]
-    totals = probs.sum(axis=-1, keepdims=True)
-    return np.where(totals == 0, 1.0 / num_experts, probs / np.where(totals == 0, 1.0, totals)).astype(np.float32)
+    probs = _normalised(probs[:, :num_experts])
+    expert_map.require_distribution(probs, layer)
+    return as_recorded(probs)
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1; every expert alike in a row of zeros."""
+    totals = values.sum(axis=-1, keepdims=True)
+    normalised: np.ndarray = np.where(totals == 0, 1.0 / values.shape[1], values / np.where(totals == 0, 1.0, totals))
+    return normalised.astype(np.float32)

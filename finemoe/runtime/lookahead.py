@@ -6,7 +6,7 @@ child whose output turns up as the router's input when one token is run through 
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from torch import nn
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.expert_map import keep_top
 from finemoe.runtime import seam
-from finemoe.runtime.gates import as_recorded, distribution_of
+from finemoe.runtime.gates import distribution_of
 from finemoe.runtime.layers import MoELayer
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
+_PARALLEL = 1 - 1e-5  # least cosine of what is the same but for rounding to bf16
 OnResidual = Callable[[int, torch.Tensor], None]
 
 
@@ -51,15 +52,15 @@ class RoutersAhead:
         """The MoE layers that the strides lead to from `layer`, past the last one too."""
         return [layer + stride for stride in self._strides]
 
-    def scores(self, layer: int, residual: torch.Tensor) -> list[torch.Tensor | None]:
-        """For every stride the output of the router of layer + s, [rows, J]; None past the last layer.
+    def choices(self, layer: int, residual: torch.Tensor) -> "list[Choice | None]":
+        """For every stride what the router of layer + s makes of the residual stream; None past the last layer.
 
         Raises:
             EngineError: that router gives no row of scores per token.
         """
-        return [self._scores_at(at, residual) if at < len(self._layers) else None for at in self.targets(layer)]
+        return [self._choice_at(at, residual) if at < len(self._layers) else None for at in self.targets(layer)]
 
-    def _scores_at(self, target: int, residual: torch.Tensor) -> torch.Tensor:
+    def _choice_at(self, target: int, residual: torch.Tensor) -> "Choice":
         layer, router = self._layers[target], self._layers[target].router
         assert router is not None
         with torch.no_grad():
@@ -67,10 +68,10 @@ class RoutersAhead:
             reads = self._inputs[target]
             hidden = reads.norm.forward(residual)
             output = router.forward(hidden.reshape(-1, hidden.shape[-1]) if reads.is_flat else hidden, *reads.others)
-        scores = output[0] if isinstance(output, tuple) else output
-        if not isinstance(scores, torch.Tensor) or scores.shape[-1] != layer.num_experts:
+        scores, selected = output[0], output[reads.place_of_index]
+        if not isinstance(scores, torch.Tensor) or scores.shape[-1] < layer.num_experts:
             raise EngineError(_unknown(layer, "its router gives no row of scores per token"))
-        return scores.reshape(-1, layer.num_experts)
+        return Choice(scores.reshape(-1, scores.shape[-1]), selected.reshape(-1, selected.shape[-1]), layer.num_experts)
 
     def _after_layer(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -79,33 +80,49 @@ class RoutersAhead:
         return hook
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a router makes of its input: scores [rows, J or more], the ids it selects [rows, K], and J."""
+
+    scores: torch.Tensor
+    selected: torch.Tensor
+    num_experts: int
+
+
 class AheadOutput:
     """What the routers applied ahead said, before anyone needs it as distributions.
 
     Args:
-        scores: per stride [rows, J], or None. layers: the layer each is about. width: columns of the distributions.
+        choices: per stride, or None. layers: the layer each is about. width: columns of the distributions.
         kept: how many experts of each distribution count (as in a trace). buffers: see Snapshot.
     """
 
     def __init__(
         self,
-        scores: Sequence[torch.Tensor | None],
+        choices: Sequence[Choice | None],
         layers: Sequence[int],
         width: int,
         kept: int,
         buffers: HostBuffers | None = None,
     ) -> None:
-        self._snapshots = [None if one is None else Snapshot(one, buffers) for one in scores]
         self._layers, self._width, self._kept = layers, width, kept
+        self._snapshots = [
+            None
+            if one is None
+            else (Snapshot(one.scores, buffers), Snapshot(one.selected, buffers), one.num_experts)
+            for one in choices
+        ]
 
     def distributions(self, rows: np.ndarray | None, num_rows: int) -> np.ndarray:
-        """[strides, B, width] float32 with the precision of a trace; zeros where a router could not be applied."""
+        """[strides, B, width] float32 with the precision of a trace, each ranking as its router selects; zeros where a router
+        could not be applied."""
         found = np.zeros((len(self._snapshots), num_rows, self._width), dtype=np.float32)
         for place, (snapshot, layer) in enumerate(zip(self._snapshots, self._layers, strict=True)):
             if snapshot is not None:
-                probs = distribution_of(snapshot.rows(rows), layer)
-                found[place, :, : probs.shape[1]] = probs
-        return keep_top(as_recorded(found), self._kept)
+                scores, selected, num_experts = snapshot
+                chosen = selected.rows(rows).astype(np.int64)
+                found[place, :, :num_experts] = distribution_of(scores.rows(rows), chosen, num_experts, layer)
+        return keep_top(found, self._kept)
 
 
 def decoder_layers(model: nn.Module, layers: Sequence[MoELayer]) -> list[nn.Module]:
@@ -125,60 +142,117 @@ def decoder_layers(model: nn.Module, layers: Sequence[MoELayer]) -> list[nn.Modu
 
 @dataclass(frozen=True)
 class RouterInput:
-    """What a router reads: the output of a module of its decoder layer ([rows, h] if flat), and weights of the model."""
+    """What a router reads: the output of a module of its decoder layer ([rows, h] if flat), and weights of the model; and where
+    in its output the ids of the experts selected are."""
 
     norm: nn.Module
     is_flat: bool
     others: tuple[torch.Tensor, ...]
+    place_of_index: int = -1
 
 
 def router_inputs(model: nn.Module, layers: Sequence[MoELayer], decoders: Sequence[nn.Module]) -> list[RouterInput]:
-    """What the router of each layer reads, seen while one token runs through the model.
+    """What the router of each layer reads, seen while one token runs through the model with all that could add to the residual
+    stream silenced: then the norm before the router must read the very stream that entered the decoder layer.
 
     Raises:
-        FinemoeError: the model does not run on a token alone, or a router reads something else.
+        FinemoeError: the model does not run on a token alone, a router reads something else, or does not say what it selects.
     """
-    found: dict[int, RouterInput] = {}
-    weights = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    probes = [_Probe(model, layer, decoder) for layer, decoder in zip(layers, decoders, strict=True)]
     with ExitStack() as undo:
-        for layer, decoder in zip(layers, decoders, strict=True):
-            undo.callback(seam.connect(layer.experts, lambda module, hidden_states, *_: torch.zeros_like(hidden_states)))
-            for handle in _watch(layer, decoder, weights, found):
-                undo.callback(handle.remove)
+        for probe in probes:
+            probe.attach(undo)
         try:
             with torch.no_grad():
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
         except Exception as error:  # models raise what they like when something else than text is missing
             raise FinemoeError(_unknown(layers[0], f"the model does not run on a token alone: {error}")) from error
-    for layer in layers:
-        if layer.index not in found:
-            raise FinemoeError(_unknown(layer, "what it reads is not one of its decoder layer's norms of one residual stream"))
-    return [found[layer.index] for layer in layers]
+    return [probe.found() for probe in probes]
 
 
-def _watch(layer: MoELayer, decoder: nn.Module, weights: set[int], found: dict[int, RouterInput]) -> list[Any]:
-    outputs: dict[int, tuple[nn.Module, torch.Tensor]] = {}  # by address; held, so that no later tensor gets an earlier one's
+class _Probe:
+    """Watches one decoder layer while a token runs: which module's output its router reads, and what that module reads."""
 
-    def note_output(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and len(args) == 1 and not kwargs:
-            outputs[output.data_ptr()] = (module, output)
+    def __init__(self, model: nn.Module, layer: MoELayer, decoder: nn.Module) -> None:
+        self._layer, self._decoder = layer, decoder
+        self._weights = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._outputs: dict[int, tuple[nn.Module, torch.Tensor, bool]] = {}  # by address; held, so that none is used again
+        self._residual: torch.Tensor | None = None
+        self._reads: RouterInput | None = None
+        self._said: Any = None
+        self._place_of_index = -1
 
-    def note_input(module: nn.Module, args: Any, kwargs: Any) -> None:
-        is_known = args and not kwargs and all(id(other) in weights for other in args[1:])
-        if is_known and args[0].data_ptr() in outputs:
-            norm, _ = outputs[args[0].data_ptr()]
-            found[layer.index] = RouterInput(norm, args[0].ndim == 2, args[1:])
+    def attach(self, undo: ExitStack) -> None:
+        """Hook the layer until `undo`."""
+        router, decoder = self._layer.router, self._decoder
+        assert router is not None
+        undo.callback(seam.connect(self._layer.experts, self._run_experts))
+        children = [child for child in decoder.children() if not any(module is router for module in child.modules())]
+        for child in children:
+            undo.callback(child.register_forward_hook(self._silence, with_kwargs=True).remove)
+        undo.callback(decoder.register_forward_pre_hook(self._give_residual, with_kwargs=True).remove)
+        undo.callback(router.register_forward_pre_hook(self._note_input, with_kwargs=True).remove)
+        undo.callback(router.register_forward_hook(self._note_said).remove)
 
-    def check_residual(module: nn.Module, args: Any, output: Any) -> None:
-        if residual_of(output).ndim != 3:  # several residual streams side by side
-            found.pop(layer.index, None)
+    def found(self) -> RouterInput:
+        """What was seen, or the refusal."""
+        if self._reads is None:
+            raise FinemoeError(
+                _unknown(self._layer, "what it reads is not one of its decoder layer's norms of one residual stream")
+            )
+        if self._place_of_index < 0:
+            raise FinemoeError(_unknown(self._layer, "it does not hand out which experts it selects"))
+        return replace(self._reads, place_of_index=self._place_of_index)
 
-    router = layer.router
-    assert router is not None
-    children = [child for child in decoder.children() if not any(module is router for module in child.modules())]
-    hooks = [child.register_forward_hook(note_output, with_kwargs=True) for child in children]
-    hooks.append(decoder.register_forward_hook(check_residual))
-    return [*hooks, router.register_forward_pre_hook(note_input, with_kwargs=True)]
+    def _give_residual(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Let one stream enter the layer that no module before it has made; several side by side are left as they are."""
+        entered = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(entered, torch.Tensor) or entered.ndim != 3:
+            return None
+        numbers = torch.arange(1, entered.numel() + 1, dtype=torch.float64, device=entered.device)
+        self._residual = numbers.sin().to(entered.dtype).view(entered.shape)
+        return ((self._residual, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": self._residual})
+
+    def _silence(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if sum(self._is_like_residual(item) for item in args) > 1:
+            return output  # it only puts together the stream and what a silenced module adds
+        silent = _zeros(output)
+        if isinstance(silent, torch.Tensor) and len(args) == 1 and not kwargs:
+            self._outputs[silent.data_ptr()] = (module, silent, self._is_residual(args[0]))
+        return silent
+
+    def _is_like_residual(self, read: Any) -> bool:
+        return self._residual is not None and isinstance(read, torch.Tensor) and read.numel() == self._residual.numel()
+
+    def _is_residual(self, read: Any) -> bool:
+        """Whether this is the stream that entered the layer, at most scaled, which a norm takes back."""
+        if self._residual is None or not self._is_like_residual(read):
+            return False
+        one, other = read.double().flatten(), self._residual.double().flatten()
+        return bool(one @ other > _PARALLEL * one.norm() * other.norm())
+
+    def _note_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        is_known = args and not kwargs and all(id(other) in self._weights for other in args[1:])
+        norm, _, reads_residual = self._outputs.get(args[0].data_ptr() if is_known else -1, (None, None, False))
+        if norm is not None and reads_residual:
+            self._reads = RouterInput(norm, args[0].ndim == 2, args[1:])
+
+    def _note_said(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._said = output
+
+    def _run_experts(
+        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        items = self._said if isinstance(self._said, tuple) else ()
+        self._place_of_index = next((place for place, item in enumerate(items) if item is top_k_index), -1)
+        return torch.zeros_like(hidden_states)
+
+
+def _zeros(output: Any) -> Any:
+    """A module's output with zeros in place of its numbers."""
+    if isinstance(output, tuple):
+        return tuple(_zeros(item) for item in output)
+    return torch.zeros_like(output) if isinstance(output, torch.Tensor) and output.is_floating_point() else output
 
 
 def residual_of(output: Any) -> torch.Tensor:

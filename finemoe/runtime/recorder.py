@@ -14,9 +14,9 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.expert_map import lookahead_width, top_ids
-from finemoe.runtime.gates import distribution_of, sparse_distribution
+from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.layers import MoELayer, find_moe_layers, scores_of
-from finemoe.runtime.lookahead import AheadOutput, RoutersAhead
+from finemoe.runtime.lookahead import AheadOutput, Choice, RoutersAhead
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.offloading import identity_of
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
@@ -57,20 +57,17 @@ class _Tape:
         """What the experts were really called with: the activated set is taken here, not from the router."""
         selected = top_k_index.cpu().numpy()
         scores, self._router_output = scores_of(self._router_output, top_k_index), None
-        if scores is not None and scores.shape[-1] == layer.num_experts:
-            gate = distribution_of(scores.float().cpu().numpy().reshape(-1, layer.num_experts), layer.index)
-        else:
-            gate = sparse_distribution(top_k_weights.float().cpu().numpy(), selected, layer.num_experts)
-        self.steps[-1].gates.append(gate)
+        gate = GateOutput(layer.index, layer.num_experts, layer.num_experts, scores, selected, top_k_weights)
+        self.steps[-1].gates.append(gate.distribution(None))
         self.steps[-1].selected.append(selected)
 
-    def on_ahead(self, scores: Sequence[torch.Tensor | None], targets: Sequence[int], num_experts: int) -> None:
+    def on_ahead(self, choices: Sequence[Choice | None], targets: Sequence[int], num_experts: int) -> None:
         """What the routers applied ahead gave after a layer, for every stride."""
         step = self.steps[-1]
-        said = AheadOutput(scores, targets, num_experts, kept=num_experts)
+        said = AheadOutput(choices, targets, num_experts, kept=num_experts)
         probs = said.distributions(None, len(step.embeddings)).transpose(1, 0, 2)
         ids = top_ids(probs, lookahead_width(num_experts, step.selected[-1].shape[-1]))
-        ids[:, [place for place, one in enumerate(scores) if one is None]] = 0
+        ids[:, [place for place, one in enumerate(choices) if one is None]] = 0
         step.ahead_ids.append(_as_ids(ids, num_experts))
         step.ahead_probs.append(np.take_along_axis(probs, ids, axis=-1).astype(np.float16))
 
@@ -194,7 +191,7 @@ def _record_batch(
 
 def _ahead(model: nn.Module, layers: list[MoELayer], strides: Sequence[int], tape: _Tape) -> RoutersAhead:
     def on_residual(layer: int, residual: torch.Tensor) -> None:
-        tape.on_ahead(ahead.scores(layer, residual), ahead.targets(layer), layers[0].num_experts)
+        tape.on_ahead(ahead.choices(layer, residual), ahead.targets(layer), layers[0].num_experts)
 
     ahead = RoutersAhead(model, layers, strides, on_residual)
     return ahead

@@ -1,0 +1,163 @@
+"""What maps say of what routers do, family by family: `python -m tests.runtime.routing`.
+
+For every family that the support matrix names, three numbers, all of them 1 where maps tell the truth:
+- live: the share of the experts that a layer was called with that are among as many greatest entries of what the policy was shown;
+- recorded: the same of a recorded trace, its experts taken by hooks from a generation that nobody records;
+- ahead: the share of those that the router ahead had named, where the residual stream is known exactly: attention and experts give
+  zeros here, so that every router reads what the routers before it were asked about.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchEncoding, PreTrainedModel
+
+import finemoe
+from finemoe.errors import FinemoeError
+from finemoe.runtime.layers import find_moe_layers
+from tests.runtime import families
+
+PROMPT = (41, 57, 43, 66, 71, 48, 90, 52)
+NEW_TOKENS = 4
+STRIDES = (1, 2)
+
+
+@dataclass
+class Share:
+    """Counts of experts; `reason` instead of them where finemoe refuses."""
+
+    found: int = 0
+    wanted: int = 0
+    reason: str = ""
+
+    def add(self, selected: set[int], values: np.ndarray) -> None:
+        """Experts selected, and the values of all: an expert is among the greatest where fewer than there are selected are greater."""
+        self.found += sum(int((values > values[expert]).sum()) < len(selected) for expert in selected)
+        self.wanted += len(selected)
+
+    @property
+    def is_right(self) -> bool:
+        return bool(self.reason) or (self.wanted > 0 and self.found == self.wanted)
+
+    def __str__(self) -> str:
+        return f"refused: {self.reason}" if self.reason else f"{self.found / self.wanted:.4f} of {self.wanted}"
+
+
+class Tokens:
+    """A tokenizer that always gives the same tokens."""
+
+    padding_side, pad_token_id = "left", 0
+
+    def __call__(self, prompts: list[str], **_: Any) -> BatchEncoding:
+        ids = torch.tensor([PROMPT] * len(prompts))
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def live(name: str) -> Share:
+    """What the policy was shown of a padded batch, against what the experts were called with in it."""
+    model, share = families.build(name), Share()
+    try:
+        engine = finemoe.offload(model, 0.5, "finemoe", asynchronous=False)
+    except FinemoeError as error:
+        return Share(reason=str(error))
+    with engine:
+        shown: list[tuple[np.ndarray, np.ndarray]] = []
+        on_gate = engine.policy.on_gate
+
+        def spy(layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: Any = None) -> Any:
+            shown.append((probs.copy(), experts.copy()))
+            return on_gate(layer, probs, experts, lookahead)
+
+        engine.policy.on_gate = spy  # type: ignore[method-assign]
+        families.logits_of(model, families.batch(model))
+    for probs, experts in shown:
+        for row, selected in enumerate(experts):
+            share.add(set(selected.tolist()), probs[row])
+    return share
+
+
+def recorded(name: str) -> Share:
+    """A recorded trace, against hooks on the same generation."""
+    share = Share()
+    try:
+        trace = _record(families.build(name))
+    except FinemoeError as error:
+        return Share(reason=str(error))
+    truth = selected_by(families.build(name))
+    for row in range(trace.num_rows):
+        for layer in range(trace.num_layers):
+            selected = set(truth[layer][row].tolist())
+            assert selected == set(trace.expert_ids[row, layer].tolist()), f"{name}: other experts recorded than selected"
+            share.add(selected, trace.probs[row, layer])
+    return share
+
+
+def ahead(name: str) -> Share:
+    """Routers applied ahead on a residual stream that no layer changes."""
+    model, share = families.build(name), Share()
+    try:
+        strides = STRIDES[: len(find_moe_layers(model)) - 1]
+        _silence(model)
+        trace = _record(model, strides)
+    except FinemoeError as error:
+        return Share(reason=str(error))
+    for stride in strides:
+        said = trace.lookahead(slice(None), stride)
+        for row in range(trace.num_rows):
+            for layer in range(trace.num_layers - stride):
+                share.add(set(trace.expert_ids[row, layer + stride].tolist()), said[row, layer])
+    return share
+
+
+def selected_by(model: PreTrainedModel) -> list[np.ndarray]:
+    """What every MoE layer's experts are called with while the model generates, [rows, K] each."""
+    layers = find_moe_layers(model)
+    seen: list[list[np.ndarray]] = [[] for _ in layers]
+    for layer, calls in zip(layers, seen, strict=True):
+        layer.experts.register_forward_pre_hook(lambda module, args, calls=calls: calls.append(args[1].numpy().copy()))
+    _set_tokens(model)
+    ids = torch.tensor([PROMPT])
+    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
+    return [np.concatenate(calls) for calls in seen]
+
+
+def _record(model: PreTrainedModel, lookahead: tuple[int, ...] = ()) -> finemoe.RoutingTrace:
+    if not model.can_generate():
+        raise FinemoeError(f"{type(model).__name__} does not generate")
+    _set_tokens(model)
+    return finemoe.record(model, ["any"], tokenizer=Tokens(), max_new_tokens=NEW_TOKENS, lookahead=lookahead)
+
+
+def _set_tokens(model: PreTrainedModel) -> None:
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+
+
+@torch.no_grad()
+def _silence(model: PreTrainedModel) -> None:
+    """Let no decoder layer add anything to the residual stream; routers and norms stay as they were."""
+    layers = find_moe_layers(model)
+    kept = {id(parameter) for layer in layers if layer.router is not None for parameter in layer.router.parameters()}
+    parts = layers[0].name.split(".")
+    stack = model.get_submodule(".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit())]))
+    for key, parameter in stack.named_parameters():
+        is_a_norm = parameter.ndim == 1 and key.endswith("weight")
+        if id(parameter) not in kept and not is_a_norm:
+            parameter.zero_()
+
+
+def main(names: list[str]) -> int:
+    """Print the table; fail if a map of any family says something else than its router did."""
+    wrong = 0
+    for name in names or families.family_names():
+        shares = {"live": live(name), "recorded": recorded(name), "ahead": ahead(name)}
+        wrong += not all(share.is_right for share in shares.values())
+        print(f"{name:24s}" + " | ".join(f"{kind} {share}" for kind, share in shares.items()), flush=True)
+    print(f"{wrong} families whose maps do not say what their routers do")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
