@@ -1,8 +1,8 @@
-"""Makes an expert map rank as its router selects (section 4.1, and docs/metrics.md, "What an expert map holds").
+"""Makes an expert map rank as its router selects (section 4.1; docs/metrics.md, "What an expert map holds").
 
-The softmax of a router's logits ranks as the router does in the paper's models. Others select by something else: by sigmoid with a
-correction bias, within groups, or from a table of tokens. What they select is known, so the map keeps the softmax's values and
-hands the greatest of them to the experts selected.
+In the paper's models the softmax of the logits ranks experts as the router does. Other routers select by something else: by
+sigmoid with a correction bias, within groups, or from a token table. The selected experts are known, so the map keeps the values
+of the softmax and gives the greatest of them to the selected experts.
 """
 
 import math
@@ -16,23 +16,24 @@ _DIGITS = 10  # binary digits behind the point of a half
 
 
 def rank_as_selected(probs: np.ndarray, selected: np.ndarray) -> np.ndarray:
-    """Distributions [B, J] whose greatest entries are the experts selected, each row summing to what it did.
+    """Permute the values of each row so that the selected experts have the greatest.
 
-    A row that no unselected expert leads stays as it is (equal entries count as selected ones do). In any other, the row's values are
-    dealt out anew: the greatest to the selected experts, the rest to the others, both in the order they had. Should the least value
-    of the selected tie with the next, it is raised by one step of half precision.
+    A row in which no unselected expert exceeds a selected one is left unchanged. In every other row the greatest values go to the
+    selected experts and the rest to the others; within both groups experts keep their order. If the least value of the selected
+    experts then equals the next one, it is raised by one step of half precision.
 
     Args:
-        probs: float32 with the precision of a trace (half); changed in place. selected: [B, K] ids; one of J or more is no expert.
+        probs: [B, J] float32 distributions at half precision; changed in place.
+        selected: [B, K] ids of the selected experts; an id of J or more is no expert.
     Returns:
         `probs`.
     """
-    _deal_out(probs, np.ascontiguousarray(selected, dtype=np.int64))
+    _rank_rows(probs, np.ascontiguousarray(selected, dtype=np.int64))
     return probs
 
 
 @njit(cache=True, nogil=True)
-def _deal_out(probs, selected):  # type: ignore[no-untyped-def]
+def _rank_rows(probs, selected):  # type: ignore[no-untyped-def]
     num_experts = probs.shape[1]
     is_selected = np.empty(num_experts, dtype=np.bool_)
     for row in range(probs.shape[0]):
@@ -47,24 +48,24 @@ def _deal_out(probs, selected):  # type: ignore[no-untyped-def]
         for expert in range(num_experts):
             is_led |= not is_selected[expert] and values[expert] > least
         if is_led:
-            _deal_out_row(values, is_selected)
+            _permute_row(values, is_selected)
 
 
 @njit(cache=True, nogil=True)
-def _deal_out_row(values, is_selected):  # type: ignore[no-untyped-def]
+def _permute_row(values, is_selected):  # type: ignore[no-untyped-def]
     order = np.argsort(-values, kind="mergesort")
-    dealt = values[order]
+    ordered = values[order]
     num_selected = is_selected.sum()
     next_selected, next_other = 0, num_selected
     for expert in order:
         if is_selected[expert]:
-            values[expert] = dealt[next_selected]
+            values[expert] = ordered[next_selected]
             next_selected += 1
         else:
-            values[expert] = dealt[next_other]
+            values[expert] = ordered[next_other]
             next_other += 1
-    last = dealt[num_selected - 1]
-    if num_selected < len(dealt) and dealt[num_selected] == last:
+    last = ordered[num_selected - 1]
+    if num_selected < len(ordered) and ordered[num_selected] == last:
         for expert in range(len(values)):
             if is_selected[expert] and values[expert] == last:
                 values[expert] = _raised(last)

@@ -107,9 +107,7 @@ class AheadOutput:
     ) -> None:
         self._layers, self._width, self._kept = layers, width, kept
         self._snapshots = [
-            None
-            if one is None
-            else (Snapshot(one.scores, buffers), Snapshot(one.selected, buffers), one.num_experts)
+            None if one is None else (Snapshot(one.scores, buffers), Snapshot(one.selected, buffers), one.num_experts)
             for one in choices
         ]
 

@@ -1,14 +1,17 @@
 """What maps say of what routers do, family by family: `python -m tests.runtime.routing`.
 
-For every family that the support matrix names, three numbers, all of them 1 where maps tell the truth:
-- live: the share of the experts that a layer was called with that are among as many greatest entries of what the policy was shown;
-- recorded: the same of a recorded trace, its experts taken by hooks from a generation that nobody records;
-- ahead: the share of those that the router ahead had named, where the residual stream is known exactly: attention and experts give
-  zeros here, so that every router reads what the routers before it were asked about.
+For every family of the support matrix, three shares, each 1 where maps rank as routers select:
+- live: of the experts selected in a layer, those among as many greatest entries of the map that the policy was given;
+- recorded: the same for a recorded trace; the selected experts are taken by hooks from a generation that is not recorded;
+- ahead: of the experts selected, those that the router applied ahead selects, on an exact residual stream: attention and experts
+  give zeros here, so that a router ahead reads what the layer's own router will read.
+
+`--recall FAMILY ...` replays FineMoE on these families' requests twice: with the softmax of the logits as maps, and with the maps
+that `record` writes.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,7 @@ class Share:
     reason: str = ""
 
     def add(self, selected: set[int], values: np.ndarray) -> None:
-        """Experts selected, and the values of all: an expert is among the greatest where fewer than there are selected are greater."""
+        """Experts selected, and the values of all [J]; one counts as found if fewer values exceed its own than were selected."""
         self.found += sum(int((values > values[expert]).sum()) < len(selected) for expert in selected)
         self.wanted += len(selected)
 
@@ -64,16 +67,19 @@ def live(name: str) -> Share:
     except FinemoeError as error:
         return Share(reason=str(error))
     with engine:
-        shown: list[tuple[np.ndarray, np.ndarray]] = []
+        shown: list[tuple[int, np.ndarray, np.ndarray]] = []
         on_gate = engine.policy.on_gate
 
         def spy(layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: Any = None) -> Any:
-            shown.append((probs.copy(), experts.copy()))
+            shown.append((layer, probs.copy(), experts.copy()))
             return on_gate(layer, probs, experts, lookahead)
 
         engine.policy.on_gate = spy  # type: ignore[method-assign]
         families.logits_of(model, families.batch(model))
-    for probs, experts in shown:
+    assert [layer for layer, _, _ in shown] == sorted({layer for layer, _, _ in shown}), (
+        f"{name}: layers out of the model's order"
+    )
+    for _, probs, experts in shown:
         for row, selected in enumerate(experts):
             share.add(set(selected.tolist()), probs[row])
     return share
@@ -124,6 +130,40 @@ def selected_by(model: PreTrainedModel) -> list[np.ndarray]:
     return [np.concatenate(calls) for calls in seen]
 
 
+def recalls(name: str) -> tuple[float, float]:
+    """FineMoE's recall_at_k one layer ahead at half of the experts: maps as the softmax of logits, and as recorded."""
+    model = families.build(name)
+    logits: dict[int, list[np.ndarray]] = {layer.index: [] for layer in find_moe_layers(model)}
+    for layer in find_moe_layers(model):
+        layer.router.register_forward_hook(
+            lambda module, args, output, at=layer.index: logits[at].append(output[0].numpy().copy())
+        )
+    _set_tokens(model)
+    options = {"tokenizer": RandomTokens(), "max_new_tokens": 16, "min_new_tokens": 16}
+    trace = finemoe.record(model, [str(number) for number in range(64)], **options)
+    rows = np.stack([np.concatenate(calls) for calls in logits.values()], axis=1)
+    softmax = torch.softmax(torch.from_numpy(rows), -1).numpy().astype(np.float16)
+    assert softmax.shape == trace.probs.shape
+    found = []
+    for told in (replace(trace, probs=softmax), trace):
+        history, served = told.select(range(32)), told.select(range(32, 64))
+        found.append(finemoe.replay(served, "finemoe", 0.5, history=history, prefetch_distance=1).recall_at_k)
+    return found[0], found[1]
+
+
+class RandomTokens(Tokens):
+    """A tokenizer that makes eight tokens of a number."""
+
+    def __call__(self, prompts: list[str], **_: Any) -> BatchEncoding:
+        drawn = [torch.randint(families.FIRST_ORDINARY_TOKEN, 88, (8,), generator=_seeded(int(prompt))) for prompt in prompts]
+        ids = torch.stack(drawn)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def _record(model: PreTrainedModel, lookahead: tuple[int, ...] = ()) -> finemoe.RoutingTrace:
     if not model.can_generate():
         raise FinemoeError(f"{type(model).__name__} does not generate")
@@ -150,6 +190,11 @@ def _silence(model: PreTrainedModel) -> None:
 
 def main(names: list[str]) -> int:
     """Print the table; fail if a map of any family says something else than its router did."""
+    if names[:1] == ["--recall"]:
+        for name in names[1:]:
+            before, after = recalls(name)
+            print(f"{name:24s}recall_at_k of finemoe with the softmax of logits {before:.3f}, with the maps recorded {after:.3f}")
+        return 0
     wrong = 0
     for name in names or families.family_names():
         shares = {"live": live(name), "recorded": recorded(name), "ahead": ahead(name)}

@@ -1,0 +1,59 @@
+"""For every family: the greatest entries of a map are the experts selected, and a router applied ahead to the exact residual
+stream selects what the layer's own router will select (`python -m tests.runtime.routing` prints the shares)."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import finemoe
+from finemoe.errors import FinemoeError
+from finemoe.paths import ROOT
+from finemoe.runtime.gates import distribution_of, sparse_distribution
+from tests.runtime import families, routing
+from tests.runtime.test_families import NO_LOOKAHEAD, UNSUPPORTED
+
+NAMES = [name for name in families.family_names() if name not in UNSUPPORTED]
+CANNOT_RECORD = {"ernie4_5_vl_moe": "do not all run on text", "openai_privacy_filter": "does not generate"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_say_what_routers_do(name):
+    assert routing.live(name).is_right
+    recorded = routing.recorded(name)
+    assert recorded.is_right
+    assert CANNOT_RECORD.get(name, "") in recorded.reason
+    assert bool(recorded.reason) == (name in CANNOT_RECORD)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in CANNOT_RECORD])
+def test_routers_ahead_name_what_will_be_selected(name):
+    ahead = routing.ahead(name)
+    assert ahead.is_right
+    assert bool(ahead.reason) == (name in NO_LOOKAHEAD)
+
+
+def test_a_column_past_the_last_expert_is_no_expert():
+    scores = np.array([[1.0, 2.0, 0.0, 5.0], [0.0, 1.0, 2.0, -4.0]], dtype=np.float32)
+    probs = distribution_of(scores, np.array([[3], [2]]), num_experts=3, layer=0)
+    expected = torch.softmax(torch.from_numpy(scores[:, :3]), -1).numpy()
+    np.testing.assert_allclose(probs, expected, atol=1e-3)
+
+
+def test_a_selected_expert_without_weight_is_known_to_be_selected():
+    probs = sparse_distribution(np.array([[0.0, 0.5]]), np.array([[4, 1]]), num_experts=6, layer=0)
+    assert set(np.argsort(-probs[0], kind="stable")[:2].tolist()) == {1, 4}
+    assert probs.sum() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_residual_stream_that_a_norm_changes_is_refused():
+    model = families.build("minimax")  # the output of its norm before attention is the stream that goes on
+    with pytest.raises(FinemoeError, match="cannot be applied ahead"):
+        finemoe.offload(model, 0.5, "mixtral-offloading")
+
+
+def test_the_readme_names_the_families_without_routers_ahead():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sentence = text[text.index("The routers cannot be applied ahead on") :].split(":")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(NO_LOOKAHEAD)
