@@ -106,6 +106,7 @@ def ahead(name: str) -> Share:
     model, share = families.build(name), Share()
     try:
         strides = STRIDES[: len(find_moe_layers(model)) - 1]
+        _record(model, strides)  # refused for what it is, before it is silenced
         _silence(model)
         trace = _record(model, strides)
     except FinemoeError as error:

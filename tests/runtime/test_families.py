@@ -33,6 +33,7 @@ NO_LOOKAHEAD = (
     "hy_v4",
     "inkling2",
     "minimax",
+    "muse_spark",
     "qwen4_exp",
     "zaya",
 )
