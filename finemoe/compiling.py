@@ -3,24 +3,60 @@
 Loops are written to give the same results either way: where Numba computes in 64 bits, so does NumPy.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-
-def uncompiled(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
-    """Stands in for `numba.njit`, with or without options: the function as it is."""
-    return uncompiled if function is None else function
-
-
-njit: Any = uncompiled
 try:
-    from numba import njit
+    import numba
 except Exception as error:  # a NumPy newer than it knows is refused, or fails, in ways of its own
+    numba = None
     warnings.warn(
         f"Numba cannot be imported ({type(error).__name__}: {error}): searches, predictors and replays run uncompiled, with the "
         "same results but hundreds of times slower, and times measured of them mean nothing; install a Numba for this NumPy",
         RuntimeWarning,
         stacklevel=2,
     )
-IS_COMPILED = njit is not uncompiled
+IS_COMPILED = numba is not None
+_has_warned = False
+
+
+def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **options: Any) -> Any:
+    """As `numba.njit`, with or without options; without Numba, the function as it is.
+
+    Args:
+        cache: keep what is compiled for later processes, wherever Numba finds a folder for it; where it finds none, or cannot
+            use what it finds, the function is compiled all the same.
+    """
+    if function is None:
+        return functools.partial(njit, cache=cache, **options)
+    if not IS_COMPILED:
+        return function
+    compiled = numba.njit(**options)(function)
+    if cache:
+        _keep(compiled)
+    return compiled
+
+
+def _keep(dispatcher: Any) -> None:
+    """What `dispatcher.enable_caching()` does, with a cache that cannot fail."""
+    try:
+        from finemoe.kernel_cache import KernelCache
+
+        dispatcher._cache = KernelCache(dispatcher.py_func)
+    except Exception as error:  # no source file, a setting that names no place there is, or a Numba that caches otherwise
+        warn_uncached(error)
+
+
+def warn_uncached(error: Exception) -> None:
+    """Say, once in a process and in one line, that kernels are compiled anew in each, why, and what to do about it."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        message = (
+            f"compiled kernels cannot be kept ({reason}): every process compiles them anew, which takes seconds, with the same "
+            "results; name a folder that can be written in NUMBA_CACHE_DIR"
+        )
+        warnings.warn_explicit(message, RuntimeWarning, "finemoe", 1)  # not of a line of source, which would be printed too

@@ -27,8 +27,13 @@ def without_numba() -> dict[str, Any]:
 
 
 def test_loops_are_compiled_where_numba_is():
+    def double(number: int) -> int:
+        return 2 * number
+
     assert compiling.IS_COMPILED
-    assert compiling.njit is numba.njit
+    assert [compiling.njit(double)(3), compiling.njit(nogil=True)(double)(3)] == [6, 6]
+    assert numba.extending.is_jitted(compiling.njit(double))
+    assert compiling.njit(nogil=True)(double).targetoptions["nogil"]
 
 
 def test_without_numba_one_warning_says_what_that_means():
@@ -51,12 +56,13 @@ def test_importing_finemoe_needs_no_numba():
     run("-W", "error", "-c", "import sys; sys.modules['numba'] = None; import finemoe, finemoe.cli")
 
 
-def test_uncompiled_functions_are_as_they_were():
+def test_uncompiled_functions_are_as_they_were(monkeypatch):
     def double(number: int) -> int:
         return 2 * number
 
-    assert compiling.uncompiled(double) is double
-    assert compiling.uncompiled(cache=True, nogil=True)(double) is double
+    monkeypatch.setattr(compiling, "IS_COMPILED", False)
+    assert compiling.njit(double) is double
+    assert compiling.njit(cache=True, nogil=True)(double) is double
 
 
 def test_replays_are_the_same(without_numba):
