@@ -1,11 +1,13 @@
 """Run one parameterised notebook, strictly.
 
-Around `papermill.execute_notebook`, with what a pipeline needs on top: an unknown parameter is an error, kernels talk
-over private sockets (ports race when many start at once), and the user's own IPython start-up files stay out.
+Around `papermill.execute_notebook`, with what a pipeline needs on top: an unknown parameter is an error, the kernel is this very
+interpreter whatever kernels are installed, kernels talk over private sockets (ports race when many start at once), and the
+user's own start-up files stay out.
 """
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,14 +29,18 @@ def parameters_of(notebook: Path) -> dict[str, str]:
     Raises:
         FinemoeError: the notebook does not exist.
     """
-    from papermill import inspect_notebook
+    from papermill.iorw import load_notebook_node
+    from papermill.translators import PythonTranslator
+    from papermill.utils import find_first_tagged_cell_index
 
     if not notebook.is_file():
         known = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
         raise FinemoeError(f"{notebook}: no such notebook; there are {known}")
     with _quiet():
-        found = inspect_notebook(str(notebook))
-    return {name: str(parameter["default"]) for name, parameter in found.items()}
+        node = load_notebook_node(str(notebook))
+        index = find_first_tagged_cell_index(node, "parameters")
+        found = PythonTranslator.inspect(node.cells[index]) if index >= 0 else []
+    return {parameter.name: str(parameter.default) for parameter in found}
 
 
 def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path | None = None) -> None:
@@ -81,33 +87,72 @@ def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _private_kernel() -> Iterator[Any]:
-    """Configuration of a kernel with sockets and IPython profile in a folder of its own."""
+    """Configuration of a kernel in this interpreter, with sockets and IPython profile in a folder of its own."""
     from traitlets.config import Config
 
     root = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(prefix="nb", dir=root if len(root) < _LONGEST_SOCKET_FOLDER else "/tmp") as folder:
         private = {
             "IPYTHONDIR": folder,
-            "JUPYTER_PREFER_ENV_PATH": "1",
+            "JUPYTER_RUNTIME_DIR": folder,
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONSTARTUP": None,  # IPython would run it
+            "PYTHONHOME": _home_of_this_interpreter(),
             HEADLESS: "1",
         }
         with _environment(private):
             yield Config(
                 KernelManager={"transport": "ipc", "ip": f"{folder}/k"},
-                NotebookClient={"extra_arguments": ["--log-level=CRITICAL"]},  # no word about the interrupt that ends it
+                NotebookClient={
+                    "kernel_manager_class": _kernel_manager(),
+                    "extra_arguments": ["--log-level=CRITICAL"],  # no word about the interrupt that ends it
+                },
             )
 
 
+def _kernel_manager() -> type:
+    """A manager whose every kernel is this interpreter: no kernelspec is looked up, so none elsewhere can be found instead."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    described = get_kernel_dict(python_arguments=_flags_of_this_interpreter())
+    described["metadata"] |= {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}  # whatever the environment says
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**described)
+
+    return ThisInterpreter
+
+
+def _flags_of_this_interpreter() -> list[str]:
+    """Those that decide where Python finds its modules."""
+    chosen = {"-I": sys.flags.isolated, "-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
+    return [flag for flag, is_set in chosen.items() if is_set]
+
+
+def _home_of_this_interpreter() -> str | None:
+    """PYTHONHOME if this interpreter lives there; set since it started, or ignored by it, it would take a kernel elsewhere."""
+    home = os.environ.get("PYTHONHOME")
+    return home if home and home.partition(os.pathsep)[0] == sys.base_prefix else None
+
+
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set these variables for a while; None unsets one."""
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _set(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
