@@ -4,14 +4,15 @@ Loops are written to give the same results either way: where Numba computes in 6
 """
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+numba: Any = None
 try:
-    import numba
+    numba = importlib.import_module("numba")
 except Exception as error:  # a NumPy newer than it knows is refused, or fails, in ways of its own
-    numba = None
     warnings.warn(
         f"Numba cannot be imported ({type(error).__name__}: {error}): searches, predictors and replays run uncompiled, with the "
         "same results but hundreds of times slower, and times measured of them mean nothing; install a Numba for this NumPy",

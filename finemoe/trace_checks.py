@@ -26,6 +26,7 @@ ROW_ARRAYS = (
     "lookahead_probs",
 )
 _INTEGERS = ("expert_ids", "offsets", "step", "phase", "tokens", "embedding_index", "lookahead_ids")
+_NUMBERS = ("expert_probs", "probs", "embedding_table", "lookahead_probs")
 _BLOCK_VALUES = 1 << 22
 _MAP_TOLERANCE = 0.02
 _TOP_K_TOLERANCE = 0.05  # wider: publishers round each of the K, often to bfloat16
@@ -48,6 +49,16 @@ def check_trace(trace: "RoutingTrace") -> None:
         _check_lookahead(trace, rows)
 
 
+def check_ids(expert_ids: np.ndarray) -> None:
+    """Refuse ids that are not [T, L, K].
+
+    Raises:
+        FinemoeError: says of which shape they are.
+    """
+    if expert_ids.ndim != 3:
+        raise FinemoeError(f"expert_ids must be [T, L, K], not of shape {expert_ids.shape}")
+
+
 def check_offsets(offsets: np.ndarray, num_rows: int) -> None:
     """Refuse offsets [R + 1] that do not rise from 0 to the number of rows.
 
@@ -56,6 +67,8 @@ def check_offsets(offsets: np.ndarray, num_rows: int) -> None:
     """
     if offsets.ndim != 1 or not len(offsets):
         raise FinemoeError(f"offsets must be [R + 1], the first row of each request and the end, not of shape {offsets.shape}")
+    if offsets.dtype.kind not in "iu":
+        raise FinemoeError(f"offsets must be integers, not {offsets.dtype}")
     if offsets[0] != 0 or offsets[-1] != num_rows:
         raise FinemoeError(
             f"offsets must rise from 0 to the number of rows, {num_rows}, but go from {offsets[0]} to {offsets[-1]}"
@@ -75,8 +88,7 @@ def _check_strides(trace: "RoutingTrace") -> None:
 
 
 def _check_shapes(trace: "RoutingTrace") -> None:
-    if trace.expert_ids.ndim != 3:
-        raise FinemoeError(f"expert_ids must be [T, L, K], not of shape {trace.expert_ids.shape}")
+    check_ids(trace.expert_ids)
     for name, shape in _expected_shapes(trace).items():
         array = getattr(trace, name)
         if array is not None and array.shape != shape:
@@ -85,13 +97,17 @@ def _check_shapes(trace: "RoutingTrace") -> None:
         array = getattr(trace, name)
         if array is not None and array.dtype.kind not in "iu":
             raise FinemoeError(f"{name} must be integers, not {array.dtype}")
+    for name in _NUMBERS:
+        array = getattr(trace, name)
+        if array is not None and array.dtype.kind == "b":
+            raise FinemoeError(f"{name} must be numbers, not {array.dtype}")
     if trace.embedding_table is not None and trace.embedding_table.ndim != 2:
         raise FinemoeError(f"embedding_table must be [U, h], not of shape {trace.embedding_table.shape}")
 
 
 def _expected_shapes(trace: "RoutingTrace") -> dict[str, tuple[int, ...]]:
     num_rows, num_layers, _ = trace.expert_ids.shape
-    num_ahead = 0 if trace.lookahead_ids is None else trace.lookahead_ids.shape[-1]
+    num_ahead = 0 if trace.lookahead_ids is None or not trace.lookahead_ids.ndim else trace.lookahead_ids.shape[-1]
     ahead = (num_rows, len(trace.lookahead_strides), num_layers, num_ahead)
     return {
         "expert_probs": trace.expert_ids.shape,

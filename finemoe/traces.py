@@ -14,10 +14,13 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.files import load_arrays, map_arrays, release_pages, save_arrays
-from finemoe.trace_checks import ROW_ARRAYS, check_offsets, check_trace
+from finemoe.plain import names, narrowed, plain_array, text, whole_number, whole_numbers
+from finemoe.trace_checks import ROW_ARRAYS, check_ids, check_offsets, check_trace
 
 PREFILL = 0
 DECODE = 1
+_INTEGERS = {"offsets": np.int64, "step": np.int32, "phase": np.uint8, "tokens": np.int32, "embedding_index": np.int32}
+_REQUIRED = ("expert_ids", "expert_probs", "offsets", "step", "phase")
 _KIND = "routing-trace"
 _VERSION = 2
 
@@ -25,6 +28,8 @@ _VERSION = 2
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
     """Routing of R requests, T tokens, L MoE layers, K of J experts.
+
+    Arrays may be given as any sequences of numbers, numbers and names also as NumPy's; what is accepted can be saved.
 
     Attributes:
         expert_ids: [T, L, K] unsigned ints, the activated set, by descending gate probability.
@@ -41,9 +46,12 @@ class RoutingTrace:
         lookahead_ids: [T, S, L, M] unsigned ints; at [t, i, l] the M most probable experts, most probable first, that the norm
             and gate of layer l + strides[i] give for row t's residual stream after layer l. Zero past the last layer. Or None.
         lookahead_probs: [T, S, L, M] float16, that gate's softmax over all J at those experts, or None.
-        request_ids: a name for each request.
+        request_ids: a name (or number) for each request, or empty.
         splits: "history" or "served" for each request, or empty.
         model: identity of the model that routed.
+    Raises:
+        FinemoeError: values that do not fit together, that no router gives, or that could not be saved; the message names the
+            argument and, of an array, the row.
     """
 
     expert_ids: np.ndarray
@@ -64,6 +72,8 @@ class RoutingTrace:
     model: str = ""
 
     def __post_init__(self) -> None:
+        for name, value in _plain(self).items():
+            object.__setattr__(self, name, value)
         check_trace(self)
 
     @classmethod
@@ -85,7 +95,10 @@ class RoutingTrace:
         Raises:
             FinemoeError: the arrays do not fit together, or hold values that no router gives; the message names the row.
         """
-        offsets = np.asarray(offsets, dtype=np.int64)
+        num_experts = whole_number("num_experts", num_experts)
+        expert_ids = plain_array("expert_ids", expert_ids)
+        check_ids(expert_ids)
+        offsets = narrowed(plain_array("offsets", offsets), np.int64)
         num_rows = len(expert_ids)
         check_offsets(offsets, num_rows)
         if step is None:
@@ -93,12 +106,12 @@ class RoutingTrace:
         if phase is None:
             phase = np.full(num_rows, DECODE)
         return cls(
-            expert_ids=_narrowed(expert_ids, np.uint8 if num_experts <= 256 else np.uint16),
-            expert_probs=np.asarray(expert_probs, dtype=np.float16),
+            expert_ids=narrowed(expert_ids, np.uint8 if num_experts <= 256 else np.uint16),
+            expert_probs=_halved(_required("expert_probs", expert_probs)),
             offsets=offsets,
             num_experts=num_experts,
-            step=_narrowed(step, np.int32),
-            phase=_narrowed(phase, np.uint8),
+            step=narrowed(plain_array("step", step), np.int32),
+            phase=narrowed(plain_array("phase", phase), np.uint8),
             **details,
         )
 
@@ -171,7 +184,7 @@ class RoutingTrace:
         Raises:
             FinemoeError: there is no such request.
         """
-        requests = _numbers(requests, self.num_requests)
+        requests = _numbers("request", requests, self.num_requests)
         pieces = [np.arange(self.offsets[request], self.offsets[request + 1]) for request in requests]
         offsets = np.cumsum([0, *(len(rows) for rows in pieces)], dtype=np.int64)
         return replace(
@@ -188,7 +201,10 @@ class RoutingTrace:
         Args:
             rows: [T'] row numbers. offsets: [R' + 1] first row of each new request and the end.
             step, phase: [T'] instead of the rows' own.
+        Raises:
+            FinemoeError: there is no such row, or they make no requests.
         """
+        rows = _numbers("row", rows, self.num_rows)
         chosen: dict[str, Any] = {name: None if (a := getattr(self, name)) is None else a[rows] for name in ROW_ARRAYS}
         chosen |= {name: given for name, given in (("step", step), ("phase", phase)) if given is not None}
         return replace(self, **chosen, offsets=offsets, request_ids=(), splits=())
@@ -248,21 +264,53 @@ class RoutingTrace:
         release_pages(array for f in fields(self) if isinstance(array := getattr(self, f.name), np.ndarray))
 
 
-def _numbers(requests: Sequence[int] | np.ndarray, num_requests: int) -> np.ndarray:
-    numbers = np.asarray(requests if len(requests) else np.zeros(0, dtype=np.int64))
+def _plain(trace: RoutingTrace) -> dict[str, Any]:
+    """The trace's fields as they can be saved."""
+    found: dict[str, Any] = {
+        "num_experts": whole_number("num_experts", trace.num_experts),
+        "lookahead_strides": whole_numbers("lookahead_strides", trace.lookahead_strides),
+        "request_ids": names("request_ids", trace.request_ids),
+        "splits": names("splits", trace.splits),
+        "model": text("model", trace.model),
+    }
+    for name in (*ROW_ARRAYS, "offsets", "embedding_table"):
+        value = getattr(trace, name)
+        if name in _REQUIRED:
+            value = _required(name, value)
+        elif value is not None:
+            value = plain_array(name, value)
+        if name in _INTEGERS and value is not None and value.dtype.kind in "iu":
+            value = narrowed(value, _INTEGERS[name])
+        found[name] = value
+    return found
+
+
+def _required(name: str, value: Any) -> np.ndarray:
+    if name == "expert_probs" and value is None:
+        raise FinemoeError(
+            "expert_probs is None; where the selected experts are known and their probabilities are not, say that they are equal: "
+            "np.full(expert_ids.shape, 1 / K)"
+        )
+    return plain_array(name, value)
+
+
+def _halved(probs: np.ndarray) -> np.ndarray:
+    """In half precision; what overflows it is left to the checks, and so are truth values."""
+    with np.errstate(over="ignore"):
+        return probs if probs.dtype.kind == "b" else probs.astype(np.float16)
+
+
+def _numbers(of_what: str, wanted: Any, count: int) -> np.ndarray:
+    """Numbers of requests or rows, [n], each in 0..count-1."""
+    wanted = list(wanted) if not hasattr(wanted, "__len__") and hasattr(wanted, "__iter__") else wanted
+    numbers = plain_array(f"{of_what}s", wanted)
+    numbers = numbers if numbers.size else np.zeros(numbers.shape, dtype=np.int64)
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-        raise FinemoeError("requests are selected by their numbers; for a mask write np.flatnonzero(mask)")
-    foreign = numbers[(numbers < 0) | (numbers >= num_requests)]
+        raise FinemoeError(f"{of_what}s are selected by their numbers; for a mask write np.flatnonzero(mask)")
+    foreign = numbers[(numbers < 0) | (numbers >= count)]
     if len(foreign):
-        raise FinemoeError(f"there is no request {foreign[0]}; the trace has {num_requests}, counted from 0")
+        raise FinemoeError(f"there is no {of_what} {foreign[0]}; the trace has {count}, counted from 0")
     return numbers
-
-
-def _narrowed(array: Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:
-    """In a smaller type, if it holds every value: what it does not hold is left for the checks to name."""
-    wide = np.asarray(array)
-    narrow: np.ndarray = wide.astype(dtype)
-    return narrow if np.array_equal(narrow, wide) else wide
 
 
 def _in_place(ids: np.ndarray, probs: np.ndarray, num_experts: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.files import load_arrays, save_arrays
 from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots
+from finemoe.plain import text, whole_number
 
 _KIND = "expert-map-store"
 _VERSION = 1
@@ -39,10 +40,9 @@ class ExpertMapStore:
         prefetch_distance: int = 3,
         model: str = "",
     ) -> None:
-        if min(num_layers, num_experts, capacity) < 1 or embedding_dim < 0:
-            raise FinemoeError(
-                f"a store needs positive sizes, not L={num_layers}, J={num_experts}, C={capacity}, h={embedding_dim}"
-            )
+        num_layers, num_experts = whole_number("num_layers", num_layers), whole_number("num_experts", num_experts)
+        embedding_dim, capacity = whole_number("embedding_dim", embedding_dim, least=0), whole_number("capacity", capacity)
+        prefetch_distance, model = whole_number("prefetch_distance", prefetch_distance, least=0), text("model", model)
         if not 1 <= prefetch_distance <= num_layers:
             raise FinemoeError(f"prefetch_distance is {prefetch_distance}, must lie in 1..{num_layers} (the number of layers)")
         self.num_layers, self.num_experts, self.embedding_dim = num_layers, num_experts, embedding_dim

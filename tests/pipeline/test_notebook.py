@@ -12,7 +12,6 @@ from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 from finemoe.pipeline.notebook import parameters_of, run_notebook
 
-
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
 
 
