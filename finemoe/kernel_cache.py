@@ -5,7 +5,7 @@ cache: an index cut short, a full disk, another user's files. Here each of these
 """
 
 import contextlib
-from typing import Any, ClassVar
+from typing import Any
 
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 
@@ -20,7 +20,7 @@ class _AsInstalled(InTreeCacheLocator):
 
 
 class _Implementation(CompileResultCacheImpl):
-    _locator_classes: ClassVar = [*CompileResultCacheImpl._locator_classes, _AsInstalled]
+    _locator_classes = [*CompileResultCacheImpl._locator_classes, _AsInstalled]  # noqa: RUF012
 
 
 class KernelCache(FunctionCache):

@@ -288,7 +288,7 @@ def _plain(trace: RoutingTrace) -> dict[str, Any]:
 def _required(name: str, value: Any) -> np.ndarray:
     if name == "expert_probs" and value is None:
         raise FinemoeError(
-            "expert_probs is None; where the selected experts are known and their probabilities are not, say that they are equal: "
+            "expert_probs is None; where experts are known and their probabilities are not, say that they are equal: "
             "np.full(expert_ids.shape, 1 / K)"
         )
     return plain_array(name, value)

@@ -239,7 +239,7 @@ def test_top_k_input_in_no_usable_form(form, name):
 
 def test_ids_alone_are_refused_with_the_remedy():
     ids = make_trace().expert_ids
-    refusal(lambda: RoutingTrace.from_topk(ids, None, [0, len(ids)], 6), "expert_probs is None; where the selected experts")
+    refusal(lambda: RoutingTrace.from_topk(ids, None, [0, len(ids)], 6), "expert_probs is None; where experts are known")
     assert RoutingTrace.from_topk(ids, np.full(ids.shape, 1 / 2), [0, len(ids)], 6).maps().max() == 0.5
 
 
