@@ -13,10 +13,18 @@ import pytest
 from hypothesis import settings
 
 from finemoe.paths import ROOT
+from tests.parts import NUM_PARTS, commit, part
 from tests.runtime.virtual_clock import VirtualClock
 
 settings.register_profile("finemoe", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("finemoe")
+
+
+def pytest_report_header() -> str:
+    """Which families this run tests, for whoever wants to see it fail again."""
+    if os.environ.get("FINEMOE_FAMILIES") == "all":
+        return "model families: all"
+    return f"model families: part {part(NUM_PARTS)} of {NUM_PARTS}, counted from 0, by commit {commit()[:12] or '(none)'}"
 
 
 @pytest.fixture(scope="session")
