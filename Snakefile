@@ -796,6 +796,8 @@ rule scale:
         style=STYLE,
         described=DESCRIBED,
         statistics="data/reference/statistics_gpt_oss.csv",
+        recorded="data/traces/qwen-mini-40x32.trace",
+        coverage="data/reference/coverage_gpt_oss.csv",
     output:
         pdf=f"{FIGURES}/scale.pdf",
         png=in_report("scale", "scale"),

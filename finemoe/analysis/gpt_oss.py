@@ -1,4 +1,4 @@
-"""Figures 4, 10, 12 to 15 and the comparison of systems on real routing: the public gpt-oss-20b traces (369 requests, decode).
+"""Figures 4, 10, 12 to 15, the comparison of systems and the coverage theory on real routing: the public gpt-oss-20b traces (369 requests, decode).
 
 The trace itself (Apache-2.0) is not part of the project; `python -m finemoe.analysis.gpt_oss TRACE` computes the tables that are
 shipped under data/reference/, so that the figures show this panel anywhere. It holds neither semantic embeddings nor routers
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from finemoe.analysis.coverage import coverage_table, recorded_maps
 from finemoe.analysis.disagreement import disagreement_table
 from finemoe.analysis.latency import distance_table, systems_on_testbed
 from finemoe.analysis.prediction import prediction_table
@@ -42,6 +43,7 @@ def reference_tables(routing: RoutingTrace, store_capacity: int = 1000) -> dict[
         "compare_systems": system_table(history, served, SYSTEMS, EXPERT_MEMORIES, **settings),
         "simulated": simulated_table(history, served, settings),
         "disagreement": disagreement_table(history, served, TESTBED, 0.25, CAPACITIES, TRAINING_REQUESTS, **settings),
+        "coverage": coverage_table(*recorded_maps(routing)),
         "statistics": pd.DataFrame([asdict(statistics_of(routing))]),
         "f15": distance_table(history, served, TESTBED, 0.25, range(1, 9), store_capacity),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from finemoe.analysis.breakdown import busiest_device_s
+from finemoe.analysis.coverage import theory
 from finemoe.maps.store import ExpertMapStore
 from finemoe.simulation.cost import CostModel, size_named
 from finemoe.simulation.replay import replay
@@ -78,14 +79,15 @@ def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str)
     """Memory of a store and time of one trajectory search against capacity; the coverage theory's capacities (4.4) beside.
 
     Returns:
-        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the theory's 75 % and 98 % similarity.
+        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the 75 % and 98 % similarity that the theory promises of
+        a capacity, which stores of that size do not give (coverage.py).
     """
     rows = []
     for model in models:
         size = size_named(model)
-        num = size.num_layers * size.num_experts
-        theory = {"75 % similar": 2 * num, "98 % similar": round(0.5 * num * np.log(num))}
-        for kind, capacity in [("given", capacity) for capacity in capacities] + list(theory.items()):
+        wanted = theory(size.num_layers, size.num_experts)
+        asked = [(f"{100 * promised:.0f} % similar", capacity) for promised, capacity in wanted.items()]
+        for kind, capacity in [("given", capacity) for capacity in capacities] + asked:
             per_map = ExpertMapStore(size.num_layers, size.num_experts, size.hidden_size, 1).nbytes
             search_s = float(CostModel(size, Testbed.load(hardware)).search(np.array([2.0 * capacity * size.num_experts]))[0])
             rows.append(
