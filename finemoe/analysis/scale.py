@@ -79,8 +79,8 @@ def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str)
     """Memory of a store and time of one trajectory search against capacity; the coverage theory's capacities (4.4) beside.
 
     Returns:
-        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the 75 % and 98 % similarity that the theory promises of
-        a capacity, which stores of that size do not give (coverage.py).
+        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the similarity that the theory promises,
+        75 % or 98 %, which stores of that capacity do not give (coverage.py).
     """
     rows = []
     for model in models:
