@@ -15,6 +15,8 @@ from finemoe.miniatures.catalog import resolve
 from finemoe.paths import ROOT
 from tests import uncompiled
 
+pytestmark = pytest.mark.timeout(300)  # without a compiler
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)

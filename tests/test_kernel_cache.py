@@ -173,6 +173,7 @@ def test_a_numba_that_caches_otherwise(tmp_path, monkeypatch):
     assert "cannot be kept" in doubled_with_one_line(tmp_path)
 
 
+@pytest.mark.timeout(300)  # compiles every kernel
 def test_everything_works_for_a_user_without_a_home(tmp_path):
     """From an installation that nobody can write to: live and replayed, with one line about it."""
     package = shutil.copytree(ROOT / "finemoe", tmp_path / "finemoe", ignore=shutil.ignore_patterns("__pycache__"))

@@ -13,6 +13,8 @@ from papermill import inspect_notebook
 from finemoe.paths import ROOT
 from finemoe.pipeline.config import load
 
+pytestmark = pytest.mark.timeout(300)  # Snakemake plans everything
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # These load a model.
 LIVE = {"profile_models", "run_offloading", "quickstart", "engine_overhead", "paced_link", "validate_simulator", "f17"}

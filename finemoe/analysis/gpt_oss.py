@@ -1,8 +1,9 @@
 """Figures 4, 10, 12 to 15, the comparison of systems and the coverage theory on real routing, that of gpt-oss-20b.
 
-The public trace (369 requests, decode; Apache-2.0) is not part of the project; `python -m finemoe.analysis.gpt_oss TRACE` computes the
-tables that are shipped under data/reference/, so that the figures show this panel anywhere. It holds neither semantic embeddings nor routers
-applied ahead, so what needs them is left out. Publisher on GitHub: AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting.
+The public trace (369 requests, decode only; Apache-2.0) is not part of the project: `python -m finemoe.analysis.gpt_oss TRACE`
+computes the tables that are shipped under data/reference/, so that the figures show this panel anywhere. It holds neither
+semantic embeddings nor routers applied ahead, so what needs them is left out. Publisher on GitHub:
+AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting.
 """
 
 from dataclasses import asdict

@@ -16,6 +16,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.records import RecordLayout
 
+pytestmark = pytest.mark.timeout(900)  # more than the memory
+
 SLOTS_BYTES, HOST_BYTES, SHARD_BYTES = 64 << 20, 512 << 20, 200 << 20
 NEW_TOKENS = 8
 PROMPT = list(range(3, 19))

@@ -11,7 +11,10 @@ import pytest
 from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.traces import RoutingTrace
 
-pytestmark = pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here")
+pytestmark = [
+    pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here"),
+    pytest.mark.timeout(900),  # a large trace
+]
 COPIES = {"on-demand": 20, "finemoe": 4}  # of the trace; a search takes longer
 PROGRAM = """
 import json, re, sys

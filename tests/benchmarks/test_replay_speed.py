@@ -10,7 +10,10 @@ from finemoe.maps.store import ExpertMapStore
 from finemoe.policies.finemoe import fill_store
 from finemoe.traces import RoutingTrace
 
-pytestmark = pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here")
+pytestmark = [
+    pytest.mark.skipif(not sample_path().is_file(), reason="the public gpt-oss-20b trace is not here"),
+    pytest.mark.timeout(900),  # a whole public trace
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import pytest
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
 
+pytestmark = pytest.mark.timeout(900)  # large stores
+
 GEOMETRIES = {"mixtral": (32, 8), "qwen": (24, 60), "phi": (32, 16)}
 CAPACITIES = [1000, 32000]
 DISTANCE = 3

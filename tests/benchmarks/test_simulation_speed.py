@@ -10,6 +10,8 @@ from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.replay import sweep
 from finemoe.traces import RoutingTrace
 
+pytestmark = pytest.mark.timeout(900)  # a whole public trace
+
 MODELS = ("mixtral-mini", "qwen-mini", "phi-mini")
 
 

@@ -46,6 +46,8 @@ from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 from tests.runtime import families
 
+pytestmark = pytest.mark.timeout(900)  # a whole slice is measured twice
+
 SETTINGS = replace(settings_for(is_cuda=False, quick=True), models=("qwen-mini",), checked_models=("phi-mini",))
 FIRST = ("on-demand", "finemoe", "promoe")  # that the slice measures before the others
 

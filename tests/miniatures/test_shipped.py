@@ -10,6 +10,8 @@ from finemoe.errors import FinemoeError
 from finemoe.miniatures.catalog import NAMES, resolve
 from finemoe.paths import MINIATURES
 
+pytestmark = pytest.mark.timeout(300)  # real sizes
+
 PROMPTS = ("User: Give me three tips about a class trip.\nAssistant:", "User: When should I use json.loads?\nAssistant:")
 UNIFORM_PERPLEXITY = 2048
 

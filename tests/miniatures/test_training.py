@@ -14,6 +14,8 @@ from finemoe.miniatures import training
 from finemoe.miniatures.architectures import config_of
 from finemoe.miniatures.corpus import conversations
 
+pytestmark = pytest.mark.timeout(300)  # models are trained
+
 SETTINGS = training.Settings("phi-mini", steps=2, batch=2, length=32, warmup_steps=1)
 
 

@@ -12,6 +12,8 @@ from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 from finemoe.pipeline.notebook import parameters_of, run_notebook
 
+pytestmark = pytest.mark.timeout(300)  # several kernels start
+
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
 
 

@@ -2,9 +2,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from finemoe.paths import ROOT
+
+pytestmark = pytest.mark.timeout(300)  # Snakemake plans everything
 
 BIN = Path(sys.executable).parent
 

@@ -12,6 +12,8 @@ from finemoe.simulation.events import demanded_sets, iteration_blocks
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
 
+pytestmark = pytest.mark.timeout(300)  # live runs
+
 MODEL = str(MINIATURES / "mixtral-mini")
 PROMPTS = ["What is a list?", "Tell me about rivers.", "How do I sort names?"]
 

@@ -18,6 +18,8 @@ from finemoe.traces import RoutingTrace
 from tests.runtime import families
 from tests.runtime.models import FAMILIES, build, padded_batch
 
+pytestmark = pytest.mark.timeout(300)  # thousands of steps
+
 GENERATION = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 

@@ -19,6 +19,8 @@ from finemoe.runtime.records import RecordLayout
 from tests.parts import NUM_PARTS, part
 from tests.runtime import families
 
+pytestmark = pytest.mark.timeout(300)  # every policy at three cache sizes
+
 NAMES = families.family_names()
 CHOSEN = NAMES if os.environ.get("FINEMOE_FAMILIES") == "all" else NAMES[part(NUM_PARTS) :: NUM_PARTS]
 UNSUPPORTED = {"diffusion_gemma": "shares experts between its layers"}

@@ -8,6 +8,8 @@ from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.records import RecordLayout
 from tests.runtime.models import FAMILIES, build, padded_batch
 
+pytestmark = pytest.mark.timeout(300)  # every cache size
+
 GENERATION = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 
 

@@ -11,6 +11,8 @@ from finemoe.policies import LIVE_POLICIES
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.loading import load_model
 
+pytestmark = pytest.mark.timeout(300)  # real sizes
+
 NAMES = ("mixtral-mini", "qwen-mini", "phi-mini")
 PROMPT = "User: Why is the sea salty?\nAssistant:"
 
