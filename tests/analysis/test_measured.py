@@ -272,7 +272,9 @@ def test_a_cpu_is_told_apart(cpu):
 
 
 def test_pages_are_those_of_the_shipped_tables():
-    for path, text in renewed_pages().items():
+    pages = renewed_pages()
+    assert ROOT / "README.md" in pages
+    for path, text in pages.items():
         same = path.read_text(encoding="utf-8") == text
         assert same, f"{path.relative_to(ROOT)} does not say what data/measured does: run `python -m finemoe.analysis.measured`"
 
