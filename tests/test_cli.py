@@ -13,6 +13,8 @@ from finemoe.errors import FinemoeError
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE as GOLDEN
 
+pytestmark = pytest.mark.timeout(300)  # programs that load a model
+
 run = CliRunner().invoke
 SHORT = ["--max-new-tokens", "4", "--prompt", "User: Why is the sea salty?\nAssistant:"]
 

@@ -15,6 +15,8 @@ from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
 
+pytestmark = pytest.mark.timeout(300)  # hundreds of replays
+
 RECIPE = Recipe(0.2, 0.3, 0.4, 8)
 TRACE = RoutingTrace.load(FILE)
 MIXTRAL = synthetic_trace(RECIPE, 32, 8, 2, num_requests=10, tokens_per_request=8)

@@ -4,9 +4,12 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from finemoe.analysis.gpt_oss import write_tables
 from finemoe.analysis.prediction import METHODS
+
+pytestmark = pytest.mark.timeout(300)  # every table is computed
 
 
 def test_every_table_is_made(tmp_path):

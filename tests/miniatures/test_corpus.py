@@ -1,7 +1,11 @@
 """The training text is deterministic and holds out every embedded prompt."""
 
+import pytest
+
 from finemoe.miniatures.corpus import conversations, documentation, held_out_prompts, training_texts
 from finemoe.workloads import GENRES, make_prompts
+
+pytestmark = pytest.mark.timeout(300)  # the whole corpus is read
 
 
 def test_conversations_are_deterministic():
