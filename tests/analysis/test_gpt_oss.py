@@ -20,11 +20,12 @@ def test_every_table_is_made(tmp_path):
     write_tables(tmp_path / "trace.npz", tmp_path, store_capacity=20)
     tables = {path.name.removesuffix("_gpt_oss.csv"): pd.read_csv(path) for path in tmp_path.glob("*.csv")}
     counted, timed = {"f4", "f14a", "f14b", "compare_systems", "disagreement"}, {"simulated", "f15", "disagreement"}
-    assert set(tables) == counted | timed | {"statistics"}
+    assert set(tables) == counted | timed | {"statistics", "coverage"}
     for name, table in tables.items():
         assert (set(table.model), set(table.dataset)) == ({"gpt-oss-20b"}, {"mixed"})
         assert name not in counted or table.hit_rate.between(0, 1).all()
         assert name not in timed or (table.tpot_s > 0).all()
+    assert tables["coverage"].wanted.tolist() == [2 * 24 * 32, round(0.5 * 24 * 32 * np.log(24 * 32))]
     assert set(tables["simulated"].testbed) == {"6x-rtx3090", "a100-80gb"}
     without_routers = set(METHODS) - {"routers ahead"}
     assert set(zip(tables["f4"].method, tables["f4"].distance, strict=True)) == set(product(without_routers, range(1, 9)))
