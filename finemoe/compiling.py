@@ -35,7 +35,7 @@ def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **o
     if not IS_COMPILED:
         return function
     compiled = numba.njit(**options)(function)
-    if cache:
+    if cache and compiled is not function:  # which it is where Numba is told not to compile, by NUMBA_DISABLE_JIT
         _keep(compiled)
     return compiled
 

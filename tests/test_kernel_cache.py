@@ -168,6 +168,11 @@ def test_a_setting_that_names_no_place(tmp_path, monkeypatch, setting):
     assert "RuntimeError" in doubled_with_one_line(tmp_path)
 
 
+def test_nothing_is_said_of_a_cache_where_numba_is_told_not_to_compile(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    assert doubled_in_silence(loaded(tmp_path)) == 42
+
+
 def test_a_numba_that_caches_otherwise(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "finemoe.kernel_cache", None)
     assert "cannot be kept" in doubled_with_one_line(tmp_path)
