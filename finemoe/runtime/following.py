@@ -1,0 +1,233 @@
+"""Follows a model's `generate`: which tokens every forward feeds after which, and where every sequence ends.
+
+`generate` hands every row's whole history to `prepare_inputs_for_generation` before it runs the model, in every mode of
+generation; what the model runs besides (the unconditional half of guidance, a draft of its own) does not come through there.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import StoppingCriteriaList
+
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime.prefixes import Prefixes
+from finemoe.runtime.prompts import PromptBatch, first_line, sequences_of
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a forward feeds: B x n token rows, of which some are new.
+
+    Attributes:
+        num_rows: B x n. new: the rows, ascending, whose token no earlier forward fed after the same tokens; padding is none.
+    """
+
+    num_rows: int
+    new: np.ndarray
+
+
+@dataclass(frozen=True)
+class FedSequence:
+    """One returned sequence without padding.
+
+    Attributes:
+        prompt: which prompt of the batch it continues. tokens: [n + m - 1] its prompt's and generated tokens but the last.
+        rows: [n + m - 1] the recorded row of each. forwards: [n + m - 1] the forward each row was fed in, never descending.
+        num_prompt: n.
+    """
+
+    prompt: int
+    tokens: np.ndarray
+    rows: np.ndarray
+    forwards: np.ndarray
+    num_prompt: int
+
+
+class Follower:
+    """Stands beside one `generate` of a batch of prompts.
+
+    Args:
+        model: the model that generates; batch: its prompts.
+    """
+
+    def __init__(self, model: nn.Module, batch: PromptBatch) -> None:
+        self._model, self._batch = model, batch
+        self._prefixes = Prefixes()
+        self._history: np.ndarray | None = None  # [rows, columns] of the forward prepared last
+        self._num_fed = 0  # tokens a row that the prepared forward feeds; 0 where none is prepared
+        self._num_forwards = 0
+        self._ends: dict[int, int] = {}  # by row: its length when it met a stopping criterion
+        self.is_nested = False  # while the model generates a draft for itself
+
+    def generate(self, **options: Any) -> Any:
+        """What the model's `generate` returns for the prompts.
+
+        Raises:
+            FinemoeError: it refuses the options, or goes ways that cannot be followed.
+        """
+        generate: Callable[..., Any] = self._model.generate  # type: ignore[assignment]
+        with self._attached(), torch.inference_mode():
+            try:
+                return generate(**self._batch.inputs, **options)
+            except (FinemoeError, EngineError):
+                raise
+            except Exception as error:
+                if self._num_forwards and not isinstance(error, ValueError | NotImplementedError):
+                    raise
+                raise FinemoeError(f"{type(self._model).__name__}.generate refuses this: {first_line(error)}") from error
+
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        """What `generate` calls on the model goes through here, on this instance only."""
+        replaced = {
+            "prepare_inputs_for_generation": self._noting_inputs,
+            "_get_stopping_criteria": self._noting_ends,
+            "generate": self._nested,
+        }
+        own = self._model.__dict__
+        before = {name: own[name] for name in replaced if name in own}
+        try:
+            for name, wrap in replaced.items():
+                own[name] = wrap(getattr(self._model, name))
+            yield
+        finally:
+            for name in replaced:
+                own.pop(name, None)
+            own.update(before)
+
+    def next_forward(self) -> Fed | None:
+        """What the forward that begins now feeds, or None where it is no step of the generation itself.
+
+        Raises:
+            FinemoeError: the model runs before `generate` has prepared its inputs.
+        """
+        if self._num_fed == 0 or self.is_nested:
+            self.require_begun()
+            return None
+        history, num_fed, self._num_fed = self._history, self._num_fed, 0
+        assert history is not None
+        new: list[int] = []
+        for slot, tokens in enumerate(history):
+            tokens = tokens[self._pad(slot, len(history)) :]
+            begin = (slot + 1) * num_fed - len(tokens)
+            new += [begin + position for position in self._prefixes.feed(slot, tokens, num_fed, self._num_forwards)]
+        self._num_forwards += 1
+        return Fed(len(history) * num_fed, np.array(new, dtype=np.int64))
+
+    def require_begun(self) -> None:
+        """Refuse a model that runs although no step was prepared.
+
+        Raises:
+            FinemoeError: its `generate` goes ways of its own.
+        """
+        if self._num_forwards == 0 and not self.is_nested:
+            raise FinemoeError(f"record cannot follow how {type(self._model).__name__} generates; it takes other steps than usual")
+
+    def sequences(self, output: Any) -> list[FedSequence]:
+        """The returned sequences, with the recorded row of each of their tokens.
+
+        Args:
+            output: whatever `generate` returned.
+        Raises:
+            FinemoeError: some token was never fed after the tokens before it.
+        """
+        tokens = sequences_of(output).cpu().numpy()
+        lengths = self._lengths(output, tokens)
+        return [self._sequence(number, row[:length], len(tokens)) for number, (row, length) in enumerate(zip(tokens, lengths))]
+
+    def _lengths(self, output: Any, tokens: np.ndarray) -> list[int]:
+        beams = getattr(output, "beam_indices", None)
+        if beams is not None:
+            return (self._batch.width + (beams.cpu().numpy() >= 0).sum(axis=1)).tolist()
+        return [self._ends.get(row, tokens.shape[1]) for row in range(len(tokens))]
+
+    def _sequence(self, number: int, row: np.ndarray, num_sequences: int) -> FedSequence:
+        tokens = row[self._pad(number, num_sequences) : -1]
+        rows = self._prefixes.find(number, tokens)
+        if len(rows) < len(tokens):
+            raise FinemoeError(
+                f"token {len(rows)} of a sequence was never fed after the tokens before it, so its routing is unknown; generate "
+                "changed the sequence afterwards, which record cannot follow"
+            )
+        forwards = np.array([self._prefixes.forwards[one] for one in rows])
+        prompt = number // (num_sequences // len(self._batch.pads))
+        return FedSequence(prompt, tokens, np.array(rows), forwards, self._batch.width - self._batch.pads[prompt])
+
+    def _pad(self, row: int, num_rows: int) -> int:
+        """Columns of padding before a row; `generate` repeats every prompt in place, for beams and returned sequences."""
+        return self._batch.pads[row // (num_rows // len(self._batch.pads))]
+
+    def _nested(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(generate)
+        def nested(*args: Any, **kwargs: Any) -> Any:
+            outer, self.is_nested = self.is_nested, True
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self.is_nested = outer
+
+        return nested
+
+    def _noting_ends(self, get_criteria: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(get_criteria)
+        def get(*args: Any, **kwargs: Any) -> Any:
+            criteria = get_criteria(*args, **kwargs)
+            return criteria if self.is_nested else _Noted(criteria, self._note_ends)
+
+        return get
+
+    def _note_ends(self, length: int, is_done: torch.Tensor) -> None:
+        for row in is_done.nonzero().flatten().tolist():
+            self._ends.setdefault(row, length)
+
+    def _noting_inputs(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(prepare)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            inputs = prepare(*args, **kwargs)
+            if not self.is_nested:
+                self._note_inputs(kwargs["input_ids"] if "input_ids" in kwargs else args[0], inputs)
+            return inputs
+
+        return noting
+
+    def _note_inputs(self, given: torch.Tensor, inputs: dict[str, Any]) -> None:
+        history = given.cpu().numpy()
+        if self._history is not None and self._history.shape[1] < self._batch.width:  # a prompt in pieces: only the next is given
+            history = np.concatenate([self._history, history], axis=1)
+        fed = inputs.get("input_ids")
+        self._require_prompts(history)
+        if fed is None or not np.array_equal(fed.cpu().numpy(), history[:, history.shape[1] - fed.shape[1] :]):
+            raise FinemoeError(f"{type(self._model).__name__} is fed other tokens than those of its sequences; record cannot follow")
+        _require_cache(inputs.get("past_key_values"), history.shape[1] - fed.shape[1])
+        self._history, self._num_fed = history, fed.shape[1]
+
+    def _require_prompts(self, history: np.ndarray) -> None:
+        prompts = self._batch.tokens
+        copies = len(history) // len(prompts)
+        if not np.array_equal(history[:, : prompts.shape[1]], np.repeat(prompts, copies, axis=0)[:, : history.shape[1]]):
+            raise FinemoeError("generate changes the prompts' tokens before it begins (token_healing does); record needs them as they are")
+
+
+def _require_cache(cache: Any, num_before: int) -> None:
+    num_cached = int(cache.get_seq_length()) if cache is not None else 0
+    if num_cached != num_before:
+        raise FinemoeError(f"the model's cache holds {num_cached} tokens where {num_before} came before; record cannot follow that")
+
+
+class _Noted(StoppingCriteriaList):
+    """A generation's stopping criteria, which say to a second place too which rows are done."""
+
+    def __init__(self, criteria: Any, note: Callable[[int, torch.Tensor], None]) -> None:
+        super().__init__(criteria)
+        self._note = note
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        is_done: torch.Tensor = super().__call__(input_ids, scores, **kwargs)  # type: ignore[arg-type, assignment]
+        self._note(input_ids.shape[1], is_done)
+        return is_done

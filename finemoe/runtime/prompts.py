@@ -1,0 +1,145 @@
+"""Prompts as users hold them, as the token ids that a model's `generate` takes."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finemoe.errors import FinemoeError
+
+Prompt = str | list[Any]  # a text, or a conversation: one mapping with role and content per message
+Encoding = dict[str, np.ndarray]  # input_ids and what else a tokenizer gives, each [n]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts side by side, padded on the left.
+
+    Attributes:
+        inputs: what `generate` takes, [B, W] each, `input_ids` among them; tokens: the same ids on the host.
+        pads: columns of padding before each prompt.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    tokens: np.ndarray
+    pads: list[int]
+
+    @property
+    def width(self) -> int:
+        return int(self.tokens.shape[1])
+
+
+def as_prompts(prompts: Iterable[Any]) -> list[Prompt]:
+    """Any iterable of texts or conversations as a list: a list, a generator, an array, a Series, a column of a dataset.
+
+    Raises:
+        FinemoeError: it is one text, a table or a mapping, holds nothing, or something else than texts and conversations; the
+            message names the prompt.
+    """
+    if isinstance(prompts, str):
+        raise FinemoeError("record takes a list of prompts, not one text; write [prompt]")
+    num_dimensions = getattr(prompts, "ndim", 1)
+    if isinstance(prompts, Mapping | Set | bytes) or not isinstance(prompts, Iterable) or num_dimensions != 1:
+        shape = f" of {num_dimensions} dimensions" if num_dimensions != 1 else ""
+        raise FinemoeError(f"record takes a list of prompts, not {_a(prompts)}{shape}; give the texts, such as one column")
+    found = [_as_prompt(number, prompt) for number, prompt in enumerate(prompts)]
+    if not found:
+        raise FinemoeError("record needs at least one prompt, and none of them empty")
+    return found
+
+
+def _as_prompt(number: int, prompt: Any) -> Prompt:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise FinemoeError(f"record needs at least one prompt, and none of them empty; prompt {number} is")
+        return str(prompt)
+    if isinstance(prompt, Mapping):
+        raise FinemoeError(f"prompt {number} is {_a(prompt)}; give its text, or, for one conversation, [messages]")
+    if isinstance(prompt, Sequence | np.ndarray) and len(prompt) and all(_is_message(one) for one in prompt):
+        return list(prompt)
+    raise FinemoeError(f"prompt {number} is {_a(prompt)}; a prompt is a text or a list of chat messages (role and content)")
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and "role" in message and "content" in message
+
+
+def _a(value: Any) -> str:
+    return f"{value!r:.40} (type {type(value).__name__})" if value is None or np.isscalar(value) else type(value).__name__
+
+
+def encode(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
+    """One prompt's tokens, without padding; a conversation through the tokenizer's chat template.
+
+    Raises:
+        FinemoeError: there is no chat template, it refuses the conversation, or no tokens come out; the message names the prompt.
+    """
+    if isinstance(prompt, str):
+        given = tokenizer([prompt], return_tensors="pt", padding=False)
+    else:
+        given = _through_template(tokenizer, prompt, number)
+    if not isinstance(given, Mapping) or "input_ids" not in given:
+        raise FinemoeError(f"this tokenizer gives {_a(given)} without input_ids; record needs a tokenizer that gives them")
+    rows = {name: np.asarray(value).reshape(-1) for name, value in given.items()}
+    encoding = {name: row for name, row in rows.items() if len(row) == len(rows["input_ids"])}
+    is_token = encoding.get("attention_mask", np.ones_like(encoding["input_ids"])).astype(bool)
+    if not is_token.any():
+        raise FinemoeError(f"prompt {number} has no tokens: {prompt!r:.60}")
+    return {name: value[is_token] for name, value in encoding.items() if name != "attention_mask"}
+
+
+def _through_template(tokenizer: Any, messages: list[Any], number: int) -> Any:
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise FinemoeError(f"prompt {number} is chat messages, and this tokenizer has no chat template; give the text itself")
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    except Exception as error:  # templates are programs of their own, and raise what they like
+        raise FinemoeError(f"prompt {number}: the chat template refuses it ({first_line(error)})") from error
+
+
+def as_batch(model: nn.Module, encodings: Sequence[Encoding], pad_token_id: int | None) -> PromptBatch:
+    """Encoded prompts as inputs of the model: its tokens, their mask, and of the rest what its forward takes.
+
+    Args:
+        pad_token_id: stands where a shorter prompt has no token; the mask hides it.
+    """
+    accepted = set(inspect.signature(model.forward).parameters)
+    width = max(len(encoding["input_ids"]) for encoding in encodings)
+    pads = [width - len(encoding["input_ids"]) for encoding in encodings]
+    shared = set.intersection(*(set(encoding) for encoding in encodings))
+    names = ["input_ids", *sorted((shared & accepted) - {"input_ids"})]
+    fill = {"input_ids": pad_token_id or 0}
+    arrays = {name: _padded([encoding[name] for encoding in encodings], pads, fill.get(name, 0)) for name in names}
+    if "attention_mask" in accepted:
+        arrays["attention_mask"] = _padded([np.ones(width - pad, dtype=np.int64) for pad in pads], pads, 0)
+    device = next(model.parameters()).device
+    return PromptBatch({name: torch.as_tensor(array).to(device) for name, array in arrays.items()}, arrays["input_ids"], pads)
+
+
+def _padded(rows: Sequence[np.ndarray], pads: Sequence[int], fill: int) -> np.ndarray:
+    return np.stack([np.pad(row, (pad, 0), constant_values=fill) for row, pad in zip(rows, pads, strict=True)])
+
+
+def sequences_of(output: Any) -> torch.Tensor:
+    """The tokens in what `generate` returned, [R, W], whichever of its return types that is."""
+    tokens: torch.Tensor = output if isinstance(output, torch.Tensor) else output.sequences
+    return tokens
+
+
+def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer as an option of `generate`, where the model's or the caller's options need it; models know no such input."""
+    configs = (options.get("generation_config"), model.generation_config)
+    stops = [options.get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
+    is_needed = any(stop is not None for stop in stops) or options.get("assistant_tokenizer") is not None
+    return {"tokenizer": tokenizer} if is_needed else {}
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

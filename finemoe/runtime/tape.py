@@ -1,0 +1,181 @@
+"""What a model's forwards say of their token rows, kept for the rows that a trace holds: gates, experts, embeddings."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from finemoe.errors import FinemoeError
+from finemoe.maps.expert_map import lookahead_width, top_ids
+from finemoe.runtime.gates import distribution_of, sparse_distribution
+from finemoe.runtime.layers import MoELayer, scores_of
+from finemoe.runtime.lookahead import AheadOutput, RoutersAhead
+from finemoe.runtime.observer import Observer
+
+_RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of a text, which record does not support yet"
+
+
+class Fed(Protocol):
+    """What a forward feeds: its number of token rows, and which of them are kept."""
+
+    num_rows: int
+    new: np.ndarray
+
+
+class Forwards(Protocol):
+    """Who knows what the next forward feeds."""
+
+    def next_forward(self) -> Fed | None: ...
+
+    def require_begun(self) -> None: ...
+
+
+class Tape:
+    """Hooks on a model, and what they kept of its forwards. Used as a context, which takes the hooks away again.
+
+    Args:
+        model: a Transformers MoE model; layers: its MoE layers; strides: how many layers ahead routers are applied.
+    Raises:
+        FinemoeError: the model has layers of different widths, or, on entering, a router cannot be applied ahead.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[MoELayer], strides: Sequence[int]) -> None:
+        self._layers, self._num_experts = layers, layers[0].num_experts
+        if any(layer.num_experts != self._num_experts for layer in layers):
+            raise FinemoeError("this model's MoE layers differ in width, which a trace cannot hold")
+        self._forwards: Forwards | None = None
+        self._fed: Fed | None = None
+        self._router_output: Any = None
+        self._kept: dict[tuple[str, int], list[np.ndarray]] = {}  # by (what, layer): rows of each forward
+        self._model, self._strides = model, strides
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "Tape":
+        with ExitStack() as undo:
+            if self._strides:
+                ahead = RoutersAhead(self._model, self._layers, self._strides, lambda *seen: self.on_residual(ahead, *seen))
+                undo.callback(ahead.detach)
+            undo.callback(Observer(self._model, self._layers, self).detach)
+            for layer in self._layers:
+                undo.callback(layer.experts.register_forward_pre_hook(self._experts_hook(layer)).remove)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def begin(self, forwards: Forwards) -> None:
+        """Forget what was kept; the forwards that follow are those that `forwards` knows."""
+        self._forwards, self._fed, self._router_output = forwards, None, None
+        self._kept = {}
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """What was kept, every row of every forward in order: embeddings [N, h], probs [N, L, J], selected [N, L, K] and, where
+        routers were applied ahead, ahead_ids and ahead_probs [N, L, S, M]."""
+        numbers = range(len(self._layers))
+        names = sorted({name for name, _ in self._kept} - {"embeddings"})
+        of_layers = {name: np.stack([np.concatenate(self._kept[name, number]) for number in numbers], axis=1) for name in names}
+        return of_layers | {"embeddings": np.concatenate(self._kept["embeddings", 0])}
+
+    def on_forward_start(self) -> None:
+        self._fed = None if self._forwards is None else self._forwards.next_forward()
+
+    def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None:
+        self._require_begun()
+        if self._fed is not None and len(embeddings) == self._fed.num_rows:
+            self._keep("embeddings", 0, embeddings[self._fed.new].float().cpu().numpy().astype(np.float16))
+
+    def on_router(self, layer: int, output: Any) -> None:
+        self._router_output = output
+
+    def on_experts(self, layer: MoELayer, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
+        """What the experts were really called with: the activated set is taken here, not from the router."""
+        self._require_begun()
+        output, self._router_output = self._router_output, None
+        if self._fed is None:
+            return
+        if len(top_k_index) != self._fed.num_rows:
+            raise FinemoeError(_RUNS_ELSEWHERE)
+        gate, selected = _said(layer, output, top_k_index, top_k_weights, self._fed.new)
+        _require_holdable(layer, selected)
+        self._keep("probs", layer.index, gate.astype(np.float16))
+        self._keep("selected", layer.index, selected)
+
+    def on_residual(self, ahead: RoutersAhead, layer: int, residual: torch.Tensor) -> None:
+        """What the routers applied ahead give after a layer, for every stride."""
+        if self._fed is None:
+            return
+        top_k = self._kept["selected", layer][-1].shape[-1]
+        scores, targets = ahead.scores(layer, residual), ahead.targets(layer)
+        ids, probs = _said_ahead(scores, targets, self._num_experts, top_k, self._fed)
+        self._keep("ahead_ids", layer, ids)
+        self._keep("ahead_probs", layer, probs)
+
+    def on_forward_end(self, is_complete: bool) -> bool:
+        fed, self._fed = self._fed, None
+        if fed is not None and is_complete:
+            counts = {len(self._kept.get(("selected", layer.index), ())) for layer in self._layers}
+            widths = {self._kept["selected", layer.index][-1].shape[1] for layer in self._layers} if len(counts) == 1 else set()
+            if counts != {len(self._kept.get(("embeddings", 0), ()))} or len(widths) != 1:
+                raise FinemoeError(_RUNS_ELSEWHERE)
+        return True
+
+    def _keep(self, name: str, layer: int, rows: np.ndarray) -> None:
+        self._kept.setdefault((name, layer), []).append(rows)
+
+    def _require_begun(self) -> None:
+        if self._forwards is not None:
+            self._forwards.require_begun()
+
+    def _experts_hook(self, layer: MoELayer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            self.on_experts(layer, args[1], args[2])
+
+        return hook
+
+
+def _said(
+    layer: MoELayer, router_output: Any, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a layer's gate said of some rows [n, J], and the experts that were selected [n, K]."""
+    selected = top_k_index.cpu().numpy()[rows]
+    scores = scores_of(router_output, top_k_index)
+    if scores is not None and scores.shape[-1] == layer.num_experts:
+        values = scores.float().cpu().numpy().reshape(-1, layer.num_experts)[rows]
+        return distribution_of(values, layer.index), selected
+    return sparse_distribution(top_k_weights.float().cpu().numpy()[rows], selected, layer.num_experts), selected
+
+
+def _said_ahead(
+    scores: Sequence[torch.Tensor | None], targets: Sequence[int], num_experts: int, top_k: int, fed: Fed
+) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable experts of routers applied ahead, and their probabilities: [n, S, M] each, as in a trace."""
+    said = AheadOutput(scores, targets, num_experts, kept=num_experts)
+    probs = said.distributions(fed.new, len(fed.new)).transpose(1, 0, 2)
+    ids = top_ids(probs, lookahead_width(num_experts, top_k))
+    ids[:, [place for place, one in enumerate(scores) if one is None]] = 0
+    return ids, np.take_along_axis(probs, ids, axis=-1).astype(np.float16)
+
+
+def _require_holdable(layer: MoELayer, selected: np.ndarray) -> None:
+    """Refuse at once what a trace would refuse after all the work.
+
+    Raises:
+        FinemoeError: a token's experts are not K different ones.
+    """
+    ordered = np.sort(selected, axis=-1)
+    twice = np.argwhere(ordered[:, 1:] == ordered[:, :-1])
+    if len(twice):
+        expert = ordered[tuple(twice[0])]
+        raise FinemoeError(
+            f"{layer.name!r} lists expert {expert} twice for one token (as a table of zeros does); a trace holds K different "
+            "experts a token, so this model cannot be recorded"
+        )
+    if (ordered >= layer.num_experts).any():
+        raise FinemoeError(
+            f"{layer.name!r} selects {ordered.max()} where its experts are 0..{layer.num_experts - 1} (a class that means no "
+            "expert); a trace holds K experts a token, so this model cannot be recorded"
+        )
