@@ -64,11 +64,14 @@ def run(
 
     import finemoe
     from finemoe.files import require_place
+    from finemoe.runtime.generation import refusals_in_one_line, sequences_of, tokenizer_option
     from finemoe.runtime.loading import load_tokenizer
+    from finemoe.runtime.prompts import as_batch, encode
 
     if timeline is not None:
         require_place(timeline)
     tokenizer = load_tokenizer(model)
+    encoding = encode(tokenizer, prompt, 0)
     options: dict[str, Any] = {
         "policy": policy,
         "eviction": eviction,
@@ -79,19 +82,23 @@ def run(
     options |= {"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance}
     options |= {"store_capacity": store_capacity, "seed": seed}
     module, engine = finemoe.load(model, _memory(expert_memory), progress=not as_json, **options)
-    with engine, engine.timeline(timeline) if timeline else nullcontext():
-        tokens = module.generate(  # type: ignore[operator]
-            **tokenizer(prompt, return_tensors="pt").to(module.device),
+    is_streamed = not as_json and (module.generation_config.num_beams or 1) == 1  # beams are known at the end only
+    with engine, engine.timeline(timeline) if timeline else nullcontext(), refusals_in_one_line(module):
+        output = module.generate(  # type: ignore[operator]
+            **as_batch(module, [encoding], tokenizer.pad_token_id).inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            streamer=None if as_json else TextStreamer(tokenizer, skip_special_tokens=True),
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True) if is_streamed else None,
             pad_token_id=tokenizer.pad_token_id,
+            **tokenizer_option(module, tokenizer, {}),
         )
         report = engine.report()
+    text = tokenizer.decode(sequences_of(output)[0], skip_special_tokens=True)
     if as_json:
-        text = tokenizer.decode(tokens[0], skip_special_tokens=True)
         _print_json({"text": text, "report": report.to_dict()})
     else:
+        if not is_streamed:
+            typer.echo(text)
         _print_table(f"{model} at {expert_memory} expert memory", report.rows())
 
 
@@ -120,13 +127,13 @@ def record(
     module, tokenizer = load_model(model)
     trace = finemoe.record(
         module,
-        list(prompts["prompt"]),
+        prompts["prompt"],
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         lookahead=lookahead,
-        splits=list(prompts["split"]),
-        request_ids=list(prompts["id"]),
+        splits=prompts["split"],
+        request_ids=prompts["id"],
         progress=not as_json,
     )
     trace.save(output)

@@ -12,6 +12,11 @@ class EngineError(RuntimeError):
     """A failure inside the running engine (link, matcher, router); raised in the caller's next step with its cause."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def one_line_for_bad_input(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The excepthook of command lines: what a user can mend is one line on standard error, all else has its traceback."""
     if isinstance(error, FinemoeError | EngineError):

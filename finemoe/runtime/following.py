@@ -5,7 +5,7 @@ generation; what the model runs besides (the unconditional half of guidance, a d
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +15,11 @@ import torch
 from torch import nn
 from transformers import StoppingCriteriaList
 
-from finemoe.errors import EngineError, FinemoeError
+from finemoe.errors import FinemoeError
+from finemoe.runtime.generation import refusals_in_one_line, sequences_of
 from finemoe.runtime.prefixes import Prefixes
-from finemoe.runtime.prompts import PromptBatch, first_line, sequences_of
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What a forward feeds: B x n token rows, of which some are new.
-
-    Attributes:
-        num_rows: B x n. new: the rows, ascending, whose token no earlier forward fed after the same tokens; padding is none.
-    """
-
-    num_rows: int
-    new: np.ndarray
+from finemoe.runtime.prompts import PromptBatch
+from finemoe.runtime.tape import Fed
 
 
 @dataclass(frozen=True)
@@ -72,15 +62,8 @@ class Follower:
             FinemoeError: it refuses the options, or goes ways that cannot be followed.
         """
         generate: Callable[..., Any] = self._model.generate  # type: ignore[assignment]
-        with self._attached(), torch.inference_mode():
-            try:
-                return generate(**self._batch.inputs, **options)
-            except (FinemoeError, EngineError):
-                raise
-            except Exception as error:
-                if self._num_forwards and not isinstance(error, ValueError | NotImplementedError):
-                    raise
-                raise FinemoeError(f"{type(self._model).__name__}.generate refuses this: {first_line(error)}") from error
+        with refusals_in_one_line(self._model, lambda: self._num_forwards > 0), self._attached(), torch.inference_mode():
+            return generate(**self._batch.inputs, **options)
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
@@ -127,7 +110,9 @@ class Follower:
             FinemoeError: its `generate` goes ways of its own.
         """
         if self._num_forwards == 0 and not self.is_nested:
-            raise FinemoeError(f"record cannot follow how {type(self._model).__name__} generates; it takes other steps than usual")
+            raise FinemoeError(
+                f"record cannot follow how {type(self._model).__name__} generates; it takes other steps than usual"
+            )
 
     def sequences(self, output: Any) -> list[FedSequence]:
         """The returned sequences, with the recorded row of each of their tokens.
@@ -139,12 +124,12 @@ class Follower:
         """
         tokens = sequences_of(output).cpu().numpy()
         lengths = self._lengths(output, tokens)
-        return [self._sequence(number, row[:length], len(tokens)) for number, (row, length) in enumerate(zip(tokens, lengths))]
+        return [self._sequence(number, row[: lengths[number]], len(tokens)) for number, row in enumerate(tokens)]
 
-    def _lengths(self, output: Any, tokens: np.ndarray) -> list[int]:
+    def _lengths(self, output: Any, tokens: np.ndarray) -> Sequence[int]:
         beams = getattr(output, "beam_indices", None)
         if beams is not None:
-            return (self._batch.width + (beams.cpu().numpy() >= 0).sum(axis=1)).tolist()
+            return [self._batch.width + int(count) for count in (beams >= 0).sum(dim=1)]
         return [self._ends.get(row, tokens.shape[1]) for row in range(len(tokens))]
 
     def _sequence(self, number: int, row: np.ndarray, num_sequences: int) -> FedSequence:
@@ -203,7 +188,9 @@ class Follower:
         fed = inputs.get("input_ids")
         self._require_prompts(history)
         if fed is None or not np.array_equal(fed.cpu().numpy(), history[:, history.shape[1] - fed.shape[1] :]):
-            raise FinemoeError(f"{type(self._model).__name__} is fed other tokens than those of its sequences; record cannot follow")
+            raise FinemoeError(
+                f"{type(self._model).__name__} is fed other tokens than those of its sequences; record cannot follow"
+            )
         _require_cache(inputs.get("past_key_values"), history.shape[1] - fed.shape[1])
         self._history, self._num_fed = history, fed.shape[1]
 
@@ -211,13 +198,13 @@ class Follower:
         prompts = self._batch.tokens
         copies = len(history) // len(prompts)
         if not np.array_equal(history[:, : prompts.shape[1]], np.repeat(prompts, copies, axis=0)[:, : history.shape[1]]):
-            raise FinemoeError("generate changes the prompts' tokens before it begins (token_healing does); record needs them as they are")
+            raise FinemoeError("generate changes the prompts' tokens before it begins (token_healing does), so record refuses it")
 
 
 def _require_cache(cache: Any, num_before: int) -> None:
     num_cached = int(cache.get_seq_length()) if cache is not None else 0
     if num_cached != num_before:
-        raise FinemoeError(f"the model's cache holds {num_cached} tokens where {num_before} came before; record cannot follow that")
+        raise FinemoeError(f"the model's cache holds {num_cached} tokens where {num_before} came before; record cannot follow")
 
 
 class _Noted(StoppingCriteriaList):
@@ -227,7 +214,7 @@ class _Noted(StoppingCriteriaList):
         super().__init__(criteria)
         self._note = note
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        is_done: torch.Tensor = super().__call__(input_ids, scores, **kwargs)  # type: ignore[arg-type, assignment]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        is_done: torch.Tensor = super().__call__(input_ids, scores, **kwargs)
         self._note(input_ids.shape[1], is_done)
         return is_done

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from finemoe.errors import FinemoeError
+from finemoe.errors import FinemoeError, first_line
 
 Prompt = str | list[Any]  # a text, or a conversation: one mapping with role and content per message
 Encoding = dict[str, np.ndarray]  # input_ids and what else a tokenizer gives, each [n]
@@ -124,22 +124,3 @@ def as_batch(model: nn.Module, encodings: Sequence[Encoding], pad_token_id: int 
 
 def _padded(rows: Sequence[np.ndarray], pads: Sequence[int], fill: int) -> np.ndarray:
     return np.stack([np.pad(row, (pad, 0), constant_values=fill) for row, pad in zip(rows, pads, strict=True)])
-
-
-def sequences_of(output: Any) -> torch.Tensor:
-    """The tokens in what `generate` returned, [R, W], whichever of its return types that is."""
-    tokens: torch.Tensor = output if isinstance(output, torch.Tensor) else output.sequences
-    return tokens
-
-
-def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer as an option of `generate`, where the model's or the caller's options need it; models know no such input."""
-    configs = (options.get("generation_config"), model.generation_config)
-    stops = [options.get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
-    is_needed = any(stop is not None for stop in stops) or options.get("assistant_tokenizer") is not None
-    return {"tokenizer": tokenizer} if is_needed else {}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

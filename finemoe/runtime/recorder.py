@@ -12,10 +12,11 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.following import FedSequence, Follower
+from finemoe.runtime.generation import tokenizer_option
 from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.observer import embedding_of
 from finemoe.runtime.offloading import identity_of
-from finemoe.runtime.prompts import Prompt, as_batch, as_prompts, encode, tokenizer_option
+from finemoe.runtime.prompts import Prompt, as_batch, as_prompts, encode
 from finemoe.runtime.tape import Tape
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 from finemoe.units import is_whole
@@ -119,7 +120,7 @@ def _require_followable(model: nn.Module, generation: dict[str, Any]) -> None:
     if taken := [key for key in _OWN_INPUTS if key in generation]:
         raise FinemoeError(f"{taken[0]} is not for you to give: record makes it from the prompts")
     if generation.get("cache_implementation") == "paged":
-        raise FinemoeError("record cannot follow continuous batching (cache_implementation='paged'); use 'static' or leave it out")
+        raise FinemoeError("record cannot follow continuous batching (cache_implementation='paged'); leave it out")
 
 
 def _options(
@@ -154,7 +155,7 @@ def _record_batch(
 
 
 def _request(sequence: FedSequence, rows: _Request) -> _Request:
-    """The rows of one sequence. An iteration is a forward that fed tokens of it, a prefill if one of its prompt's is among them."""
+    """The rows of one sequence. A step is a forward that fed some of them, a prefill if it fed one of the prompt's."""
     num_prefills = np.searchsorted(np.unique(sequence.forwards), sequence.forwards[sequence.num_prompt - 1], side="right")
     step = np.unique(sequence.forwards, return_inverse=True)[1].reshape(-1)
     found = {name: kept[sequence.rows] for name, kept in rows.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +19,9 @@ from finemoe.runtime.observer import Observer
 _RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of a text, which record does not support yet"
 
 
-class Fed(Protocol):
-    """What a forward feeds: its number of token rows, and which of them are kept."""
+@dataclass(frozen=True)
+class Fed:
+    """What a forward feeds: `num_rows` token rows (B x n), of which `new` (ascending) are kept."""
 
     num_rows: int
     new: np.ndarray

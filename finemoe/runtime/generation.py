@@ -1,0 +1,45 @@
+"""How `generate` is called: what it needs besides the prompts, what it returns, and what it refuses."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from finemoe.errors import EngineError, FinemoeError, first_line
+
+_ITS_REFUSALS = (ValueError, NotImplementedError, ImportError, OSError)
+
+
+def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer as an option of `generate`, where the model's or the caller's options need it; models know no such input."""
+    configs = (options.get("generation_config"), model.generation_config)
+    stops = [options.get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
+    is_needed = any(stop is not None for stop in stops) or options.get("assistant_tokenizer") is not None
+    return {"tokenizer": tokenizer} if is_needed else {}
+
+
+def sequences_of(output: Any) -> torch.Tensor:
+    """The tokens in what `generate` returned, [R, W], whichever of its return types that is."""
+    tokens: torch.Tensor = output if isinstance(output, torch.Tensor) else output.sequences
+    return tokens
+
+
+@contextmanager
+def refusals_in_one_line(model: nn.Module, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """What `generate` refuses inside becomes one line.
+
+    Args:
+        has_begun: whether the model has run; until then every error is about the options.
+    Raises:
+        FinemoeError: generate refuses its options or the model's generation_config, for the reason given.
+    """
+    try:
+        yield
+    except (FinemoeError, EngineError):
+        raise
+    except Exception as error:
+        if has_begun() and not isinstance(error, _ITS_REFUSALS):
+            raise
+        raise FinemoeError(f"{type(model).__name__}.generate refuses this: {first_line(error)}") from error
