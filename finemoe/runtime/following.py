@@ -130,7 +130,7 @@ class Follower:
         beams = getattr(output, "beam_indices", None)
         if beams is not None:
             return [self._batch.width + int(count) for count in (beams >= 0).sum(dim=1)]
-        return [self._ends.get(row, tokens.shape[1]) for row in range(len(tokens))]
+        return [self._ends.get(row, int(tokens.shape[1])) for row in range(len(tokens))]
 
     def _sequence(self, number: int, row: np.ndarray, num_sequences: int) -> FedSequence:
         tokens = row[self._pad(number, num_sequences) : -1]

@@ -9,7 +9,7 @@ from torch import nn
 
 from finemoe.errors import EngineError, FinemoeError, first_line
 
-_ITS_REFUSALS = (ValueError, NotImplementedError, ImportError, OSError)
+_ITS_REFUSALS = (ValueError, RuntimeError, NotImplementedError, ImportError, OSError)
 
 
 def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,18 +28,19 @@ def sequences_of(output: Any) -> torch.Tensor:
 
 @contextmanager
 def refusals_in_one_line(model: nn.Module, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """What `generate` refuses inside becomes one line.
+    """What `generate` refuses, or fails at, becomes one line.
 
     Args:
         has_begun: whether the model has run; until then every error is about the options.
     Raises:
-        FinemoeError: generate refuses its options or the model's generation_config, for the reason given.
+        FinemoeError: generate refuses its options or the model's generation_config, or fails, for the reason given.
     """
     try:
         yield
-    except (FinemoeError, EngineError):
+    except (FinemoeError, EngineError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if has_begun() and not isinstance(error, _ITS_REFUSALS):
             raise
-        raise FinemoeError(f"{type(model).__name__}.generate refuses this: {first_line(error)}") from error
+        verb = "fails" if has_begun() else "refuses this"
+        raise FinemoeError(f"{type(model).__name__}.generate {verb}: {first_line(error)}") from error
