@@ -69,7 +69,9 @@ def _is_message(message: Any) -> bool:
 
 
 def _a(value: Any) -> str:
-    return f"{value!r:.40} (type {type(value).__name__})" if value is None or np.isscalar(value) else type(value).__name__
+    """What a value is, in a few words: itself where it is short, else its type."""
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text and not isinstance(value, list | dict) else type(value).__name__
 
 
 def encode(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:

@@ -21,8 +21,6 @@ LENGTH = 7
 # In the last kind plain Transformers itself computes other logits in that mode than in one forward over the same tokens, so that
 # nothing tells right from wrong: sparse attention that breaks ties by the number of keys, a state dropped between pieces.
 RIGHT = ("equal", "refused", "no reference")
-# Of these modes greedy choices and one sequence a prompt take the same steps.
-_CHOICES = ("num_beams", "num_return_sequences", "length_penalty", "do_sample", "top_k", "forced_eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,16 @@ def _outcome(model: transformers.PreTrainedModel, family: str, name: str) -> Out
 
 def _is_reference(model: transformers.PreTrainedModel, mode: Mode) -> bool:
     """Whether plain Transformers' logits in a mode are those of one forward over the same tokens."""
-    options = {key: value for key, value in mode.options.items() if key not in _CHOICES}
+    options = {key: value for key, value in mode.options.items() if key not in ("do_sample", "top_k", "num_return_sequences")}
     options |= {"max_new_tokens": LENGTH, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     for begin in range(0, len(PROMPTS), mode.batch_size):
         batch, pads = side_by_side(PROMPTS[begin : begin + mode.batch_size])
         done = model.generate(**batch, **options)
+        beams = getattr(done, "beam_indices", torch.arange(len(pads))[:, None].expand(-1, LENGTH))
         for row, pad in enumerate(pads):
             with torch.no_grad():
                 whole = model(done.sequences[row : row + 1, pad:-1], use_cache=False).logits[0, -LENGTH:]
-            steps = torch.stack([step[row] for step in done.logits])
+            steps = torch.stack([step[beam] for step, beam in zip(done.logits, beams[row], strict=False)])
             if not torch.allclose(steps, whole.float(), atol=1e-4):
                 return False
     return True
