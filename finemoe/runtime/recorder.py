@@ -66,8 +66,7 @@ def record(
     _require_numbers(len(layers), lookahead, batch_size=batch_size, max_new_tokens=max_new_tokens)
     names = {name: _entries(name, given, len(texts)) for name, given in (("splits", splits), ("request_ids", request_ids))}
     _require_followable(model, generation)
-    if batch_size > 1 and (tokenizer.padding_side != "left" or tokenizer.pad_token_id is None):
-        raise FinemoeError("batches need a tokenizer with a pad token and padding_side='left'; set them, or use batch_size=1")
+    _require_tokenizer(tokenizer, batch_size)
     options = _options(model, tokenizer, max_new_tokens, min_new_tokens, generation)
     strides = [int(stride) for stride in lookahead]
     requests: list[_Request] = []
@@ -109,7 +108,7 @@ def _entries(name: str, given: Iterable[Any], num_prompts: int) -> list[str]:
 def _require_followable(model: nn.Module, generation: dict[str, Any]) -> None:
     """Refuse, before any work, models and options that no step of which could be followed."""
     name = type(model).__name__
-    if not callable(getattr(model, "generate", None)) or not model.can_generate():  # type: ignore[operator]
+    if not callable(getattr(model, "generate", None)) or not getattr(model, "can_generate", bool)():
         raise FinemoeError(f"{name} does not generate text; record needs a model with a language-modelling head")
     if model.config.is_encoder_decoder:  # type: ignore[union-attr]
         raise FinemoeError(f"{name} is an encoder-decoder model, whose two streams of tokens record does not support yet")
@@ -123,11 +122,22 @@ def _require_followable(model: nn.Module, generation: dict[str, Any]) -> None:
         raise FinemoeError("record cannot follow continuous batching (cache_implementation='paged'); leave it out")
 
 
+def _require_tokenizer(tokenizer: Any, batch_size: int) -> None:
+    if not callable(tokenizer):
+        raise FinemoeError(f"tokenizer is of type {type(tokenizer).__name__}; give the model's own, as AutoTokenizer loads it")
+    if batch_size > 1 and (getattr(tokenizer, "padding_side", None) != "left" or _pad_token(tokenizer) is None):
+        raise FinemoeError("batches need a tokenizer with a pad token and padding_side='left'; set them, or use batch_size=1")
+
+
+def _pad_token(tokenizer: Any) -> int | None:
+    return getattr(tokenizer, "pad_token_id", None)
+
+
 def _options(
     model: nn.Module, tokenizer: Any, max_new_tokens: int, min_new_tokens: int | None, generation: dict[str, Any]
 ) -> dict[str, Any]:
     """What `generate` is called with besides the prompts."""
-    own = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "pad_token_id": tokenizer.pad_token_id}
+    own = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "pad_token_id": _pad_token(tokenizer)}
     options = {name: value for name, value in own.items() if value is not None} | generation
     if options.get("generation_config") is None:  # what is given there is the caller's word too
         options.setdefault("do_sample", False)
@@ -146,7 +156,7 @@ def _record_batch(
 ) -> list[tuple[int, _Request]]:
     """Every returned sequence as (which prompt of the batch, its rows)."""
     encodings = [encode(tokenizer, prompt, first + number) for number, prompt in enumerate(prompts)]
-    batch = as_batch(model, encodings, tokenizer.pad_token_id)
+    batch = as_batch(model, encodings, _pad_token(tokenizer))
     follower = Follower(model, batch)
     tape.begin(follower)
     output = follower.generate(**options)

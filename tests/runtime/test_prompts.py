@@ -195,6 +195,12 @@ def test_a_prompt_without_tokens_is_named():
         recorded(TEXTS, Gives(lambda given: given["input_ids"]))
 
 
+@pytest.mark.parametrize("tokenizer", [None, "mixtral-mini"])
+def test_what_is_no_tokenizer_is_named(tokenizer):
+    with pytest.raises(FinemoeError, match="give the model's own, as AutoTokenizer loads it"):
+        finemoe.record(build("mixtral"), TEXTS, tokenizer=tokenizer, max_new_tokens=2)
+
+
 # The command line, on a copy of a miniature.
 
 

@@ -319,6 +319,20 @@ def test_an_offloaded_model_records_alike(name):
         np.testing.assert_array_equal(getattr(expected, array), getattr(found, array))
 
 
+@pytest.mark.parametrize("name", ["beams, padded", "returned beams"])
+def test_beams_do_die_in_these_tests(name):
+    """A returned beam comes of others' rows, and rows were fed that are none of a returned beam."""
+    model, mode = build("mixtral"), MODES[name]
+    batch, _ = side_by_side(PROMPTS[: mode.batch_size])
+    done = model.generate(**batch, max_new_tokens=LONG, return_dict_in_generate=True, **{"do_sample": False, **mode.options})
+    assert any(len(set(row)) > 1 for row in done.beam_indices.tolist())
+    fed, trace = fed_and_recorded(
+        model, PROMPTS[: mode.batch_size], max_new_tokens=LONG, batch_size=mode.batch_size, **mode.options
+    )
+    distinct = {tuple(tokens[: end + 1]) for tokens in requests_of(trace) for end in range(len(tokens))}
+    assert sum(fed[1:]) > len(distinct) - sum(len(prompt) for prompt in PROMPTS[: mode.batch_size])
+
+
 def test_rows_that_are_copies_keep_their_own():
     model = build("mixtral")
     alone = recorded(model, "greedy", "arguments", [PROMPTS[0]])
