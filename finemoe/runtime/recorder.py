@@ -53,7 +53,8 @@ def record(
         generation: what `model.generate` takes besides (do_sample, num_beams, assistant_model, stop_strings, ...); what is not
             named is as the model's own generation_config says, but for do_sample, which is then False.
     Returns:
-        A trace with full probabilities, tokens and semantic embeddings. A request is a returned sequence: with
+        A trace with full probabilities (only those of the selected experts, a top-k trace, where Transformers does not hand out a
+        router's scores), tokens and semantic embeddings. A request is a returned sequence: with
         num_return_sequences > 1 every prompt gives so many, one after the other, "/0", "/1", ... after its id. The last generated
         token is left out, since generation ends before it is fed, so a request of n prompt and m new tokens has n + m - 1 rows.
     Raises:
@@ -77,7 +78,7 @@ def record(
             prompt_of += [begin + prompt for prompt, _ in found]
             requests += [request for _, request in found]
     details = {"model": identity_of(model, layers), "lookahead_strides": tuple(strides)}
-    return _assemble(requests, layers[0].num_experts, **details, **_named(names, prompt_of))
+    return _assemble(requests, layers[0].num_experts, tape.is_whole, **details, **_named(names, prompt_of))
 
 
 def _require_numbers(num_layers: int, lookahead: Sequence[int], **counts: int) -> None:
@@ -181,9 +182,11 @@ def _named(names: dict[str, list[str]], prompt_of: list[int]) -> dict[str, tuple
     return {name: tuple(entries) for name, entries in found.items()}
 
 
-def _assemble(requests: list[_Request], num_experts: int, **details: Any) -> RoutingTrace:
+def _assemble(requests: list[_Request], num_experts: int, is_whole: bool, **details: Any) -> RoutingTrace:
     rows = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
     of_selected = np.take_along_axis(rows["probs"], rows["selected"], axis=-1)
+    if not is_whole:  # as in any top-k trace, the K known probabilities sum to 1
+        of_selected = (of_selected / of_selected.sum(axis=-1, keepdims=True, dtype=np.float32)).astype(np.float16)
     order = np.argsort(-of_selected, axis=-1, kind="stable")
     table, index = np.unique(rows["embeddings"], axis=0, return_inverse=True)
     if "ahead_ids" in rows:  # [T, L, S, M] here, [T, S, L, M] in a trace
@@ -198,7 +201,7 @@ def _assemble(requests: list[_Request], num_experts: int, **details: Any) -> Rou
         num_experts=num_experts,
         step=rows["step"].astype(np.int32),
         phase=rows["phase"].astype(np.uint8),
-        probs=rows["probs"],
+        probs=rows["probs"] if is_whole else None,
         tokens=rows["tokens"].astype(np.int32),
         embedding_table=table,
         embedding_index=index.reshape(-1).astype(np.int32),

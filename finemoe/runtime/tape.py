@@ -11,9 +11,9 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.expert_map import lookahead_width, top_ids
-from finemoe.runtime.gates import distribution_of, sparse_distribution
+from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.layers import MoELayer, scores_of
-from finemoe.runtime.lookahead import AheadOutput, RoutersAhead
+from finemoe.runtime.lookahead import AheadOutput, Choice, RoutersAhead
 from finemoe.runtime.observer import Observer
 
 _RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of a text, which record does not support yet"
@@ -48,6 +48,7 @@ class Tape:
         self._layers, self._num_experts = layers, layers[0].num_experts
         if any(layer.num_experts != self._num_experts for layer in layers):
             raise FinemoeError("this model's MoE layers differ in width, which a trace cannot hold")
+        self.is_whole = True  # whether every router gave a score to every expert, so that maps are known whole
         self._forwards: Forwards | None = None
         self._fed: Fed | None = None
         self._router_output: Any = None
@@ -101,18 +102,21 @@ class Tape:
             return
         if len(top_k_index) != self._fed.num_rows:
             raise FinemoeError(_RUNS_ELSEWHERE)
-        gate, selected = _said(layer, output, top_k_index, top_k_weights, self._fed.new)
-        _require_holdable(layer, selected)
-        self._keep("probs", layer.index, gate.astype(np.float16))
-        self._keep("selected", layer.index, selected)
+        selected = top_k_index.cpu().numpy()
+        _require_holdable(layer, selected[self._fed.new])
+        scores = scores_of(output, top_k_index)
+        gate = GateOutput(layer.index, self._num_experts, self._num_experts, scores, selected, top_k_weights)
+        self.is_whole = self.is_whole and gate.is_whole
+        self._keep("probs", layer.index, gate.distribution(self._fed.new).astype(np.float16))
+        self._keep("selected", layer.index, selected[self._fed.new])
 
     def on_residual(self, ahead: RoutersAhead, layer: int, residual: torch.Tensor) -> None:
         """What the routers applied ahead give after a layer, for every stride."""
         if self._fed is None:
             return
         top_k = self._kept["selected", layer][-1].shape[-1]
-        scores, targets = ahead.scores(layer, residual), ahead.targets(layer)
-        ids, probs = _said_ahead(scores, targets, self._num_experts, top_k, self._fed)
+        choices, targets = ahead.choices(layer, residual), ahead.targets(layer)
+        ids, probs = _said_ahead(choices, targets, self._num_experts, top_k, self._fed)
         self._keep("ahead_ids", layer, ids)
         self._keep("ahead_probs", layer, probs)
 
@@ -139,26 +143,14 @@ class Tape:
         return hook
 
 
-def _said(
-    layer: MoELayer, router_output: Any, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a layer's gate said of some rows [n, J], and the experts that were selected [n, K]."""
-    selected = top_k_index.cpu().numpy()[rows]
-    scores = scores_of(router_output, top_k_index)
-    if scores is not None and scores.shape[-1] == layer.num_experts:
-        values = scores.float().cpu().numpy().reshape(-1, layer.num_experts)[rows]
-        return distribution_of(values, layer.index), selected
-    return sparse_distribution(top_k_weights.float().cpu().numpy()[rows], selected, layer.num_experts), selected
-
-
 def _said_ahead(
-    scores: Sequence[torch.Tensor | None], targets: Sequence[int], num_experts: int, top_k: int, fed: Fed
+    choices: Sequence[Choice | None], targets: Sequence[int], num_experts: int, top_k: int, fed: Fed
 ) -> tuple[np.ndarray, np.ndarray]:
     """The most probable experts of routers applied ahead, and their probabilities: [n, S, M] each, as in a trace."""
-    said = AheadOutput(scores, targets, num_experts, kept=num_experts)
+    said = AheadOutput(choices, targets, num_experts, kept=num_experts)
     probs = said.distributions(fed.new, len(fed.new)).transpose(1, 0, 2)
     ids = top_ids(probs, lookahead_width(num_experts, top_k))
-    ids[:, [place for place, one in enumerate(scores) if one is None]] = 0
+    ids[:, [place for place, one in enumerate(choices) if one is None]] = 0
     return ids, np.take_along_axis(probs, ids, axis=-1).astype(np.float16)
 
 

@@ -89,7 +89,7 @@ def recorded(name: str) -> Share:
     """A recorded trace, against hooks on the same generation."""
     share = Share()
     try:
-        trace = _record(families.build(name))
+        trace = record(families.build(name))
     except FinemoeError as error:
         return Share(reason=str(error))
     truth = selected_by(families.build(name))
@@ -106,9 +106,9 @@ def ahead(name: str) -> Share:
     model, share = families.build(name), Share()
     try:
         strides = STRIDES[: len(find_moe_layers(model)) - 1]
-        _record(model, strides)  # refused for what it is, before it is silenced
+        record(model, strides)  # refused for what it is, before it is silenced
         _silence(model)
-        trace = _record(model, strides)
+        trace = record(model, strides)
     except FinemoeError as error:
         return Share(reason=str(error))
     for stride in strides:
@@ -165,7 +165,8 @@ def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _record(model: PreTrainedModel, lookahead: tuple[int, ...] = ()) -> finemoe.RoutingTrace:
+def record(model: PreTrainedModel, lookahead: tuple[int, ...] = ()) -> finemoe.RoutingTrace:
+    """A recorded generation of four tokens, or the refusal."""
     if not model.can_generate():
         raise FinemoeError(f"{type(model).__name__} does not generate")
     _set_tokens(model)

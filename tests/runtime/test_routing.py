@@ -11,11 +11,12 @@ import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 from finemoe.runtime.gates import distribution_of, sparse_distribution
+from finemoe.runtime.layers import find_moe_layers
 from tests.runtime import families, routing
 from tests.runtime.test_families import NO_LOOKAHEAD, UNSUPPORTED
 
 NAMES = [name for name in families.family_names() if name not in UNSUPPORTED]
-CANNOT_RECORD = {"ernie4_5_vl_moe": "do not all run on text", "openai_privacy_filter": "does not generate"}
+CANNOT_RECORD = {"ernie4_5_vl_moe": "do not all run once on every token of a text", "openai_privacy_filter": "does not generate"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,3 +58,18 @@ def test_the_readme_names_the_families_without_routers_ahead():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     sentence = text[text.index("The routers cannot be applied ahead on") :].split(":")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == set(NO_LOOKAHEAD)
+
+
+def test_a_router_that_hands_out_no_scores_gives_a_top_k_trace(tmp_path):
+    model = families.build("mixtral")
+    for layer in find_moe_layers(model):
+        layer.router.register_forward_hook(lambda module, args, output: (None, *output[1:]))
+    whole, known = (routing.record(built) for built in (families.build("mixtral"), model))
+    assert known.probs is None
+    np.testing.assert_array_equal(known.tokens, whole.tokens)
+    np.testing.assert_array_equal(np.sort(known.expert_ids, axis=-1), np.sort(whole.expert_ids, axis=-1))
+    weights = whole.expert_probs.astype(np.float32)  # Mixtral's weights are its K probabilities, normalised
+    expected = weights / weights.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(known.expert_probs.astype(np.float32), expected, atol=2e-3)
+    known.save(tmp_path / "known.trace")
+    assert finemoe.replay(finemoe.RoutingTrace.load(tmp_path / "known.trace"), "finemoe", 0.5).accesses > 0
