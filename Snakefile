@@ -23,6 +23,9 @@ for variable, first in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", wo
 workdir: workflow.basedir
 
 
+report: "notebooks/captions/report.rst"
+
+
 configfile: "config/default.yaml"
 
 
@@ -124,12 +127,16 @@ def claims_of(stem):
 
 
 def in_report(stem, artefact):
-    """The picture of a figure, shown by `snakemake --report`."""
+    """The picture of a figure, shown by `snakemake --report`, where rows with the same labels would be one: its own name is among them."""
     return report(
         f"{FIGURES}/{stem}.png",
         caption=f"notebooks/captions/{Path(stem).parts[0]}.rst",
         category="Figures",
-        labels={"artefact": artefact, "claim": ", ".join(claims_of(Path(stem).name)) or "-"},
+        labels={
+            "artefact": artefact,
+            "claim": ", ".join(claims_of(Path(stem).name)) or "-",
+            "figure": stem,
+        },
     )
 
 
@@ -983,7 +990,12 @@ rule claims:
         measured=MEASURED_FILES,
     output:
         markdown=f"{FIGURES}/claims.md",
-        csv=ensure(f"{FIGURES}/claims.csv", non_empty=True),
+        csv=report(
+            ensure(f"{FIGURES}/claims.csv", non_empty=True),
+            caption="notebooks/captions/claims.rst",
+            category="Claims",
+            labels={"table": "the paper's claims"},
+        ),
     log:
         notebook=f"{RESULTS}/notebooks/claims.ipynb",
         text=f"{RESULTS}/logs/claims.txt",

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,12 @@ from finemoe.paths import ROOT
 pytestmark = pytest.mark.timeout(300)  # Snakemake plans everything
 
 BIN = Path(sys.executable).parent
+
+
+def embedded(page: str, variable: str):
+    """The value of a JavaScript variable that Snakemake writes into its report, in a script of that name."""
+    script = page.split(f'<script id="{variable}">', 1)[1]
+    return json.JSONDecoder().raw_decode(script.split(" = ", 1)[1])[0]
 
 
 def snakemake(*arguments: str) -> subprocess.CompletedProcess:
@@ -62,3 +70,31 @@ def test_a_missing_model_names_the_file():
     assert done.returncode == 1
     assert "results/nowhere/mixtral-mini" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_every_figure_can_be_reached_in_the_report(tmp_path):
+    """The report's menu has one row for each set of labels: figures that share theirs would hide each other."""
+    here = os.path.relpath(tmp_path, ROOT)  # stand-ins for what a run makes: the report asks only whether they are there
+    folders = ["--config", f"results={here}/results", f"figures={here}/figures"]
+    planned = snakemake("--dry-run", "--forceall", "--workflow-profile", "none", *folders)
+    assert planned.returncode == 0, planned.stdout
+    outputs = [line.removeprefix("    output: ") for line in planned.stdout.splitlines() if line.startswith("    output: ")]
+    for path in (ROOT / name for names in outputs for name in names.split(", ")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a stand-in")
+    done = snakemake("--report", str(tmp_path / "report.html"), *folders)
+    assert done.returncode == 0, done.stdout
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    shown = embedded(page, "results")
+    assert {path for path in shown if path.endswith(".png")} == {
+        f"{here}/{path.relative_to(tmp_path)}" for path in tmp_path.glob("figures/**/*.png")
+    }
+    keys = [
+        (category, subcategory, *sorted(shown[path]["labels"].items()))
+        for category, subcategories in embedded(page, "categories").items()
+        for subcategory, paths in subcategories.items()
+        for path in paths
+    ]
+    assert len(keys) == len(set(keys)) == len(shown)
+    assert f"app.showResultInfo('{here}/figures/claims.csv')" in page  # the introduction's link
