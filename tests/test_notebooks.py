@@ -110,8 +110,8 @@ def test_paths_start_at_the_root_never_at_a_machine(path):
 
 
 @pytest.fixture(scope="module")
-def rule_parameters() -> dict[str, dict]:
-    """What the Snakefile would pass to each notebook, read off a dry run."""
+def jobs() -> list[tuple[str, dict, list[str]]]:
+    """The jobs of a dry run that execute a notebook: its name, what the Snakefile passes to it, and what the job makes."""
     dry_run = [
         "--dry-run",
         "--forceall",
@@ -126,10 +126,21 @@ def rule_parameters() -> dict[str, dict]:
     command = [sys.executable, "-m", "snakemake", *dry_run]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
-    calls = [shlex.split(line) for line in done.stdout.splitlines() if "finemoe.pipeline notebook" in line]
-    return {
-        call[call.index("notebook") + 1].removeprefix("notebooks/").removesuffix(".ipynb"): json.loads(call[-1]) for call in calls
-    }
+    found, outputs = [], []
+    for line in done.stdout.splitlines():
+        if line.startswith("    output: "):
+            outputs = line.removeprefix("    output: ").split(", ")
+        if "finemoe.pipeline notebook" in line:
+            call = shlex.split(line)
+            name = call[call.index("notebook") + 1].removeprefix("notebooks/").removesuffix(".ipynb")
+            found.append((name, json.loads(call[-1]), outputs))
+    return found
+
+
+@pytest.fixture(scope="module")
+def rule_parameters(jobs) -> dict[str, dict]:
+    """What the Snakefile would pass to each notebook."""
+    return {name: parameters for name, parameters, _ in jobs}
 
 
 @every_notebook
@@ -144,9 +155,27 @@ def test_rule_passes_known_parameters_and_every_path_and_setting(path, rule_para
     assert paths | settings <= passed
 
 
+@every_notebook
+def test_run_by_hand_it_writes_beside_what_the_pipeline_made(path, jobs):
+    """Whatever else is changed in the cell: "Run All" leaves the pipeline's files alone, and nothing that it makes is one of them."""
+    known = inspect_notebook(str(path))
+    of_pipeline = {output for _, _, outputs in jobs for output in outputs}
+    written = {
+        name
+        for notebook, parameters, outputs in jobs
+        for name, value in parameters.items()
+        if notebook == path.stem and isinstance(value, str) and any(output.split(".")[0] == value.split(".")[0] for output in outputs)
+    }
+    assert written == {name for name, parameter in known.items() if parameter["help"].startswith("output: ")}
+    for name in written:
+        default = ast.literal_eval(known[name]["default"])
+        assert default.split("/")[:2] in (["figures", "by-hand"], ["results", "by-hand"])
+        assert not {output for output in of_pipeline if output.startswith(default)}
+
+
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_stage_defaults_are_the_default_configuration(name):
-    """A stage opened in JupyterLab writes what the pipeline would write to the same file, not a variant of it."""
+    """A stage opened in JupyterLab makes what the pipeline would, not a variant of it."""
     defaults = inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
     config = load()
     for parameter in set(defaults) & set(config):
