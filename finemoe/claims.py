@@ -1,6 +1,10 @@
-"""What the paper reports beside what this project finds, one `Claim` per artefact, collected into one table."""
+"""What the paper reports beside what this project finds, one `Claim` per artefact, collected into one table.
+
+One rule gives every verdict (`verdict_of`), from the statements that a claim makes and the cases in which each was found true.
+"""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +17,63 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
+# The rule of `verdict_of`, for the pages that show verdicts.
+RULE = (
+    "A claim is taken apart into its statements, and each is tested case by case, on real routing apart from the miniatures. "
+    "What a claim says of every distance, baseline, model or dataset is as many cases; what it says of a whole (the lowest, a minimum, "
+    "an order) is one case a panel. A claim *holds* if every statement is true in every case; it *holds weaker* if every statement is "
+    "true in more than half of its cases, on each kind of routing by itself; else it *does not hold*. The statement that decided, which is "
+    "the one true in the smallest share of its cases, stands first among what was reproduced."
+)
 # In the order of the paper.
 ARTEFACTS = (
     *("T1", "F1b", "F3a", "F3b", "F3c", "F4", "F8", "F9", "F10", "F11"),
     *("F12", "F13", "F14a", "F14b", "F15", "F16a", "F16b", "F17", "F18", "H"),
 )
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing that a claim says.
+
+    Attributes:
+        text: in words. panel: on which routing or models it was tested. met, cases: in how many of how many cases it is true.
+    """
+
+    text: str
+    panel: str
+    met: int
+    cases: int
+
+    @classmethod
+    def of(cls, text: str, panel: str, flags: Iterable[object]) -> "Statement":
+        """From whether it is true, case by case."""
+        found = [bool(flag) for flag in flags]
+        return cls(text, panel, sum(found), len(found))
+
+    @property
+    def share(self) -> float:
+        """Of the cases in which it is true."""
+        return self.met / self.cases
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.met} of {self.cases} ({self.panel})"
+
+
+def verdict_of(statements: Sequence[Statement]) -> str:
+    """One of VERDICTS by the one rule there is (RULE); statements without a case say nothing."""
+    shares = [statement.share for statement in statements if statement.cases]
+    if not shares:
+        return "not testable here"
+    if min(shares) == 1:
+        return "holds"
+    return "holds weaker" if min(shares) > 0.5 else "does not hold"
+
+
+def deciding(statements: Sequence[Statement]) -> str:
+    """The statement that decides a verdict, in words: the one true in the smallest share of its cases, the first of equals."""
+    tested = [statement for statement in statements if statement.cases]
+    return f"decided by {min(tested, key=lambda one: one.share)}" if tested else "nothing could be tested"
 
 
 @dataclass(frozen=True)
@@ -27,7 +83,7 @@ class Claim:
     Attributes:
         id: one of ARTEFACTS, e.g. "F4"; artefact: the paper's own name, e.g. "Fig. 4".
         claim: the trend in words. reported, reproduced: values, as text with units.
-        verdict: one of VERDICTS. panel: the model, dataset or panel that carries the verdict.
+        verdict: one of VERDICTS. panel: the model, dataset or panel on which the statements were tested.
         executor: what produced the value (computed, recorded, replayed, measured, paced, simulated).
         why: the reason for the verdict, one or two sentences.
     """
@@ -50,6 +106,11 @@ class Claim:
         for field in fields(self):
             if not str(getattr(self, field.name)).strip():
                 raise FinemoeError(f"claim {self.id}: {field.name} is empty; say it, or say 'none'")
+
+    @classmethod
+    def judged(cls, statements: Sequence[Statement], *, reproduced: str, **texts: str) -> "Claim":
+        """A claim whose verdict follows from its statements, with the number that decided before the values reproduced."""
+        return cls(verdict=verdict_of(statements), reproduced=f"{deciding(statements)}; {reproduced}", **texts)
 
     def save(self, path: str | Path) -> "Claim":
         """Write the claim as JSON; relative paths start at the repository root. Returns it, for a notebook to show."""
@@ -109,7 +170,7 @@ def to_markdown(table: "pd.DataFrame", on_gpu: str) -> str:
     reasons = "\n".join(f"- **{row.id}** ({row.panel}): {_one_line(str(row.why))}" for row in table.itertuples(index=False))
     return (
         "# The paper's claims, and what became of them\n\n"
-        f"{len(table)} artefacts: {_counts(table)}.\n\n"
+        f"{len(table)} artefacts: {_counts(table)}. {RULE}\n\n"
         f"{pipe_table(overview)}\n\n"
         f"## Why\n\n{reasons}\n\n"
         f"## Measured on a GPU\n\n{on_gpu}"
@@ -118,8 +179,9 @@ def to_markdown(table: "pd.DataFrame", on_gpu: str) -> str:
 
 def to_summary(table: "pd.DataFrame") -> str:
     """The verdicts at a glance, for the README."""
-    shown = table[["id", "claim", "verdict", "panel", "executor"]]
-    return f"Of {len(table)} artefacts: {_counts(table)}.\n\n{pipe_table(shown)}\n"
+    deciding_ = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
+    shown = table[["id", "claim", "verdict", "executor"]].assign(**{"decided by": deciding_})
+    return f"Of {len(table)} artefacts: {_counts(table)}. {RULE}\n\n{pipe_table(shown)}\n"
 
 
 def between_marks(page: str, name: str, text: str) -> str:

@@ -3,7 +3,19 @@ import json
 import pandas as pd
 import pytest
 
-from finemoe.claims import ARTEFACTS, Claim, between_marks, collect, to_markdown, to_summary
+from finemoe.claims import (
+    ARTEFACTS,
+    RULE,
+    VERDICTS,
+    Claim,
+    Statement,
+    between_marks,
+    collect,
+    deciding,
+    to_markdown,
+    to_summary,
+    verdict_of,
+)
 from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 
@@ -41,6 +53,40 @@ def test_incomplete_claims_are_refused(change, message):
         Claim(**F4 | change)
 
 
+@pytest.mark.parametrize(
+    ("shares", "verdict", "decided"),
+    [
+        ([(3, 3), (6, 6)], "holds", "first: 3 of 3 (p)"),
+        ([(3, 3), (6, 8)], "holds weaker", "second: 6 of 8 (p)"),
+        ([(2, 3), (6, 8)], "holds weaker", "first: 2 of 3 (p)"),
+        ([(1, 2), (6, 6)], "does not hold", "first: 1 of 2 (p)"),  # half is not most
+        ([(100, 100), (0, 1)], "does not hold", "second: 0 of 1 (p)"),  # many cases do not outvote another statement's
+        ([(0, 0), (2, 2)], "holds", "second: 2 of 2 (p)"),  # what was not tested says nothing
+        ([(0, 0)], "not testable here", ""),
+    ],
+)
+def test_one_rule_gives_every_verdict(shares, verdict, decided):
+    statements = [Statement(name, "p", *share) for name, share in zip(("first", "second"), shares, strict=False)]
+    assert verdict_of(statements) == verdict
+    assert deciding(statements) == (f"decided by {decided}" if decided else "nothing could be tested")
+    texts = {name: F4[name] for name in ("id", "artefact", "claim", "reported", "panel", "executor", "why")}
+    claim = Claim.judged(statements, reproduced="values", **texts)
+    assert (claim.verdict, claim.reproduced) == (verdict, f"{deciding(statements)}; values")
+
+
+def test_no_claim_has_a_rule_of_its_own():
+    """Whatever writes a claim leaves the verdict to the rule; the pages that show verdicts state it."""
+    sources = [*(ROOT / "finemoe" / "analysis").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    writers = [
+        text for text in (path.read_text(encoding="utf-8") for path in sources) if "Claim" in text and "claims import" in text
+    ]
+    assert len(writers) > 10
+    for text in writers:
+        assert "verdict=" not in text
+        assert not [verdict for verdict in VERDICTS[:3] if f'"{verdict}"' in text or f'\\"{verdict}\\"' in text]
+    assert RULE in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_collect_orders_as_the_paper_does(tmp_path):
     for id_ in ("F10", "T1", "F3b", "F4", "F3a"):
         Claim(**F4 | {"id": id_}).save(tmp_path / f"{id_}.json")
@@ -71,6 +117,7 @@ def test_markdown_is_one_table_row_per_claim(tmp_path):
     assert "0.90 \\| 0.60" in rows[0]  # a bar inside a cell must not split it
     assert "- **F4** (gpt-oss-20b): two lines" in page
     assert "1 artefacts: holds: 1, holds weaker: 0" in page
+    assert RULE in page
     assert page.endswith("two lines\n\n## Measured on a GPU\n\nwhat a GPU did\n")
 
 

@@ -164,7 +164,9 @@ def test_run_by_hand_it_writes_beside_what_the_pipeline_made(path, jobs):
         name
         for notebook, parameters, outputs in jobs
         for name, value in parameters.items()
-        if notebook == path.stem and isinstance(value, str) and any(output.split(".")[0] == value.split(".")[0] for output in outputs)
+        if notebook == path.stem
+        and isinstance(value, str)
+        and any(output.split(".")[0] == value.split(".")[0] for output in outputs)
     }
     assert written == {name for name, parameter in known.items() if parameter["help"].startswith("output: ")}
     for name in written:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from finemoe.claims import Claim
+from finemoe.claims import Claim, Statement
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
 from finemoe.metrics import bootstrap_mean
@@ -57,19 +57,21 @@ def capacity_claim(doubling: pd.DataFrame) -> Claim:
     """Steep to 1 K, flat after."""
     is_rising, is_flatter = doubling.before > 0, doubling.after <= doubling.before / 2
     mean = doubling.groupby("search", sort=False)[["before", "after"]].mean()
-    return Claim(
+    return Claim.judged(
+        [
+            Statement.of("a doubling adds something before 1 K", "miniatures", is_rising),
+            Statement.of("at most half as much after it", "miniatures", is_flatter),
+        ],
         id="F16a",
         artefact="Fig. 16a",
         claim="Similarity of the best match rises steeply with the store's capacity up to 1 K maps and is flat after",
         reported="steep to 1 K, flat after; no number",
         reproduced="per doubling of C, before and after 1 K: "
         + "; ".join(f"{row.Index} {row.before:+.3f} and {row.after:+.3f}" for row in mean.itertuples()),
-        verdict="holds" if (is_rising & is_flatter).all() else "holds weaker" if is_rising.all() else "does not hold",
         panel="miniatures",
         executor="recorded",
         why=f"A doubling adds something before 1 K in {int(is_rising.sum())} of {len(doubling)} series, and at most half as "
-        f"much after it in {int(is_flatter.sum())}. Flat means at most half the slope; rising without "
-        "flattening counts as weaker.",
+        f"much after it in {int(is_flatter.sum())}. Flat means at most half the slope.",
     )
 
 

@@ -54,7 +54,13 @@ def test_a_knee_is_a_slope_that_halves():
     assert steep_then_flat.before.item() == pytest.approx(0.2)
     assert steep_then_flat.after.item() == pytest.approx(0.01)
     assert capacity_claim(steep_then_flat).verdict == "holds"
-    assert capacity_claim(gains_by_doubling(line([0.5, 0.6, 0.7, 0.8, 0.9]))).verdict == "holds weaker"
+    rising = capacity_claim(gains_by_doubling(line([0.5, 0.6, 0.7, 0.8, 0.9])))
+    assert (rising.verdict, rising.reproduced.split(";")[0]) == (
+        "does not hold",
+        "decided by at most half as much after it: 0 of 1 (miniatures)",
+    )
+    mostly = pd.DataFrame({"search": "trajectory", "before": [0.1] * 3, "after": [0.01, 0.01, 0.09]})
+    assert capacity_claim(mostly).verdict == "holds weaker"
     assert capacity_claim(gains_by_doubling(line([0.9, 0.8, 0.7, 0.6, 0.5]))).verdict == "does not hold"
 
 
@@ -67,6 +73,10 @@ def test_the_parts_of_an_iteration_add_up():
     small, large = (pd.Series([ms], index=["mixtral-mini"]) for ms in (0.1, 60.0))
     assert breakdown_claim(live, modelled, small).verdict == "holds"
     assert breakdown_claim(live, modelled, large).verdict == "does not hold"
+    tenth = pd.Series([float(modelled.iloc[0][["attention_ms", "experts_ms", "waiting_ms"]].sum()) / 9], index=["mixtral-mini"])
+    short = breakdown_claim(live, modelled, tenth.clip(upper=40.0))  # below 50 ms, and far above 1 %
+    assert short.verdict == "does not hold"
+    assert short.reproduced.startswith("decided by at most 1 % of an iteration: 0 of 1 (all three models); ")
 
 
 def test_a_slider_moves_what_it_names():
