@@ -232,7 +232,8 @@ def _replay_each(
         )
     ]
     if as_json:
-        dicts = [{"expert_memory": memory, **report.to_dict()} for _, memory, report in reports]
+        named = (lambda found: found) if options["hardware"] else _in_experts
+        dicts = [{"expert_memory": memory, **named(report.to_dict())} for _, memory, report in reports]
         _print_json(dicts[0] if len(dicts) == 1 else dicts)
         return
     for policy, memory, report in reports:
@@ -241,9 +242,19 @@ def _replay_each(
         _print_table(f"{path} under {policy} / {report.eviction} at {size}", rows)
 
 
+def _in_experts(report: Any) -> Any:
+    """A report's dict under the names of what it counts: without a model's sizes that is experts, where it says bytes."""
+    if isinstance(report, dict):
+        return {name.replace("_bytes", "_experts"): _in_experts(value) for name, value in report.items()}
+    return [_in_experts(value) for value in report] if isinstance(report, list) else report
+
+
 def _counts_of(report: Any) -> list[tuple[str, str]]:
-    names = ("hit_rate", "recall_at_k", "accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes")
-    return [(name.replace("_bytes", " (experts)"), f"{getattr(report, name):g}") for name in (*names, "wasted_bytes")]
+    from finemoe.report import recall_text
+
+    names = ("accesses", "hits", "misses", "demand_bytes", "prefetched_bytes", "useful_bytes", "wasted_bytes")
+    counts = [(name.replace("_bytes", " (experts)"), f"{getattr(report, name):g}") for name in names]
+    return [("hit_rate", f"{report.hit_rate:g}"), ("recall_at_k", recall_text(report.recall_at_k)), *counts]
 
 
 def _compare(
@@ -264,30 +275,35 @@ def _compare(
         typer.echo(f"left out: {name}, {reason}", err=True)
     table = system_table(history, served, SYSTEMS, expert_memories, prefetch_distance, store_capacity)
     if figure is not None:
-        details = (f"d = {prefetch_distance}", f"C = {store_capacity}")
+        details = (f"d = {prefetch_distance}", f"C = {store_capacity}", f"served requests: {served.num_requests}")
         stem = figure.with_suffix("") if figure.suffix in (".pdf", ".png", ".csv") else figure
         save_figure(comparison_figure(table, path.stem, "", *details), table, stem.resolve())
     if as_json:
-        _print_json(table.to_dict("records"))
+        _print_json(table.assign(num_requests=served.num_requests).to_dict("records"))
     else:
-        _print_comparison(path, table)
+        _print_comparison(path, table, served.num_requests)
 
 
-def _print_comparison(path: Path, table: Any) -> None:
+def _print_comparison(path: Path, table: Any, num_requests: int) -> None:
     """One table per memory size."""
     from rich.console import Console
     from rich.table import Table
 
+    from finemoe.report import recall_text
+
+    is_one = num_requests == 1
     for memory, part in table.groupby("expert_memory", sort=False):
-        text = Table(caption="loads per expert demanded: on demand; undemanded and used later;\nundemanded and evicted unused")
+        caption = "loads per expert demanded: on demand; undemanded and used later;\nundemanded and evicted unused"
+        text = Table(caption=caption, padding=(0, 0, 0, 1))  # 80 columns wide
         text.add_column("system", no_wrap=True)
-        for column in ("hit rate [95 %]", "recall", "demand", "used", "wasted"):
+        for column in ("hit rate" if is_one else "hit rate [95 %]", "recall", "demand", "used", "wasted"):
             text.add_column(column, justify="right", no_wrap=True)
         for row in part.itertuples():
-            recall = "" if row.recall_at_k != row.recall_at_k else f"{row.recall_at_k:.2f}"
+            interval = "" if is_one else f" [{row.low:.2f}, {row.high:.2f}]"
             loads = (f"{load:.2f}" for load in (row.demand_loads, row.useful_loads, row.wasted_loads))
-            text.add_row(row.system, f"{row.hit_rate:.2f} [{row.low:.2f}, {row.high:.2f}]", recall, *loads)
-        typer.echo(f"{path}, served requests, instant link, {memory:.4g} of the experts")
+            text.add_row(row.system, f"{row.hit_rate:.2f}{interval}", recall_text(row.recall_at_k), *loads)
+        served = "one served request (which has no interval)" if is_one else f"{num_requests} served requests"
+        typer.echo(f"{path}, {served}, instant link, {memory:.4g} of the experts")
         Console().print(text)
 
 

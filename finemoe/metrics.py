@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval (or arrays of them)."""
+    """A value and its 95 % interval (or arrays of them); NaN bounds where one request or one repetition has none."""
 
     value: np.ndarray
     low: np.ndarray
@@ -17,6 +17,13 @@ def resample_counts(num_requests: int, num_resamples: int = 2000, seed: int = 0)
     """How often each request is drawn in each bootstrap resample, [resamples, requests]."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(num_requests, np.full(num_requests, 1 / num_requests), size=num_resamples)
+
+
+def bounds(resampled: np.ndarray, num_requests: int, level: float = 0.95) -> np.ndarray:
+    """The percentile interval of a value over its resamples, [resamples, ...] -> [2, ...]; NaN for a single request, of which
+    every resample is the same."""
+    found: np.ndarray = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return found if num_requests > 1 else np.full_like(found, np.nan)
 
 
 def bootstrap_ratio(
@@ -32,7 +39,7 @@ def bootstrap_ratio(
     numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     weights = resample_counts(len(numerators), num_resamples, seed).astype(float)
     ratios = np.tensordot(weights, numerators, axes=1) / np.tensordot(weights, denominators, axes=1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = bounds(ratios, len(numerators), level)
     return Interval(numerators.sum(axis=0) / denominators.sum(axis=0), low, high)
 
 
@@ -46,7 +53,7 @@ def bootstrap_median(values: np.ndarray, num_resamples: int = 2000, seed: int = 
     """The median of repeated measurements, [n] -> scalar, with its percentile bootstrap interval."""
     values = np.asarray(values, dtype=float)
     draws = np.random.default_rng(seed).integers(0, len(values), size=(num_resamples, len(values)))
-    low, high = np.quantile(np.median(values[draws], axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = bounds(np.median(values[draws], axis=1), len(values), level)
     return Interval(np.median(values), low, high)
 
 

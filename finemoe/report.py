@@ -197,7 +197,7 @@ class Report:
             ("expert memory", format_bytes(self.expert_memory_bytes)),
             ("hit rate", f"{self.hit_rate:.1%}  ({self.hits} of {self.accesses} accesses)"),
             ("late / misses", f"{self.late} / {self.misses}"),
-            ("recall at K", "no predictions" if np.isnan(self.recall_at_k) else f"{self.recall_at_k:.1%}"),
+            ("recall at K", recall_text(self.recall_at_k)),
             ("loaded on demand", format_bytes(self.demand_bytes)),
             ("prefetched", f"{format_bytes(self.prefetched_bytes)}  ({format_bytes(self.wasted_bytes)} evicted unused)"),
             ("waited for weights", f"{self.stall_s:.3f} s"),
@@ -210,6 +210,11 @@ class Report:
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def recall_text(recall_at_k: float) -> str:
+    """A recall as every table shows it."""
+    return "no predictions" if np.isnan(recall_at_k) else f"{recall_at_k:.1%}"
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
+from finemoe.simulation.cost import size_named
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE as GOLDEN
 
@@ -49,10 +50,11 @@ def test_record_and_info(tmp_path):
     assert (described["num_layers"], described["num_experts"], described["top_k"]) == (32, 16, 2)
     options = ["--policy", "on-demand", "--expert-memory", "0.5"]
     replayed = json.loads(run(app, ["replay", str(trace), *options, "--json"]).stdout)
-    assert replayed["accesses"] == replayed["hits"] + replayed["demand_bytes"]
+    assert replayed["accesses"] == replayed["hits"] + replayed["demand_experts"]
     table = run(app, ["replay", str(trace), *options, "--eviction", "belady"]).output
     assert "on-demand / belady" in table
     assert "hit_rate" in table
+    assert "no predictions" in table
 
 
 def test_record_reads_the_prompts_from_the_column_named(tmp_path):
@@ -72,6 +74,46 @@ def test_replay_of_several_systems_and_sizes():
     ]
     assert found[1]["hits"] >= found[0]["hits"]
     assert "oracle / belady at 0.25 of the experts" in run(app, [*arguments, "--prefetch-distance", "2"]).output
+
+
+def names_in(value) -> set[str]:
+    """Every key of a JSON value, at any depth."""
+    if isinstance(value, dict):
+        return set(value) | {name for item in value.values() for name in names_in(item)}
+    return {name for item in value for name in names_in(item)} if isinstance(value, list) else set()
+
+
+def test_json_says_bytes_only_of_bytes(tmp_path):
+    """Without a model's sizes a replay counts experts, and its keys say so; with hardware they are bytes of that model's."""
+    ids, probs = np.broadcast_to([0, 1], (3, 32, 2)), np.full((3, 32, 2), 0.5)
+    trace = tmp_path / "a.trace"
+    RoutingTrace.from_topk(ids, probs, [0, 3], 8).save(trace)
+    arguments = ["replay", str(trace), "--policy", "on-demand", "--expert-memory", "0.25", "--json"]
+    counted = json.loads(run(app, arguments).stdout)
+    assert not [name for name in names_in(counted) if "bytes" in name]
+    assert counted["demand_experts"] == sum(one["demand_experts"] for one in counted["requests"]) == 32 * 2
+    assert counted["expert_memory_experts"] == 32 * 8 // 4
+    weighed = json.loads(run(app, [*arguments, "--hardware", "a100-80gb"]).stdout)
+    assert weighed["demand_bytes"] == 32 * 2 * size_named("mixtral-8x7b").expert_bytes
+    assert {name for name in names_in(weighed) if name.endswith("_experts")} == set()
+
+
+def test_one_request_has_no_interval(tmp_path):
+    golden = RoutingTrace.load(GOLDEN)
+    served = [number for number, split in enumerate(golden.splits) if split == "served"]
+    known = [number for number, split in enumerate(golden.splits) if split == "history"]
+    golden.select([*known, served[0]]).save(tmp_path / "one.trace")
+    arguments = ["--compare", "--expert-memory", "0.4", "--prefetch-distance", "2"]
+    one, several = (run(app, ["replay", str(path), *arguments]).stdout for path in (tmp_path / "one.trace", GOLDEN))
+    assert "one served request (which has no interval), instant link" in one
+    assert "[" not in one
+    assert f"{len(served)} served requests, instant link" in several
+    assert "hit rate [95 %]" in several
+    for table in (one, several):
+        assert "no predictions" in table
+        assert "…" not in table  # nothing is cut off in 80 columns
+    rows = json.loads(run(app, ["replay", str(tmp_path / "one.trace"), *arguments, "--json"]).stdout)
+    assert {(row["num_requests"], row["low"], row["high"]) for row in rows} == {(1, None, None)}
 
 
 def test_replay_compares_all_systems_and_draws(tmp_path):

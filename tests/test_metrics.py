@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import bootstrap, entropy
 
-from finemoe.metrics import bootstrap_mean, bootstrap_ratio, entropy_bits
+from finemoe.metrics import bootstrap_mean, bootstrap_median, bootstrap_ratio, entropy_bits
 
 weights = arrays(np.float64, (4, 6), elements=st.floats(0, 10))
 
@@ -44,3 +44,14 @@ def test_a_ratio_resamples_requests_not_rows():
 def test_intervals_are_reproducible():
     values = np.random.default_rng(1).random((20, 3))
     np.testing.assert_array_equal(bootstrap_mean(values, seed=4), bootstrap_mean(values, seed=4))
+
+
+def test_one_request_or_round_has_no_interval():
+    """Every resample of one is the same: a width of nothing would look like certainty."""
+    for found in (
+        bootstrap_mean(np.array([0.5])),
+        bootstrap_ratio(np.array([3.0]), np.array([6.0])),
+        bootstrap_median(np.array([0.5])),
+    ):
+        assert found.value == 0.5
+        assert np.isnan([found.low, found.high]).all()

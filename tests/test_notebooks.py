@@ -157,7 +157,7 @@ def test_rule_passes_known_parameters_and_every_path_and_setting(path, rule_para
 
 @every_notebook
 def test_run_by_hand_it_writes_beside_what_the_pipeline_made(path, jobs):
-    """Whatever else is changed in the cell: "Run All" leaves the pipeline's files alone, and nothing that it makes is one of them."""
+    """Whatever else is changed in the cell: "Run All" makes none of the pipeline's files."""
     known = inspect_notebook(str(path))
     of_pipeline = {output for _, _, outputs in jobs for output in outputs}
     written = {

@@ -13,7 +13,7 @@ import pandas as pd
 
 from finemoe.analysis.systems import System, left_out
 from finemoe.errors import FinemoeError
-from finemoe.metrics import Interval, resample_counts
+from finemoe.metrics import Interval, bounds, resample_counts
 from finemoe.paths import ROOT
 from finemoe.policies import POLICIES
 from finemoe.policies.finemoe import store_from
@@ -174,7 +174,7 @@ def reduction(baseline: pd.DataFrame, system: pd.DataFrame, quantity: str, seed:
     """
     weights = resample_counts(len(baseline), seed=seed).astype(float)
     ratio = _ratio(*_sums(system, quantity), weights) / _ratio(*_sums(baseline, quantity), weights)
-    low, high = np.quantile(1 - ratio[1:], [0.025, 0.975])
+    low, high = bounds(1 - ratio[1:], len(baseline))
     return Interval(1 - ratio[0], low, high)
 
 
@@ -188,7 +188,7 @@ def _summary(part: pd.DataFrame, seed: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for quantity in ("ttft_s", "tpot_s", "hit_rate"):
         ratio = _ratio(*_sums(part, quantity), weights)
-        low, high = np.quantile(ratio[1:], [0.025, 0.975]) if np.isfinite(ratio).all() else (np.nan, np.nan)
+        low, high = bounds(ratio[1:], len(part)) if np.isfinite(ratio).all() else (np.nan, np.nan)
         found |= {quantity: ratio[0], f"{quantity}_low": low, f"{quantity}_high": high}
     return found | {name: part[name].mean() for name in ("demand_bytes", "prefetched_bytes", "wasted_bytes")}
 

@@ -8,7 +8,6 @@ import finemoe
 from finemoe.analysis import verdicts
 from finemoe.analysis.footprint import footprint_table
 from finemoe.analysis.latency import (
-    BASELINES,
     LATENCY_SYSTEMS,
     distance_table,
     latency_table,
