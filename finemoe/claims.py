@@ -21,9 +21,9 @@ VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
 RULE = (
     "A claim is taken apart into its statements, and each is tested case by case, on real routing apart from the miniatures. "
     "What a claim says of every distance, baseline, model or dataset is as many cases; what it says of a whole (the lowest, a "
-    "minimum, an order) is one case a panel. A claim *holds* if every statement is true in every case; it *holds weaker* if every "
-    "statement is true in more than half of its cases, on each kind of routing by itself; else it *does not hold*. The statement "
-    "that decides is the one true in the smallest share of its cases."
+    "minimum, an order) is one case a panel. A claim *holds* if every statement is true in every case; it *holds weaker* if "
+    "every statement is true in more than half of its cases, on each kind of routing by itself; else it *does not hold*. The "
+    "statement that decides is the one true in the smallest share of its cases."
 )
 # In the order of the paper.
 ARTEFACTS = (

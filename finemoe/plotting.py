@@ -35,6 +35,7 @@ PALETTE = {
     "sentence": "#D55E00",
     "shuffled": "#8C8C8C",
 }
+_BLACK = "#000000"  # of what bounds the others, which no series may look like
 _MORE_COLOURS = ("#882255", "#999933", "#332288", "#AA4499", "#661100")  # after the style's own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
@@ -57,7 +58,7 @@ def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Seaborn's `palette`, `markers` and `dashes` for series in this order, distinct also in grey."""
     import matplotlib.pyplot as plt
 
-    taken = {PALETTE[name] for name in names if name in PALETTE}
+    taken = {PALETTE[name] for name in names if name in PALETTE} | {_BLACK}
     free = [
         colour for colour in (*plt.rcParams["axes.prop_cycle"].by_key()["color"], *_MORE_COLOURS) if colour.upper() not in taken
     ]

@@ -60,5 +60,12 @@ def test_no_two_systems_share_a_colour():
     assert len({colour.upper() for colour in palette.values()}) == len(SYSTEMS)
 
 
+def test_no_system_looks_like_what_bounds_the_others():
+    """Loading on demand and what keeps everything are drawn black; ProMoE once was, too."""
+    use_style()
+    palette = series_styles(list(SYSTEMS))["palette"]
+    assert "#000000" not in {colors.to_hex(colour) for colour in palette.values()}
+
+
 def test_machine_names_cores_and_nothing_personal():
     assert machine().split("-core ")[0].isdigit()

@@ -166,8 +166,8 @@ def high_end_claim(both: pd.DataFrame, floor: str = "") -> Claim:
         panel=_panel(latency),
         executor="simulated",
         why="; ".join(
-            f"{name}: there is a mean gain, and a smaller one, for {int(is_smaller[name].sum())} of {len(mean)} pairs of quantity "
-            f"and baseline, the order of the baselines {'the same' if all(is_same_order[name]) else 'another one'}"
+            f"{name}: there is a mean gain, and a smaller one, for {int(is_smaller[name].sum())} of {len(mean)} pairs of quantity"
+            f" and baseline, the order of the baselines {'the same' if all(is_same_order[name]) else 'another one'}"
             for name, mean in means.items()
         )
         + f". FineMoE is ahead with its whole interval in {int(is_ahead.sum())} of {len(latency)} comparisons. "
