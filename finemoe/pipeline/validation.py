@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 import finemoe
+from finemoe.pipeline.noise import busy_share
 from finemoe.pipeline.serving import serve
 from finemoe.pipeline.timing import expert_time_s, one_expert_bytes, paced_link, prefetch_time_s, software_time_s, wake_time_s
 from finemoe.policies import make_policy
@@ -134,8 +135,9 @@ def validation_table(
     Args:
         history: what a policy knows beforehand. loads_ms: time one expert takes on the link, which stands for its bandwidth.
     Returns:
-        Rows (policy, expert_memory, load_ms, predicted_tpot_s, measured_tpot_s, error, predicted_hit_rate, measured_hit_rate),
-        error relative to what was measured.
+        Rows (policy, expert_memory, load_ms, predicted_tpot_s, measured_tpot_s, error, predicted_hit_rate, measured_hit_rate,
+        busy), error relative to what was measured, busy the share of the cores that other work took (`noise.busy_share`). One
+        round: `noise.judged_predictions` says what several tell.
     """
     model, tokenizer = load_model(source)
     trace = finemoe.record(model, prompts, tokenizer=tokenizer, max_new_tokens=num_tokens, batch_size=1)
@@ -150,7 +152,8 @@ def validation_table(
                 measured = _measure(
                     model, tokenizer, prompts, num_tokens, policy, share, history, paced_link(bytes_per_s), options
                 )
-                rows.append({"policy": policy, "expert_memory": share, "load_ms": load_ms} | _compared(predicted, measured))
+                cell = {"policy": policy, "expert_memory": share, "load_ms": load_ms}
+                rows.append(cell | _compared(predicted, measured) | {"busy": busy_share()})
     return pd.DataFrame(rows)
 
 
