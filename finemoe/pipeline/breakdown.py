@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import finemoe
+from finemoe.pipeline.noise import busy_share
 from finemoe.pipeline.timing import one_expert_bytes, paced_link
 from finemoe.runtime.loading import load_model
 
@@ -28,7 +29,8 @@ def measured_breakdown(
         history: what FineMoE knows. load_s: time of one expert on the link.
     Returns:
         attention_ms (all outside the experts), experts_ms, engine_ms (accounting and publishing in the layers), waiting_ms, and
-        beside them search_ms and prefetching_ms; num_layers and engine_ms_per_layer.
+        beside them search_ms and prefetching_ms; num_layers, engine_ms_per_layer, and busy, the share of the cores that other
+        work took (`noise.busy_share`), which all of these times have in them.
     """
     model, tokenizer = load_model(source)
     options: dict[str, Any] = {"history": history, "prefetch_distance": prefetch_distance}
@@ -49,6 +51,7 @@ def measured_breakdown(
         "prefetching_ms": spans["prefetching"],
         "num_layers": num_layers,
         "engine_ms_per_layer": engine_ms / num_layers,
+        "busy": busy_share(),
     }
 
 
