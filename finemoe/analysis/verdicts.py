@@ -71,7 +71,7 @@ def systems_claim(id_: str, artefact: str, gains: pd.DataFrame, floor: str = "")
     behind = gains[~is_ahead]
     return Claim.judged(
         [
-            Statement.of(f"{_NAMES[quantity]} {'above' if quantity == 'hit_rate' else 'below'} a baseline's", name, part.low > 0)
+            Statement.of(f"{_NAMES[str(quantity)]} {'above' if quantity == 'hit_rate' else 'below'} a baseline's", name, part.low > 0)
             for name, panel in _panels(gains)
             for quantity, part in panel.groupby("quantity", sort=False)
         ],

@@ -1,7 +1,7 @@
 """Noise of measured times: how far repetitions lie apart, how much other work the machine does, what can be told in spite of it.
 
-Everything is measured in rounds, one after the other over all cells, so that what else the machine does meets each cell alike, and
-shows: as a spread over rounds, or as processor time that other work took.
+Everything is measured in rounds, one after the other over all cells: what else the machine does meets each cell alike, and shows,
+as a spread over rounds or as processor time that other work took.
 """
 
 import hashlib
