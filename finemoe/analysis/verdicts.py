@@ -71,9 +71,11 @@ def systems_claim(id_: str, artefact: str, gains: pd.DataFrame, floor: str = "")
     behind = gains[~is_ahead]
     return Claim.judged(
         [
-            Statement.of(f"{_NAMES[str(quantity)]} {'above' if quantity == 'hit_rate' else 'below'} a baseline's", name, part.low > 0)
+            Statement.of(
+                f"{_NAMES[of]} {'above' if of == 'hit_rate' else 'below'} a baseline's", name, panel[panel.quantity == of].low > 0
+            )
             for name, panel in _panels(gains)
-            for quantity, part in panel.groupby("quantity", sort=False)
+            for of in dict.fromkeys(panel.quantity)
         ],
         id=id_,
         artefact=artefact,
