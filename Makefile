@@ -47,7 +47,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 families: $(STAMP)
-	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_loading.py tests/runtime/test_recorded_modes.py
+	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_routing.py tests/runtime/test_loading.py tests/runtime/test_recorded_modes.py
 	$(BIN)/python -m tests.runtime.support_matrix
 
 bench: $(STAMP)
