@@ -1,6 +1,5 @@
 """What a run did, counted the same way under every executor (DESIGN 3 and 4; docs/metrics.md defines every number)."""
 
-import itertools
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,8 +15,9 @@ class RequestReport:
     Attributes:
         accesses, hits, late, misses: demanded experts by their state when the gate fired.
         prefetched_bytes, demand_bytes, wasted_bytes: moved ahead of and on demand; prefetched and evicted unused meanwhile.
-        stall_s: time that inference waited for weights. ttft_s: duration of the prefill.
-        tpot_s: mean duration of a decode step, NaN without any. num_decode_steps: how many there were.
+        stall_s: time that inference waited for weights. ttft_s: duration of the prefill, NaN where it is not known.
+        tpot_s: mean duration of a decode step, NaN where none is known. num_decode_steps: how many there were.
+        padding_accesses, padding_bytes, num_unknown_steps: as in Report.
     """
 
     accesses: int
@@ -31,6 +31,9 @@ class RequestReport:
     ttft_s: float
     tpot_s: float
     num_decode_steps: int
+    padding_accesses: int = 0
+    padding_bytes: int = 0
+    num_unknown_steps: int = 0
 
 
 @dataclass
@@ -42,7 +45,9 @@ class Counters:
         recalled, ranked: demanded experts found among, and compared with, equally many top predictions (recall at K).
         prefetched_bytes, demand_bytes: moved ahead of and on demand; wasted_bytes: prefetched, evicted unused.
         stall_s: time that inference waited for weights.
-        ttft_s, tpot_s: durations of prefill and of decode iterations, in order.
+        padding_accesses, padding_bytes: of experts that only padding selected.
+        ttft_s, tpot_s: durations of prefills and of decode steps, in order, as far as they are known to be that.
+        num_prefills, num_decode_steps, num_unknown_steps: as in Report.
         skipped_iterations: iterations not shown to the policy because the matcher was too far behind.
     """
 
@@ -56,10 +61,19 @@ class Counters:
     demand_bytes: int = field(init=False)
     wasted_bytes: int = field(init=False)
     stall_s: float = field(init=False)
+    padding_accesses: int = field(init=False)
+    padding_bytes: int = field(init=False)
     ttft_s: list[float] = field(init=False)
     tpot_s: list[float] = field(init=False)
+    num_prefills: int = field(init=False)
+    num_decode_steps: int = field(init=False)
+    num_unknown_steps: int = field(init=False)
     skipped_iterations: int = field(init=False)
-    _marks: list[dict[str, Any]] = field(init=False, repr=False)
+    _prefill_s: float = field(init=False, repr=False)
+    _decode_s: float = field(init=False, repr=False)
+    _requests: dict[int, dict[str, Any]] = field(init=False, repr=False)  # what each had when another took its place
+    _current: int | None = field(init=False, repr=False)
+    _mark: dict[str, Any] = field(init=False, repr=False)  # the totals when it came
 
     def __post_init__(self) -> None:
         self.reset()
@@ -69,8 +83,11 @@ class Counters:
         self.hits, self.late, self.misses = ([0] * self.num_layers for _ in range(3))
         self.recalled = self.ranked = 0
         self.prefetched_bytes = self.demand_bytes = self.wasted_bytes = self.skipped_iterations = 0
-        self.stall_s = 0.0
-        self.ttft_s, self.tpot_s, self._marks = [], [], []
+        self.padding_accesses = self.padding_bytes = 0
+        self.num_prefills = self.num_decode_steps = self.num_unknown_steps = 0
+        self.stall_s = self._prefill_s = self._decode_s = 0.0
+        self.ttft_s, self.tpot_s = [], []
+        self._requests, self._current, self._mark = {}, None, {}
 
     def prefetched(self, num_bytes: int, wasted_bytes: int) -> None:
         """An expert is loaded ahead of demand; `wasted_bytes` if what it evicts had been prefetched in vain."""
@@ -82,14 +99,46 @@ class Counters:
         self.demand_bytes += num_bytes
         self.wasted_bytes += wasted_bytes
 
-    def start_request(self) -> None:
-        """A prefill begins: what is counted from now on is the next request's."""
-        self._marks.append(self._totals())
+    def enter_request(self, number: int) -> None:
+        """What is counted from now on is this request's, until another is entered; it may be entered again."""
+        if number != self._current:
+            self._requests.update(self._running())
+            self._current, self._mark = number, self._totals()
+
+    def count_prefill(self, duration_s: float) -> None:
+        """A prefill has ended."""
+        self.num_prefills += 1
+        self.ttft_s.append(duration_s)
+        self._prefill_s += duration_s
+
+    def correct_prefill(self, duration_s: float, by_s: float | None) -> None:
+        """The last prefill, counted with this duration, has gone on by so much; None: it may have, so that it is not known."""
+        if self.ttft_s and self.ttft_s[-1] == duration_s:  # or it was before a reset
+            self.ttft_s.pop()
+            self._prefill_s -= duration_s
+            if by_s is None:
+                self.num_unknown_steps += 1
+            else:
+                self.ttft_s.append(duration_s + by_s)
+                self._prefill_s += duration_s + by_s
+
+    def count_decode_step(self, duration_s: float) -> None:
+        """A decode step has ended."""
+        self.num_decode_steps += 1
+        self.tpot_s.append(duration_s)
+        self._decode_s += duration_s
 
     def requests(self) -> tuple[RequestReport, ...]:
-        """Every request since the last reset."""
-        marks = [*self._marks, self._totals()]
-        return tuple(_between(begin, end) for begin, end in itertools.pairwise(marks))
+        """Every request since the last reset, by number."""
+        counts = {**self._requests, **self._running()}
+        return tuple(_request(counts[number]) for number in sorted(counts))
+
+    def _running(self) -> dict[int, dict[str, Any]]:
+        """What the current request has by now, by its number."""
+        if self._current is None:
+            return {}
+        totals, before = self._totals(), self._requests.get(self._current, {})
+        return {self._current: {name: totals[name] - self._mark[name] + before.get(name, 0) for name in totals}}
 
     def _totals(self) -> dict[str, Any]:
         return {
@@ -100,16 +149,22 @@ class Counters:
             "demand_bytes": self.demand_bytes,
             "wasted_bytes": self.wasted_bytes,
             "stall_s": self.stall_s,
-            "ttft_s": sum(self.ttft_s),
-            "decode_s": sum(self.tpot_s),
-            "num_decode_steps": len(self.tpot_s),
+            "padding_accesses": self.padding_accesses,
+            "padding_bytes": self.padding_bytes,
+            "prefill_s": self._prefill_s,
+            "decode_s": self._decode_s,
+            "timed_prefills": len(self.ttft_s),
+            "timed_steps": len(self.tpot_s),
+            "num_decode_steps": self.num_decode_steps,
+            "num_unknown_steps": self.num_unknown_steps,
         }
 
 
-def _between(begin: dict[str, Any], end: dict[str, Any]) -> RequestReport:
-    part = {name: end[name] - begin[name] for name in begin}
-    tpot_s = _ratio(part.pop("decode_s"), part["num_decode_steps"])
-    return RequestReport(accesses=part["hits"] + part["late"] + part["misses"], tpot_s=tpot_s, **part)
+def _request(counts: dict[str, Any]) -> RequestReport:
+    part = dict(counts)
+    ttft_s = _ratio(part.pop("prefill_s"), part.pop("timed_prefills"))
+    tpot_s = _ratio(part.pop("decode_s"), part.pop("timed_steps"))
+    return RequestReport(accesses=part["hits"] + part["late"] + part["misses"], ttft_s=ttft_s, tpot_s=tpot_s, **part)
 
 
 @dataclass(frozen=True)
@@ -122,8 +177,10 @@ class Report:
         recall_at_k: NaN where nothing was predicted.
         prefetched_bytes, demand_bytes, wasted_bytes, stall_s: as in Counters.
         useful_bytes, unused_resident_bytes: prefetched and demanded since; prefetched, resident, and not demanded so far.
-        ttft_s, tpot_s: means over prefill and decode iterations in seconds, NaN without any.
-        num_prefills, num_decode_steps: iterations of each kind.
+        ttft_s, tpot_s: means over prefills and decode steps in seconds, NaN where none is known.
+        num_prefills, num_decode_steps: how many of each; num_unknown_steps: iterations that are not known to be wholly one of
+            them, whose durations are in neither mean.
+        padding_accesses, padding_bytes: experts that only padding selected, and what was loaded for them; in no other number.
         skipped_iterations: iterations the policy did not see because its matcher was too far behind.
         layer_hits, layer_late, layer_misses: per MoE layer. requests: the same by request.
     """
@@ -152,6 +209,9 @@ class Report:
     layer_late: tuple[int, ...]
     layer_misses: tuple[int, ...]
     requests: tuple[RequestReport, ...]
+    num_unknown_steps: int = 0
+    padding_accesses: int = 0
+    padding_bytes: int = 0
 
     @classmethod
     def of(
@@ -177,13 +237,16 @@ class Report:
             stall_s=counters.stall_s,
             ttft_s=_ratio(sum(counters.ttft_s), len(counters.ttft_s)),
             tpot_s=_ratio(sum(counters.tpot_s), len(counters.tpot_s)),
-            num_prefills=len(counters.ttft_s),
-            num_decode_steps=len(counters.tpot_s),
+            num_prefills=counters.num_prefills,
+            num_decode_steps=counters.num_decode_steps,
             skipped_iterations=counters.skipped_iterations,
             layer_hits=tuple(counters.hits),
             layer_late=tuple(counters.late),
             layer_misses=tuple(counters.misses),
             requests=counters.requests(),
+            num_unknown_steps=counters.num_unknown_steps,
+            padding_accesses=counters.padding_accesses,
+            padding_bytes=counters.padding_bytes,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +255,7 @@ class Report:
 
     def rows(self) -> list[tuple[str, str]]:
         """The totals as (name, value with unit), for a table."""
-        return [
+        rows = [
             ("policy / eviction", f"{self.policy} / {self.eviction}"),
             ("expert memory", format_bytes(self.expert_memory_bytes)),
             ("hit rate", f"{self.hit_rate:.1%}  ({self.hits} of {self.accesses} accesses)"),
@@ -201,9 +264,15 @@ class Report:
             ("loaded on demand", format_bytes(self.demand_bytes)),
             ("prefetched", f"{format_bytes(self.prefetched_bytes)}  ({format_bytes(self.wasted_bytes)} evicted unused)"),
             ("waited for weights", f"{self.stall_s:.3f} s"),
-            ("TTFT", _seconds(self.ttft_s, self.num_prefills, "prefills")),
-            ("TPOT", _seconds(self.tpot_s, self.num_decode_steps, "decode steps")),
+            ("TTFT", _seconds(self.ttft_s, self.num_prefills, "prefills", self.num_unknown_steps)),
+            ("TPOT", _seconds(self.tpot_s, self.num_decode_steps, "decode steps", self.num_unknown_steps)),
         ]
+        if self.num_unknown_steps:
+            rows.append(("not timed", f"{self.num_unknown_steps} iterations, not known to be a prefill or a decode step alone"))
+        if self.padding_accesses:
+            padding = f"{self.padding_accesses} accesses, {format_bytes(self.padding_bytes)} loaded, in no other number"
+            rows.append(("padding alone", padding))
+        return rows
 
     def summary(self) -> str:
         """The totals as aligned text."""
@@ -221,5 +290,9 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else float("nan")
 
 
-def _seconds(mean_s: float, count: int, of: str) -> str:
-    return f"{mean_s * 1e3:.2f} ms  (mean of {count} {of})" if count else f"no {of}"
+def _seconds(mean_s: float, count: int, of: str, num_unknown: int) -> str:
+    if not count:
+        return f"no {of}"
+    if np.isnan(mean_s):
+        return f"unknown  ({count} {of}, none timed)"
+    return f"{mean_s * 1e3:.2f} ms  (mean of {'the timed ones among ' if num_unknown else ''}{count} {of})"

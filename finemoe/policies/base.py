@@ -65,12 +65,13 @@ class Context:
 
     Attributes:
         embeddings: [B, h] float32 semantic embeddings, or None; a row is a sequence in decode, a token in prefill.
-        is_prefill: whether this is a prefill. starts_request: whether it is the first iteration of a request (or of a batch of
-            them). num_rows: B, also where there are no embeddings.
+        is_prefill: whether this is a prefill; None where it is prefill and decode in one (continuous batching), or not known.
+        starts_request: whether it is the first iteration of a request (or of a batch of them). num_rows: B, also where there are
+            no embeddings.
     """
 
     embeddings: np.ndarray | None
-    is_prefill: bool
+    is_prefill: bool | None
     starts_request: bool
     num_rows: int = 1
 

@@ -72,9 +72,9 @@ class DeviceMemories:
         for memory, part in zip(self.memories, self.split(layer, np.arange(self.counts[layer])), strict=True):
             memory.complete_layer(layer, part)
 
-    def demand(self, layer: int, experts: np.ndarray) -> "Leases":
-        """Access a layer's demanded set on all devices at once; experts [n] ascending."""
-        return Leases(self, layer, experts)
+    def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray) -> "Leases":
+        """Access a layer's demanded set on all devices at once; experts [n] ascending, aside as in ExpertMemory."""
+        return Leases(self, layer, experts, aside)
 
     def check(self) -> None:
         """Raise what a worker failed with, in the caller."""
@@ -86,6 +86,16 @@ class DeviceMemories:
         self._resident = []
         for memory in self.memories:
             memory.reset()
+
+    def start(self) -> None:
+        """Start every worker."""
+        for memory in self.memories:
+            memory.start()
+
+    def abandon(self) -> None:
+        """Stop every worker at the end of the process; see ExpertMemory."""
+        for memory in self.memories:
+            memory.abandon()
 
     def close(self) -> None:
         """Stop every worker."""
@@ -117,10 +127,10 @@ class DeviceMemories:
 class Leases:
     """A layer's demanded experts on all devices while the layer runs."""
 
-    def __init__(self, memories: DeviceMemories, layer: int, experts: np.ndarray) -> None:
-        self._memories, self._layer, self._experts = memories, layer, experts
-        parts = zip(memories.memories, memories.split(layer, experts), strict=True)
-        self._leases: list[Lease] = [memory.demand(layer, part) for memory, part in parts]
+    def __init__(self, memories: DeviceMemories, layer: int, experts: np.ndarray, aside: np.ndarray) -> None:
+        self._memories, self._layer, self._experts, self._aside = memories, layer, experts, aside
+        parts = zip(memories.memories, memories.split(layer, experts), memories.split(layer, aside), strict=True)
+        self._leases: list[Lease] = [memory.demand(layer, part, other) for memory, part, other in parts]
         self._brought: tuple[int, dict[str, torch.Tensor]] = (-1, {})  # the expert last copied to the home device
 
     @property
@@ -140,10 +150,11 @@ class Leases:
 
     def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
         """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
-        every expert [J]; None where they are on several devices, take turns, lie too far apart, or begin unlike each other."""
+        every expert [J]; None where they are on several devices, take turns, lie too far apart, begin unlike each other, or are
+        served past the cache."""
         memory = self._memories.memories[0]
         is_one = len(self._leases) == 1 and memory.pool.device == self._memories.home and memory.pool.can_stack(self._layer)
-        slots = self._leases[0].slots() if is_one else None
+        slots = self._leases[0].slots() if is_one and not len(self._aside) else None
         if slots is None or not can_group(slots):
             return None
         first = int(slots.min())

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +40,12 @@ from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.options import EngineOptions
+from finemoe.runtime.phases import Forward, Phase
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.reaper import Watch
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.snapshot import host_buffers
-from finemoe.runtime.takeover import Takeover, is_empty
+from finemoe.runtime.takeover import ModulesAsTheyWere, Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
 
@@ -75,35 +77,46 @@ class Engine:
         self._counts = [layer.num_experts for layer in layers]
         self._counters = Counters(setup.num_layers)
         self._timeline = Timeline()
-        self._undo = ExitStack()
-        if records is not None and keeps_records:
-            self._undo.callback(self._refuse_runs, layers)
-        with torch.inference_mode(False):  # whose tensors neither the workers' threads nor a later training could use
-            try:
-                self._attach(records, keeps_records)
-            except BaseException:
-                self._undo.close()
-                raise
         self._mutex = threading.RLock()
         self._thread: int | None = None  # who is inside the model's forward, or inside one of its MoE layers
         self._is_in_forward = False
         self._process = os.getpid()
         self._stream: torch.cuda.Stream | None = None  # on which the last layer was computed
         self._iteration, self._layer = 0, -1
-        self._is_open = self._is_prefill = self._is_publishing = self._is_moving = False
+        self._is_open = self._is_publishing = self._is_moving = False
+        self._forward = Forward(Phase.UNKNOWN, 0, False)
+        self._last_prefill = (-1, 0.0)  # the request whose prefill ran last of all, and how long it took
         self._begin_s = 0.0
         self._rows: np.ndarray | None = None
+        self._num_rows = 0  # of the iteration, padding included
         self._router_output: Any = None
         self._gate: tuple[int, GateOutput, np.ndarray] | None = None  # not yet published
         self._router_weights: dict[int, torch.Tensor] = {}
         self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * setup.num_layers
         self._has_run = [False] * setup.num_layers
         self._is_closed = False
-        # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
-        self._watch = Watch(self, partial(_end, self._process, self._matcher, self._memories, self._own_records))
+        self._undo = ExitStack()
+        self._watch = Watch(self)
+        if records is not None and keeps_records:
+            self._undo.callback(self._refuse_runs, layers)
+        before = ModulesAsTheyWere(model)
+        self._undo.callback(before.restore)  # whatever an interrupt left of what the steps after this one do
+        try:
+            with torch.inference_mode(False):  # whose tensors neither the workers' threads nor a later training could use
+                self._attach(records, keeps_records)
+                before.forget()
+        except BaseException:
+            with torch.inference_mode(False), interrupts_wait():
+                self._is_closed = True
+                self._watch.cancel()
+                self._undo.close()
+            raise
 
     def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
-        """Everything that `close` undoes, in the opposite order."""
+        """Everything that `close` undoes, in the opposite order.
+
+        An interrupt may come between any two steps: what undoes threads or weights is noted before they begin.
+        """
         setup, options = self._setup, self._options
         layouts = records.layouts if records else [RecordLayout.in_place(layer, options.devices[0]) for layer in self._layers]
         record_bytes = max(layout.nbytes for layout in layouts)
@@ -124,7 +137,9 @@ class Engine:
         self._own_records = records if keeps_records else None
         if keeps_records:
             self._undo.callback(records.close)
-        self._undo.callback(Takeover(self._model, self._layers, records, home, holds_weights).undo)
+        takeover = Takeover(self._model, self._layers, records, home, holds_weights)
+        self._undo.callback(takeover.undo)
+        takeover.begin()
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         memories = []
         for rule, pool, link, name in zip(rules, pools, links, names, strict=True):
@@ -141,15 +156,21 @@ class Engine:
         self._matcher = Matcher(self.policy, _Weakly(self), self._timeline, is_beside, self._buffers)
         self._undo.callback(self._memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.callback(self._matcher.close)
+        self._memories.start()
+        self._matcher.start()
         if self.policy.lookahead:
             self._ahead = RoutersAhead(self._model, self._layers, self.policy.lookahead, self.on_residual)
             self._undo.callback(self._ahead.detach)
         for layer in self._layers:
             self._undo.callback(seam.connect(layer.experts, self._layer_function(layer)))
         self._undo.callback(Guards(self._model, self._layers, holds_weights).lift)
-        self._undo.callback(Observer(self._model, self._layers, self, gates=self.policy.needs_context).detach)
+        self._observer = Observer(self._model, self._layers, self, gates=self.policy.needs_context)
+        self._undo.callback(self._observer.detach)
         if self.policy.holds_everything:
             self._memories.preload(self.policy.expected, is_counted=False)
+        parts = self._process, self._matcher, self._memories
+        # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
+        self._watch.begin(partial(_end, *parts, self._own_records), partial(_abandon, *parts))
 
     def report(self) -> Report:
         """The counters so far, after the matcher has handled what was published.
@@ -241,36 +262,33 @@ class Engine:
         self._raise_failures()
         self._is_open, self._layer = False, -1
 
-    def on_start(self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None) -> None:
+    def on_start(self, embeddings: torch.Tensor, is_prefill: bool | None, rows: torch.Tensor | None) -> None:
         """The embedding layer has run: a new iteration (called by the observer), unless another thread is inside the model."""
         self._require_process()
         with self._mutex:
             is_used_twice = self._is_open and self._layer < 0  # before the first MoE layer
             if not (is_used_twice or self._is_closed or self._is_anothers()):
-                num_rows = 0 if embeddings is None else len(embeddings)
-                self._start_iteration(embeddings, is_prefill, rows, num_rows if rows is None else len(rows))
+                self._start_iteration(embeddings, self._observer.forward, len(embeddings))
 
-    def _start_iteration(
-        self, embeddings: torch.Tensor | None, is_prefill: bool, rows: torch.Tensor | None, num_rows: int
-    ) -> None:
+    def _start_iteration(self, embeddings: torch.Tensor | None, forward: Forward, num_rows: int) -> None:
         self._recover()
         self._end_publishing()
         self._raise_failures()
         self._iteration += 1
-        self._layer, self._is_open, self._is_prefill = -1, True, is_prefill
+        self._layer, self._is_open, self._forward = -1, True, forward
         self._router_output = self._gate = None
-        self._rows = None if rows is None else rows.cpu().numpy()
+        self._rows, self._num_rows = None if forward.rows is None else forward.rows.cpu().numpy(), num_rows
         self._router_weights.clear()
         self._begin_s = time.perf_counter()
-        starts_request = is_prefill or self._iteration == 1
-        if starts_request:
-            self._counters.start_request()
+        self._counters.enter_request(forward.request)
         # With everything resident there is nothing to prefetch, so nothing is searched; nor for a batch that is all padding.
-        self._is_publishing = self.policy.needs_context and num_rows > 0 and not self._memories.is_all_resident
+        has_rows = num_rows > 0 if self._rows is None else len(self._rows) > 0
+        self._is_publishing = self.policy.needs_context and has_rows and not self._memories.is_all_resident
         self._memories.start_iteration(self._iteration)
         if self._is_publishing:
             with self._moving():
-                is_seen = self._matcher.publish_start(self._iteration, embeddings, is_prefill, starts_request, self._rows)
+                told = forward.phase.is_prefill, forward.starts_request
+                is_seen = self._matcher.publish_start(self._iteration, embeddings, *told, self._rows)
             self._counters.skipped_iterations += not is_seen
 
     def on_router(self, layer: int, output: Any) -> None:
@@ -310,9 +328,26 @@ class Engine:
         if self._is_open:
             self._is_open = False
             self._require_numbers()
-            durations_s = self._counters.ttft_s if self._is_prefill else self._counters.tpot_s
-            durations_s.append(time.perf_counter() - self._begin_s)
+            self._count_iteration(time.perf_counter() - self._begin_s)
             self._timeline.add("compute", f"iteration {self._iteration}", self._begin_s)
+
+    def _count_iteration(self, duration_s: float) -> None:
+        """What an iteration was, and its duration where that is a time to the first token or a time per token."""
+        counters, phase = self._counters, self._forward.phase
+        (request, prefill_s), self._last_prefill = self._last_prefill, (-1, 0.0)
+        goes_on = request == self._forward.request and phase in (Phase.PIECE, Phase.SEVERAL)
+        if goes_on:  # several tokens may be the rest of its prompt, or drafts
+            counters.correct_prefill(prefill_s, duration_s if phase is Phase.PIECE else None)
+        if phase is Phase.PREFILL:
+            counters.count_prefill(duration_s)
+            self._last_prefill = self._forward.request, duration_s
+        elif phase is Phase.PIECE:
+            self._last_prefill = self._forward.request, prefill_s + duration_s
+        elif phase is Phase.DECODE:
+            counters.count_decode_step(duration_s)
+        else:
+            counters.num_decode_steps += phase is Phase.SEVERAL
+            counters.num_unknown_steps += 1
 
     def _refuse_runs(self, layers: list[MoELayer]) -> None:
         """Layers without experts once the engine is closed: never held (load), or lost with what should have restored them."""
@@ -363,13 +398,21 @@ class Engine:
             self._thread = threading.get_ident()  # inner modules may be called directly, past the model's own forward
             # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
             if layer <= self._layer or not self._is_open or self._is_moving:
-                self._layer = -1
-                self._is_open = False
-                self._start_iteration(None, hidden_states.shape[0] > 1, None, hidden_states.shape[0])
+                self._start_past_the_embedding(hidden_states.shape[0])
             self._layer = layer
             self._is_moving = True
         self._follow_stream(hidden_states.device)
         self._layer_begin_s = time.perf_counter()
+
+    def _start_past_the_embedding(self, num_rows: int) -> None:
+        forward, begin_s, is_inside = self._observer.forward, self._begin_s, self._observer.is_inside
+        goes_on = is_inside and self._is_open and not self._is_moving  # layers that a forward runs again
+        self._layer = -1
+        self._is_open = False
+        self._start_iteration(None, replace(forward, starts_request=False) if goes_on else forward, num_rows)
+        if goes_on:
+            self._begin_s = begin_s
+        self._counters.num_unknown_steps += not is_inside  # a layer called by itself, of which nobody will see the end
 
     def _follow_stream(self, device: torch.device) -> None:
         """Slots are ordered by the stream that computes: one that takes over waits for the one before."""
@@ -383,7 +426,7 @@ class Engine:
         """Whether another thread is inside the model's forward or one of its layers."""
         if self._thread in (None, threading.get_ident()):
             return False
-        return _is_inside(self._thread, [self._model, *(layer.experts for layer in self._layers)])
+        return _is_inside(self._thread, [*self._observer.modules, *(layer.experts for layer in self._layers)])
 
     def _require_turn(self) -> None:
         if self._is_anothers():
@@ -403,15 +446,15 @@ class Engine:
     ) -> "Leases | _Resident":
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         index = layer.index
+        chosen, aside = self._chosen(layer, selected)
+        self._counters.padding_accesses += len(aside)
         if self._memories.is_all_resident and not self._is_publishing and not needs_slots:
-            used = list(set(selected.ravel().tolist()) - {layer.num_experts})
-            self._counters.hits[index] += len(used)
-            self._memories.use(index, used)
+            self._counters.hits[index] += len(chosen)
+            self._memories.use(index, list(chosen))
             return _Resident(self._memories.resident_weights(index))
-        chosen = set(selected.ravel().tolist()) - {layer.num_experts}  # expert parallelism marks foreign experts with J
         demanded = np.array(sorted(chosen), dtype=np.int64)
         self._count_recall(index, demanded)
-        leases = self._memories.demand(index, demanded)
+        leases = self._memories.demand(index, demanded, np.array(sorted(aside), dtype=np.int64))
         for access in leases.accesses:
             self._counters.hits[index] += len(access.hits)
             self._counters.late[index] += len(access.late)
@@ -424,6 +467,14 @@ class Engine:
             if self._matcher.is_asynchronous and not self.policy.lookahead:
                 self._publish_gate(None)
         return leases
+
+    def _chosen(self, layer: MoELayer, selected: np.ndarray) -> tuple[set[int], set[int]]:
+        """The experts that rows which count selected, and those that only padding did; selected: [rows, K]."""
+        everyones = set(selected.ravel().tolist()) - {layer.num_experts}  # expert parallelism marks foreign experts with J
+        if self._rows is None or len(selected) != self._num_rows:
+            return everyones, set()
+        chosen = everyones.intersection(selected[self._rows].ravel().tolist())
+        return chosen, everyones - chosen
 
     def _publish_gate(self, ahead: AheadOutput | None) -> None:
         """What the last gate said goes to the matcher: at once where it works beside inference, else when the layer is done."""
@@ -549,6 +600,14 @@ def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: Reco
         memories.close()
         if records is not None:
             records.close()
+
+
+def _abandon(process: int, matcher: Matcher, memories: DeviceMemories) -> None:
+    """The process ends, perhaps while a thread generates: stop the workers, and refuse it at its next layer. Memory stays, which it
+    may be reading and which goes with the process."""
+    if os.getpid() == process:
+        memories.abandon()
+        matcher.close()
 
 
 def _is_inside(thread: int | None, modules: Sequence[nn.Module]) -> bool:

@@ -18,6 +18,7 @@ from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.worker import Worker
 
 _MOST_ITERATIONS_BEHIND = 4
 Post = Callable[[int, Sequence[Prefetch]], None]
@@ -30,7 +31,7 @@ class Matcher:
     Args:
         policy: whose state only the matcher's thread touches.
         post: called with (iteration, prefetches).
-        asynchronous: search in a thread of its own; otherwise inside `publish_*`. buffers: see Snapshot.
+        asynchronous: search in a thread of its own, from `start` on; otherwise inside `publish_*`. buffers: see Snapshot.
     """
 
     def __init__(
@@ -43,7 +44,10 @@ class Matcher:
         self._has_missed_start = False  # a request began with an iteration that was left out
         self._num_rows, self._next_layer = 0, 0
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="finemoe-matcher", daemon=True) if asynchronous else None
+        self._thread = Worker(self._work, "finemoe-matcher") if asynchronous else None
+
+    def start(self) -> None:
+        """Begin to work."""
         if self._thread:
             self._thread.start()
 
@@ -55,7 +59,7 @@ class Matcher:
         self,
         iteration: int,
         embeddings: torch.Tensor | None,
-        is_prefill: bool,
+        is_prefill: bool | None,
         starts_request: bool,
         rows: np.ndarray | None,
     ) -> bool:
@@ -138,7 +142,7 @@ class Matcher:
         self,
         iteration: int,
         embeddings: Snapshot | None,
-        is_prefill: bool,
+        is_prefill: bool | None,
         starts_request: bool,
         rows: np.ndarray | None,
     ) -> None:

@@ -21,6 +21,12 @@ from finemoe.runtime.link import Completion, Link
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.worker import Worker
+
+PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
+
+
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class ExpertMemory:
@@ -28,7 +34,7 @@ class ExpertMemory:
 
     Args:
         cache: accounting; records: where experts come from; pool: where they go; link: how they get there.
-        asynchronous: prefetch in a worker thread; otherwise each posted prefetch is loaded before `post` returns.
+        asynchronous: prefetch in a worker thread, from `start` on; otherwise each posted prefetch is loaded before `post` returns.
         name: what the link's worker and its track in a timeline are called.
     """
 
@@ -53,8 +59,11 @@ class ExpertMemory:
         self._iteration, self.layer = 0, -1
         self.num_demanding = 0
         self.error: BaseException | None = None
-        self._closed = self._is_copying = False
-        self._worker = threading.Thread(target=self._work, name=f"finemoe-{name}", daemon=True) if asynchronous else None
+        self._closed = self._is_copying = self._is_abandoned = False
+        self._worker = Worker(self._work, f"finemoe-{name}") if asynchronous else None
+
+    def start(self) -> None:
+        """Begin to work."""
         if self._worker:
             self._worker.start()
 
@@ -118,9 +127,13 @@ class ExpertMemory:
             self.cache.complete(layer, expert)
             self.changed.notify_all()
 
-    def demand(self, layer: int, experts: np.ndarray) -> "Lease":
-        """Access a layer's demanded set and start loading what is missing; experts [n] ascending."""
-        return Lease(self, layer, experts)
+    def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray = _NONE) -> "Lease":
+        """Access a layer's demanded set and start loading what is missing; experts [n] ascending.
+
+        Args:
+            aside: [n] other experts, which only padding selected: they are served past the cache.
+        """
+        return Lease(self, layer, experts, aside)
 
     @property
     def unused_bytes(self) -> int:
@@ -135,6 +148,8 @@ class ExpertMemory:
 
     def check(self) -> None:
         """Raise what the worker failed with, in the caller."""
+        if self._is_abandoned:
+            raise EngineError(PROCESS_ENDS)
         if self.error is not None:
             raise EngineError(f"the prefetch worker failed: {self.error}; the engine cannot go on, close it") from self.error
 
@@ -145,22 +160,36 @@ class ExpertMemory:
             self.num_demanding = 0
             self._is_copying = self._is_copying and self._worker is not None  # in line, it was the caller who broke off
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.error is not None or not self._is_copying)
+            self.changed.wait_for(lambda: self.is_over or not self._is_copying)
             self.counters.wasted_bytes += self.unused_bytes
             fence = self.link.fence()
             self.fences = dict.fromkeys(range(self.cache.num_slots), fence)
             self.cache.reset()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will be loaded any more; `check` says why."""
+        return self.error is not None or self._is_abandoned
+
+    def abandon(self) -> None:
+        """The process ends: stop the worker, and refuse whoever comes from now on. The slots stay, since a thread may be reading
+        them."""
+        self._is_abandoned = True
+        self._stop()
+
     def close(self) -> None:
         """Stop the worker, wait for it and for the link, and give the slots back."""
+        self._stop()
+        self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
+        self.pool.close()
+
+    def _stop(self) -> None:
         with self.lock:
             self._closed = True
             self.num_demanding = 0
             self.changed.notify_all()
         if self._worker:
             self._worker.join()
-        self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
-        self.pool.close()
 
     def _work(self) -> None:
         try:
@@ -228,8 +257,10 @@ class Lease:
     Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4).
     """
 
-    def __init__(self, memory: ExpertMemory, layer: int, experts: np.ndarray) -> None:
+    def __init__(self, memory: ExpertMemory, layer: int, experts: np.ndarray, aside: np.ndarray = _NONE) -> None:
         self._memory, self._layer, self._experts = memory, layer, experts
+        self._aside = frozenset(aside.tolist())
+        self._last_aside: tuple[int, dict[str, torch.Tensor]] = (-1, {})
         self._loads: dict[int, Completion] = {}
         begin_s = time.perf_counter()
         memory.check()
@@ -245,6 +276,8 @@ class Lease:
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
         """The expert's weights by parameter name, complete and safe to read."""
         memory = self._memory
+        if expert in self._aside:
+            return self._weights_aside(expert)
         if memory.cache.state[self._layer, expert] != RESIDENT:
             begin_s = time.perf_counter()
             self._make_resident(expert)
@@ -268,12 +301,36 @@ class Lease:
             for slot in memory.cache.slot_of[self._layer, self._experts].tolist():
                 memory.fences[slot] = fence
 
+    def _weights_aside(self, expert: int) -> dict[str, torch.Tensor]:
+        """An expert in memory of its own until the next one: a copy of its slot, which may go to another at any time, or loaded."""
+        if self._last_aside[0] != expert:
+            memory, layer = self._memory, self._layer
+            memory.check()
+            layout, begin_s = memory.records.layouts[layer], time.perf_counter()
+            room = torch.empty(layout.nbytes, dtype=torch.uint8, device=memory.pool.device)
+            with memory.lock:
+                is_here, slot = memory.cache.state[layer, expert] == RESIDENT, int(memory.cache.slot_of[layer, expert])
+                if is_here:
+                    room.copy_(memory.pool.bytes_of(layer, slot))
+                    memory.fences[slot] = memory.link.fence()
+                else:
+                    memory.counters.padding_bytes += layout.nbytes
+            if not is_here:
+                load = memory.link.copy(memory.records.record(layer, expert), room, memory.link.fence())
+                load.wait_for_reader()
+                if memory.records.on_disk(layer, expert):
+                    load.wait_for_host()
+                memory.counters.stall_s += time.perf_counter() - begin_s
+                memory.timeline.add(memory.name, f"padding {layer}.{expert}", begin_s, load.expected_end_s)
+            self._last_aside = expert, layout.views(room, expert)
+        return self._last_aside[1]
+
     def _load_what_fits(self) -> None:
         try:
             while self._missing and self._try_load(self._missing[0]):
                 self._missing.pop(0)
         finally:
-            with self._memory.changed:
+            with self._memory.lock:
                 self._memory.num_demanding = max(0, self._memory.num_demanding - 1)
                 self._memory.changed.notify_all()
 
@@ -304,7 +361,7 @@ class Lease:
             return
         with memory.lock:  # a prefetch is bringing it: late
             state = memory.cache.state
-            memory.changed.wait_for(lambda: memory.error is not None or state[self._layer, expert] == RESIDENT)
+            memory.changed.wait_for(lambda: memory.is_over or state[self._layer, expert] == RESIDENT)
         memory.check()
 
     def _make_room_for(self, expert: int) -> None:
@@ -328,7 +385,7 @@ class Lease:
         with memory.lock:
             if self._is_other_load_under_way():
                 memory.changed.wait_for(
-                    lambda: memory.error is not None or len(memory.cache.evictable()) > 0 or not self._is_other_load_under_way()
+                    lambda: memory.is_over or len(memory.cache.evictable()) > 0 or not self._is_other_load_under_way()
                 )
             elif not len(memory.cache.evictable()):  # or that load has ended since a slot was looked for
                 ahead = self._experts[(self._experts > expert) & (memory.cache.state[self._layer, self._experts] == RESIDENT)]

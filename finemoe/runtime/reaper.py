@@ -13,30 +13,42 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from finemoe.runtime.worker import Worker
+
 _NOBODY = -1
 _PATIENCE_S = 0.01
 _numbers = itertools.count()
 _ends: dict[int, Callable[[], None]] = {}  # of living owners, and of those that have left a note
+_last_words: dict[int, Callable[[], None]] = {}  # the same at the end of the process
 _notes: "queue.SimpleQueue[int]" = queue.SimpleQueue()
 _lock = threading.Lock()  # of the thread's beginning and end; collected owners never take it
-_thread: threading.Thread | None = None
+_thread: Worker | None = None
 
 
 class Watch:
-    """Calls `end` once when `owner` has been dropped, or at the end of the process; `end` must not hold the owner."""
+    """Ends what an owner leaves behind when it is dropped, from `begin` on."""
 
-    def __init__(self, owner: Any, end: Callable[[], None]) -> None:
+    def __init__(self, owner: Any) -> None:
         self._number = next(_numbers)
-        with _lock:
-            _ends[self._number] = end
-            _start()
         self._finalizer = weakref.finalize(owner, _notes.put, self._number)
         self._finalizer.atexit = False
+
+    def begin(self, end: Callable[[], None], at_exit: Callable[[], None]) -> None:
+        """Call one of them once; neither must hold the owner.
+
+        Args:
+            end: when the owner has been dropped. at_exit: at the end of the process, when threads may still be using it.
+        """
+        _last_words[self._number] = at_exit
+        _ends[self._number] = end
+        with _lock:
+            _start()
 
     def cancel(self) -> None:
         """The owner has come to its end itself; the last one's takes the thread with it."""
         self._finalizer.detach()
         _ends.pop(self._number, None)
+        _last_words.pop(self._number, None)
         thread = _thread
         if not _ends and thread is not None:
             _notes.put(_NOBODY)
@@ -47,7 +59,7 @@ class Watch:
 def _start() -> None:
     global _thread
     if _thread is None or not _thread.is_alive():  # a forked process has no thread but its own
-        _thread = threading.Thread(target=_reap, name="finemoe-reaper", daemon=True)
+        _thread = Worker(_reap, "finemoe-reaper")
         _thread.start()
 
 
@@ -62,8 +74,13 @@ def _reap() -> None:
 
 
 def _end(number: int) -> None:
+    _last_words.pop(number, None)
+    _call(_ends.pop(number, _nothing))
+
+
+def _call(end: Callable[[], None]) -> None:
     try:
-        _ends.pop(number, _nothing)()
+        end()
     except Exception as error:
         print(f"finemoe: an engine that was dropped could not be ended: {error}", file=sys.stderr)
 
@@ -74,5 +91,6 @@ def _nothing() -> None:
 
 @atexit.register
 def _end_all() -> None:
-    for number in list(_ends):
-        _end(number)
+    for number in list(_last_words):
+        _ends.pop(number, None)
+        _call(_last_words.pop(number, _nothing))

@@ -6,6 +6,7 @@ type and device, but hold a single NaN stretched over the whole shape: nothing c
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ def is_empty(layer: MoELayer) -> bool:
 
 
 class Takeover:
-    """Moves a model's experts into a record store and the rest of it to a device; `undo` is the inverse.
+    """Moves a model's experts into a record store and the rest of it to a device, from `begin` on; `undo` is the inverse, of however
+    much of it was done.
 
     Args:
         layers: whose experts go; records: where they go; device: where the model computes.
@@ -38,18 +40,17 @@ class Takeover:
     def __init__(
         self, model: nn.Module, layers: list[MoELayer], records: RecordStore, device: torch.device, holds_weights: bool
     ) -> None:
-        self._records = records
+        self._model, self._layers, self._records, self._device, self._holds_weights = model, layers, records, device, holds_weights
         self._taken: list[tuple[MoELayer, torch.device]] = []
         self._homes: list[tuple[torch.Tensor, torch.device]] = []
-        try:
-            for layer in layers:
-                if holds_weights:
-                    self._take(layer)
-                empty(layer, device)
-            self._move_rest(model, layers, device)
-        except BaseException:
-            self.undo()
-            raise
+
+    def begin(self) -> None:
+        """Do it; what breaks off in here is for the caller to undo."""
+        for layer in self._layers:
+            if self._holds_weights:
+                self._take(layer)
+            empty(layer, self._device)
+        self._move_rest(self._model, self._layers, self._device)
 
     def undo(self) -> None:
         """Restore every parameter's data and device; what cannot be restored stays empty (NaN) and is raised at the end."""
@@ -93,3 +94,31 @@ def restore(layer: MoELayer, records: RecordStore, device: torch.device) -> None
 def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
+
+
+class ModulesAsTheyWere:
+    """A model's modules and their hooks at one moment, to be had back if what follows breaks off; the data of its tensors is not
+    in it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes = {module: dict(module.__dict__) for module in model.modules()}
+        self._hooks = {
+            (module, name): dict(value)
+            for module, attributes in self._attributes.items()
+            for name, value in attributes.items()
+            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+        }
+
+    def restore(self) -> None:
+        """Make them what they were."""
+        for module, attributes in self._attributes.items():
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        for (module, name), hooks in self._hooks.items():
+            current: dict[Any, Any] = module.__dict__[name]
+            current.clear()
+            current.update(hooks)
+
+    def forget(self) -> None:
+        """What follows has succeeded: `restore` does nothing any more."""
+        self._attributes, self._hooks = {}, {}

@@ -55,6 +55,7 @@ class Fixture:
         pool = SlotPool(self.records.layouts, slots, torch.device("cpu"))
         timeline = Timeline()
         self.memory = ExpertMemory(self.cache, self.records, pool, self.link, self.counters, timeline, asynchronous)
+        self.memory.start()
         self.memory.start_iteration(1)
 
     def post(self, *requests: tuple[int, int, float], iteration: int = 1) -> None:

@@ -206,6 +206,11 @@ def test_a_new_engine_keeps_the_thread_that_an_old_one_would_end(monkeypatch):
     class Owner:
         pass
 
+    def watched(owner):
+        watch = reaper.Watch(owner)
+        watch.begin(lambda: None, lambda: None)
+        return watch
+
     class Notes:
         """A queue into which the last owner's farewell comes just after a new owner has arrived."""
 
@@ -214,11 +219,11 @@ def test_a_new_engine_keeps_the_thread_that_an_old_one_would_end(monkeypatch):
             self.get = notes.get
 
         def put(self, number: int) -> None:
-            watches.append(reaper.Watch(new, lambda: None))
+            watches.append(watched(new))
             self._notes.put(number)
 
     old, new, watches = Owner(), Owner(), []
-    first, notes = reaper.Watch(old, lambda: None), reaper._notes
+    first, notes = watched(old), reaper._notes
     monkeypatch.setattr(reaper, "_notes", Notes(notes))
     closing = threading.Thread(target=first.cancel, daemon=True)
     closing.start()

@@ -1,0 +1,255 @@
+"""What a forward is, told from its arguments before anything is computed: a prefill, a decode step, or neither; of which request;
+and which of its rows are padding (docs/metrics.md defines the words).
+
+A request is known by its cache. Only where several tokens are fed over a cache that holds some already do the arguments not say
+what they are: the rest of a prompt, a new turn, or drafts to be verified. There Transformers' own generation is asked, if it is the
+caller.
+"""
+
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationMixin
+
+_CACHE_NAMES = ("past_key_values", "cache_params", "past_key_value", "cache")
+
+
+class Phase(Enum):
+    """The kind of an iteration."""
+
+    PREFILL = "a prompt, or all of it that is fed at once"
+    PIECE = "a later piece of a prompt that `generate` feeds in pieces"
+    DECODE = "one token a sequence, or drafts that `generate` verifies"
+    SEVERAL = "several tokens over a cache that is not empty, from a caller who does not say what they are"
+    UNKNOWN = "prefill and decode in one, or not to be known"
+
+    @property
+    def is_prefill(self) -> bool | None:
+        """What a policy is told; None where it is not known."""
+        return {Phase.PREFILL: True, Phase.PIECE: True, Phase.UNKNOWN: None}.get(self, False)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is known of a forward.
+
+    Attributes:
+        phase: its kind. request: the number of the request it belongs to, counted from 0. starts_request: whether that one begins.
+        rows: indices of the token rows that are no padding, or None where none is.
+    """
+
+    phase: Phase
+    request: int
+    starts_request: bool
+    rows: torch.Tensor | None = None
+
+
+class Call:
+    """The arguments of one module's forward, as far as they tell of phases.
+
+    Args:
+        module: whose forward is called; args, kwargs: what with.
+    """
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        arguments = _bound(module, args, kwargs)
+        self.module = module
+        self.embeds = arguments.get("inputs_embeds") if isinstance(arguments.get("inputs_embeds"), torch.Tensor) else None
+        self.mask = arguments.get("attention_mask")
+        self.cache = _cache_in(arguments)
+        self.past_tokens = 0 if self.cache is None else length_of(self.cache)  # before this forward adds to it
+        ends, positions, wanted = (arguments.get(name) for name in ("cu_seq_lens_q", "position_ids", "logits_indices"))
+        self.packed = None
+        if isinstance(ends, torch.Tensor) and isinstance(positions, torch.Tensor):
+            self.packed = Packed.of(ends, positions, wanted)
+
+    def padding(self, batch: int, num_tokens: int) -> torch.Tensor | None:
+        """[batch, num_tokens] whether a row counts, or None where the arguments name no padding."""
+        mask, past = self.mask, self.past_tokens or 0
+        if isinstance(mask, Mapping):
+            mask = mask.get("full_attention")
+        if not isinstance(mask, torch.Tensor) or len(mask) != batch or mask.shape[-1] < num_tokens:
+            return None
+        begin = past if past + num_tokens <= mask.shape[-1] else mask.shape[-1] - num_tokens
+        if mask.ndim == 2:
+            return mask[:, begin : begin + num_tokens] != 0
+        if mask.ndim == 4 and mask.shape[-2] == num_tokens and begin == past:
+            own = mask[:, 0, :, begin : begin + num_tokens].diagonal(dim1=-2, dim2=-1)  # a token that counts sees itself
+            return own if own.dtype == torch.bool else own == 0 if own.is_floating_point() else own != 0
+        return None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences side by side in one row, as continuous batching feeds them; each entry is of one sequence.
+
+    Attributes:
+        lengths: tokens fed. pasts: tokens in the cache already. is_complete: whether every sequence gets its next token, so that no
+            prompt is cut off.
+    """
+
+    lengths: tuple[int, ...]
+    pasts: tuple[int, ...]
+    is_complete: bool
+
+    @classmethod
+    def of(cls, ends: torch.Tensor, positions: torch.Tensor, wanted: Any) -> "Packed":
+        """From the cumulative lengths [n + 1], the position of every token, and the tokens whose logits are wanted, if known."""
+        bounds, places = ends.tolist(), positions.reshape(-1).tolist()
+        spans = [(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if end > begin]  # others are fillers
+        last = {end - 1 for _, end in spans}
+        is_complete = not isinstance(wanted, torch.Tensor) or last <= set(wanted.tolist())
+        return cls(tuple(end - begin for begin, end in spans), tuple(places[begin] for begin, _ in spans), is_complete)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that belong to a sequence; what follows is filling."""
+        return sum(self.lengths)
+
+    def phase(self, cut_off: set[int]) -> Phase:
+        """Prefill where every sequence is fed its whole prompt, decode where each goes on by one token of its own.
+
+        Args:
+            cut_off: how far prompts had come that the last step cut off; a single token that follows there may be their end.
+        """
+        if not any(self.pasts) and self.is_complete:
+            return Phase.PREFILL
+        is_decode = all(length == 1 and past and past not in cut_off for length, past in zip(self.lengths, self.pasts, strict=True))
+        return Phase.DECODE if is_decode else Phase.UNKNOWN
+
+
+class Requests:
+    """Numbers requests, and says of every forward which it belongs to."""
+
+    def __init__(self) -> None:
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by cache
+        self._cut_off: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()  # by cache of packed sequences
+        self._next = 0
+
+    def forward(self, call: Call, batch: int, num_tokens: int) -> Forward:
+        """What a forward over [batch, num_tokens] tokens is."""
+        if call.packed is not None and batch == 1:
+            return self._packed(call, call.packed, num_tokens)
+        phase, starts = _phase(call, num_tokens)
+        number = None if starts else self._number_of(call.cache)
+        counts = call.padding(batch, num_tokens)
+        rows = None if counts is None or bool(counts.all()) else counts.flatten().nonzero().flatten()
+        starts = number is None
+        return Forward(phase, self._new(call.cache) if number is None else number, starts, rows)
+
+    def unknown(self) -> Forward:
+        """A layer is called by itself: the request that ran last, for all that is known."""
+        return Forward(Phase.UNKNOWN, self._next - 1, False) if self._next else Forward(Phase.UNKNOWN, self._new(None), True)
+
+    def remember(self, cache: Any, request: int) -> None:
+        """A request's cache, which its first forward has made."""
+        if cache is not None and self._number_of(cache) is None:
+            self._note(self._numbers, cache, request)
+
+    def _packed(self, call: Call, packed: Packed, num_tokens: int) -> Forward:
+        phase = packed.phase(self._cut_off.get(call.cache, set()) if _is_reference(call.cache) else set())
+        ends = {past + length for past, length in zip(packed.pasts, packed.lengths, strict=True) if length > 1}
+        self._note(self._cut_off, call.cache, set() if packed.is_complete else ends)
+        rows = None if packed.num_rows == num_tokens else torch.arange(packed.num_rows)
+        number = self._number_of(call.cache)
+        return Forward(phase, self._new(call.cache) if number is None else number, number is None or not all(packed.pasts), rows)
+
+    def _number_of(self, cache: Any) -> int | None:
+        return self._numbers.get(cache) if _is_reference(cache) else None
+
+    def _new(self, cache: Any) -> int:
+        number, self._next = self._next, self._next + 1
+        self._note(self._numbers, cache, number)
+        return number
+
+    def _note(self, notes: "weakref.WeakKeyDictionary[Any, Any]", cache: Any, value: Any) -> None:
+        if _is_reference(cache):
+            notes[cache] = value
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in what a forward returned, or None."""
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    return next((item for item in items if isinstance(item, Cache)), None)
+
+
+def length_of(cache: Any) -> int | None:
+    """Tokens that a cache holds (at least 1 where it holds some but doesn't say how many); None where nothing is to be known."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError, TypeError):  # ValueError: it has states only, and no tokens
+        try:
+            return int(cache.has_previous_state())
+        except (AttributeError, ValueError, TypeError):
+            return None
+
+
+def _phase(call: Call, num_tokens: int) -> tuple[Phase, bool]:
+    """The phase, and whether a request begins for certain."""
+    if call.past_tokens is None:
+        return Phase.UNKNOWN, False
+    if call.past_tokens == 0:
+        return Phase.PREFILL, True
+    step = _generation_step(call.cache)
+    if step is not None:
+        is_first, is_later_piece = step
+        if not is_first:
+            return Phase.DECODE, False
+        return (Phase.PIECE, False) if is_later_piece else (Phase.PREFILL, True)
+    return (Phase.DECODE if num_tokens == 1 else Phase.SEVERAL), False
+
+
+@cache
+def _generation_codes() -> frozenset[Any]:
+    names = ("_prefill", "_assisted_decoding", "_sample", "_beam_search")
+    functions = [getattr(GenerationMixin, name, None) for name in names]
+    return frozenset(inspect.unwrap(function).__code__ for function in functions if function is not None)
+
+
+def _generation_step(cache: Any) -> tuple[bool, bool] | None:
+    """Of the `generate` that feeds this cache: whether it feeds its prompt, and whether a later piece of it; None where no
+    `generate` does, or it has nothing to say."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _generation_codes():
+            known = frame.f_locals
+            if known.get("cache") is not cache or "is_first_iteration" not in known:
+                return None
+            return bool(known["is_first_iteration"]), known.get("chunk_idx", 0) > 0
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+@cache
+def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
+
+
+def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, whether given by position or by keyword."""
+    forward = module.forward
+    try:
+        signature = _signature_of(getattr(forward, "__func__", forward))
+        bound = signature.bind_partial(module, *args) if hasattr(forward, "__func__") else signature.bind_partial(*args)
+    except (TypeError, ValueError):  # which the model itself says better
+        return dict(kwargs)
+    return {**bound.arguments, **kwargs}
+
+
+def _cache_in(arguments: Mapping[str, Any]) -> Any:
+    for name in _CACHE_NAMES:
+        if arguments.get(name) is not None:
+            return arguments[name]
+    return next((value for value in arguments.values() if isinstance(value, Cache)), None)
+
+
+def _is_reference(cache: Any) -> bool:
+    return cache is not None and getattr(cache, "__hash__", None) is not None and hasattr(cache, "__weakref__")
