@@ -55,6 +55,9 @@ _ONE_THREAD = (
 )
 
 
+_FAREWELL_S = 2.0  # that the end of the process waits for a thread that generates to hear of it
+
+
 class Engine:
     """An attached model's expert memory, policy and counters. Made by `offload` or `load`; a context manager that closes itself.
 
@@ -170,7 +173,7 @@ class Engine:
             self._memories.preload(self.policy.expected, is_counted=False)
         parts = self._process, self._matcher, self._memories
         # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
-        self._watch.begin(partial(_end, *parts, self._own_records), partial(_abandon, *parts))
+        self._watch.begin(partial(_end, *parts, self._own_records), partial(_abandon, *parts, weakref.ref(self)))
 
     def report(self) -> Report:
         """The counters so far, after the matcher has handled what was published.
@@ -602,12 +605,27 @@ def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: Reco
             records.close()
 
 
-def _abandon(process: int, matcher: Matcher, memories: DeviceMemories) -> None:
-    """The process ends, perhaps while a thread generates: stop the workers, and refuse it at its next layer. Memory stays, which it
-    may be reading and which goes with the process."""
-    if os.getpid() == process:
-        memories.abandon()
-        matcher.close()
+def _abandon(process: int, matcher: Matcher, memories: DeviceMemories, reference: "weakref.ref[Engine]") -> None:
+    """The process ends, perhaps while a thread generates: stop the workers, refuse that thread at its next layer, and let it say
+    what it heard. Memory stays, which it may be reading and which goes with the process."""
+    if os.getpid() != process:
+        return
+    memories.abandon()
+    matcher.close()
+    engine = reference()
+    for thread in threading.enumerate() if engine is not None else ():
+        if thread.daemon and thread is not threading.current_thread() and _uses(thread.ident, engine._model):
+            thread.join(_FAREWELL_S)
+
+
+def _uses(thread: int | None, model: nn.Module) -> bool:
+    """Whether a thread is in some method of a model now, such as `generate`."""
+    frame = sys._current_frames().get(thread) if thread is not None else None
+    while frame is not None:
+        if frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_inside(thread: int | None, modules: Sequence[nn.Module]) -> bool:
