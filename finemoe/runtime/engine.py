@@ -23,6 +23,7 @@ from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
 from finemoe.errors import EngineError
 from finemoe.maps.expert_map import lookahead_width
+from finemoe.maps.kernels import warm_up
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup, Prefetch
 from finemoe.report import Counters, Report
@@ -125,6 +126,8 @@ class Engine:
         record_bytes = max(layout.nbytes for layout in layouts)
         devices, home = options.devices, options.devices[0]
         self.policy = make_policy(options.policy, setup, **options.policy_options)
+        if self.policy.needs_context:
+            warm_up()  # what it searches and selects with, so that no first token waits for a compiler
         wanted = _wanted_memory(self.policy, options)
         slots = slots_per_device(wanted, record_bytes, sum(self._counts), len(devices))
         self.expert_memory_bytes = slots * record_bytes * len(devices)

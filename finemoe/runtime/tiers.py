@@ -187,7 +187,10 @@ class DiskFile:
         parts = [data[begin : begin + _READ_CHUNK_BYTES] for begin in range(0, size, _READ_CHUNK_BYTES)]
         offsets = range(start, start + size, _READ_CHUNK_BYTES)
         try:
-            counts = list(lane.readers.map(self._read_part, parts, offsets))
+            try:
+                counts = list(lane.readers.map(self._read_part, parts, offsets))
+            except RuntimeError:  # once the main thread has ended, pools take no more work, while other threads may go on generating
+                counts = list(map(self._read_part, parts, offsets))
         except BaseException as error:
             self._abandon(lane)
             if not isinstance(error, OSError):
