@@ -1,0 +1,199 @@
+"""Beginnings and ends at bad moments: an interrupt while an engine is being attached, and a process that ends while others generate."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+
+import finemoe
+from finemoe.paths import ROOT
+from finemoe.runtime.worker import Worker
+from tests.runtime.models import build, padded_batch
+
+RUNTIME = str(ROOT / "finemoe" / "runtime")
+OPTIONS = {
+    "finemoe": {"policy": "finemoe"},
+    "looks ahead": {"policy": "mixtral-offloading"},
+    "on disk": {"policy": "finemoe", "host_memory": 0, "devices": 2},
+    "everything": {"policy": "no-offload"},
+}
+# What attaching calls that is not of the model's own: their lines are where interrupts strike.
+ATTACHING = {"engine.py", "takeover.py", "memory.py", "devices.py", "matcher.py", "worker.py", "reaper.py", "observer.py", "guards.py"}
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at the n-th traced event (a line or a single instruction) of attaching, once."""
+
+    def __init__(self, at: int, files: set[str], functions: set[str] | None, by_instruction: bool) -> None:
+        self.remaining, self._files, self._functions, self._by_instruction = at, files, functions, by_instruction
+        self._is_attaching = False
+
+    def __call__(self, frame, event, argument):
+        name, function = frame.f_code.co_filename, frame.f_code.co_name
+        self._is_attaching = self._is_attaching or function == "__init__" and name.endswith("runtime/engine.py")
+        is_ours = name.startswith(RUNTIME) and name.rsplit("/", 1)[-1] in self._files
+        if not (self._is_attaching and is_ours) or (self._functions is not None and function not in self._functions):
+            return self if self._functions is None else None
+        frame.f_trace_opcodes = self._by_instruction
+        if event == ("opcode" if self._by_instruction else "line"):
+            self.remaining -= 1
+            if self.remaining == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+def facts_of(model) -> dict:
+    """What must be as before: attributes and hooks of every module, and where weights lie."""
+    facts = {}
+    for name, module in model.named_modules():
+        hooks = {key: list(value) for key, value in module.__dict__.items() if "_hooks" in key and isinstance(value, dict)}
+        facts[name] = (set(module.__dict__), id(module.__dict__.get("config")), hooks)
+    facts["parameters"] = [(id(one), one.shape, one.untyped_storage().nbytes() >= one.nbytes) for one in model.parameters()]
+    return facts
+
+
+def offload_with(model, tracer, **options) -> bool:
+    """Whether attaching was interrupted."""
+    previous = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        engine = finemoe.offload(model, 0.3, **options)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(previous)
+    engine.close()
+    return False
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("by_instruction", [False, True], ids=["lines", "instructions"])
+def test_an_interrupt_anywhere_in_attaching_leaves_the_model_as_it_was(kind, by_instruction):
+    model, batch = build("mixtral"), padded_batch(1)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    before, at, step = facts_of(model), 1, 0
+    functions = {"_attach", "__init__", "begin", "start"} if by_instruction else None
+    files = {"engine.py", "worker.py", "reaper.py"} if by_instruction else ATTACHING
+    while offload_with(model, InterruptAt(at, files, functions, by_instruction), **OPTIONS[kind]):
+        assert facts_of(model) == before, f"event {at}"
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("finemoe")]
+        assert left == [], f"event {at}"
+        with torch.no_grad():
+            assert torch.equal(model(**batch).logits, expected), f"event {at}"
+        step += 1
+        at += 1 + step // 8  # every event at first, then fewer of the many alike
+    assert step > 20
+    with torch.no_grad(), finemoe.offload(model, 0.3, **OPTIONS[kind]):
+        assert torch.equal(model(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_signal_while_the_experts_are_taken(layer, monkeypatch):
+    from finemoe.runtime import takeover
+
+    model, batch, empty = build("mixtral"), padded_batch(1), takeover.empty
+    with torch.no_grad():
+        expected = model(**batch).logits
+
+    def interrupted(one, device):
+        if one.index == layer:
+            signal.raise_signal(signal.SIGINT)
+        empty(one, device)
+
+    monkeypatch.setattr(takeover, "empty", interrupted)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finemoe.offload(model, 0.3)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_wait_that_a_signal_cuts_short_is_waited_again():
+    """CPython 3.11 and 3.12 would take the thread for ended."""
+    go_on = threading.Event()
+    worker = Worker(go_on.wait, "finemoe-test")
+    worker.join()  # one that was never started has nothing to wait for
+    worker.start()
+    previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            worker.join()
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    worker.join(0.01)
+    assert worker.is_alive()
+    go_on.set()
+    worker.join()
+    assert not worker.is_alive()
+
+
+PROGRAM = """
+import threading, time, torch, finemoe
+from tests.runtime.models import build
+model = build("mixtral")
+expected = model.generate(torch.arange(3, 15)[None], max_new_tokens=30, min_new_tokens=30, do_sample=False)
+engine = finemoe.offload(model, 0.3, {options})
+begun, lives = threading.Event(), {lives}
+def serve():
+    for _ in range({rounds}):
+        try:
+            found = model.generate(torch.arange(3, 15)[None], max_new_tokens=30, min_new_tokens=30, do_sample=False)
+            assert torch.equal(found, expected)
+        except finemoe.FinemoeError as error:
+            print("heard:", error, flush=True)
+            if not lives:
+                raise
+        begun.set()
+    print("served all", flush=True)
+threading.Thread(target=serve, daemon={daemon}).start()
+begun.wait(60)
+{drop}
+"""
+
+
+def run(**parts) -> subprocess.CompletedProcess:
+    given = {"options": "", "rounds": 10**6, "daemon": True, "drop": "", "lives": False, **parts}
+    program = textwrap.dedent(PROGRAM).format(**given)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"options": "'finemoe'"},
+        {"options": "'on-demand'"},
+        {"options": "'finemoe', host_memory=0, link='paced:200MB/s'"},
+        {"options": "'finemoe', asynchronous=False", "drop": "del engine"},
+        {"options": "'on-demand'", "lives": True},
+    ],
+    ids=str,
+)
+def test_a_thread_that_generates_while_the_process_ends_hears_one_clear_error(parts):
+    begin_s = time.monotonic()
+    ended = run(**parts)
+    assert ended.returncode == 0
+    heard = [line for line in ended.stdout.splitlines() if line.startswith("heard:")]
+    assert heard, ended
+    assert all("the process is ending" in line for line in heard)
+    for foreign in ("IndexError", "KeyError", "RuntimeError", "AssertionError", "Fatal", "Segmentation"):
+        assert foreign not in ended.stderr
+    assert time.monotonic() - begin_s < 110
+
+
+@pytest.mark.parametrize("options", ["'finemoe'", "'finemoe', host_memory=0"])
+def test_a_thread_that_is_no_daemon_is_waited_for(options):
+    """With experts on disk, too, though pools of threads take no work once the main thread has ended."""
+    ended = run(options=options, rounds=3, daemon=False)
+    assert (ended.returncode, ended.stdout, "Error" in ended.stderr) == (0, "served all\n", False), ended
