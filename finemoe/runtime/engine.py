@@ -268,7 +268,7 @@ class Engine:
         self._raise_failures()
         self._is_open, self._layer = False, -1
 
-    def on_start(self, embeddings: torch.Tensor, is_prefill: bool | None, rows: torch.Tensor | None) -> None:
+    def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None:
         """The embedding layer has run: a new iteration (called by the observer), unless another thread is inside the model."""
         self._require_process()
         with self._mutex:
@@ -616,7 +616,9 @@ def _abandon(process: int, matcher: Matcher, memories: DeviceMemories, reference
     memories.abandon()
     matcher.close()
     engine = reference()
-    for thread in threading.enumerate() if engine is not None else ():
+    if engine is None:
+        return
+    for thread in threading.enumerate():
         if thread.daemon and thread is not threading.current_thread() and _uses(thread.ident, engine._model):
             thread.join(_FAREWELL_S)
 

@@ -34,7 +34,7 @@ class ExpertMemory:
 
     Args:
         cache: accounting; records: where experts come from; pool: where they go; link: how they get there.
-        asynchronous: prefetch in a worker thread, from `start` on; otherwise each posted prefetch is loaded before `post` returns.
+        asynchronous: prefetch in a worker thread, from `start` on; else each posted prefetch is loaded before `post` returns.
         name: what the link's worker and its track in a timeline are called.
     """
 
@@ -302,7 +302,7 @@ class Lease:
                 memory.fences[slot] = fence
 
     def _weights_aside(self, expert: int) -> dict[str, torch.Tensor]:
-        """An expert in memory of its own until the next one: a copy of its slot, which may go to another at any time, or loaded."""
+        """An expert in memory of its own, until the next one: loaded, or copied from its slot, which may go at any time."""
         if self._last_aside[0] != expert:
             memory, layer = self._memory, self._layer
             memory.check()

@@ -17,12 +17,12 @@ from finemoe.runtime.phases import Call, Forward, Phase, Requests, cache_of
 
 
 class Listener(Protocol):
-    """Who is told. `rows` are the indices of the token rows that count (padding left out), or None where all do; what else is
-    known of the forward is `Observer.forward`."""
+    """Who is told. `is_prefill`: whether it is known to be one. `rows` are the indices of the token rows that count (padding left
+    out), or None where all do; what else is known of the forward is `Observer.forward`."""
 
     def on_forward_start(self) -> None: ...
 
-    def on_start(self, embeddings: torch.Tensor, is_prefill: bool | None, rows: torch.Tensor | None) -> None: ...
+    def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None: ...
 
     def on_router(self, layer: int, output: Any) -> None: ...
 
@@ -102,7 +102,7 @@ class Observer:
         if self._of_thread.forward is None:
             self._of_thread.forward = self._requests.forward(_together(calls, batch, num_tokens), batch, num_tokens)
         known = self._of_thread.forward
-        self._listener.on_start(rows, known.phase.is_prefill, known.rows)
+        self._listener.on_start(rows, known.phase.is_prefill is True, known.rows)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         calls = self._of_thread.stack

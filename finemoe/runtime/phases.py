@@ -2,11 +2,12 @@
 and which of its rows are padding (docs/metrics.md defines the words).
 
 A request is known by its cache. Only where several tokens are fed over a cache that holds some already do the arguments not say
-what they are: the rest of a prompt, a new turn, or drafts to be verified. There Transformers' own generation is asked, if it is the
-caller.
+what they are: the rest of a prompt, a new turn, or drafts to be verified. There Transformers' own generation is asked, if it is
+the caller.
 """
 
 import inspect
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -42,7 +43,7 @@ class Forward:
     """What is known of a forward.
 
     Attributes:
-        phase: its kind. request: the number of the request it belongs to, counted from 0. starts_request: whether that one begins.
+        phase: its kind. request: the number of the request it belongs to, from 0 on. starts_request: whether that one begins.
         rows: indices of the token rows that are no padding, or None where none is.
     """
 
@@ -92,8 +93,8 @@ class Packed:
     """Sequences side by side in one row, as continuous batching feeds them; each entry is of one sequence.
 
     Attributes:
-        lengths: tokens fed. pasts: tokens in the cache already. is_complete: whether every sequence gets its next token, so that no
-            prompt is cut off.
+        lengths: tokens fed. pasts: tokens in the cache already. is_complete: whether every sequence gets its next token, so that
+            no prompt is cut off.
     """
 
     lengths: tuple[int, ...]
@@ -104,7 +105,7 @@ class Packed:
     def of(cls, ends: torch.Tensor, positions: torch.Tensor, wanted: Any) -> "Packed":
         """From the cumulative lengths [n + 1], the position of every token, and the tokens whose logits are wanted, if known."""
         bounds, places = ends.tolist(), positions.reshape(-1).tolist()
-        spans = [(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if end > begin]  # others are fillers
+        spans = [(begin, end) for begin, end in itertools.pairwise(bounds) if end > begin]  # others are fillers
         last = {end - 1 for _, end in spans}
         is_complete = not isinstance(wanted, torch.Tensor) or last <= set(wanted.tolist())
         return cls(tuple(end - begin for begin, end in spans), tuple(places[begin] for begin, _ in spans), is_complete)
@@ -122,7 +123,9 @@ class Packed:
         """
         if not any(self.pasts) and self.is_complete:
             return Phase.PREFILL
-        is_decode = all(length == 1 and past and past not in cut_off for length, past in zip(self.lengths, self.pasts, strict=True))
+        is_decode = all(
+            length == 1 and past and past not in cut_off for length, past in zip(self.lengths, self.pasts, strict=True)
+        )
         return Phase.DECODE if is_decode else Phase.UNKNOWN
 
 

@@ -28,8 +28,8 @@ def is_empty(layer: MoELayer) -> bool:
 
 
 class Takeover:
-    """Moves a model's experts into a record store and the rest of it to a device, from `begin` on; `undo` is the inverse, of however
-    much of it was done.
+    """Moves a model's experts into a record store and the rest of it to a device, from `begin` on; `undo` is the inverse of as
+    much as was done.
 
     Args:
         layers: whose experts go; records: where they go; device: where the model computes.
@@ -40,7 +40,13 @@ class Takeover:
     def __init__(
         self, model: nn.Module, layers: list[MoELayer], records: RecordStore, device: torch.device, holds_weights: bool
     ) -> None:
-        self._model, self._layers, self._records, self._device, self._holds_weights = model, layers, records, device, holds_weights
+        self._model, self._layers, self._records, self._device, self._holds_weights = (
+            model,
+            layers,
+            records,
+            device,
+            holds_weights,
+        )
         self._taken: list[tuple[MoELayer, torch.device]] = []
         self._homes: list[tuple[torch.Tensor, torch.device]] = []
 

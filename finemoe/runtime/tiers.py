@@ -189,7 +189,9 @@ class DiskFile:
         try:
             try:
                 counts = list(lane.readers.map(self._read_part, parts, offsets))
-            except RuntimeError:  # once the main thread has ended, pools take no more work, while other threads may go on generating
+            except (
+                RuntimeError
+            ):  # once the main thread has ended, pools take no more work, while other threads may go on generating
                 counts = list(map(self._read_part, parts, offsets))
         except BaseException as error:
             self._abandon(lane)

@@ -181,8 +181,8 @@ def test_a_slow_matcher_drops_whole_iterations_and_says_so(monkeypatch):
     assert 1 <= report.skipped_iterations < 9
 
 
-def test_prefetching_hides_a_slow_link():
-    """With a history of the very same request, FineMoE waits for fewer experts than on-demand loading."""
+def test_a_history_of_the_same_request_spares_loads_on_demand():
+    """FineMoE finds more experts there than on-demand loading, and so loads fewer when they are needed."""
     model = build("qwen2_moe")
     batch = {name: value[-1:] for name, value in padded_batch().items()}
     from tests.runtime.test_lossless import WordTokenizer
@@ -194,12 +194,14 @@ def test_prefetching_hides_a_slow_link():
             return BatchEncoding(batch)
 
     trace = finemoe.record(model, ["x"], tokenizer=Same(), max_new_tokens=12)
-    hit_rates = {}
+    hit_rates, loaded_bytes = {}, {}
     for policy, history in [("on-demand", None), ("finemoe", trace)]:
         with finemoe.offload(model, 0.5, policy, history=history, asynchronous=False) as engine, torch.no_grad():
             model.generate(**batch, max_new_tokens=12, min_new_tokens=12)
-            hit_rates[policy] = engine.report().hit_rate
+            report = engine.report()
+            hit_rates[policy], loaded_bytes[policy] = report.hit_rate, report.demand_bytes
     assert hit_rates["finemoe"] > hit_rates["on-demand"]
+    assert loaded_bytes["finemoe"] < loaded_bytes["on-demand"]
     assert not np.isnan(hit_rates["finemoe"])
 
 

@@ -38,9 +38,10 @@ class Interrupts:
 @pytest.mark.parametrize("where", ["record", "copy", "compute", "demand", "admit", "complete"])
 @pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
 def test_an_interrupt_anywhere_and_then_again(policy, where, at, monkeypatch):
+    """All in the calling thread: what strikes a worker is that worker's failure."""
     model, batch = build("mixtral"), padded_batch()
     expected = model.generate(**batch, **GENERATION)
-    with finemoe.offload(model, 0.2, policy) as engine:
+    with finemoe.offload(model, 0.2, policy, asynchronous=False) as engine:
         memory = engine._memories.memories[0]
         holder, name = {
             "record": (engine.records, "record"),
@@ -50,19 +51,28 @@ def test_an_interrupt_anywhere_and_then_again(policy, where, at, monkeypatch):
             "admit": (memory.cache, "admit"),
             "complete": (memory.cache, "complete"),
         }[where]
-        if policy == "on-demand":  # with a worker the interrupt would strike there: that is a failure of the worker
-            monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
-            with pytest.raises(KeyboardInterrupt):
-                model.generate(**batch, **GENERATION)
-            monkeypatch.undo()
-        else:
-            monkeypatch.setattr(lean, "linear", Interrupts(lean.linear, at))
-            with pytest.raises(KeyboardInterrupt):
-                model.generate(**batch, **GENERATION)
-            monkeypatch.undo()
+        monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(**batch, **GENERATION)
+        monkeypatch.undo()
         for _ in range(2):
             assert torch.equal(model.generate(**batch, **GENERATION), expected)
         cache = memory.cache
+        assert cache.num_admitted - cache.num_evicted == cache.num_held
+
+
+@pytest.mark.parametrize("at", [1, 2, 7, 20])
+def test_an_interrupt_beside_workers_and_then_again(at, monkeypatch):
+    model, batch = build("mixtral"), padded_batch()
+    expected = model.generate(**batch, **GENERATION)
+    with finemoe.offload(model, 0.2) as engine:
+        monkeypatch.setattr(lean, "linear", Interrupts(lean.linear, at))
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(**batch, **GENERATION)
+        monkeypatch.undo()
+        for _ in range(2):
+            assert torch.equal(model.generate(**batch, **GENERATION), expected)
+        cache = engine._memories.memories[0].cache
         assert cache.num_admitted - cache.num_evicted == cache.num_held
 
 

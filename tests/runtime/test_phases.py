@@ -1,8 +1,9 @@
-"""What each iteration was and whose, in every way of calling a model, against the definitions of docs/metrics.md applied by hand to
-what plain hooks see of the model alone."""
+"""What each iteration was and whose, in every way of calling a model, against the definitions of docs/metrics.md applied by hand
+to what plain hooks see of the model alone."""
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -72,7 +73,6 @@ def test_a_generation_is_counted_as_it_is_defined(mode):
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     if "inputs_embeds" in options:
         options, inputs = {}, {"inputs_embeds": model.get_input_embeddings()(IDS).detach()}
-    plain = Plain(copy.deepcopy(model))
 
     def generate(one):
         torch.manual_seed(3)
@@ -251,7 +251,7 @@ def test_continuous_batching(max_batch_tokens, num_unknown):
 
     def note(module, args, kwargs):
         bounds = kwargs["cu_seq_lens_q"].tolist()
-        lengths = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+        lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
         seen.append((lengths, kwargs["position_ids"][0, bounds[:-1]].tolist(), len(kwargs["logits_indices"].unique())))
 
     reference.register_forward_pre_hook(note, with_kwargs=True)
