@@ -60,6 +60,7 @@ class ExpertMemory:
         self.num_demanding = 0
         self.error: BaseException | None = None
         self._closed = self._is_copying = self._is_abandoned = False
+        self._told: set[threading.Thread] = set()  # that the process ends
         self._worker = Worker(self._work, f"finemoe-{name}") if asynchronous else None
 
     def start(self) -> None:
@@ -149,6 +150,10 @@ class ExpertMemory:
     def check(self) -> None:
         """Raise what the worker failed with, in the caller."""
         if self._is_abandoned:
+            thread = threading.current_thread()
+            if thread.daemon and thread in self._told:  # it tries again and again: the end must not meet it inside a kernel
+                threading.Event().wait()
+            self._told.add(thread)
             raise EngineError(PROCESS_ENDS)
         if self.error is not None:
             raise EngineError(f"the prefetch worker failed: {self.error}; the engine cannot go on, close it") from self.error

@@ -150,7 +150,8 @@ def test_a_wait_that_a_signal_cuts_short_is_waited_again():
 
 
 PROGRAM = """
-import threading, time, torch, finemoe
+import threading, torch, finemoe
+from finemoe.errors import EngineError
 from tests.runtime.models import build
 model = build("mixtral")
 expected = model.generate(torch.arange(3, 15)[None], max_new_tokens=30, min_new_tokens=30, do_sample=False)
@@ -161,7 +162,7 @@ def serve():
         try:
             found = model.generate(torch.arange(3, 15)[None], max_new_tokens=30, min_new_tokens=30, do_sample=False)
             assert torch.equal(found, expected)
-        except finemoe.FinemoeError as error:
+        except EngineError as error:
             print("heard:", error, flush=True)
             if not lives:
                 raise
