@@ -11,7 +11,6 @@ from finemoe.miniatures.catalog import resolve
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.layers import MoELayer
 from finemoe.runtime.lean import is_common
-from finemoe.runtime.loading import folder_of
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import engine_options
 from finemoe.runtime.random_model import RandomModel
@@ -37,9 +36,7 @@ class Subject:
         self.name, self.device, self._settings = target.name, device, settings
         self._is_random = target.recorded_from is not None
         skeleton = (
-            RandomModel(target.source, _DTYPE, settings.seed)
-            if self._is_random
-            else Skeleton(folder_of(resolve(target.source)), _DTYPE)
+            RandomModel(target.source, _DTYPE, settings.seed) if self._is_random else Skeleton(resolve(target.source), _DTYPE)
         )
         self.model, self.layers = skeleton.model, skeleton.layers
         self._records = skeleton.read_experts(pinned=device.type == "cuda", is_sure=True)  # as `Subjects` has asked

@@ -1,183 +1,322 @@
-"""Reads a safetensors checkpoint into a model, each expert going straight to where it shall wait (DESIGN 5, "The takeover").
+"""Reads the experts of a checkpoint, each going straight to where it shall wait (DESIGN 5, "The takeover").
 
-Transformers' own conversion mapping says which checkpoint tensors become which parameter. The experts of most checkpoints are
-separate tensors that it stacks into one parameter per layer; feeding it one expert at a time gives that expert's slice of the
-result, so that no layer need ever be in memory whole.
+Transformers says which checkpoint tensors become which parameter, and converts them. The experts of most checkpoints are separate
+tensors that it stacks into one parameter per layer; feeding it one expert at a time gives that expert's slice of the result, so
+that no layer need ever be in memory whole.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from tqdm.auto import tqdm
+from transformers.core_model_loading import (
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.layers import MoELayer
-from finemoe.runtime.records import phase_of
+from finemoe.runtime.records import LINE_BYTES, phase_of
 from finemoe.runtime.tiers import RecordStore
-
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 class Shards:
-    """The tensors of a checkpoint folder by name; files are opened when needed and closed by `close`.
+    """The tensors of safetensors files by name; files are opened when needed and closed by `close`.
 
+    Args:
+        files: in Transformers' order; of a tensor that several of them hold, the last one counts, as it does there.
     Raises:
-        FinemoeError: the folder holds no safetensors checkpoint, or a file is missing or truncated.
+        FinemoeError: a file is missing or truncated.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file_of = _read_index(folder)
+    def __init__(self, files: Sequence[str | Path]) -> None:
+        self.files = [str(file) for file in files]
         self._open: dict[str, Any] = {}
+        self._file_of = {name: file for file in self.files for name in self._handle(file).keys()}  # noqa: SIM118
+        self.close()
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._file_of, key=dot_natural_key))
 
+    def file_of(self, name: str) -> str:
+        """The name of the file that holds a tensor."""
+        return Path(self._file_of[name]).name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return tuple(self._slice(name).get_shape())
+
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor, mapped from the file."""
-        tensor: torch.Tensor = self._handle(name).get_tensor(name)
+        tensor: torch.Tensor = self._slice(name)[...]
         return tensor
 
     def read_row(self, name: str, index: int) -> torch.Tensor:
         """One entry of a tensor's first axis, [1, ...]."""
-        tensor: torch.Tensor = self._handle(name).get_slice(name)[index : index + 1]
+        tensor: torch.Tensor = self._slice(name)[index : index + 1]
         return tensor
 
     def close(self) -> None:
         """Unmap every file."""
         self._open.clear()
 
-    def _handle(self, name: str) -> Any:
+    def _slice(self, name: str) -> Any:
+        return self._handle(self._file_of[name]).get_slice(name)
+
+    def _handle(self, file: str) -> Any:
         from safetensors import SafetensorError, safe_open
 
-        file = self._file_of[name]
         if file not in self._open:
             try:
-                self._open[file] = safe_open(self._folder / file, framework="pt")
+                self._open[file] = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise FinemoeError(
-                    f"{self._folder / file}: missing or truncated ({error}); fetch the checkpoint again"
-                ) from error
+                raise FinemoeError(f"{file}: missing or truncated ({error}); fetch the checkpoint again") from error
         return self._open[file]
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    import json
+@dataclass(frozen=True)
+class Group:
+    """Tensors that together become one parameter or several.
 
-    from safetensors import SafetensorError, safe_open
+    Attributes:
+        target: the (first) parameter; transform: what Transformers does to them; sources: their names by the pattern they match.
+    """
 
-    if (folder / _INDEX).is_file():
-        mapping: dict[str, str] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return mapping
-    if not (folder / _SINGLE).is_file():
-        raise FinemoeError(f"{folder}: neither {_INDEX} nor {_SINGLE}; finemoe.load reads safetensors checkpoints")
-    try:
-        with safe_open(folder / _SINGLE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), _SINGLE)
-    except (SafetensorError, OSError) as error:
-        raise FinemoeError(f"{folder / _SINGLE}: truncated or no safetensors file ({error}); fetch it again") from error
+    target: str
+    transform: WeightTransform
+    sources: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the first thing done is to stack one tensor per expert."""
+        return isinstance(self.transform, WeightConverter) and isinstance(self.transform.operations[0], MergeModulelist)
+
+    def is_by_expert(self, num_experts: int) -> bool:
+        """Whether one expert's tensors make that expert's part of the result: all that is done to them acts on other axes."""
+        if isinstance(self.transform, WeightRenaming):
+            return True
+        assert isinstance(self.transform, WeightConverter)
+        axes = [_axes(operation) for operation in self.transform.operations]
+        if self.is_stacked and axes.pop(0) != [0]:
+            return False
+        count = num_experts if self.is_stacked else 1
+        is_complete = set(self.sources) == set(self.transform.source_patterns)
+        return is_complete and all(map(_has_no_first, axes)) and all(len(names) == count for names in self.sources.values())
+
+
+def _axes(operation: Any) -> list[int]:
+    return [value for name, value in vars(operation).items() if name.startswith("dim")]
+
+
+def _has_no_first(axes: list[int]) -> bool:
+    return min(axes, default=0) > 0
+
+
+class _OneExpert:
+    """A model as a conversion sees it that is given one expert's tensors: its experts' parameters hold one expert."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        return self._model.get_parameter(name)[:1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class Checkpoint:
     """Which tensors of a checkpoint make which parameter of a model.
 
     Args:
-        model: built, its weights not yet loaded; shards: the checkpoint's tensors.
+        model: built, its weights not yet loaded. shards: the checkpoint's tensors.
+        mapping: Transformers' renamings and converters.
     """
 
-    def __init__(self, model: nn.Module, shards: Shards) -> None:
+    def __init__(self, model: nn.Module, shards: Shards, mapping: Sequence[WeightTransform]) -> None:
         self._model, self._shards = model, shards
-        mapping = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+        self._groups: dict[str, Group] = {}
+        self._makers: dict[str, Group] = {}
+        self._phases: dict[str, dict[str, int]] = {}
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        self._converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-        self._sources: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
+        converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+        prefix: Any = model.base_model_prefix
         targets = model.state_dict()
-        prefix = model.base_model_prefix
-        for name in shards:
-            target, pattern = rename_source_key(name, renamings, converters, prefix, targets)  # type: ignore[arg-type]
+        for name in shards:  # as Transformers' own loop, which keeps what it finds to itself
+            target, pattern = rename_source_key(name, renamings, converters, prefix, targets)
             if target not in targets and name in targets:
-                target, pattern = name, None
+                target, pattern = rename_source_key(name, [], [], prefix, targets)
             if target in targets:
-                self._sources[target][pattern].append(name)
+                transform = WeightRenaming(name, target) if pattern is None else converter_of[pattern]
+                group = self._groups.setdefault(target, Group(target, transform))
+                group.sources[name if pattern is None else pattern].append(name)
 
-    def targets(self) -> set[str]:
-        """First target of every group of tensors; a converter may make several parameters of one group."""
-        return set(self._sources)
+    @property
+    def files(self) -> list[str]:
+        """The files read."""
+        return self._shards.files
 
-    def whole(self, target: str) -> dict[str, torch.Tensor]:
-        """Parameter values by name, converted from all tensors behind `target`."""
-        return self._convert(target, {pattern: [self._shards.read(n) for n in names] for pattern, names in self._of(target)})
+    def phases(self, layer: MoELayer) -> dict[str, int]:
+        """Phases (see `records`) that from_pretrained gives a layer's parameters on the CPU: that of its file where it leaves one
+        mapped."""
+        return {name: self._phases_of(self._maker(full))[full] for name, full in _full_names(layer).items()}
 
-    def expert(self, target: str, expert: int, num_experts: int) -> torch.Tensor | None:
-        """One expert's slice [1, ...] of the parameter `target`, or None where it cannot be made without the others."""
-        if target not in self._sources:
-            return None
-        parts: dict[str | None, list[torch.Tensor]] = {}
-        for pattern, names in self._of(target):
-            if len(names) == num_experts:
-                parts[pattern] = [self._shards.read(names[expert])]
-            elif len(names) == 1:
-                parts[pattern] = [self._shards.read_row(names[0], expert)]
+    def load_experts(self, layers: Sequence[MoELayer], records: RecordStore, progress: bool) -> None:
+        """Put all layers' experts into their records, one by one where their tensors come apart by expert.
+
+        Raises:
+            FinemoeError: a file is missing or truncated.
+        """
+        groups = [self._groups_of(layer) for layer in layers]
+        whole: dict[str, dict[str, torch.Tensor]] = {}  # by group, of those that make several layers' parameters
+        for number, layer in enumerate(tqdm(layers, desc="loading experts", unit="layer", disable=not progress)):
+            if all(group.is_by_expert(layer.num_experts) for group in groups[number].values()):
+                for expert in range(layer.num_experts):
+                    made = self._merged(self._of_expert(group, expert) for group in groups[number].values())
+                    self._write(layer, expert, made, 0, records)
             else:
-                return None
-        converted = self._convert(target, parts)
-        return converted.get(target) if len(converted) == 1 else None
+                whole |= {target: self._whole(group) for target, group in groups[number].items() if target not in whole}
+                made = self._merged(whole[target] for target in groups[number])
+                for expert in range(layer.num_experts):
+                    self._write(layer, expert, made, expert, records)
+                later = {target for one in groups[number + 1 :] for target in one}
+                whole = {target: values for target, values in whole.items() if target in later}
+            self._shards.close()
 
-    def phase(self, target: str, parameter: nn.Parameter) -> int:
-        """Phase (see `records`) that from_pretrained gives an experts parameter: its file's where it can leave it mapped."""
-        if target not in self._sources:
-            return 0
-        weight = self.expert(target, 0, len(parameter))
-        if weight is None or weight.shape[1:] != parameter.shape[1:]:
-            weight = self.whole(target).get(target)
-        if weight is None or weight.dtype != parameter.dtype or not weight.is_contiguous():
-            return 0
-        return phase_of(weight)
+    def fault(self, target: str) -> str | None:
+        """What is wrong with the tensors that should make a parameter, in words; None where they do not show it."""
+        group = self._groups.get(target)
+        if group is None:
+            return None
+        parameter = self._model.get_parameter(target)
+        if isinstance(group.transform, WeightRenaming):
+            return self._odd_shape(group.transform.source_patterns[0], tuple(parameter.shape))
+        absent = [pattern for pattern in group.transform.source_patterns if pattern not in group.sources]
+        if absent:
+            return f"the checkpoint lacks every tensor {absent[0]} for {target}"
+        for names in group.sources.values() if group.is_stacked else ():
+            if found := self._lost_or_extra(names, len(parameter)):
+                return found
+        for names in group.sources.values():
+            (usual, _), *others = Counter(self._shards.shape(name) for name in names).most_common()
+            if others:
+                return self._odd_shape(next(name for name in names if self._shards.shape(name) != usual), usual)
+        return None
 
-    def _of(self, target: str) -> list[tuple[str | None, list[str]]]:
-        return list(self._sources[target].items())
+    def _lost_or_extra(self, names: list[str], num_experts: int) -> str | None:
+        numbered = _by_number(names)
+        lost = [number for number in range(num_experts) if number not in numbered] if numbered else []
+        if lost:
+            beside = self._shards.file_of(names[0])
+            return f"the checkpoint lacks {_renumbered(names[0], names[-1], lost[0])} ({beside} holds {names[0]})"
+        extra = [name for number, name in numbered.items() if number >= num_experts]
+        if extra:
+            return (
+                f"the checkpoint has {extra[0]} ({self._shards.file_of(extra[0])}), but its configuration {num_experts} experts"
+            )
+        return None
 
-    def _convert(self, target: str, parts: dict[str | None, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
-        if None in parts:
-            return {target: parts[None][-1]}
-        converter = deepcopy(self._converter_of[next(iter(parts))])  # type: ignore[index]
-        for pattern, tensors in parts.items():
-            for tensor, name in zip(tensors, self._sources[target][pattern], strict=False):
-                converter.add_tensor(target, name, pattern, tensor)  # type: ignore[arg-type]
-        converted = converter.convert(target, model=self._model, config=self._model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
+    def _odd_shape(self, name: str, usual: tuple[int, ...]) -> str:
+        return f"the checkpoint has shape {self._shards.shape(name)}, not {usual}, for {name} ({self._shards.file_of(name)})"
 
-
-def load_experts(checkpoint: Checkpoint, shards: Shards, layer: MoELayer, records: RecordStore) -> bool:
-    """Put a layer's experts into their records, one by one; False where their tensors do not come apart by expert."""
-    parameters = layer.expert_parameters()
-    for expert in range(layer.num_experts):
-        weights = {}
-        for name, parameter in parameters.items():
-            part = checkpoint.expert(f"{layer.name}.{name}", expert, layer.num_experts)
-            if part is None or part.shape != (1, *parameter.shape[1:]):
-                return False
-            weights[name] = part[0]
-        records.write(layer.index, expert, weights)
-    shards.close()
-    return True
-
-
-def load_together(values: dict[str, torch.Tensor], layers: Sequence[MoELayer], records: RecordStore) -> None:
-    """Put whole fused parameters, by their full names, into the records of their layers."""
-    for layer in layers:
-        names = {name: f"{layer.name}.{name}" for name in layer.expert_parameters()}
+    def _write(self, layer: MoELayer, expert: int, made: dict[str, torch.Tensor], row: int, records: RecordStore) -> None:
+        weights = {name: made[full][row] for name, full in _full_names(layer).items()}
         for name, parameter in layer.expert_parameters().items():
-            found = values.get(names[name])
-            if found is None or found.shape != parameter.shape:
-                what = "lacks" if found is None else f"has shape {tuple(found.shape)}, not {tuple(parameter.shape)}, for"
-                raise FinemoeError(f"the checkpoint {what} {names[name]}; fetch it again, or check that it is this model's")
-        for expert in range(layer.num_experts):
-            records.write(layer.index, expert, {name: values[full][expert] for name, full in names.items()})
+            assert weights[name].shape == parameter.shape[1:], f"{layer.name}.{name} of expert {expert}"
+        records.write(layer.index, expert, weights)
+
+    def _groups_of(self, layer: MoELayer) -> dict[str, Group]:
+        makers = [self._maker(full) for full in _full_names(layer).values()]
+        return {group.target: group for group in makers}
+
+    def _maker(self, parameter: str) -> Group:
+        """The group that makes a parameter, the last one where there are several, as Transformers sets them one after another."""
+        if not self._makers:
+            for group in self._groups.values():
+                patterns = group.transform.target_patterns
+                is_single = len(patterns) == 1 and "*" not in patterns[0]
+                self._makers |= dict.fromkeys([group.target] if is_single else self._phases_of(group), group)
+        return self._makers[parameter]
+
+    def _phases_of(self, group: Group) -> dict[str, int]:
+        """The parameters a group makes, and their phases; converted on the meta device, where views are views as elsewhere."""
+        if group.target not in self._phases:
+            files = {name: self._shards.read(name) for names in group.sources.values() for name in names}
+            metas = {name: tensor.to("meta", self._dtype(group)) for name, tensor in files.items()}
+            made = self._convert(group, {pattern: [metas[n] for n in names] for pattern, names in group.sources.items()})
+            mapped = [(metas[n].untyped_storage(), tensor) for n, tensor in files.items() if tensor.dtype == metas[n].dtype]
+            self._phases[group.target] = {name: _phase(value, mapped) for name, value in made.items()}
+        return self._phases[group.target]
+
+    def _whole(self, group: Group) -> dict[str, torch.Tensor]:
+        """Everything a group makes, by parameter name."""
+        parts = {pattern: [self._source(group, name) for name in names] for pattern, names in group.sources.items()}
+        return self._convert(group, parts)
+
+    def _of_expert(self, group: Group, expert: int) -> dict[str, torch.Tensor]:
+        """One expert's slice [1, ...] of everything a group makes, by parameter name."""
+        parts = {}
+        for pattern, names in group.sources.items():
+            tensor = self._shards.read(names[expert]) if group.is_stacked else self._shards.read_row(names[0], expert)
+            parts[pattern] = [tensor.to(self._dtype(group))]
+        return self._convert(group, parts, _OneExpert(self._model))
+
+    def _source(self, group: Group, name: str) -> torch.Tensor:
+        """A tensor, in the type that Transformers gives it before anything else is done."""
+        return self._shards.read(name).to(self._dtype(group))
+
+    def _dtype(self, group: Group) -> torch.dtype:
+        return self._model.get_parameter(group.target).dtype
+
+    def _convert(self, group: Group, parts: dict[str, list[torch.Tensor]], model: Any = None) -> dict[str, torch.Tensor]:
+        transform = deepcopy(group.transform)
+        for pattern, tensors in parts.items():
+            for name, tensor in zip(group.sources[pattern], tensors, strict=False):
+                transform.add_tensor(group.target, name, pattern, tensor)  # type: ignore[arg-type]
+        made = transform.convert(group.target, model=model or self._model, config=self._model.config)  # type: ignore[attr-defined]
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    @staticmethod
+    def _merged(parts: Any) -> dict[str, torch.Tensor]:
+        return {name: value for part in parts for name, value in part.items()}
+
+
+def _full_names(layer: MoELayer) -> dict[str, str]:
+    return {name: f"{layer.name}.{name}" for name in layer.expert_parameters()}
+
+
+def _phase(value: torch.Tensor, mapped: list[tuple[Any, torch.Tensor]]) -> int:
+    """Phase of a value made on the meta device out of tensors whose storages are given; new memory begins in phase 0."""
+    begin = next((phase_of(tensor) for storage, tensor in mapped if value.untyped_storage() is storage), 0)
+    return (begin + value.storage_offset() * value.element_size()) % LINE_BYTES
+
+
+def _by_number(names: list[str]) -> dict[int, str]:
+    """Names by the one number in which they differ; none where they differ otherwise."""
+    place = _place(names[0], names[-1])
+    found = [name.split(".")[place] for name in names] if place is not None else []
+    return {int(text): name for text, name in zip(found, names, strict=True)} if all(map(str.isdigit, found)) and found else {}
+
+
+def _place(one: str, other: str) -> int | None:
+    pairs = list(zip(one.split("."), other.split("."), strict=False))
+    differing = [place for place, (first, second) in enumerate(pairs) if first != second]
+    return differing[0] if len(differing) == 1 else None
+
+
+def _renumbered(name: str, other: str, number: int) -> str:
+    place = _place(name, other)
+    assert place is not None
+    parts = name.split(".")
+    return ".".join([*parts[:place], str(number), *parts[place + 1 :]])

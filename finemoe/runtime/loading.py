@@ -13,28 +13,22 @@ if TYPE_CHECKING:
     from finemoe.runtime.engine import Engine
 
 _RANDOM = "random:"  # before what configures a model with random weights
+_POLICY_OPTIONS = ("history", "prefetch_distance", "store_capacity", "seed")  # that a policy is told, whichever it is
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """The model (experts implementation "eager", evaluation mode, CPU) and its tokenizer (padding left).
 
     Args:
-        name: a miniature's name, a folder, or a hub id; dtype: torch type name of the weights.
+        name: a miniature's name, a folder, or a hub id; dtype: of the weights, as in `load`.
     Raises:
-        FinemoeError: no such model, or its files are incomplete or damaged.
+        FinemoeError: no such model, its files are incomplete or damaged, or an adapter lies beside them.
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from finemoe.runtime.pretrained import whole_model
 
     source = resolve(name)
     tokenizer = load_tokenizer(name)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), experts_implementation="eager")
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FinemoeError(f"model {name!r} cannot be loaded from {source}: {reason}") from error
-    return model.eval(), tokenizer
+    return whole_model(source, dtype).eval(), tokenizer
 
 
 def load_tokenizer(name: str) -> Any:
@@ -70,34 +64,27 @@ def load(
     Args:
         source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), a hub id, or
             "random:CONFIG" (a config.json, a folder or a hub id) for a model of that size with random weights.
-        dtype: of the weights; "auto" is the checkpoint's.
+        dtype: of the weights; "auto" is what `from_pretrained` makes of it: the configuration's, else the checkpoint's.
         progress: show a bar.
         expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`.
     Returns:
         The model, ready to generate, and its engine. Closing the engine leaves the model without experts, as it never had them.
     Raises:
-        FinemoeError: no such model, a checkpoint that is incomplete, or what `offload` refuses.
+        FinemoeError: no such model, what `from_pretrained` cannot load or would fill with random numbers, an adapter beside the
+            checkpoint, quantised weights, files other than safetensors, or what `offload` refuses.
     """
+    from finemoe.runtime.options import engine_options
+    from finemoe.runtime.pretrained import type_of
     from finemoe.runtime.random_model import RandomModel
     from finemoe.runtime.skeleton import Skeleton
 
-    source = str(source)
+    source, dtype = str(source), type_of(dtype)
+    told = {name: options.pop(name) for name in _POLICY_OPTIONS if name in options}
+    engine_told = engine_options(
+        expert_memory, policy, host_memory=host_memory, disk_folder=disk_folder, devices=devices, **options
+    )
     if source.startswith(_RANDOM):
-        skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, options.get("seed", 0))
+        skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, told.get("seed", 0))
     else:
-        skeleton = Skeleton(folder_of(resolve(source)), dtype)
-    return skeleton.load(expert_memory, policy, host_memory, disk_folder, devices, progress, options)
-
-
-def folder_of(source: str) -> Path:
-    """The local folder of a checkpoint, fetched from the hub where it is a hub id."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FinemoeError(f"model {source!r} cannot be fetched from the hub: {reason}") from error
+        skeleton = Skeleton(resolve(source), dtype)
+    return skeleton.load(engine_told, told, progress)

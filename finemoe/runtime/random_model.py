@@ -1,13 +1,16 @@
 """A model of any size with random weights, made without its experts ever being in memory twice (DESIGN 7.3, `random:CONFIG`)."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
+from finemoe.errors import FinemoeError
 from finemoe.maps.geometry import config_of
 from finemoe.runtime.layers import MoELayer
+from finemoe.runtime.pretrained import class_of, reason_of, type_of
 from finemoe.runtime.skeleton import Skeleton
 from finemoe.runtime.tiers import RecordStore
 
@@ -23,10 +26,22 @@ class RandomModel(Skeleton):
         FinemoeError: there is no such configuration, or the model has no experts to offload.
     """
 
-    def __init__(self, source: str, dtype: str | torch.dtype, seed: int = 0) -> None:
-        self._folder, self._seed = Path(source), seed
+    def __init__(self, source: str, dtype: Any, seed: int = 0) -> None:
+        self._seed = seed
+        config = config_of(source)
+        own = config.dtype or config.get_text_config().dtype or torch.float32
+        self._dtype = type_of(own if dtype == "auto" else dtype)
         torch.manual_seed(seed)
-        self._build(config_of(source), dtype)
+        found = class_of(config)
+        make = found.from_config if found is AutoModelForCausalLM else found._from_config
+        # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before they are touched.
+        try:
+            with no_init_weights():
+                model = make(config, dtype=self._dtype, experts_implementation="eager")
+        except ValueError as error:
+            raise FinemoeError(f"{source}: no model can be built from this configuration: {reason_of(error)}") from error
+        model.name_or_path = source
+        self._take(model.eval())
 
     def _phases(self, layer: MoELayer) -> dict[str, int]:
         return {}
@@ -38,7 +53,7 @@ class RandomModel(Skeleton):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         generator = torch.Generator(device).manual_seed(self._seed)
         self._move_rest(device)
-        self._initialize_buffers()  # and every weight but the experts', which no checkpoint holds here
+        self._initialize_rest()
         for layer in tqdm(self.layers, desc="making experts", unit="layer", disable=not progress):
             shapes = {field.name: field.shape for field in records.layouts[layer.index].fields}
             for expert in range(layer.num_experts):
@@ -51,6 +66,13 @@ class RandomModel(Skeleton):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if id(tensor) not in experts:
                 tensor.data = tensor.data.to(device)
+
+    def _initialize_rest(self) -> None:
+        """Every weight and buffer but the experts' becomes what Transformers initialises it to."""
+        for layer in self.layers:
+            for parameter in layer.expert_parameters().values():
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        self.model.initialize_weights()
 
     def _random(self, shape: Any, device: torch.device, generator: torch.Generator) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=self._dtype).mul_(_DEVIATION)

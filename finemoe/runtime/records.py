@@ -17,7 +17,7 @@ import torch
 from finemoe.runtime.layers import MoELayer
 
 _PHASES = 256  # bytes after which alignment begins anew, the most that any kernel looks at
-_LINE_BYTES = 64  # to which memory on the CPU is aligned
+LINE_BYTES = 64  # to which memory on the CPU is aligned
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RecordLayout:
 def phase_of(weight: torch.Tensor) -> int:
     """By how many bytes a weight begins past a multiple of 64, the phase of a fused parameter on the CPU; 0 elsewhere, and where
     its own type could not begin there."""
-    phase = weight.data_ptr() % _LINE_BYTES if weight.device.type == "cpu" else 0
+    phase = weight.data_ptr() % LINE_BYTES if weight.device.type == "cpu" else 0
     return 0 if phase % weight.element_size() else phase
 
 
