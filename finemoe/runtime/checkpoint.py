@@ -6,7 +6,7 @@ that no layer need ever be in memory whole.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.modeling_utils import str_to_torch_dtype
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.layers import MoELayer
@@ -56,6 +57,15 @@ class Shards:
         """A tensor's shape."""
         return tuple(self._slice(name).get_shape())
 
+    def on_meta(self, name: str) -> torch.Tensor:
+        """A tensor's shape and type without its values: not even one page of the file is read."""
+        part = self._slice(name)
+        return torch.empty(part.get_shape(), dtype=str_to_torch_dtype[part.get_dtype()], device="meta")
+
+    def lazily(self, absent: Callable[[str], bool]) -> dict[str, Any]:
+        """All tensors as Transformers takes them, read when they are indexed; the `absent` ones have no values even then."""
+        return {name: _Absent(self, name) if absent(name) else self._slice(name) for name in self._file_of}
+
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor, mapped from the file."""
         tensor: torch.Tensor = self._slice(name)[...]
@@ -82,6 +92,16 @@ class Shards:
             except (SafetensorError, OSError) as error:
                 raise FinemoeError(f"{file}: missing or truncated ({error}); fetch the checkpoint again") from error
         return self._open[file]
+
+
+class _Absent:
+    """Stands in for a file's tensor that shall not be read."""
+
+    def __init__(self, shards: Shards, name: str) -> None:
+        self._shards, self._name = shards, name
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return self._shards.on_meta(self._name)
 
 
 @dataclass(frozen=True)
@@ -148,6 +168,8 @@ class Checkpoint:
         self._groups: dict[str, Group] = {}
         self._makers: dict[str, Group] = {}
         self._phases: dict[str, dict[str, int]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._target_of: dict[str, str] = {}
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
@@ -158,14 +180,20 @@ class Checkpoint:
             if target not in targets and name in targets:
                 target, pattern = rename_source_key(name, [], [], prefix, targets)
             if target in targets:
-                transform = WeightRenaming(name, target) if pattern is None else converter_of[pattern]
-                group = self._groups.setdefault(target, Group(target, transform))
-                group.sources[name if pattern is None else pattern].append(name)
+                if target not in self._groups:
+                    transform = WeightRenaming(name, target) if pattern is None else deepcopy(converter_of[pattern])
+                    self._groups[target] = Group(target, transform)
+                self._groups[target].sources[name if pattern is None else pattern].append(name)
+                self._target_of[name] = target
 
     @property
     def files(self) -> list[str]:
         """The files read."""
         return self._shards.files
+
+    def without(self, parameters: set[str]) -> dict[str, Any]:
+        """All tensors, unread, as Transformers' loading takes them; those that make one of the parameters have no values."""
+        return self._shards.lazily(lambda name: self._target_of.get(name) in parameters)
 
     def phases(self, layer: MoELayer) -> dict[str, int]:
         """Phases (see `records`) that from_pretrained gives a layer's parameters on the CPU: that of its file where it leaves one
@@ -194,6 +222,15 @@ class Checkpoint:
                 whole = {target: values for target, values in whole.items() if target in later}
             self._shards.close()
 
+    def doubled(self) -> str | None:
+        """A parameter whose weights are there both ready and in parts, in words."""
+        for group in self._groups.values():
+            other = [pattern for pattern in group.sources if pattern not in group.transform.source_patterns]
+            if other and isinstance(group.transform, WeightConverter):
+                part = next(names[0] for pattern, names in group.sources.items() if pattern not in other)
+                return f"the checkpoint has both {other[0]} ({self._shards.file_of(other[0])}) and parts of it, as {part}"
+        return None
+
     def fault(self, target: str) -> str | None:
         """What is wrong with the tensors that should make a parameter, in words; None where they do not show it."""
         group = self._groups.get(target)
@@ -204,7 +241,7 @@ class Checkpoint:
             return self._odd_shape(group.transform.source_patterns[0], tuple(parameter.shape))
         absent = [pattern for pattern in group.transform.source_patterns if pattern not in group.sources]
         if absent:
-            return f"the checkpoint lacks every tensor {absent[0]} for {target}"
+            return f"the checkpoint lacks all tensors *{absent[0]} that make {target}"
         for names in group.sources.values() if group.is_stacked else ():
             if found := self._lost_or_extra(names, len(parameter)):
                 return found
@@ -252,12 +289,18 @@ class Checkpoint:
     def _phases_of(self, group: Group) -> dict[str, int]:
         """The parameters a group makes, and their phases; converted on the meta device, where views are views as elsewhere."""
         if group.target not in self._phases:
-            files = {name: self._shards.read(name) for names in group.sources.values() for name in names}
-            metas = {name: tensor.to("meta", self._dtype(group)) for name, tensor in files.items()}
-            made = self._convert(group, {pattern: [metas[n] for n in names] for pattern, names in group.sources.items()})
-            mapped = [(metas[n].untyped_storage(), tensor) for n, tensor in files.items() if tensor.dtype == metas[n].dtype]
-            self._phases[group.target] = {name: _phase(value, mapped) for name, value in made.items()}
+            metas = {name: self._shards.on_meta(name) for names in group.sources.values() for name in names}
+            cast = {name: meta.to(self._dtype(group)) for name, meta in metas.items()}
+            made = self._convert(group, {pattern: [cast[name] for name in names] for pattern, names in group.sources.items()})
+            self._phases[group.target] = {name: self._phase(value, metas) for name, value in made.items()}
         return self._phases[group.target]
+
+    def _phase(self, value: torch.Tensor, metas: dict[str, torch.Tensor]) -> int:
+        """Where a value made of `metas` begins: in a file where it is a view of its tensor, else in new memory, at phase 0."""
+        storage = value.untyped_storage()
+        source = next((name for name, meta in metas.items() if meta.untyped_storage() is storage), None)
+        begin = 0 if source is None else phase_of(self._shards.read(source))
+        return int(begin + value.storage_offset() * value.element_size()) % LINE_BYTES
 
     def _whole(self, group: Group) -> dict[str, torch.Tensor]:
         """Everything a group makes, by parameter name."""
@@ -277,14 +320,15 @@ class Checkpoint:
         return self._shards.read(name).to(self._dtype(group))
 
     def _dtype(self, group: Group) -> torch.dtype:
-        return self._model.get_parameter(group.target).dtype
+        if group.target not in self._dtypes:
+            self._dtypes[group.target] = self._model.get_parameter(group.target).dtype
+        return self._dtypes[group.target]
 
     def _convert(self, group: Group, parts: dict[str, list[torch.Tensor]], model: Any = None) -> dict[str, torch.Tensor]:
-        transform = deepcopy(group.transform)
         for pattern, tensors in parts.items():
             for name, tensor in zip(group.sources[pattern], tensors, strict=False):
-                transform.add_tensor(group.target, name, pattern, tensor)  # type: ignore[arg-type]
-        made = transform.convert(group.target, model=model or self._model, config=self._model.config)  # type: ignore[attr-defined]
+                group.transform.add_tensor(group.target, name, pattern, tensor)  # type: ignore[arg-type]
+        made = group.transform.convert(group.target, model=model or self._model, config=self._model.config)  # type: ignore[attr-defined]
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     @staticmethod
@@ -294,12 +338,6 @@ class Checkpoint:
 
 def _full_names(layer: MoELayer) -> dict[str, str]:
     return {name: f"{layer.name}.{name}" for name in layer.expert_parameters()}
-
-
-def _phase(value: torch.Tensor, mapped: list[tuple[Any, torch.Tensor]]) -> int:
-    """Phase of a value made on the meta device out of tensors whose storages are given; new memory begins in phase 0."""
-    begin = next((phase_of(tensor) for storage, tensor in mapped if value.untyped_storage() is storage), 0)
-    return (begin + value.storage_offset() * value.element_size()) % LINE_BYTES
 
 
 def _by_number(names: list[str]) -> dict[int, str]:

@@ -26,6 +26,7 @@ from finemoe.runtime.layers import find_moe_layers
 _NUM_NAMED = 3  # tensors named in a refusal
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_CONVERT = "load the model with from_pretrained, and save_pretrained into another folder"
 _AGAIN = "fetch it again, or check that it is this model's"
 
 _loading = threading.RLock()  # held while Transformers' loading step is replaced, so that each call puts back what it found
@@ -52,10 +53,7 @@ def model_without_experts(source: str, dtype: Any) -> tuple[PreTrainedModel, Che
     step = LoadingStep(source, keeps_experts=False)
     model = step.from_pretrained(dtype)
     if step.checkpoint is None:
-        raise FinemoeError(
-            f"{source}: Transformers reads this checkpoint in a way that finemoe.load cannot follow; save it anew: "
-            "load it with from_pretrained, and save_pretrained into another folder"
-        )
+        raise FinemoeError(f"{source}: Transformers reads this checkpoint in a way that finemoe.load cannot follow; {_CONVERT}")
     step.require_rest(model)
     return model, step.checkpoint
 
@@ -95,7 +93,7 @@ def class_of(config: Any) -> Any:
 def reason_of(error: BaseException) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {error}".strip()
+    return lines[0].rstrip(".") if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {error}".strip()
 
 
 class LoadingStep:
@@ -120,19 +118,21 @@ class LoadingStep:
             config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
         if not self._keeps_experts:
             self._require_unquantised(config)
+            self._require_no_distributed_shards()
         made = class_of(config)
-        with _in_one_line(f"{self._source}: ", self._other_weights):
-            with self._watched(), _quiet() if Path(self._source).is_dir() else nullcontext():
-                model, info = made.from_pretrained(
-                    self._source,
-                    dtype=dtype,
-                    experts_implementation="eager",
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                )
+        quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
+        with _in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly:
+            model, info = made.from_pretrained(
+                self._source,
+                dtype=dtype,
+                experts_implementation="eager",
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         if lost := info["missing_keys"]:
             raise self._lacks(lost)
-        return model  # type: ignore[no-any-return]
+        found: PreTrainedModel = model
+        return found
 
     def require_rest(self, model: PreTrainedModel) -> None:
         """Refuse a model of which more than the experts was left out, as a conversion that makes both would do."""
@@ -143,7 +143,7 @@ class LoadingStep:
             )
 
     def _require_no_adapter(self) -> None:
-        """With peft installed `from_pretrained` applies an adapter that lies in the folder, without it leaves it out in silence."""
+        """With peft installed `from_pretrained` applies an adapter in the folder, without it leaves it out in silence."""
         if (file := find_adapter_config_file(self._source)) is not None:
             raise FinemoeError(
                 f"{file}: an adapter, which finemoe does not apply and will not leave out in silence; merge it "
@@ -158,11 +158,21 @@ class LoadingStep:
                     "use a checkpoint in bf16, fp16 or fp32"
                 )
 
-    def _other_weights(self) -> str:
-        """What a folder holds instead of the weights that `from_pretrained` looks for, where it has none of their names."""
+    def _require_no_distributed_shards(self) -> None:
+        """Transformers prefers what a distributed run left to all else in a folder, and reads it whole, past the loading step."""
+        if found := [path.name for path in Path(self._source).glob("shard-*-model-*-of-*.safetensors")]:
+            raise FinemoeError(
+                f"{self._source}: {_listed(found)}: shards of a distributed run, which finemoe.load does not read; {_CONVERT}"
+            )
+
+    def _remedy(self) -> str:
+        """What to do about a source that `from_pretrained` refuses."""
         folder = Path(self._source)
-        if not folder.is_dir() or any((folder / name).is_file() for name in _NAMES):
+        if not folder.is_dir():
             return ""
+        present = [name for name in _NAMES if (folder / name).is_file()]
+        if present:
+            return f"; check config.json and {present[0]} there, or fetch the checkpoint again"
         found = [path.name for path in folder.iterdir() if path.suffix in _ENDINGS]
         held = f"it holds {_listed(found)}, but " if found else ""
         return f"; {held}neither {_NAMES[0]} nor {_NAMES[1]}: give the weights these names"
@@ -178,44 +188,60 @@ class LoadingStep:
         with _loading:
             original = PreTrainedModel._load_pretrained_model
 
-            def step(model: Any, state_dict: Any, files: Any, told: Any, *more: Any, **named: Any) -> Any:
+            def step(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *more: Any, **named: Any) -> Any:
                 if threading.get_ident() != thread:
-                    return original(model, state_dict, files, told, *more, **named)
-                outcome = original(model, state_dict, files, self._before(model, files, told), *more, **named)
-                self._after(model, outcome[0])
+                    return original(model, state_dict, checkpoint_files, load_config, *more, **named)
+                self._read_names(model, checkpoint_files, load_config)
+                if not self._keeps_experts:
+                    state_dict, load_config = self._leave_out(model, checkpoint_files, load_config)
+                with self._doubles_named():
+                    outcome = original(model, state_dict, checkpoint_files, load_config, *more, **named)
+                self._require_right(model, outcome[0])
                 return outcome
 
-            PreTrainedModel._load_pretrained_model = staticmethod(step)
+            PreTrainedModel._load_pretrained_model = staticmethod(step)  # type: ignore[method-assign]
             try:
                 yield
             finally:
-                PreTrainedModel._load_pretrained_model = staticmethod(original)
+                PreTrainedModel._load_pretrained_model = staticmethod(original)  # type: ignore[method-assign]
 
-    def _before(self, model: Any, files: Any, told: Any) -> Any:
-        """What the loading step is told instead."""
-        is_readable = bool(files) and all(file.endswith(_ENDINGS[0]) for file in files)
-        if is_readable:
-            self.checkpoint = Checkpoint(model, Shards(files), deepcopy(told.weight_mapping or []))  # some renamings have a state
-        if self._keeps_experts:
-            return told
-        if not is_readable:
+    def _read_names(self, model: Any, files: Any, load_config: Any) -> None:
+        if files and all(file.endswith(_ENDINGS[0]) for file in files):
+            mapping = deepcopy(load_config.weight_mapping or [])  # some renamings remember what they have seen
+            self.checkpoint = Checkpoint(model, Shards(files), mapping)
+
+    def _leave_out(self, model: Any, files: Any, load_config: Any) -> tuple[dict[str, Any], Any]:
+        """Tensors and instructions for the loading step by which experts' parameters are left on the meta device."""
+        if self.checkpoint is None:
             raise FinemoeError(
-                f"{_listed(files or [self._source])}: finemoe.load reads safetensors files, neither {_NAMES[0]} nor {_NAMES[1]} is "
-                "there; load the model with from_pretrained, and save_pretrained into another folder"
+                f"{_listed(files or [self._source])}: finemoe.load reads safetensors files, and neither {_NAMES[0]} nor "
+                f"{_NAMES[1]} is there; {_CONVERT}"
             )
         self._experts = {f"{layer.name}.{name}" for layer in find_moe_layers(model) for name in layer.expert_parameters()}
-        return replace(told, device_map=(told.device_map or {"": "cpu"}) | dict.fromkeys(self._experts, "meta"))
+        places = (load_config.device_map or {"": "cpu"}) | dict.fromkeys(self._experts, "meta")
+        return self.checkpoint.without(self._experts), replace(load_config, device_map=places)
 
-    def _after(self, model: Any, info: Any) -> None:
+    def _require_right(self, model: Any, info: Any) -> None:
         """Refuses what the loading step found wrong: `from_pretrained` would say less, or fill it with random numbers first."""
         if self.checkpoint is not None and (info.conversion_errors or info.mismatched_keys):
             raise self._misfit(info)
         if lost := (info.missing_keys & self._experts) - model.all_tied_weights_keys.keys():
             raise self._lacks(lost)
 
+    @contextmanager
+    def _doubles_named(self) -> Iterator[None]:
+        """Transformers stumbles, and does not say over what, where a checkpoint holds a parameter's weights twice."""
+        try:
+            yield
+        except Exception as error:
+            doubled = self.checkpoint.doubled() if self.checkpoint is not None else None
+            if doubled is None:
+                raise
+            raise FinemoeError(f"{self._source}: {doubled}; {_AGAIN}") from error
+
     def _lacks(self, names: Any) -> FinemoeError:
         return FinemoeError(
-            f"{self._source}: the checkpoint{self._files()} lacks {_listed(names)}, which from_pretrained would fill with random "
+            f"{self._source}: the checkpoint lacks {_listed(names)}{self._files()}, which from_pretrained would fill with random "
             f"numbers; {_AGAIN}"
         )
 
@@ -234,7 +260,7 @@ class LoadingStep:
 
     def _files(self) -> str:
         files = self.checkpoint.files if self.checkpoint is not None else []
-        return f" ({_listed([Path(file).name for file in files])})" if files else ""
+        return f" ({_listed([Path(file).name for file in files])} read)" if files else ""
 
 
 def _listed(names: Any) -> str:
@@ -250,7 +276,9 @@ def _in_one_line(before: str, after: Callable[[], str] = str) -> Iterator[None]:
         yield
     except (FinemoeError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not type(error).__module__.startswith("torch."):  # as its CheckpointException
+            raise
         raise FinemoeError(f"{before}{reason_of(error)}{after()}") from error
 
 

@@ -34,7 +34,7 @@ class Skeleton:
         model, self._checkpoint = model_without_experts(str(source), dtype)
         self._take(model)
 
-    def _take(self, model: PreTrainedModel) -> None:
+    def _take(self, model: Any) -> None:
         self.model = model
         self.layers = find_moe_layers(model)
         for layer in self.layers:

@@ -1,16 +1,19 @@
 """`finemoe.load` against `from_pretrained`: the same weights, logits and tokens, whatever the checkpoint's layout."""
 
 import json
+import threading
 from copy import deepcopy
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime.checkpoint import Shards
 from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.pretrained import LoadingStep
 from tests.runtime import families
 from tests.runtime.models import build, padded_batch
 from tests.runtime.test_families import CHOSEN, UNSUPPORTED, assert_equal, outputs
@@ -74,12 +77,12 @@ def test_bad_checkpoints_are_named(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     lost = next(key for key in content["weight_map"] if "q_proj" in key)
-    file = tmp_path / content["weight_map"].pop(lost)
-    index.write_text(json.dumps(content))
+    file = tmp_path / content["weight_map"][lost]
+    tensors = load_file(file)
+    save_file({key: value for key, value in tensors.items() if key != lost} | {"other": torch.ones(1)}, file)
     with pytest.raises(FinemoeError, match=r"lacks .*q_proj"):
         finemoe.load(str(tmp_path), 0.5)
-    content["weight_map"][lost] = file.name
-    index.write_text(json.dumps(content))
+    save_file(tensors, file)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(FinemoeError, match="missing or truncated"):
         finemoe.load(str(tmp_path), 0.5)
@@ -92,8 +95,6 @@ def test_bad_checkpoints_are_named(tmp_path):
 
 @pytest.mark.parametrize("is_equal", [True, False])
 def test_weights_that_the_configuration_ties_and_the_checkpoint_holds_apart(tmp_path, is_equal):
-    from safetensors.torch import save_file
-
     model = build("mixtral")
     model.config.tie_word_embeddings = True
     model.save_pretrained(tmp_path)
@@ -109,8 +110,6 @@ def test_weights_that_the_configuration_ties_and_the_checkpoint_holds_apart(tmp_
 
 @pytest.mark.parametrize("fault", ["lacks", "has shape"])
 def test_an_expert_weight_that_is_missing_or_of_another_shape(tmp_path, fault):
-    from safetensors.torch import save_file
-
     build("mixtral").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for name in [name for name in tensors if "layers.1." in name and ".w2." in name]:
@@ -135,6 +134,53 @@ def test_a_model_that_never_held_its_experts_cannot_be_saved_when_its_engine_is_
     with pytest.raises(FinemoeError, match="experts went with the engine"):
         finemoe.offload(model, 0.5)
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
+
+
+def test_a_hub_id_is_read_where_from_pretrained_would_read_it(tmp_path, monkeypatch):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    build("mixtral").save_pretrained(repository / "snapshots" / revision, max_shard_size="60KB")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    reference = AutoModelForCausalLM.from_pretrained("somebody/tiny", experts_implementation="eager")
+    model, engine = finemoe.load("somebody/tiny", 0.5)
+    with engine, torch.no_grad():
+        assert torch.equal(model(**padded_batch()).logits, reference(**padded_batch()).logits)
+    with pytest.raises(FinemoeError, match="somebody/else"):
+        finemoe.load("somebody/else", 0.5)
+
+
+def test_another_thread_may_load_as_it_likes_meanwhile(tmp_path, monkeypatch):
+    """Transformers' loading step is replaced for a while, for the calling thread alone."""
+    build("mixtral").save_pretrained(tmp_path)
+    untouched = PreTrainedModel._load_pretrained_model
+    found = []
+
+    def read_in_a_thread(*arguments):
+        assert PreTrainedModel._load_pretrained_model is not untouched
+        thread = threading.Thread(target=lambda: found.append(AutoModelForCausalLM.from_pretrained(tmp_path)))
+        thread.start()
+        thread.join(60)
+        return read_names(*arguments)
+
+    read_names = LoadingStep._read_names
+    monkeypatch.setattr(LoadingStep, "_read_names", read_in_a_thread)
+    finemoe.load(tmp_path, 0.5)[1].close()
+    assert PreTrainedModel._load_pretrained_model is untouched
+    assert not any(parameter.is_meta for parameter in found[0].parameters())
+
+
+def test_no_expert_is_read_before_its_turn(tmp_path, monkeypatch):
+    """A checkpoint's experts are named and checked without their files' pages: they may be many times the memory."""
+    build("mixtral").save_pretrained(tmp_path)
+    read = []
+    monkeypatch.setattr(Shards, "read", lambda self, name: read.append(name))
+    with pytest.raises(FinemoeError, match="one expert takes"):
+        finemoe.load(tmp_path, "1B")
+    assert read == []
 
 
 @pytest.mark.parametrize(
