@@ -15,7 +15,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    PreTrainedModel,
+)
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +32,11 @@ from finemoe.errors import FinemoeError
 from finemoe.runtime.checkpoint import Checkpoint, Shards
 from finemoe.runtime.layers import find_moe_layers
 
+_AUTO: tuple[tuple[Any, Any], ...] = (
+    (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
+)
 _NUM_NAMED = 3  # tensors named in a refusal
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -71,8 +85,8 @@ def type_of(dtype: Any) -> Any:
 
 
 def class_of(config: Any) -> Any:
-    """The class to make a model of: the one the configuration was saved from where it generates text, else the family's causal
-    language model.
+    """The class to make a model of: the one the configuration was saved from where it generates text, else the family's language
+    model, text alone first.
 
     Raises:
         FinemoeError: Transformers has neither.
@@ -80,13 +94,10 @@ def class_of(config: Any) -> Any:
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
     own = [found for found in named if isinstance(found, type) and getattr(found, "config_class", None) is type(config)]
     models = [found for found in own if issubclass(found, PreTrainedModel)]
-    for found in models:
-        if found.can_generate():
-            return found
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
-    if models:
-        return models[0]
+    generating = [found for found in models if found.can_generate()]
+    usual = [auto for auto, mapping in _AUTO if type(config) in mapping]
+    for found in (*generating, *usual, *models):
+        return found
     raise FinemoeError(f"{type(config).__name__}: Transformers has no model to build from it")
 
 
@@ -114,14 +125,14 @@ class LoadingStep:
         """The model; see `whole_model`."""
         dtype = type_of(dtype)
         self._require_no_adapter()
-        with _in_one_line(f"{self._source}: no usable configuration: "):
+        with in_one_line(f"{self._source}: no usable configuration: "):
             config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
         if not self._keeps_experts:
             self._require_unquantised(config)
             self._require_no_distributed_shards()
         made = class_of(config)
         quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
-        with _in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly:
+        with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly:
             model, info = made.from_pretrained(
                 self._source,
                 dtype=dtype,
@@ -270,7 +281,7 @@ def _listed(names: Any) -> str:
 
 
 @contextmanager
-def _in_one_line(before: str, after: Callable[[], str] = str) -> Iterator[None]:
+def in_one_line(before: str, after: Callable[[], str] = str) -> Iterator[None]:
     """Whatever Transformers refuses, by the first line of its reason."""
     try:
         yield

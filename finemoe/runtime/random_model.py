@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from finemoe.errors import FinemoeError
@@ -33,7 +32,7 @@ class RandomModel(Skeleton):
         self._dtype = type_of(own if dtype == "auto" else dtype)
         torch.manual_seed(seed)
         found = class_of(config)
-        make = found.from_config if found is AutoModelForCausalLM else found._from_config
+        make = getattr(found, "_from_config", None) or found.from_config  # of a model's class, and of an Auto class
         # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before they are touched.
         try:
             with no_init_weights():
