@@ -39,12 +39,11 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    from finemoe.runtime.pretrained import in_one_line
+
     source = resolve(name)
-    try:
-        return AutoTokenizer.from_pretrained(source, padding_side="left")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FinemoeError(f"the tokenizer of {name!r} cannot be loaded from {source}: {reason}") from error
+    with in_one_line(f"the tokenizer of {name!r} cannot be loaded from {source}: "):
+        return AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False)
 
 
 def load(

@@ -1,6 +1,7 @@
 """`finemoe.load` against `from_pretrained`: the same weights, logits and tokens, whatever the checkpoint's layout."""
 
 import json
+import shutil
 import threading
 from copy import deepcopy
 
@@ -11,8 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.paths import MINIATURES
 from finemoe.runtime.checkpoint import Shards
 from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.loading import load_tokenizer
 from finemoe.runtime.pretrained import LoadingStep
 from tests.runtime import families
 from tests.runtime.models import build, padded_batch
@@ -151,6 +154,13 @@ def test_a_hub_id_is_read_where_from_pretrained_would_read_it(tmp_path, monkeypa
         assert torch.equal(model(**padded_batch()).logits, reference(**padded_batch()).logits)
     with pytest.raises(FinemoeError, match="somebody/else"):
         finemoe.load("somebody/else", 0.5)
+
+
+def test_a_damaged_tokenizer_is_one_line(tmp_path):
+    shutil.copytree(MINIATURES / "mixtral-mini", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(FinemoeError, match=rf"tokenizer .*{tmp_path}"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_another_thread_may_load_as_it_likes_meanwhile(tmp_path, monkeypatch):
