@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finemoe.errors import FinemoeError
 from finemoe.miniatures.catalog import resolve
 
 if TYPE_CHECKING:
