@@ -22,7 +22,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 import finemoe
 from finemoe.errors import FinemoeError
@@ -148,11 +155,7 @@ def shards(folder: Folder) -> None:
 
 @kind
 def saved_again(folder: Folder) -> None:
-    model = (
-        AutoModelForCausalLM.from_pretrained(folder.path)
-        if _is_causal(folder.family)
-        else _class(folder.family).from_pretrained(folder.path)
-    )
+    model = _auto(folder.family).from_pretrained(folder.path)
     shutil.rmtree(folder.path)
     model.save_pretrained(folder.path)
 
@@ -925,8 +928,10 @@ def _class(family: str) -> type[PreTrainedModel]:
     return families._classes(family.removesuffix("_square"))[0] if not family.startswith("mixtral_") else MixtralForCausalLM
 
 
-def _is_causal(family: str) -> bool:
-    return type(family_model(family).config) in AutoModelForCausalLM._model_mapping
+def _auto(family: str) -> Any:
+    """The Auto class a user would take; a model's own class takes a folder without config.json for one of the default, full size."""
+    is_causal = type(family_model(family).config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
 
 
 @dataclass
@@ -975,7 +980,7 @@ def outcome(kind_name: str, family: str, path: Path, dtype: str) -> Outcome:
 
 def _reference(family: str, path: Path, dtype: str) -> tuple[PreTrainedModel | None, str]:
     """What `from_pretrained` gives, or None and why not."""
-    auto = AutoModelForCausalLM if _is_causal(family) else _class(family)
+    auto = _auto(family)
     try:
         model, info = auto.from_pretrained(
             path, dtype=dtype, experts_implementation="eager", output_loading_info=True, trust_remote_code=False
