@@ -929,7 +929,7 @@ def _class(family: str) -> type[PreTrainedModel]:
 
 
 def _auto(family: str) -> Any:
-    """The Auto class a user would take; a model's own class takes a folder without config.json for one of the default, full size."""
+    """The Auto class to ask; a model's own class takes a folder without config.json for one of full size."""
     is_causal = type(family_model(family).config) in MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
 
