@@ -71,7 +71,7 @@ def run(
     if timeline is not None:
         require_place(timeline)
     tokenizer = load_tokenizer(model)
-    encoding = encode(tokenizer, prompt, 0)
+    encoding = encode(tokenizer, [prompt], 0)[0]
     options: dict[str, Any] = {
         "policy": policy,
         "eviction": eviction,

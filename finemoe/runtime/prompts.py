@@ -74,16 +74,43 @@ def _a(value: Any) -> str:
     return text if len(text) <= 40 and "\n" not in text and not isinstance(value, list | dict) else type(value).__name__
 
 
-def encode(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
-    """One prompt's tokens, without padding; a conversation through the tokenizer's chat template.
+def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encoding]:
+    """The tokens of prompts that generate side by side, without padding; conversations go through the tokenizer's chat template.
 
+    Args:
+        first: number of the first prompt, for messages.
     Raises:
-        FinemoeError: there is no chat template, it refuses the conversation, or no tokens come out; the message names the prompt.
+        FinemoeError: there is no chat template, it refuses a conversation, or no tokens come out; the message names the prompt.
     """
+    if len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts):
+        given = tokenizer(list(prompts), return_tensors="pt", padding=True)
+        tables = _tables(given, len(prompts)) if isinstance(given, Mapping) else {}
+        if {"input_ids", "attention_mask"} <= set(tables):  # the mask says what is padding
+            rows = [{name: table[row] for name, table in tables.items()} for row in range(len(prompts))]
+            return [_encoding(row, prompt, number) for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True), first)]
+    return [_encode_alone(tokenizer, prompt, number) for number, prompt in enumerate(prompts, first)]
+
+
+def _tables(given: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
+    """What a tokenizer gives as one row per prompt, all of one length."""
+    tables = {}
+    for name, value in given.items():
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of several lengths: it has not padded them
+            continue
+        if array.ndim == 2 and len(array) == num_rows:
+            tables[name] = array
+    return tables
+
+
+def _encode_alone(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
     if isinstance(prompt, str):
-        given = tokenizer([prompt], return_tensors="pt", padding=False)
-    else:
-        given = _through_template(tokenizer, prompt, number)
+        return _encoding(tokenizer([prompt], return_tensors="pt", padding=False), prompt, number)
+    return _encoding(_through_template(tokenizer, prompt, number), prompt, number)
+
+
+def _encoding(given: Any, prompt: Prompt, number: int) -> Encoding:
     if not isinstance(given, Mapping) or "input_ids" not in given:
         raise FinemoeError(f"this tokenizer gives {_a(given)} without input_ids; record needs a tokenizer that gives them")
     rows = {name: np.asarray(value).reshape(-1) for name, value in given.items()}

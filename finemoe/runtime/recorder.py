@@ -156,7 +156,7 @@ def _record_batch(
     model: nn.Module, tape: Tape, prompts: Sequence[Prompt], first: int, tokenizer: Any, options: dict[str, Any]
 ) -> list[tuple[int, _Request]]:
     """Every returned sequence as (which prompt of the batch, its rows)."""
-    encodings = [encode(tokenizer, prompt, first + number) for number, prompt in enumerate(prompts)]
+    encodings = encode(tokenizer, prompts, first)
     batch = as_batch(model, encodings, _pad_token(tokenizer))
     follower = Follower(model, batch)
     tape.begin(follower)

@@ -24,9 +24,11 @@ class Characters:
     chat_template = None
 
     def __call__(self, prompts, return_tensors="pt", padding=False):
-        assert len(prompts) == 1
-        row = [FIRST + ord(character) % (LAST - FIRST) for character in prompts[0]]
-        return {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
+        rows = [[FIRST + ord(character) % (LAST - FIRST) for character in prompt] for prompt in prompts]
+        width = max(map(len, rows))
+        padded = torch.tensor([[self.pad_token_id] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": padded, "attention_mask": mask}
 
     def tokens(self, prompt: str) -> list[int]:
         return self([prompt])["input_ids"][0].tolist()

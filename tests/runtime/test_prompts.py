@@ -160,16 +160,19 @@ def _flat(given):
 
 
 def _padded_right(given):
-    pad = torch.zeros(1, 3, dtype=torch.long)
-    return {name: torch.cat([value, pad], dim=1) for name, value in given.items()}
+    return {name: torch.nn.functional.pad(value, (0, 3)) for name, value in given.items()}
 
 
 def _padded_left(given):
-    pad = torch.zeros(1, 2, dtype=torch.long)
-    return {name: torch.cat([pad, value], dim=1) for name, value in given.items()}
+    return {name: torch.nn.functional.pad(value, (2, 0)) for name, value in given.items()}
 
 
-@pytest.mark.parametrize("change", [_only_ids, _lists, _flat, _padded_right, _padded_left])
+def _ragged(given):
+    rows = zip(given["input_ids"].tolist(), given["attention_mask"].tolist(), strict=True)
+    return {"input_ids": [[token for token, kept in zip(*row, strict=True) if kept] for row in rows], "attention_mask": [[1]]}
+
+
+@pytest.mark.parametrize("change", [_only_ids, _lists, _flat, _padded_right, _padded_left, _ragged])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_tokenizers_that_give_more_or_less(change, batch_size, expected):
     trace = recorded(TEXTS, Gives(change), batch_size=batch_size)
@@ -179,7 +182,7 @@ def test_tokenizers_that_give_more_or_less(change, batch_size, expected):
 
 def test_only_what_the_model_takes_is_passed_on():
     model = build("mixtral")
-    encodings = [encode(Gives(_more), text, 0) for text in TEXTS]
+    encodings = encode(Gives(_more), TEXTS, 0)
     inputs = as_batch(model, encodings, 9).inputs
     assert sorted(inputs) == ["attention_mask", "input_ids", "position_ids"]
     assert {value.shape for value in inputs.values()} == {(3, 10)}
