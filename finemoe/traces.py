@@ -33,19 +33,19 @@ class RoutingTrace:
 
     Attributes:
         expert_ids: [T, L, K] unsigned ints, the activated set, by descending gate probability.
-        expert_probs: [T, L, K] float16, the gate's softmax over all J at those experts.
+        expert_probs: [T, L, K] float16, the gate's distribution over all J at those experts.
         offsets: [R + 1] int64, first row of each request and the end.
         num_experts: J.
         step: [T] int32, iteration of the request (0 is its prefill).
         phase: [T] uint8, PREFILL or DECODE.
-        probs: [T, L, J] float16, the whole softmax (the rows' expert maps), or None for top-k traces.
+        probs: [T, L, J] float16, the whole distribution (the rows' expert maps), or None for top-k traces.
         tokens: [T] int32, the token fed in, or None.
         embedding_table: [U, h] float16, distinct semantic embeddings, or None.
         embedding_index: [T] int32, each row's embedding in the table, or None.
         lookahead_strides: S numbers of layers, ascending from 1 or more: how far ahead routers were applied (DESIGN 2).
         lookahead_ids: [T, S, L, M] unsigned ints; at [t, i, l] the M most probable experts, most probable first, that the norm
             and gate of layer l + strides[i] give for row t's residual stream after layer l. Zero past the last layer. Or None.
-        lookahead_probs: [T, S, L, M] float16, that gate's softmax over all J at those experts, or None.
+        lookahead_probs: [T, S, L, M] float16, that gate's distribution over all J at those experts, or None.
         request_ids: a name (or number) for each request, or empty.
         splits: "history" or "served" for each request, or empty.
         model: identity of the model that routed.

@@ -1,7 +1,8 @@
 """Expert maps: one iteration's gate distributions over all experts, layer by layer (section 4.1).
 
-A map is an array [L, J]; a row is the gate's softmax over all J routed experts *before* top-K and before any
-renormalisation, so a row sums to 1. Several maps stack to [n, L, J]. Shared experts are not in a map.
+A map is an array [L, J]; a row is the gate's distribution over all J routed experts *before* top-K and before any
+renormalisation, so a row sums to 1: the softmax of the logits, made to rank as the router selects (`ranking`). Several maps
+stack to [n, L, J]. Shared experts are not in a map.
 """
 
 import numpy as np

@@ -168,7 +168,7 @@ class ExpertMapStore:
             raise FinemoeError(f"maps must be [n, {self.num_layers}, {self.num_experts}], not {maps.shape}")
         if not (np.abs(maps.sum(axis=-1) - 1) < 0.02).all() or (maps < 0).any():
             raise FinemoeError(
-                "a map row is no distribution (not negative, sum 1); maps hold the gate's softmax over all experts"
+                "a map row is no distribution (not negative, sum 1); maps hold the gate's distribution over all experts"
             )
 
     def _map_scores(self, map_: np.ndarray) -> np.ndarray:

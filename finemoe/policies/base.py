@@ -124,7 +124,7 @@ class Policy(ABC):
         """The gate of `layer` has spoken.
 
         Args:
-            probs: [B, J] its softmax. experts: [B, K] what the model selected.
+            probs: [B, J] its distribution, which ranks as the router selects. experts: [B, K] what the model selected.
             lookahead: [strides, B, J] the routers applied ahead, zeros past the last layer; None if not to be had.
         """
 
