@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finemoe.errors import FinemoeError
 from finemoe.miniatures.catalog import resolve
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """
     from finemoe.runtime.pretrained import whole_model
 
-    source = resolve(name)
+    source = _source_of(name)
     tokenizer = load_tokenizer(name)
     return whole_model(source, dtype).eval(), tokenizer
 
@@ -40,7 +41,7 @@ def load_tokenizer(name: str) -> Any:
 
     from finemoe.runtime.pretrained import in_one_line
 
-    source = resolve(name)
+    source = _source_of(name)
     with in_one_line(f"the tokenizer of {name!r} cannot be loaded from {source}: "):
         return AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False)
 
@@ -84,5 +85,15 @@ def load(
     if source.startswith(_RANDOM):
         skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, told.get("seed", 0))
     else:
-        skeleton = Skeleton(resolve(source), dtype)
+        skeleton = Skeleton(_source_of(source), dtype)
     return skeleton.load(engine_told, told, progress)
+
+
+def _source_of(name: str) -> str:
+    """The folder or hub id meant; `from_pretrained` would take a file for a strange hub id."""
+    source = resolve(name)
+    if Path(source).is_file():
+        raise FinemoeError(
+            f"{source} is a file; give the folder that it lies in, or, for a model of random weights, {_RANDOM}{source}"
+        )
+    return source

@@ -15,7 +15,7 @@ from finemoe.errors import EngineError, FinemoeError
 from finemoe.paths import MINIATURES
 from finemoe.runtime.checkpoint import Shards
 from finemoe.runtime.layers import find_moe_layers
-from finemoe.runtime.loading import load_tokenizer
+from finemoe.runtime.loading import load_model, load_tokenizer
 from finemoe.runtime.pretrained import LoadingStep
 from tests.runtime import families
 from tests.runtime.models import build, padded_batch
@@ -210,3 +210,11 @@ def test_what_cannot_be_is_said_before_any_weight_is_read(options, message, tmp_
     monkeypatch.setattr("finemoe.runtime.skeleton.Skeleton.read_experts", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(FinemoeError, match=message):
         finemoe.load(tmp_path, **({"expert_memory": 0.5} | options))
+
+
+def test_a_file_is_no_model(tmp_path):
+    folder = tmp_path / "model"
+    build("mixtral").save_pretrained(folder)
+    for load in (lambda name: finemoe.load(name, 0.5), load_model, load_tokenizer):
+        with pytest.raises(FinemoeError, match="is a file; give the folder"):
+            load(str(folder / "config.json"))
