@@ -95,7 +95,7 @@ def configured(model: PreTrainedModel, options: dict[str, Any]) -> Iterator[None
 
 @dataclass(frozen=True)
 class Said:
-    """What forwards say of their tokens, by layer: gate probabilities [n, J] (None where no router tells) and experts [n, K]."""
+    """What forwards say of their tokens, by layer: maps [n, J] (None where no router tells) and the experts selected [n, K]."""
 
     probs: list[np.ndarray | None]
     selected: list[np.ndarray]
@@ -110,8 +110,10 @@ def overheard(model: PreTrainedModel) -> Iterator[list[Said]]:
 
     def finish(*_):
         scores = [scores_of(outputs.get(layer.index), selected[layer.index]) for layer in layers]
-        probs = [_distribution(one, layer.num_experts) for one, layer in zip(scores, layers, strict=True)]
-        heard.append(Said(probs, [selected[layer.index].numpy() for layer in layers]))
+        chosen = [selected[layer.index].numpy() for layer in layers]
+        distributions = [_distribution(one, layer.num_experts) for one, layer in zip(scores, layers, strict=True)]
+        maps = [None if one is None else ranked(one, experts) for one, experts in zip(distributions, chosen, strict=True)]
+        heard.append(Said(maps, chosen))
 
     handles = [model.register_forward_hook(finish)]
     for layer in layers:
@@ -140,6 +142,19 @@ def _distribution(scores: torch.Tensor | None, num_experts: int) -> np.ndarray |
     scores = scores.float().reshape(-1, num_experts)
     is_distribution = bool((scores >= 0).all()) and torch.allclose(scores.sum(dim=-1), torch.ones(len(scores)), atol=1e-3)
     return (scores if is_distribution else torch.softmax(scores, dim=-1)).numpy()
+
+
+def ranked(probs: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """Maps [n, J] as docs/metrics.md defines them, row by row: where an unselected expert exceeds a selected one in half
+    precision, the greatest values go to the selected experts and the rest to the others, in the order they had."""
+    maps = probs.copy()
+    for row, experts in zip(maps, selected, strict=True):
+        half, chosen = row.astype(np.float16), sorted(set(experts.tolist()))
+        others = [expert for expert in range(len(row)) if expert not in chosen]
+        if others and half[chosen].min() < half[others].max():
+            order = sorted(chosen, key=lambda expert: -half[expert]) + sorted(others, key=lambda expert: -half[expert])
+            row[order] = np.sort(row)[::-1]
+    return maps
 
 
 def differences(model: PreTrainedModel, trace: RoutingTrace) -> list[float]:
