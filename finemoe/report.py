@@ -112,15 +112,16 @@ class Counters:
         self._prefill_s += duration_s
 
     def correct_prefill(self, duration_s: float, by_s: float | None) -> None:
-        """The last prefill, counted with this duration, has gone on by so much; None: it may have, so that it is not known."""
-        if self.ttft_s and self.ttft_s[-1] == duration_s:  # or it was before a reset
-            self.ttft_s.pop()
-            self._prefill_s -= duration_s
-            if by_s is None:
-                self.num_unknown_steps += 1
-            else:
-                self.ttft_s.append(duration_s + by_s)
-                self._prefill_s += duration_s + by_s
+        """A prefill, counted with this duration, has gone on by so much; None: it may have, so that it is not known."""
+        if duration_s not in self.ttft_s:
+            return  # another thread has just reset the counters
+        self.ttft_s.remove(duration_s)
+        self._prefill_s -= duration_s
+        if by_s is None:
+            self.num_unknown_steps += 1
+        else:
+            self.ttft_s.append(duration_s + by_s)
+            self._prefill_s += duration_s + by_s
 
     def count_decode_step(self, duration_s: float) -> None:
         """A decode step has ended."""

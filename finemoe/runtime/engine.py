@@ -89,7 +89,7 @@ class Engine:
         self._iteration, self._layer = 0, -1
         self._is_open = self._is_publishing = self._is_moving = False
         self._forward = Forward(Phase.UNKNOWN, 0, False)
-        self._last_prefill = (-1, 0.0)  # the request whose prefill ran last of all, and how long it took
+        self._prefills_s: dict[int, float] = {}  # how long its prefill took, of requests that ran nothing since
         self._begin_s = 0.0
         self._rows: np.ndarray | None = None
         self._num_rows = 0  # of the iteration, padding included
@@ -205,9 +205,12 @@ class Engine:
                 self._memories.preload(self.policy.expected)
 
     def reset_counters(self) -> None:
-        """Start counting anew; cache and policy keep their state."""
+        """Start counting anew; cache and policy keep their state. What an iteration that runs does from now on is its request's."""
         self._matcher.flush()
         self._counters.reset()
+        self._prefills_s.clear()
+        if self._is_open and _is_inside(self._thread, self._observer.modules):
+            self._counters.enter_request(self._forward.request)
 
     @contextmanager
     def timeline(self, path: str | Path) -> Iterator[None]:
@@ -339,19 +342,18 @@ class Engine:
 
     def _count_iteration(self, duration_s: float) -> None:
         """What an iteration was, and its duration where that is a time to the first token or a time per token."""
-        counters, phase = self._counters, self._forward.phase
-        (request, prefill_s), self._last_prefill = self._last_prefill, (-1, 0.0)
-        goes_on = request == self._forward.request and phase in (Phase.PIECE, Phase.SEVERAL)
-        if goes_on:  # several tokens may be the rest of its prompt, or drafts
+        counters, phase, request = self._counters, self._forward.phase, self._forward.request
+        prefill_s = self._prefills_s.pop(request, None)
+        if prefill_s is not None and phase in (Phase.PIECE, Phase.SEVERAL):  # several may be the rest of its prompt, or drafts
             counters.correct_prefill(prefill_s, duration_s if phase is Phase.PIECE else None)
         if phase is Phase.PREFILL:
             counters.count_prefill(duration_s)
-            self._last_prefill = self._forward.request, duration_s
-        elif phase is Phase.PIECE:
-            self._last_prefill = self._forward.request, prefill_s + duration_s
+            self._prefills_s[request] = duration_s
+        elif phase is Phase.PIECE and prefill_s is not None:
+            self._prefills_s[request] = prefill_s + duration_s
         elif phase is Phase.DECODE:
             counters.count_decode_step(duration_s)
-        else:
+        else:  # also a piece whose beginning was not seen, or before a reset
             counters.num_decode_steps += phase is Phase.SEVERAL
             counters.num_unknown_steps += 1
 

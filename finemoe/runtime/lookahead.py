@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from finemoe.errors import EngineError, FinemoeError
+from finemoe.errors import EngineError, FinemoeError, first_line
 from finemoe.maps.expert_map import keep_top
 from finemoe.runtime import seam
 from finemoe.runtime.gates import distribution_of
@@ -164,7 +164,7 @@ def router_inputs(model: nn.Module, layers: Sequence[MoELayer], decoders: Sequen
             with torch.no_grad():
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
         except Exception as error:  # models raise what they like when something else than text is missing
-            raise FinemoeError(_unknown(layers[0], f"the model does not run on a token alone: {error}")) from error
+            raise FinemoeError(_unknown(layers[0], f"the model does not run on a token alone: {first_line(error)}")) from error
     return [probe.found() for probe in probes]
 
 

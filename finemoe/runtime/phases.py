@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 
+_STEPS_REMEMBERED = 64  # how long a sequence of a continuous batch may pause; its end may be met by another after that
 _CACHE_NAMES = ("past_key_values", "cache_params", "past_key_value", "cache")
 
 
@@ -74,11 +75,16 @@ class Call:
 
     def padding(self, batch: int, num_tokens: int) -> torch.Tensor | None:
         """[batch, num_tokens] whether a row counts, or None where the arguments name no padding."""
-        mask, past = self.mask, self.past_tokens or 0
-        if isinstance(mask, Mapping):
-            mask = mask.get("full_attention")
-        if not isinstance(mask, torch.Tensor) or len(mask) != batch or mask.shape[-1] < num_tokens:
+        masks = self.mask.values() if isinstance(self.mask, Mapping) else (self.mask,)  # by kind of attention
+        said = (self._counts_by(mask, batch, num_tokens) for mask in masks)
+        return next((counts for counts in said if counts is not None), None)
+
+    def _counts_by(self, mask: Any, batch: int, num_tokens: int) -> torch.Tensor | None:
+        """What one mask says of padding, as `padding` does; a mask of one row is every row's."""
+        past = self.past_tokens or 0
+        if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or len(mask) not in (1, batch) or mask.shape[-1] < num_tokens:
             return None
+        mask = mask.expand(batch, *mask.shape[1:])
         begin = past if past + num_tokens <= mask.shape[-1] else mask.shape[-1] - num_tokens
         if mask.ndim == 2:
             return mask[:, begin : begin + num_tokens] != 0
@@ -115,18 +121,33 @@ class Packed:
         """Rows that belong to a sequence; what follows is filling."""
         return sum(self.lengths)
 
-    def phase(self, cut_off: set[int]) -> Phase:
-        """Prefill where every sequence is fed its whole prompt, decode where each goes on by one token of its own.
+    @property
+    def ends(self) -> list[int]:
+        """How far each sequence comes with what it is fed."""
+        return [past + length for past, length in zip(self.pasts, self.lengths, strict=True)]
 
-        Args:
-            cut_off: how far prompts had come that the last step cut off; a single token that follows there may be their end.
-        """
-        if not any(self.pasts) and self.is_complete:
-            return Phase.PREFILL
-        is_decode = all(
-            length == 1 and past and past not in cut_off for length, past in zip(self.lengths, self.pasts, strict=True)
-        )
-        return Phase.DECODE if is_decode else Phase.UNKNOWN
+
+class Progress:
+    """How far the sequences of one continuous batch have come. One that goes on where none had come starts: with 0 tokens, or
+    after a prefix that others have left in the cache."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._ends: dict[int, int] = {}  # how far sequences have come -> the step in which one did last
+        self._cut_off: set[int] = set()  # how far prompts had come that the last step cut off
+
+    def step(self, packed: Packed) -> tuple[Phase, bool]:
+        """The phase of the next forward, and whether a sequence starts in it: prefill where every sequence is fed its whole prompt,
+        decode where each goes on by one token of its own. A single token after a cut-off prompt may be its end."""
+        starts = any(past not in self._ends for past in packed.pasts)
+        is_decode = all(length == 1 for length in packed.lengths) and not starts and self._cut_off.isdisjoint(packed.pasts)
+        is_prefill = not any(packed.pasts) and packed.is_complete
+        self._step += 1
+        known = {end: step for end, step in self._ends.items() if self._step - step <= _STEPS_REMEMBERED}
+        self._ends = known | dict.fromkeys(packed.ends, self._step)
+        pairs = zip(packed.ends, packed.lengths, strict=True)
+        self._cut_off = set() if packed.is_complete else {end for end, length in pairs if length > 1}
+        return Phase.PREFILL if is_prefill else Phase.DECODE if is_decode else Phase.UNKNOWN, starts
 
 
 class Requests:
@@ -134,7 +155,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by cache
-        self._cut_off: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()  # by cache of packed sequences
+        self._progress: weakref.WeakKeyDictionary[Any, Progress] = weakref.WeakKeyDictionary()  # by cache of packed sequences
         self._next = 0
 
     def forward(self, call: Call, batch: int, num_tokens: int) -> Forward:
@@ -158,12 +179,13 @@ class Requests:
             self._note(self._numbers, cache, request)
 
     def _packed(self, call: Call, packed: Packed, num_tokens: int) -> Forward:
-        phase = packed.phase(self._cut_off.get(call.cache, set()) if _is_reference(call.cache) else set())
-        ends = {past + length for past, length in zip(packed.pasts, packed.lengths, strict=True) if length > 1}
-        self._note(self._cut_off, call.cache, set() if packed.is_complete else ends)
+        progress = self._progress.get(call.cache) if _is_reference(call.cache) else None
+        if progress is None:
+            self._note(self._progress, call.cache, progress := Progress())
+        phase, starts = progress.step(packed)
         rows = None if packed.num_rows == num_tokens else torch.arange(packed.num_rows)
         number = self._number_of(call.cache)
-        return Forward(phase, self._new(call.cache) if number is None else number, number is None or not all(packed.pasts), rows)
+        return Forward(phase, self._new(call.cache) if number is None else number, number is None or starts, rows)
 
     def _number_of(self, cache: Any) -> int | None:
         return self._numbers.get(cache) if _is_reference(cache) else None

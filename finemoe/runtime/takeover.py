@@ -112,7 +112,7 @@ class ModulesAsTheyWere:
             (module, name): dict(value)
             for module, attributes in self._attributes.items()
             for name, value in attributes.items()
-            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+            if isinstance(value, dict) and name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
         }
 
     def restore(self) -> None:

@@ -104,6 +104,17 @@ def test_an_interrupt_anywhere_in_attaching_leaves_the_model_as_it_was(kind, by_
         assert torch.equal(model(**batch).logits, expected)
 
 
+def test_attributes_that_are_only_called_like_hooks_are_no_hindrance():
+    model = build("mixtral")
+    model.gradient_checkpointing_enable()  # notes hooks of its own in a list
+    model.my_hooks = ["one"]
+    with torch.no_grad():
+        expected = model(**padded_batch(1)).logits
+        with finemoe.offload(model, 0.3):
+            assert torch.equal(model(**padded_batch(1)).logits, expected)
+    assert model.my_hooks == ["one"]
+
+
 @pytest.mark.parametrize("layer", [0, 3])
 def test_a_signal_while_the_experts_are_taken(layer, monkeypatch):
     from finemoe.runtime import takeover

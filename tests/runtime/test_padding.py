@@ -8,6 +8,7 @@ from transformers import BatchEncoding
 
 import finemoe
 from finemoe.runtime.layers import find_moe_layers
+from finemoe.runtime.phases import Call
 from tests.runtime import families
 from tests.runtime.models import build
 
@@ -126,6 +127,18 @@ def test_a_mask_given_by_position_and_one_of_a_static_cache():
         model.generate(**batch, **options)
         third = engine.report()
     assert [one.accesses for one in (first, second, third)] == [distinct(seen, real)] * 3
+
+
+def test_a_mask_for_all_rows_and_masks_by_kind_of_attention():
+    model, batch = build("mixtral"), batch_of([5, 5], 12)
+    ids, mask = batch["input_ids"], four_dimensional(batch["attention_mask"])
+    for given in (mask, mask[:1], {"sliding_attention": mask}, {"linear_attention": None, "full_attention": mask[:1]}):
+        call = Call(model, (ids,), {"attention_mask": given})
+        assert torch.equal(call.padding(2, 12), batch["attention_mask"].bool())
+    seen = selections(model, lambda one: one(ids, mask[:1]))
+    with finemoe.offload(model, 0.3, "on-demand") as engine, torch.no_grad():
+        model(ids, mask[:1])
+        assert engine.report().accesses == distinct(seen, batch["attention_mask"].flatten().bool())
 
 
 def test_padding_where_everything_is_resident():

@@ -189,6 +189,20 @@ def test_a_prompt_fed_in_pieces_by_hand_is_not_timed(way):
     assert (spy.prefills, spy.starts) == ([True, False, False], [True, False, False])
 
 
+def test_prompts_fed_in_pieces_by_hand_in_turns_are_not_timed():
+    model = build("mixtral")
+    with finemoe.offload(model, 0.3, "on-demand") as engine, torch.no_grad():
+        caches = [DynamicCache(config=model.config) for _ in range(3)]
+        for pieces in (IDS[:, :4], IDS[:, 4:]):
+            for cache in caches[:2]:
+                model(pieces, past_key_values=cache)
+        model(IDS, past_key_values=caches[2])
+        report = engine.report()
+    assert (report.num_prefills, report.num_decode_steps, report.num_unknown_steps) == (3, 2, 4)
+    assert [math.isnan(one.ttft_s) for one in report.requests] == [True, True, False]
+    assert report.ttft_s == report.requests[2].ttft_s
+
+
 def test_two_requests_that_take_turns_keep_their_own():
     model = build("mixtral")
     with finemoe.offload(model, 0.3, "on-demand") as engine, torch.no_grad():
@@ -230,6 +244,39 @@ def test_a_request_that_goes_on_after_a_reset_is_counted_from_there():
     assert (report.num_prefills, report.num_decode_steps, len(report.requests)) == (0, 1, 1)
     assert math.isnan(report.requests[0].ttft_s)
     assert report.requests[0].accesses == report.accesses
+
+
+def test_a_reset_inside_a_forward_leaves_what_follows_to_its_request():
+    model = build("mixtral")
+    with finemoe.offload(model, 0.3, "on-demand") as engine, torch.no_grad():
+        handle = model.model.layers[2].register_forward_pre_hook(lambda *_: engine.reset_counters())
+        cache = model(IDS, use_cache=True).past_key_values
+        handle.remove()
+        first = engine.report()
+        model(IDS[:, :1], past_key_values=cache)
+        report = engine.report()
+        engine.reset_counters()
+        assert engine.report().requests == ()
+    assert (first.layer_misses[:2], len(first.requests), len(report.requests)) == ((0, 0), 1, 1)
+    for name in ("accesses", "hits", "misses", "demand_bytes", "num_decode_steps"):
+        assert getattr(report.requests[0], name) == getattr(report, name)
+
+
+def test_pieces_after_a_reset_are_not_timed():
+    model = build("mixtral")
+    prepare, num_prepared = model.prepare_inputs_for_generation, itertools.count()
+    with finemoe.offload(model, 0.3, "on-demand") as engine:
+
+        def reset_before_the_second(*args, **kwargs):
+            if next(num_prepared) == 1:
+                engine.reset_counters()
+            return prepare(*args, **kwargs)
+
+        model.prepare_inputs_for_generation = reset_before_the_second
+        model.generate(IDS, **TOKENS, prefill_chunk_size=4)
+        report = engine.report()
+    assert (report.num_prefills, report.num_decode_steps, report.num_unknown_steps) == (0, 5, 2)
+    assert math.isnan(report.ttft_s)
 
 
 def batch_of(model, prompts, config):
@@ -277,6 +324,37 @@ def test_continuous_batching(max_batch_tokens, num_unknown):
     else:
         assert report.num_unknown_steps > 0
         assert None in spy.prefills
+
+
+@pytest.mark.parametrize("num_new", [1, 2])
+def test_a_prompt_whose_beginning_others_left_in_the_cache_starts(num_new):
+    """What is fed of it may be a single token, as in a decode step."""
+    model = build("mixtral")
+    config = ContinuousBatchingConfig(num_blocks=16, page_size=16, max_batch_tokens=64)
+    pages = list(range(5, 37))
+    reference, fed = copy.deepcopy(model), []
+    reference.register_forward_pre_hook(lambda module, args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True)
+
+    def serve(one):
+        tokens = []
+        with one.continuous_batching_context_manager(generation_config=GREEDY, continuous_batching_config=config) as manager:
+            for name, prompt in (("first", [*pages, 70, 71, 72]), ("second", [*pages, *range(80, 80 + num_new)])):
+                manager.add_request(prompt, request_id=name)
+                for result in manager.request_id_iter(name):
+                    if result.is_finished():
+                        tokens.append(result.generated_tokens)
+                        break
+        return tokens
+
+    expected = serve(reference)
+    assert fed == [35, 1, 1, 1, 1, 1, num_new, 1, 1, 1, 1, 1], "nothing was shared"
+    with finemoe.offload(model, 0.3, asynchronous=False) as engine:
+        spy = Spy(engine)
+        assert serve(model) == expected
+        report = engine.report()
+    assert spy.prefills == [True, *[False] * 5, None, *[False] * 5]
+    assert spy.starts == [True, *[False] * 5, True, *[False] * 5]
+    assert (report.num_prefills, report.num_decode_steps, report.num_unknown_steps) == (1, 10, 1)
 
 
 def test_a_layer_called_by_itself_is_of_no_kind():
