@@ -9,9 +9,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from finemoe.runtime.interrupts import interrupts_wait
+
 numba: Any = None
 try:
-    numba = importlib.import_module("numba")
+    with interrupts_wait():  # what an interrupt leaves of Numba half imported cannot be imported again
+        numba = importlib.import_module("numba")
 except Exception as error:  # a NumPy newer than it knows is refused, or fails, in ways of its own
     warnings.warn(
         f"Numba cannot be imported ({type(error).__name__}: {error}): searches, predictors and replays run uncompiled, with the "

@@ -22,6 +22,30 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
 
 
+def test_no_token_waits_for_the_compiler():
+    """All that a policy runs with is compiled when its engine is made."""
+    program = """
+import sys
+import finemoe
+from numba.core.dispatcher import Dispatcher
+from tests.runtime.models import build, padded_batch
+
+def compiled():
+    modules = [module for name, module in sys.modules.items() if name.startswith("finemoe")]
+    loops = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
+    return {loop.__name__: len(loop.signatures) for loop in loops if loop.signatures}
+
+for policy in ("mixtral-offloading", "on-demand", "moe-infinity", "promoe", "finemoe"):
+    model = build("mixtral")
+    with finemoe.offload(model, 0.3, policy, asynchronous=False) as engine:
+        before = compiled()
+        model.generate(**padded_batch(), max_new_tokens=3, do_sample=False)
+        print(policy, sorted(set(compiled().items()) - set(before.items())))
+"""
+    done = run("-W", "ignore", "-c", program)
+    assert done.stdout.count("[]") == 5, done.stdout
+
+
 @pytest.fixture(scope="module")
 def without_numba() -> dict[str, Any]:
     """What `uncompiled` gives where Numba cannot be imported."""
@@ -52,6 +76,25 @@ def test_a_numba_that_fails_for_any_reason_is_no_numba(tmp_path):
     done = run("-c", program)
     assert done.stdout == "False\n"
     assert "(AttributeError: numpy has no such thing any more)" in done.stderr
+
+
+def test_an_interrupt_does_not_leave_numba_half_imported():
+    program = """
+import os, signal, sys
+signals = [signal.SIGINT]
+
+def interrupt(event, args):
+    if event == "import" and args[0] == "numba.core.types" and signals:
+        os.kill(os.getpid(), signals.pop())
+
+sys.addaudithook(interrupt)
+try:
+    import finemoe.compiling
+except KeyboardInterrupt:
+    from finemoe.compiling import IS_COMPILED, njit
+    print(IS_COMPILED, njit(lambda number: 2 * number)(3))
+"""
+    assert run("-W", "error", "-c", program).stdout == "True 6\n"
 
 
 def test_importing_finemoe_needs_no_numba():

@@ -8,6 +8,7 @@ what bounds it at large C.
 import numpy as np
 
 from finemoe.compiling import njit
+from finemoe.maps.ranking import rank_as_selected
 
 MAP_SCALE = np.float32(1.0 / 65535.0)
 EMBEDDING_SCALE = np.float32(1.0 / 32767.0)
@@ -105,3 +106,4 @@ def warm_up() -> None:
     nearest_records(dots, np.ones(8, dtype=np.float32), squares, records, scores)
     gather_rows(codes, records, probs)
     select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
+    rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))

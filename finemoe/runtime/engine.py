@@ -205,7 +205,7 @@ class Engine:
                 self._memories.preload(self.policy.expected)
 
     def reset_counters(self) -> None:
-        """Start counting anew; cache and policy keep their state. What an iteration that runs does from now on is its request's."""
+        """Start counting anew; cache and policy keep their state. An iteration that runs meanwhile counts from here on."""
         self._matcher.flush()
         self._counters.reset()
         self._prefills_s.clear()

@@ -137,8 +137,11 @@ class Progress:
         self._cut_off: set[int] = set()  # how far prompts had come that the last step cut off
 
     def step(self, packed: Packed) -> tuple[Phase, bool]:
-        """The phase of the next forward, and whether a sequence starts in it: prefill where every sequence is fed its whole prompt,
-        decode where each goes on by one token of its own. A single token after a cut-off prompt may be its end."""
+        """The phase of the next forward, and whether a sequence starts in it.
+
+        It is a prefill where every sequence is fed its whole prompt, a decode step where each goes on by one token of its own. A
+        single token after a cut-off prompt may be its end.
+        """
         starts = any(past not in self._ends for past in packed.pasts)
         is_decode = all(length == 1 for length in packed.lengths) and not starts and self._cut_off.isdisjoint(packed.pasts)
         is_prefill = not any(packed.pasts) and packed.is_complete
