@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from finemoe.runtime.interrupts import interrupts_wait
+from finemoe.interrupts import interrupts_wait
 
 numba: Any = None
 try:

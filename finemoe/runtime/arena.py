@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from finemoe.errors import FinemoeError
-from finemoe.runtime.interrupts import interrupts_wait
+from finemoe.interrupts import interrupts_wait
 from finemoe.units import format_bytes
 
 _BLOCK_BYTES = 1 << 30

@@ -22,6 +22,7 @@ from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
 from finemoe.errors import EngineError
+from finemoe.interrupts import interrupts_wait
 from finemoe.maps.expert_map import lookahead_width
 from finemoe.maps.kernels import warm_up
 from finemoe.policies import make_policy
@@ -32,7 +33,6 @@ from finemoe.runtime.devices import DeviceMemories, Leases
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.grouped import grouped_forward
 from finemoe.runtime.guards import Guards
-from finemoe.runtime.interrupts import interrupts_wait
 from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lean import is_common, lean_forward
 from finemoe.runtime.link import make_link
