@@ -1,5 +1,8 @@
 """Beginnings and ends at bad moments: an interrupt while an engine is attached, a process that ends while a thread generates."""
 
+import dis
+import functools
+import itertools
 import signal
 import subprocess
 import sys
@@ -36,6 +39,20 @@ ATTACHING = {
 }
 
 
+@functools.cache
+def exits_of_withs(code) -> frozenset[int]:
+    """Offsets of instructions that call a `with` statement's `__exit__` after its block has ended well: a tracer can raise there,
+    and the exit is never called; a signal is heard at calls and jumps only, which are inside the block."""
+    found: set[int] = set()
+    instructions = list(dis.get_instructions(code))
+    for place in range(len(instructions) - 3):
+        three = instructions[place : place + 3]
+        if all(one.opname == "LOAD_CONST" and one.argval is None for one in three):
+            rest = itertools.takewhile(lambda one: one.opname != "POP_TOP", instructions[place:])
+            found.update(one.offset for one in rest)
+    return frozenset(found)
+
+
 class InterruptAt:
     """Raises KeyboardInterrupt at the n-th traced event (a line or a single instruction) of attaching, once."""
 
@@ -53,7 +70,7 @@ class InterruptAt:
         frame.f_trace_opcodes = self._by_instruction
         if event == ("opcode" if self._by_instruction else "line"):
             self.remaining -= 1
-            if self.remaining == 0:
+            if self.remaining <= 0 and frame.f_lasti not in exits_of_withs(frame.f_code):
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self
