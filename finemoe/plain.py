@@ -76,6 +76,8 @@ def names(name: str, values: Any) -> tuple[Any, ...]:
     for value in listed:
         if not isinstance(value, str) and not is_whole(value):
             raise FinemoeError(f"{name} must be texts or whole numbers, not {value!r} ({type(value).__name__})")
+        if is_whole(value) and not -(1 << 63) <= value < 1 << 64:
+            raise FinemoeError(f"{name} hold a whole number of {int(value).bit_length()} bits; use 64 at most, or a text")
     return tuple(str(value) if isinstance(value, str) else int(value) for value in listed)
 
 
@@ -96,7 +98,7 @@ def _listed(name: str, values: Any, of_what: str) -> list[Any]:
         return []
     values = values.tolist() if hasattr(values, "tolist") else values  # of arrays, Series and tensors, with Python's own values
     try:
-        if isinstance(values, str | bytes | Set):
+        if isinstance(values, str | bytes | bytearray | memoryview | Set):
             raise TypeError
         return list(values)
     except TypeError:

@@ -155,7 +155,9 @@ def _check_embeddings(trace: "RoutingTrace") -> None:
         return
     _refuse((index < 0) | (index >= len(table)), index, f"embedding_index is {{}}, outside the table's 0..{len(table) - 1},")
     for rows in _blocks(trace, len(table), table.shape[1]):
-        _refuse(~np.isfinite(table[rows]), table[rows], "embedding_table holds {}", rows.start, ("entry",))
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(table[rows].astype(np.float32))  # as `RoutingTrace.embeddings` hands them out
+        _refuse(~is_finite, table[rows], "embedding_table holds {}", rows.start, ("entry",))
 
 
 def _values_per_row(trace: "RoutingTrace") -> int:

@@ -307,3 +307,37 @@ def test_options_of_numpy_numbers_are_saved_with_a_store(tmp_path):
     store = ExpertMapStore(setup.num_layers, setup.num_experts, 0, setup.store_capacity, setup.prefetch_distance, np.str_("m"))
     store.save(tmp_path / "a.maps")
     assert ExpertMapStore.load(tmp_path / "a.maps", "m").capacity == 9
+
+
+@pytest.mark.parametrize("form", TAKEN)
+def test_records_in_every_form_enter_a_store(form):
+    trace = make_trace()
+    expected, found = ExpertMapStore(3, 6, 5, 9, 2), ExpertMapStore(3, 6, 5, 9, 2)
+    expected.add(trace.maps(), trace.embeddings())
+    found.add(TAKEN[form](trace.maps()), TAKEN[form](trace.embeddings()))
+    np.testing.assert_array_equal(found.map_codes, expected.map_codes)
+    np.testing.assert_array_equal(found.embedding_codes, expected.embedding_codes)
+    nearest = found.nearest_embeddings(TAKEN[form](trace.embeddings()))
+    np.testing.assert_array_equal(nearest, expected.nearest_embeddings(trace.embeddings()))
+
+
+@pytest.mark.parametrize("form", sorted(set(REFUSED) - {"truth values"}))
+def test_other_records_are_refused_by_a_store(form):
+    maps, embeddings = make_trace().maps(), make_trace().embeddings()
+    store = ExpertMapStore(3, 6, 5, 9, 2)
+    refusal(lambda: store.add(REFUSED[form](maps), embeddings), "maps")
+    refusal(lambda: store.add(maps, REFUSED[form](embeddings)), "embeddings")
+    assert len(store) == 0
+    store.add(maps, embeddings)
+    refusal(lambda: store.nearest_embeddings(REFUSED[form](embeddings)), "embeddings")
+
+
+def test_values_that_single_precision_does_not_hold_are_refused():
+    trace = make_trace()
+    huge = np.full(trace.embedding_table.shape, 1e300)
+    refusal(lambda: dataclasses.replace(trace, embedding_table=huge), "embedding_table holds 1e+300 in entry 0")
+    refusal(lambda: ExpertMapStore(3, 6, 5).add(trace.maps(), np.full((15, 5), 1e300)), "embeddings hold")
+
+
+def test_names_of_more_digits_than_a_file_can_hold_are_refused():
+    refusal(lambda: dataclasses.replace(make_trace(), request_ids=(1, 2, 10**5000)), "request_ids hold a whole number of 16610")

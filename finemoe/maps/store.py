@@ -12,7 +12,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.files import load_arrays, save_arrays
 from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots
-from finemoe.plain import text, whole_number
+from finemoe.plain import plain_array, text, whole_number
 
 _KIND = "expert-map-store"
 _VERSION = 1
@@ -47,10 +47,13 @@ class ExpertMapStore:
             raise FinemoeError(f"prefetch_distance is {prefetch_distance}, must lie in 1..{num_layers} (the number of layers)")
         self.num_layers, self.num_experts, self.embedding_dim = num_layers, num_experts, embedding_dim
         self.capacity, self.prefetch_distance, self.model = capacity, prefetch_distance, model
-        self.map_codes = np.zeros((num_layers, num_experts, capacity), dtype=np.uint16)
-        self.embedding_codes = np.zeros((embedding_dim, capacity), dtype=np.int16)
-        self.inverse_prefix_norms = np.zeros((num_layers, capacity), dtype=np.float32)
-        self.inverse_embedding_norms = np.zeros(capacity, dtype=np.float32)
+        try:
+            self.map_codes = np.zeros((num_layers, num_experts, capacity), dtype=np.uint16)
+            self.embedding_codes = np.zeros((embedding_dim, capacity), dtype=np.int16)
+            self.inverse_prefix_norms = np.zeros((num_layers, capacity), dtype=np.float32)
+            self.inverse_embedding_norms = np.zeros(capacity, dtype=np.float32)
+        except (MemoryError, ValueError) as error:  # the latter where NumPy cannot even count the bytes
+            raise FinemoeError(f"capacity is {capacity}: no memory for so many maps ({error}); choose a smaller one") from error
         self._size = 0
 
     def __len__(self) -> int:
@@ -74,13 +77,13 @@ class ExpertMapStore:
         """Enter records one after the other; at capacity each replaces the record it is most redundant with (4.4).
 
         Args:
-            maps: [n, L, J]; embeddings: [n, h], or None in a store without embeddings.
+            maps: [n, L, J]; embeddings: [n, h], or None in a store without embeddings. Arrays, or any sequences of numbers.
         Raises:
-            FinemoeError: shapes differ from the store's, or a map row is no distribution.
+            FinemoeError: they are no such arrays, shapes differ from the store's, or a map row is no distribution.
         """
-        maps = np.asarray(maps, dtype=np.float32)
-        units = self._unit_embeddings(embeddings, len(maps))
+        maps = _single("maps", maps)
         self._check_maps(maps)
+        units = self._unit_embeddings(embeddings, len(maps))
         for map_, unit in zip(maps, units, strict=True):
             self._write(self._place_for(map_, unit), map_, unit)
 
@@ -105,9 +108,14 @@ class ExpertMapStore:
         Args:
             embeddings: [B, h], of any length.
         Returns:
-            records [B] int64 and scores [B] float32; the store must not be empty.
+            records [B] int64 and scores [B] float32.
+        Raises:
+            FinemoeError: the store is empty, or the embeddings are not of its size.
         """
-        units = self._unit_embeddings(embeddings, len(embeddings))
+        if not len(self):
+            raise FinemoeError("the store is empty, so that no record is nearest; add records first")
+        embeddings = _single("embeddings", embeddings)
+        units = self._unit_embeddings(embeddings, len(embeddings) if embeddings.ndim else 1)
         records = np.empty(len(units), dtype=np.int64)
         scores = np.empty(len(units), dtype=np.float32)
         for row, unit in enumerate(units):
@@ -156,11 +164,13 @@ class ExpertMapStore:
     def _unit_embeddings(self, embeddings: np.ndarray | None, num_rows: int) -> np.ndarray:
         if embeddings is None:
             embeddings = np.zeros((num_rows, 0), dtype=np.float32)
-        embeddings = np.asarray(embeddings, dtype=np.float32)
+        embeddings = _single("embeddings", embeddings)
         if embeddings.shape != (num_rows, self.embedding_dim):
             raise FinemoeError(f"embeddings must be {(num_rows, self.embedding_dim)}, not {embeddings.shape}")
         if not np.isfinite(embeddings).all():
-            raise FinemoeError("an embedding holds NaN or infinity; it must be finite")
+            raise FinemoeError("embeddings hold NaN, infinity or what overflows 32 bits; they must be finite")
+        _, exponents = np.frexp(np.abs(embeddings).max(axis=-1, keepdims=True, initial=0.0))
+        embeddings = np.ldexp(embeddings, -exponents)  # exact: their squares neither overflow nor vanish
         return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-20)
 
     def _check_maps(self, maps: np.ndarray) -> None:
@@ -191,3 +201,9 @@ class ExpertMapStore:
         self.embedding_codes[:, record] = np.rint(unit / EMBEDDING_SCALE)
         norm = np.linalg.norm(self.embedding_codes[:, record].astype(np.float32) * EMBEDDING_SCALE)
         self.inverse_embedding_norms[record] = 1.0 / norm if norm else 0.0
+
+
+def _single(name: str, values: np.ndarray) -> np.ndarray:
+    """As an array in single precision; what overflows it is left to the checks."""
+    with np.errstate(over="ignore"):
+        return plain_array(name, values).astype(np.float32, copy=False)

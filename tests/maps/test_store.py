@@ -161,3 +161,24 @@ def test_store_memory_is_two_bytes_a_value():
     values = 1024 * (24 * 60 + 64) * 2
     norms = 1024 * (24 + 1) * 4
     assert store.nbytes == values + norms
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-10, 2.0**100])
+def test_an_embedding_of_any_length_has_its_direction(scale):
+    maps, embeddings = records(8, 4)
+    plain, scaled = ExpertMapStore(4, 6, 5), ExpertMapStore(4, 6, 5)
+    plain.add(maps, embeddings)
+    scaled.add(maps, embeddings * np.float32(scale))
+    np.testing.assert_array_equal(scaled.embedding_codes, plain.embedding_codes)
+    np.testing.assert_allclose(scaled.nearest_embeddings(embeddings * np.float32(scale))[1], 1, atol=1e-4)
+
+
+def test_an_empty_store_has_no_nearest_record():
+    with pytest.raises(FinemoeError, match="the store is empty"):
+        ExpertMapStore(4, 6, 5).nearest_embeddings(np.ones((1, 5)))
+
+
+@pytest.mark.parametrize("capacity", [10**15, 10**30])
+def test_more_records_than_memory_holds_are_refused(capacity):
+    with pytest.raises(FinemoeError, match=r"capacity is 10+: no memory"):
+        ExpertMapStore(32, 64, 64, capacity)
