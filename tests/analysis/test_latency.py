@@ -189,7 +189,12 @@ def test_a_minimum_must_lie_inside():
 
 
 @pytest.mark.parametrize(
-    ("ttft_s", "best", "verdict"), [({1: 3.0, 3: 1.0, 8: 2.0}, 3, "holds"), ({1: 3.0, 3: 2.0, 8: 1.0}, 8, "does not hold")]
+    ("ttft_s", "best", "verdict"),
+    [
+        ({1: 3.0, 3: 1.0, 8: 2.0}, 3, "holds"),
+        ({1: 3.0, 3: 2.0, 8: 1.0}, 8, "does not hold"),
+        ({1: 1.0, 3: 2.0, 8: 3.0}, 1, "does not hold"),
+    ],
 )
 def test_ttft_must_have_its_minimum_inside_too(ttft_s, best, verdict):
     """Real routing tells TPOT alone; its minimum does not make up for a TTFT that has none on the miniatures."""
