@@ -2,6 +2,7 @@
 
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,9 @@ def main(
 ) -> None:
     """Mixture-of-Experts models whose experts do not fit on the device."""
     sys.excepthook = one_line_for_bad_input
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of a name or a generated text
 
 
 @app.command()
@@ -196,15 +200,16 @@ def replay(
         raise FinemoeError("--figure draws what --compare finds; give both")
     if figure is not None:
         require_place(figure.with_suffix(".csv"))
-    served, memories = RoutingTrace.load(trace, mapped=True), [_memory(memory) for memory in expert_memory]
+    memories = [_memory(memory) for memory in expert_memory]
+    if hardware is None and any(isinstance(memory, str) for memory in memories):
+        raise FinemoeError("without --hardware a trace counts in experts: give --expert-memory as a share, such as 0.25")
+    served = RoutingTrace.load(trace, mapped=True)
     known = None if history is None else RoutingTrace.load(history, mapped=True)
     if split or compare:
         known, served = served.split("history"), served.split("served")
     if compare:
         distance = min(3, served.num_layers) if prefetch_distance is None else prefetch_distance
-        shares = [memory for memory in memories if isinstance(memory, float)]
-        if len(shares) < len(memories):
-            raise FinemoeError("--compare counts in experts: give --expert-memory as a share, such as 0.25")
+        shares = [memory for memory in memories if isinstance(memory, float)]  # all, without hardware
         _compare(trace, known, served, shares, distance, store_capacity, figure, as_json)
         return
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "hardware": hardware}
@@ -304,7 +309,7 @@ def _print_comparison(path: Path, table: Any, num_requests: int) -> None:
             text.add_row(row.system, f"{row.hit_rate:.2f}{interval}", recall_text(row.recall_at_k), *loads)
         served = "one served request (which has no interval)" if is_one else f"{num_requests} served requests"
         typer.echo(f"{path}, {served}, instant link, {memory:.4g} of the experts")
-        Console().print(text)
+        Console(markup=False, emoji=False).print(text)
 
 
 @app.command()
@@ -343,9 +348,15 @@ def _describe(what: str) -> dict[str, Any]:
 
 
 def _memory(text: str) -> float | str:
+    from finemoe.units import parse_bytes
+
     try:
         number = float(text)
     except ValueError:
+        try:
+            parse_bytes(text)
+        except FinemoeError as error:
+            raise FinemoeError(f"--expert-memory: {error}; or a share of all experts, such as 0.25") from error
         return text
     if not 0 < number <= 1:
         raise FinemoeError(f"--expert-memory {text}: a bare number is a share in (0, 1]; for bytes add a unit, such as '6GiB'")
@@ -378,7 +389,9 @@ def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")  # nothing is cut off in a narrow terminal
     for name, value in rows:
         table.add_row(name, value)
     typer.echo(title)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -1,5 +1,6 @@
 """The one exception family that users of finemoe meet: a clear line that says what is wrong and what to do."""
 
+import errno
 import sys
 from types import TracebackType
 
@@ -21,5 +22,7 @@ def one_line_for_bad_input(kind: type[BaseException], error: BaseException, trac
     """The excepthook of command lines: what a user can mend is one line on standard error, all else has its traceback."""
     if isinstance(error, FinemoeError | EngineError):
         print(f"finemoe: {error}", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print(f"finemoe: {error}; free some, or write elsewhere", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

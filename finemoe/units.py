@@ -9,7 +9,7 @@ from finemoe.errors import FinemoeError
 _FACTORS = {
     "": 1,
     **{f"{prefix}B": 1000**power for power, prefix in enumerate(["", "k", "M", "G", "T"])},
-    **{f"{prefix}iB": 1024**power for power, prefix in enumerate(["", "K", "M", "G", "T"])},
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate(["K", "M", "G", "T"], 1)},
 }
 _FACTORS["KB"] = 1000
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*")

@@ -1,15 +1,21 @@
 """The command line: what it prints, as text and as JSON, and one clear line for a mistake."""
 
+import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
+from finemoe.runtime.generation import refusals_in_one_line
 from finemoe.simulation.cost import size_named
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE as GOLDEN
@@ -165,6 +171,11 @@ def test_info_on_a_model():
         (["run", "-m", "mixtral-mini", "-p", "x", "--store", "none.store"], "none.store: no such expert-map-store file"),
         (["replay", str(GOLDEN), "--model", "mixtral-8x7b"], "--model says whose sizes --hardware means; give both"),
         (["replay", str(GOLDEN), "--hardware", "rtx3090", "--model", "nomodel"], "unknown model 'nomodel'; known: "),
+        (["run", "-m", "mixtral-mini", "-p", "x", "--expert-memory", "25%"], "--expert-memory: '25%' is not a byte count"),
+        (["run", "-m", "mixtral-mini", "-p", "x", "--host-memory", "lots"], "host_memory: 'lots' is not a byte count"),
+        (["run", "-m", "mixtral-mini", "-p", "a\udcff"], r"prompt 0 holds '\udcff' at character 1, which is no text in UTF-8"),
+        (["replay", str(GOLDEN), "--expert-memory", "6GiB"], "without --hardware a trace counts in experts"),
+        (["replay", str(GOLDEN), "--compare", "--expert-memory", "6GiB"], "without --hardware a trace counts in experts"),
         (["replay", "none.trace"], "none.trace: no such routing-trace file"),
         (["info", "none.trace"], "none.trace: no such routing-trace file"),
     ],
@@ -243,3 +254,44 @@ def test_a_figures_name_may_have_its_suffix(tmp_path):
     options = ["--compare", "--expert-memory", "0.4", "--prefetch-distance", "2", "--figure", str(tmp_path / "systems.pdf")]
     assert run(app, ["replay", str(GOLDEN), *options]).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["systems.csv", "systems.pdf", "systems.png"]
+
+
+def info(path, width: int = 80, encoding: str = "utf-8", to=subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": str(width), "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    return subprocess.run(
+        [sys.executable, "-m", "finemoe", "info", str(path)],
+        stdout=to,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_no_part_of_a_table_is_lost(tmp_path):
+    """Not what looks like markup, not in a narrow terminal, not in one that lacks its characters."""
+    name = "a [bold]model[/] of :smile: [/x]"
+    path = tmp_path / "a.trace"
+    dataclasses.replace(RoutingTrace.load(GOLDEN), model=name).save(path)
+    assert f" {name} " in info(path).stdout
+    narrow = [line.split("│")[1].strip() for line in info(path, width=20).stdout.splitlines() if "│" in line]
+    assert "lookahead_strides" in "".join(narrow)
+    dataclasses.replace(RoutingTrace.load(GOLDEN), model="modèle").save(path)
+    done = info(path, encoding="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"mod\xe8le" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = info(GOLDEN, to=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("finemoe: [Errno 28] No space left on device; free some")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_text_that_finds_no_place_is_not_laid_at_generates_door(number):
+    with pytest.raises(OSError, match="text") as caught, refusals_in_one_line(torch.nn.Linear(1, 1)):
+        raise OSError(number, "text")
+    assert caught.value.errno == number

@@ -42,7 +42,10 @@ def byte_count(value: int | str, name: str) -> int:
     """
     if not (isinstance(value, str) or is_whole(value)):
         raise FinemoeError(f"{name} must be bytes, or a text like '6GiB', not {value!r}")
-    num_bytes = parse_bytes(value) if isinstance(value, str) else int(value)
+    try:
+        num_bytes = parse_bytes(value) if isinstance(value, str) else int(value)
+    except FinemoeError as error:
+        raise FinemoeError(f"{name}: {error}") from error
     if num_bytes < 0:
         raise FinemoeError(f"{name} is {num_bytes} bytes; it must not be negative")
     return num_bytes

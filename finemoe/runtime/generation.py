@@ -1,5 +1,6 @@
 """How `generate` is called: what it needs besides the prompts, what it returns, and what it refuses."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,8 @@ def refusals_in_one_line(model: nn.Module, has_begun: Callable[[], bool] = lambd
     except (FinemoeError, EngineError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+            raise  # of where the text goes
         if has_begun() and not isinstance(error, _ITS_REFUSALS):
             raise
         verb = "fails" if has_begun() else "refuses this"

@@ -56,6 +56,7 @@ def _as_prompt(number: int, prompt: Any) -> Prompt:
     if isinstance(prompt, str):
         if not prompt:
             raise FinemoeError(f"record needs at least one prompt, and none of them empty; prompt {number} is")
+        _check_text(prompt, number)
         return str(prompt)
     if isinstance(prompt, Mapping):
         raise FinemoeError(f"prompt {number} is {_a(prompt)}; give its text, or, for one conversation, [messages]")
@@ -80,8 +81,12 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encodi
     Args:
         first: number of the first prompt, for messages.
     Raises:
-        FinemoeError: there is no chat template, it refuses a conversation, or no tokens come out; the message names the prompt.
+        FinemoeError: a text is no UTF-8, there is no chat template, it refuses a conversation, or no tokens come out; the message
+                names the prompt.
     """
+    for number, prompt in enumerate(prompts, first):
+        if isinstance(prompt, str):
+            _check_text(prompt, number)
     if len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts):
         given = tokenizer(list(prompts), return_tensors="pt", padding=True)
         tables = _tables(given, len(prompts)) if isinstance(given, Mapping) else {}
@@ -89,6 +94,15 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encodi
             rows = [{name: table[row] for name, table in tables.items()} for row in range(len(prompts))]
             return [_encoding(row, prompt, number) for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True), first)]
     return [_encode_alone(tokenizer, prompt, number) for number, prompt in enumerate(prompts, first)]
+
+
+def _check_text(prompt: str, number: int) -> None:
+    """Bytes that are no UTF-8 arrive from a command line as halves of characters, which tokenizers refuse or lose."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        wrong = f"{prompt[error.start]!r} at character {error.start}"
+        raise FinemoeError(f"prompt {number} holds {wrong}, which is no text in UTF-8; leave it out or replace it") from error
 
 
 def _tables(given: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:

@@ -52,6 +52,7 @@ REFUSED = {
     "numbers": ([1, 2], "prompt 0 is 1"),
     "token ids": ([[1, 2, 3]], "prompt 0 is list"),
     "nested texts": ([["a", "b"]], "prompt 0 is list"),
+    "half a character": (["a", "b\udcff"], r"prompt 1 holds '\\udcff' at character 1, which is no text in UTF-8"),
     "bytes inside": (["a", b"b"], "prompt 1 is b'b'"),
     "one conversation": (CHAT, r"prompt 0 is dict; give its text, or, for one conversation, \[messages\]"),
     "half a message": ([[{"role": "user"}]], "prompt 0 is list"),
