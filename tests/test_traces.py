@@ -263,6 +263,8 @@ def test_a_stride_that_was_not_recorded_is_refused():
         ({"step": [0]}, r"step must be of shape \(2,\)"),
         ({"phase": [1, 257]}, r"phase is 257, neither 0 \(prefill\) nor 1 \(decode\) in row 1"),
         ({"phase": [-1, 1]}, "phase is -1"),
+        ({"phase": [0, 1], "step": [0, 0]}, "step 0 is of two phases in row 1"),
+        ({"phase": [1, 0], "step": [0, 1]}, "step 1 is a prefill after a decode step of its request in row 1"),
     ],
 )
 def test_malformed_top_k_input_is_named(change, message):

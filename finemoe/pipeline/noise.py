@@ -90,7 +90,7 @@ def judged_pairs(rounds: pd.DataFrame, by: Sequence[str], ours: str, theirs: str
 
 
 def in_words(judged: pd.DataFrame, *verdicts: str) -> str:
-    """How many cells got which verdict, and whether the machine had other work: what stands above a figure and in a text.
+    """How many cells got which verdict, and how great the noise was: what stands above a figure and in a text.
 
     Args:
         judged: with the columns noise and verdict. verdicts: those that a cell may get, beside NOT_DECIDED.
@@ -99,8 +99,8 @@ def in_words(judged: pd.DataFrame, *verdicts: str) -> str:
     median = float(np.median(judged.noise))
     if np.isnan(median):
         return f"{counts} (one round tells no noise)"
-    machine = "machine busy" if median > BAR else "machine quiet"
-    return f"{counts} ({machine}: noise {median:.0%} in the median, {judged.noise.max():.0%} at most)"
+    kind = "noisy" if median > BAR else "quiet"  # by other work or by itself: spreads are in it, too
+    return f"{counts} ({kind}: noise {median:.0%} in the median, {judged.noise.max():.0%} at most)"
 
 
 def _noise(busy: "pd.Series[float]", *times_s: "pd.Series[float]") -> float:

@@ -10,6 +10,7 @@ from finemoe.pipeline.noise import (
     OUTSIDE,
     SLOWER,
     WITHIN,
+    _work,
     busy_share,
     in_words,
     judged_pairs,
@@ -35,6 +36,8 @@ def predictions(predicted, measured, busy=0.0) -> pd.Series:
         ([1.0, 1.0, 1.0], [1.0, 1.05, 1.2], 0.02, NOT_DECIDED),  # measured times lie apart by 20 %
         ([1.0, 1.2, 1.0], [1.5, 1.5, 1.5], 0.02, NOT_DECIDED),  # what is predicted from measurements does
         ([1.0, 1.0, 1.0], [1.5, 1.5, 1.5], 0.5, NOT_DECIDED),  # as steady as other work that takes half of the cores
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.5, 0.5], NOT_DECIDED),  # other work in most of the rounds
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.5], WITHIN),  # in one, which did not disturb the times
         ([1.0], [1.0], 0.0, NOT_DECIDED),  # one round tells no noise
     ],
 )
@@ -85,11 +88,11 @@ def test_requests_of_a_round_are_averaged():
 def test_figures_say_how_much_was_decided_and_why():
     quiet = pd.DataFrame({"verdict": [WITHIN] * 53 + [NOT_DECIDED], "noise": [0.02] * 53 + [0.11]})
     assert in_words(quiet, WITHIN, OUTSIDE) == (
-        "within 53 of 54, outside 0 of 54, not decided 1 of 54 (machine quiet: noise 2% in the median, 11% at most)"
+        "within 53 of 54, outside 0 of 54, not decided 1 of 54 (quiet: noise 2% in the median, 11% at most)"
     )
     busy = pd.DataFrame({"verdict": [FASTER] + [NOT_DECIDED] * 8, "noise": [0.05] + [0.4] * 8})
     assert in_words(busy, FASTER, SLOWER) == (
-        "faster 1 of 9, slower 0 of 9, not decided 8 of 9 (machine busy: noise 40% in the median, 40% at most)"
+        "faster 1 of 9, slower 0 of 9, not decided 8 of 9 (noisy: noise 40% in the median, 40% at most)"
     )
     once = pd.DataFrame({"verdict": [NOT_DECIDED], "noise": [np.nan]})
     assert in_words(once, WITHIN, OUTSIDE) == "within 0 of 1, outside 0 of 1, not decided 1 of 1 (one round tells no noise)"
@@ -104,3 +107,20 @@ def test_spread_is_relative_and_unknown_for_one():
 def test_what_threads_did_not_get_others_took(got, share, monkeypatch):
     monkeypatch.setattr("finemoe.pipeline.noise._work", lambda length_s: (got * length_s, length_s))
     assert busy_share() == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("num_cores", "num_threads"), [(1, 1), (2, 2), (64, 2)])
+def test_as_many_threads_ask_as_the_engine_uses(num_cores, num_threads, monkeypatch):
+    asked = []
+    monkeypatch.setattr("finemoe.pipeline.noise._num_cores", lambda: num_cores)
+    monkeypatch.setattr("finemoe.pipeline.noise._work", lambda length_s: asked.append(length_s) or (1.0, 1.0))
+    busy_share()
+    assert len(asked) == num_threads
+
+
+def test_what_a_thread_got_is_processor_time(monkeypatch):
+    """Of four seconds that pass it has one."""
+    passed_s, had_s = iter([0.0, 1.0, 4.0, 4.0]), iter([7.0, 8.0])
+    monkeypatch.setattr("finemoe.pipeline.noise.time.perf_counter", lambda: next(passed_s))
+    monkeypatch.setattr("finemoe.pipeline.noise.time.thread_time", lambda: next(had_s))
+    assert _work(2.0) == (1.0, 4.0)
