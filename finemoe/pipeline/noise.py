@@ -45,22 +45,25 @@ def judged_predictions(rounds: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Returns:
         One row a cell: medians over rounds of its numbers, error (of the medians, relative to what was measured), noise (the
         greatest of both spreads and of the median busy share), num_rounds, and verdict: WITHIN or OUTSIDE the BAR if it is so in
-        every round and the noise is no greater than the BAR, else NOT_DECIDED.
+        every round and the noise is no greater than the BAR, else NOT_DECIDED; OUTSIDE also where the error exceeds the BAR by
+        more than the noise, so that no wrong prediction hides behind a busy machine.
     """
     rows = []
     for key, part in rounds.groupby(list(by), sort=False):
         numbers = part.drop(columns=list(by)).median().to_dict()
         noise = _noise(part.busy, part.predicted_tpot_s, part.measured_tpot_s)
         is_within = (part.predicted_tpot_s / part.measured_tpot_s - 1).abs() <= BAR
+        error = numbers["predicted_tpot_s"] / numbers["measured_tpot_s"] - 1
         verdict = WITHIN if is_within.all() else OUTSIDE if not is_within.any() else NOT_DECIDED
+        is_told = noise <= BAR or (verdict == OUTSIDE and abs(error) > BAR + noise)
         rows.append(
             dict(zip(by, key, strict=True))
             | numbers
             | {
-                "error": numbers["predicted_tpot_s"] / numbers["measured_tpot_s"] - 1,
+                "error": error,
                 "noise": noise,
                 "num_rounds": len(part),
-                "verdict": verdict if noise <= BAR else NOT_DECIDED,
+                "verdict": verdict if is_told else NOT_DECIDED,
             }
         )
     return pd.DataFrame(rows)
