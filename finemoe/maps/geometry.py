@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.errors import FinemoeError
+from finemoe.errors import FinemoeError, first_line
 
 _BYTES_PER_PARAMETER = 2  # bf16, the precision the models are published in
 
@@ -61,7 +61,7 @@ class Geometry:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
         except ValueError as error:
-            raise FinemoeError(f"no causal language model can be built from this configuration: {_first_line(error)}") from error
+            raise FinemoeError(f"no causal language model can be built from this configuration: {first_line(error)}") from error
         layers = find_moe_layers(model)
         parameters = [sum(p.numel() for p in layer.expert_parameters().values()) for layer in layers]
         num_experts, top_k = layers[0].num_experts, activated_per_token(model, layers)
@@ -99,7 +99,7 @@ def config_of(source: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError) as error:
-        raise FinemoeError(f"no configuration found for {str(source)!r}: {_first_line(error)}") from error
+        raise FinemoeError(f"no configuration found for {str(source)!r}: {first_line(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -129,10 +129,6 @@ def _from_fields(fields: dict[str, Any], where: str) -> Any:
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise FinemoeError(f"{where}: {reason}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def write_table(

@@ -24,6 +24,6 @@ def resolve(name: str) -> str:
         if not folder.is_dir():
             raise FinemoeError(f"{folder}: the miniature is missing; train it with `snakemake train_miniatures`")
         return str(folder)
-    if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/"))):
+    if (name and Path(name).exists()) or (name.count("/") == 1 and not name.startswith((".", "/"))):
         return name
     raise FinemoeError(f"unknown model {name!r}; known: {', '.join(NAMES)}, or give a local folder or a hub id 'owner/name'")

@@ -5,6 +5,7 @@ generation; what the model runs besides (the unconditional half of guidance, a d
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Follower:
         self._num_forwards = 0
         self._ends: dict[int, int] = {}  # by row: its length when it met a stopping criterion
         self.is_nested = False  # while the model generates a draft for itself
+        self._thread = threading.get_ident()
 
     def generate(self, **options: Any) -> Any:
         """What the model's `generate` returns for the prompts.
@@ -67,7 +69,7 @@ class Follower:
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
-        """What `generate` calls on the model goes through here, on this instance only."""
+        """What `generate` calls on the model goes through here, on this instance and in this thread only."""
         replaced = {
             "prepare_inputs_for_generation": self._noting_inputs,
             "_get_stopping_criteria": self._noting_ends,
@@ -77,7 +79,7 @@ class Follower:
         before = {name: own[name] for name in replaced if name in own}
         try:
             for name, wrap in replaced.items():
-                own[name] = wrap(getattr(self._model, name))
+                own[name] = self._in_this_thread(getattr(self._model, name), wrap)
             yield
         finally:
             for name in replaced:
@@ -97,11 +99,13 @@ class Follower:
         assert history is not None
         new: list[int] = []
         for slot, tokens in enumerate(history):
-            tokens = tokens[self._pad(slot, len(history)) :]
+            prompt = self._prompt_of(slot, len(history))
+            tokens = tokens[self._batch.pads[prompt] :]
             begin = (slot + 1) * num_fed - len(tokens)
-            new += [begin + position for position in self._prefixes.feed(slot, tokens, num_fed, self._num_forwards)]
+            found = self._prefixes.feed(prompt, slot, tokens, num_fed, self._num_forwards)
+            new += [begin + position for position in found]
         self._num_forwards += 1
-        return Fed(len(history) * num_fed, np.array(new, dtype=np.int64))
+        return Fed(history[:, history.shape[1] - num_fed :].reshape(-1), np.array(new, dtype=np.int64))
 
     def require_begun(self) -> None:
         """Refuse a model that runs although no step was prepared.
@@ -133,23 +137,32 @@ class Follower:
         return [self._ends.get(row, int(tokens.shape[1])) for row in range(len(tokens))]
 
     def _sequence(self, number: int, row: np.ndarray, num_sequences: int) -> FedSequence:
-        tokens = row[self._pad(number, num_sequences) : -1]
-        rows = self._prefixes.find(number, tokens)
+        prompt = self._prompt_of(number, num_sequences)
+        tokens = row[self._batch.pads[prompt] : -1]
+        rows = self._prefixes.find(prompt, number, tokens)
         if len(rows) < len(tokens):
             raise FinemoeError(
                 f"token {len(rows)} of a sequence was never fed after the tokens before it, so its routing is unknown; generate "
                 "changed the sequence afterwards, which record cannot follow"
             )
         forwards = np.array([self._prefixes.forwards[one] for one in rows])
-        prompt = number // (num_sequences // len(self._batch.pads))
         return FedSequence(prompt, tokens, np.array(rows), forwards, self._batch.width - self._batch.pads[prompt])
 
-    def _pad(self, row: int, num_rows: int) -> int:
-        """Columns of padding before a row; `generate` repeats every prompt in place, for beams and returned sequences."""
-        return self._batch.pads[row // (num_rows // len(self._batch.pads))]
+    def _prompt_of(self, row: int, num_rows: int) -> int:
+        """The prompt of a row; `generate` repeats every prompt in place, for beams and returned sequences."""
+        return row // (num_rows // len(self._batch.pads))
+
+    def _in_this_thread(self, original: Callable[..., Any], wrap: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands in the place of one of the model's methods; other threads that run the model are not followed."""
+        wrapped = wrap(original)
+
+        @functools.wraps(original)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return (wrapped if threading.get_ident() == self._thread else original)(*args, **kwargs)
+
+        return called
 
     def _nested(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(generate)
         def nested(*args: Any, **kwargs: Any) -> Any:
             outer, self.is_nested = self.is_nested, True
             try:
@@ -160,7 +173,6 @@ class Follower:
         return nested
 
     def _noting_ends(self, get_criteria: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(get_criteria)
         def get(*args: Any, **kwargs: Any) -> Any:
             criteria = get_criteria(*args, **kwargs)
             return criteria if self.is_nested else _Noted(criteria, self._note_ends)
@@ -172,7 +184,6 @@ class Follower:
             self._ends.setdefault(row, length)
 
     def _noting_inputs(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(prepare)
         def noting(*args: Any, **kwargs: Any) -> Any:
             inputs = prepare(*args, **kwargs)
             if not self.is_nested:

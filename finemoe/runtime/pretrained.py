@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
-from finemoe.errors import FinemoeError
+from finemoe.errors import FinemoeError, first_line
 from finemoe.runtime.checkpoint import Checkpoint, Shards
 from finemoe.runtime.layers import find_moe_layers
 
@@ -91,7 +91,7 @@ def class_of(config: Any) -> Any:
     Raises:
         FinemoeError: Transformers has neither.
     """
-    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    named = [getattr(transformers, name, None) for name in config.architectures or () if isinstance(name, str)]
     own = [found for found in named if isinstance(found, type) and getattr(found, "config_class", None) is type(config)]
     models = [found for found in own if issubclass(found, PreTrainedModel)]
     generating = [found for found in models if found.can_generate()]
@@ -103,8 +103,8 @@ def class_of(config: Any) -> Any:
 
 def reason_of(error: BaseException) -> str:
     """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {error}".strip()
+    is_said = str(error).strip() and not isinstance(error, KeyError)
+    return first_line(error).rstrip(".") if is_said else f"{type(error).__name__} {error}".strip()
 
 
 class LoadingStep:
@@ -155,7 +155,9 @@ class LoadingStep:
 
     def _require_no_adapter(self) -> None:
         """With peft installed `from_pretrained` applies an adapter in the folder, without it leaves it out in silence."""
-        if (file := find_adapter_config_file(self._source)) is not None:
+        with in_one_line(f"{self._source}: "):
+            file = find_adapter_config_file(self._source)
+        if file is not None:
             raise FinemoeError(
                 f"{file}: an adapter, which finemoe does not apply and will not leave out in silence; merge it "
                 "(merge_and_unload of peft) and save the model, or move the adapter's files elsewhere"
@@ -184,6 +186,8 @@ class LoadingStep:
         present = [name for name in _NAMES if (folder / name).is_file()]
         if present:
             return f"; check config.json and {present[0]} there, or fetch the checkpoint again"
+        if broken := [name for name in _NAMES if (folder / name).is_symlink() or (folder / name).exists()]:
+            return f"; {broken[0]} there is no file, or a link to none: fetch the checkpoint again"
         found = [path.name for path in folder.iterdir() if path.suffix in _ENDINGS]
         held = f"it holds {_listed(found)}, but " if found else ""
         return f"; {held}neither {_NAMES[0]} nor {_NAMES[1]}: give the weights these names"
@@ -224,10 +228,8 @@ class LoadingStep:
     def _leave_out(self, model: Any, files: Any, load_config: Any) -> tuple[dict[str, Any], Any]:
         """Tensors and instructions for the loading step by which experts' parameters are left on the meta device."""
         if self.checkpoint is None:
-            raise FinemoeError(
-                f"{_listed(files or [self._source])}: finemoe.load reads safetensors files, and neither {_NAMES[0]} nor "
-                f"{_NAMES[1]} is there; {_CONVERT}"
-            )
+            others = [file for file in files or () if not file.endswith(_ENDINGS[0])]
+            raise FinemoeError(f"{_listed(others or [self._source])}: finemoe.load reads safetensors files only; {_CONVERT}")
         self._experts = {f"{layer.name}.{name}" for layer in find_moe_layers(model) for name in layer.expert_parameters()}
         places = (load_config.device_map or {"": "cpu"}) | dict.fromkeys(self._experts, "meta")
         return self.checkpoint.without(self._experts), replace(load_config, device_map=places)

@@ -1,7 +1,7 @@
 """Prompts as users hold them, as the token ids that a model's `generate` takes."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError, first_line
+from finemoe.runtime.observer import embedding_of
 
 Prompt = str | list[Any]  # a text, or a conversation: one mapping with role and content per message
 Encoding = dict[str, np.ndarray]  # input_ids and what else a tokenizer gives, each [n]
@@ -43,7 +44,7 @@ def as_prompts(prompts: Iterable[Any]) -> list[Prompt]:
     if isinstance(prompts, str):
         raise FinemoeError("record takes a list of prompts, not one text; write [prompt]")
     num_dimensions = getattr(prompts, "ndim", 1)
-    if isinstance(prompts, Mapping | Set | bytes) or not isinstance(prompts, Iterable) or num_dimensions != 1:
+    if isinstance(prompts, Mapping | set | frozenset | bytes) or not isinstance(prompts, Iterable) or num_dimensions != 1:
         shape = f" of {num_dimensions} dimensions" if num_dimensions != 1 else ""
         raise FinemoeError(f"record takes a list of prompts, not {_a(prompts)}{shape}; give the texts, such as one column")
     found = [_as_prompt(number, prompt) for number, prompt in enumerate(prompts)]
@@ -57,7 +58,7 @@ def _as_prompt(number: int, prompt: Any) -> Prompt:
         if not prompt:
             raise FinemoeError(f"record needs at least one prompt, and none of them empty; prompt {number} is")
         _check_text(prompt, number)
-        return str(prompt)
+        return str.__str__(prompt)  # the text itself, whatever an enumeration prints as
     if isinstance(prompt, Mapping):
         raise FinemoeError(f"prompt {number} is {_a(prompt)}; give its text, or, for one conversation, [messages]")
     if isinstance(prompt, Sequence | np.ndarray) and len(prompt) and all(_is_message(one) for one in prompt):
@@ -81,14 +82,17 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encodi
     Args:
         first: number of the first prompt, for messages.
     Raises:
-        FinemoeError: a text is no UTF-8, there is no chat template, it refuses a conversation, or no tokens come out; the message
-                names the prompt.
+        FinemoeError: a text is no UTF-8, there is no chat template, it or the tokenizer refuses a prompt, or what comes out is not
+            one row of tokens for each; the message names the prompt.
     """
     for number, prompt in enumerate(prompts, first):
         if isinstance(prompt, str):
             _check_text(prompt, number)
     if len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts):
-        given = tokenizer(list(prompts), return_tensors="pt", padding=True)
+        try:
+            given = tokenizer(list(prompts), return_tensors="pt", padding=True)
+        except Exception:  # what it refuses is named below, prompt by prompt
+            given = None
         tables = _tables(given, len(prompts)) if isinstance(given, Mapping) else {}
         if {"input_ids", "attention_mask"} <= set(tables):  # the mask says what is padding
             rows = [{name: table[row] for name, table in tables.items()} for row in range(len(prompts))]
@@ -120,19 +124,40 @@ def _tables(given: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
 
 def _encode_alone(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
     if isinstance(prompt, str):
-        return _encoding(tokenizer([prompt], return_tensors="pt", padding=False), prompt, number)
+        try:
+            given = tokenizer([prompt], return_tensors="pt", padding=False)
+        except Exception as error:  # half a surrogate pair, or what is no tokenizer of texts
+            raise FinemoeError(f"prompt {number}: the tokenizer refuses it ({first_line(error)}): {prompt!r:.60}") from error
+        return _encoding(given, prompt, number)
     return _encoding(_through_template(tokenizer, prompt, number), prompt, number)
 
 
 def _encoding(given: Any, prompt: Prompt, number: int) -> Encoding:
     if not isinstance(given, Mapping) or "input_ids" not in given:
         raise FinemoeError(f"this tokenizer gives {_a(given)} without input_ids; record needs a tokenizer that gives them")
+    ids = _ids(given["input_ids"])
+    if ids is None or (ids.size and ids.shape[-1] != ids.size):
+        raise FinemoeError(f"prompt {number}: the tokenizer gives several rows of tokens for one text: {prompt!r:.60}")
     rows = {name: np.asarray(value).reshape(-1) for name, value in given.items()}
+    if ids.dtype.kind == "u":
+        rows["input_ids"] = rows["input_ids"].astype(np.int64)  # PyTorch compares no others
     encoding = {name: row for name, row in rows.items() if len(row) == len(rows["input_ids"])}
     is_token = encoding.get("attention_mask", np.ones_like(encoding["input_ids"])).astype(bool)
     if not is_token.any():
         raise FinemoeError(f"prompt {number} has no tokens: {prompt!r:.60}")
+    if np.ptp(np.flatnonzero(is_token)) >= is_token.sum():
+        raise FinemoeError(
+            f"prompt {number}: the tokenizer masks tokens inside it, which record does not support: {prompt!r:.60}"
+        )
     return {name: value[is_token] for name, value in encoding.items() if name != "attention_mask"}
+
+
+def _ids(given: Any) -> np.ndarray | None:
+    """Token ids as an array; None where they are lists of several lengths."""
+    try:
+        return np.asarray(given)
+    except ValueError:
+        return None
 
 
 def _through_template(tokenizer: Any, messages: list[Any], number: int) -> Any:
@@ -151,18 +176,48 @@ def as_batch(model: nn.Module, encodings: Sequence[Encoding], pad_token_id: int 
 
     Args:
         pad_token_id: stands where a shorter prompt has no token; the mask hides it.
+    Raises:
+        FinemoeError: the model has no embedding for a token, or prompts differ in length and its forward takes no mask.
     """
-    accepted = set(inspect.signature(model.forward).parameters)
+    accepted = _accepted(model)
     width = max(len(encoding["input_ids"]) for encoding in encodings)
     pads = [width - len(encoding["input_ids"]) for encoding in encodings]
     shared = set.intersection(*(set(encoding) for encoding in encodings))
     names = ["input_ids", *sorted((shared & accepted) - {"input_ids"})]
     fill = {"input_ids": pad_token_id or 0}
     arrays = {name: _padded([encoding[name] for encoding in encodings], pads, fill.get(name, 0)) for name in names}
+    _require_embedded(model, encodings, fill["input_ids"])
+    if any(pads) and "attention_mask" not in accepted:
+        raise FinemoeError(
+            f"{type(model).__name__}.forward takes no attention_mask that would hide padding; use batch_size=1, or prompts of "
+            "one length"
+        )
     if "attention_mask" in accepted:
         arrays["attention_mask"] = _padded([np.ones(width - pad, dtype=np.int64) for pad in pads], pads, 0)
     device = next(model.parameters()).device
     return PromptBatch({name: torch.as_tensor(array).to(device) for name, array in arrays.items()}, arrays["input_ids"], pads)
+
+
+def _accepted(model: nn.Module) -> set[str]:
+    """Names of what the model's forward takes; its class is asked too, for another library may have put a wrapper in place."""
+    return set(inspect.signature(type(model).forward).parameters) | set(inspect.signature(model.forward).parameters)
+
+
+def _require_embedded(model: nn.Module, encodings: Sequence[Encoding], pad: int) -> None:
+    """Refuse ids beyond the embeddings, as of a tokenizer to which a pad token was added; a GPU would not survive them. Padding
+    is fed to rows that end before others too."""
+    count = getattr(embedding_of(model), "num_embeddings", None)
+    if count is None:
+        return
+    tokens = np.concatenate([encoding["input_ids"] for encoding in encodings])
+    outside = tokens[(tokens < 0) | (tokens >= count)]
+    has = f"the model has embeddings for 0..{count - 1} only"
+    if len(outside):
+        raise FinemoeError(f"the tokenizer gives token {outside[0]}, and {has}; give the model's own tokenizer")
+    if len(encodings) > 1 and not 0 <= pad < count:
+        raise FinemoeError(
+            f"the tokenizer's pad token is {pad}, and {has}; set one that it has (tokenizer.pad_token = tokenizer.eos_token)"
+        )
 
 
 def _padded(rows: Sequence[np.ndarray], pads: Sequence[int], fill: int) -> np.ndarray:

@@ -4,7 +4,10 @@ Several requests may generate side by side (left-padded), in any of Transformers
 that the trace reads as if they had run one by one (docs/metrics.md says what a trace holds in each mode).
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,8 @@ from finemoe.units import is_whole
 _Request = dict[str, np.ndarray]
 # What record makes itself, from the prompts.
 _OWN_INPUTS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "position_ids", "past_key_values")
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()  # held by who records a model
 
 
 def record(
@@ -59,8 +64,8 @@ def record(
         token is left out, since generation ends before it is fed, so a request of n prompt and m new tokens has n + m - 1 rows.
     Raises:
         FinemoeError: the model has no MoE layers, or generates in a way that cannot be followed; prompts are empty or no texts,
-            padding would be needed but is not possible, the routers cannot be applied ahead, generate refuses its options, or an
-            argument has the wrong length or order.
+            padding would be needed but is not possible, the routers cannot be applied ahead, generate refuses its options,
+            another thread records the model, or an argument has the wrong length or order.
     """
     texts = as_prompts(prompts)
     layers = find_moe_layers(model)
@@ -72,7 +77,7 @@ def record(
     strides = [int(stride) for stride in lookahead]
     requests: list[_Request] = []
     prompt_of: list[int] = []
-    with Tape(model, layers, strides) as tape:
+    with _alone(model), Tape(model, layers, strides) as tape:
         for begin in _batches(len(texts), batch_size, progress):
             found = _record_batch(model, tape, texts[begin : begin + batch_size], begin, tokenizer, options)
             prompt_of += [begin + prompt for prompt, _ in found]
@@ -144,6 +149,20 @@ def _options(
         options.setdefault("do_sample", False)
     # Lengths of finished beams come with the dict; of a compiled forward the hooks would be no part.
     return options | {"return_dict_in_generate": True, "disable_compile": True} | tokenizer_option(model, tokenizer, options)
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Two threads that recorded one model would each undo what the other one put on it."""
+    lock = _locks.setdefault(model, threading.RLock())
+    if not lock.acquire(blocking=False):
+        raise FinemoeError(
+            "another thread is recording this model; record one after the other, or give each thread its own model"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _batches(num_prompts: int, batch_size: int, progress: bool) -> Any:

@@ -1,5 +1,6 @@
 """What a model's forwards say of their token rows, kept for the rows that a trace holds: gates, experts, embeddings."""
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,10 +22,14 @@ _RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of
 
 @dataclass(frozen=True)
 class Fed:
-    """What a forward feeds: `num_rows` token rows (B x n), of which `new` (ascending) are kept."""
+    """What a forward feeds: `tokens` [B x n], of which the rows `new` (ascending) are kept."""
 
-    num_rows: int
+    tokens: np.ndarray
     new: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens)
 
 
 class Forwards(Protocol):
@@ -36,7 +41,7 @@ class Forwards(Protocol):
 
 
 class Tape:
-    """Hooks on a model, and what they kept of its forwards. Used as a context, which takes the hooks away again.
+    """Hooks on a model, and what they kept of the forwards of this thread. Used as a context, which takes the hooks away again.
 
     Args:
         model: a Transformers MoE model; layers: its MoE layers; strides: how many layers ahead routers are applied.
@@ -51,17 +56,22 @@ class Tape:
         self.is_whole = True  # whether every router gave a score to every expert, so that maps are known whole
         self._forwards: Forwards | None = None
         self._fed: Fed | None = None
+        self._is_checked = False  # whether the tokens of the forward that runs are known to be those of `_fed`
         self._router_output: Any = None
         self._kept: dict[tuple[str, int], list[np.ndarray]] = {}  # by (what, layer): rows of each forward
         self._model, self._strides = model, strides
         self._undo = ExitStack()
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> "Tape":
         with ExitStack() as undo:
             if self._strides:
                 ahead = RoutersAhead(self._model, self._layers, self._strides, lambda *seen: self.on_residual(ahead, *seen))
                 undo.callback(ahead.detach)
-            undo.callback(Observer(self._model, self._layers, self).detach)
+            observer = Observer(self._model, self._layers, self)
+            undo.callback(observer.detach)
+            for module in observer.modules:  # after the observer's own hooks, which begin a forward
+                undo.callback(module.register_forward_pre_hook(self._check_tokens, with_kwargs=True).remove)
             for layer in self._layers:
                 undo.callback(layer.experts.register_forward_pre_hook(self._experts_hook(layer)).remove)
             self._undo = undo.pop_all()
@@ -84,18 +94,26 @@ class Tape:
         return of_layers | {"embeddings": np.concatenate(self._kept["embeddings", 0])}
 
     def on_forward_start(self) -> None:
+        if not self._is_own_thread():
+            return
+        self._is_checked = False
         self._fed = None if self._forwards is None else self._forwards.next_forward()
 
     def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None:
+        if not self._is_own_thread():
+            return
         self._require_begun()
         if self._fed is not None and len(embeddings) == self._fed.num_rows:
             self._keep("embeddings", 0, embeddings[self._fed.new].float().cpu().numpy().astype(np.float16))
 
     def on_router(self, layer: int, output: Any) -> None:
-        self._router_output = output
+        if self._is_own_thread():
+            self._router_output = output
 
     def on_experts(self, layer: MoELayer, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
         """What the experts were really called with: the activated set is taken here, not from the router."""
+        if not self._is_own_thread():
+            return
         self._require_begun()
         output, self._router_output = self._router_output, None
         if self._fed is None:
@@ -112,7 +130,7 @@ class Tape:
 
     def on_residual(self, ahead: RoutersAhead, layer: int, residual: torch.Tensor) -> None:
         """What the routers applied ahead give after a layer, for every stride."""
-        if self._fed is None:
+        if self._fed is None or not self._is_own_thread():
             return
         top_k = self._kept["selected", layer][-1].shape[-1]
         choices, targets = ahead.choices(layer, residual), ahead.targets(layer)
@@ -121,6 +139,8 @@ class Tape:
         self._keep("ahead_probs", layer, probs)
 
     def on_forward_end(self, is_complete: bool) -> bool:
+        if not self._is_own_thread():
+            return True
         fed, self._fed = self._fed, None
         if fed is not None and is_complete:
             counts = {len(self._kept.get(("selected", layer.index), ())) for layer in self._layers}
@@ -131,6 +151,27 @@ class Tape:
 
     def _keep(self, name: str, layer: int, rows: np.ndarray) -> None:
         self._kept.setdefault((name, layer), []).append(rows)
+
+    def _is_own_thread(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def _check_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuses a forward over other tokens than `generate` prepared, as where a caller's code runs the model in between.
+
+        Raises:
+            FinemoeError: its tokens are others.
+        """
+        if self._fed is None or self._is_checked or not self._is_own_thread():
+            return
+        self._is_checked = True  # modules inside may be given others, such as placeholders
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
+            return
+        if not np.array_equal(tokens.flatten().cpu().numpy(), self._fed.tokens):
+            raise FinemoeError(
+                "the model is fed other tokens than generate prepared for it (by a hook, or by code that runs the model in "
+                "between?), which record cannot follow"
+            )
 
     def _require_begun(self) -> None:
         if self._forwards is not None:

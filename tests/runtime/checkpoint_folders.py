@@ -49,7 +49,14 @@ GENERATION = {
     "output_logits": True,
 }
 # What from_pretrained may load and finemoe.load says it does not; `whole_model` refuses adapters only.
-UNSUPPORTED = ("adapter_beside", "adapter_config_alone", "bin", "bin_shards", "shards_of_a_distributed_run")
+UNSUPPORTED = (
+    "adapter_beside",
+    "adapter_config_alone",
+    "bin",
+    "bin_shards",
+    "index_that_names_a_file_of_pickles",
+    "shards_of_a_distributed_run",
+)
 
 
 @dataclass
@@ -190,6 +197,21 @@ def empty_index(folder: Folder) -> None:
 
 
 @kind
+def index_that_names_a_file_of_pickles(folder: Folder) -> None:
+    """One of its shards was never converted."""
+    folder.into_shards()
+    shard = folder.shards()[0]
+    torch.save(folder.read(shard), folder.path / "pytorch_model-00001.bin")
+    (folder.path / shard).unlink()
+
+    def rename(index: Any) -> None:
+        names = index["weight_map"]
+        index["weight_map"] = {key: "pytorch_model-00001.bin" if name == shard else name for key, name in names.items()}
+
+    _edit_index(folder, rename)
+
+
+@kind
 def index_without_metadata(folder: Folder) -> None:
     _edit_index(folder, lambda index: index.pop("metadata"))
 
@@ -308,6 +330,18 @@ def pointer_of_git_lfs(folder: Folder) -> None:
 @kind
 def no_weights(folder: Folder) -> None:
     (folder.path / ONE).unlink()
+
+
+@kind
+def link_to_no_file(folder: Folder) -> None:
+    (folder.path / ONE).unlink()
+    (folder.path / ONE).symlink_to(folder.path / "blob")
+
+
+@kind
+def folder_in_place_of_the_file(folder: Folder) -> None:
+    (folder.path / ONE).unlink()
+    (folder.path / ONE).mkdir()
 
 
 @kind
@@ -738,6 +772,16 @@ def no_architectures(folder: Folder) -> None:
 @kind
 def unknown_architecture(folder: Folder) -> None:
     folder.write_json(folder.json() | {"architectures": ["SomebodysForCausalLM"]})
+
+
+@kind
+def ties_in_words(folder: Folder) -> None:
+    folder.write_json(folder.json() | {"tie_word_embeddings": "false"})
+
+
+@kind
+def architectures_that_are_no_names(folder: Folder) -> None:
+    folder.write_json(folder.json() | {"architectures": [None, 3]})
 
 
 @kind

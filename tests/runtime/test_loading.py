@@ -212,6 +212,14 @@ def test_what_cannot_be_is_said_before_any_weight_is_read(options, message, tmp_
         finemoe.load(tmp_path, **({"expert_memory": 0.5} | options))
 
 
+@pytest.mark.parametrize(("name", "message"), [("", "unknown model ''"), ("~/model", "~/model.*: Repo id must use")])
+@pytest.mark.parametrize("load", [lambda name: finemoe.load(name, 0.5), load_model], ids=["load", "load_model"])
+def test_what_names_no_model_is_one_line(name, message, load):
+    with pytest.raises(FinemoeError, match=message) as caught:
+        load(name)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_is_no_model(tmp_path):
     folder = tmp_path / "model"
     build("mixtral").save_pretrained(folder)

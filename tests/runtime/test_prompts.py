@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from enum import Enum
 
 import datasets
 import numpy as np
@@ -31,6 +32,8 @@ FORMS = {
     "categories": pd.Series(TEXTS, dtype="category"),
     "index": pd.Index(TEXTS),
     "values of a dict": dict(enumerate(TEXTS)).values(),
+    "keys of a dict": dict.fromkeys(TEXTS).keys(),
+    "members of an enumeration": list(Enum("Prompts", {f"P{n}": text for n, text in enumerate(TEXTS)}, type=str)),
     "column of a dataset": datasets.Dataset.from_dict({"prompt": TEXTS})["prompt"],
 }
 REFUSED = {
@@ -197,6 +200,88 @@ def test_a_prompt_without_tokens_is_named():
         recorded(TEXTS, Gives(lambda given: given if given["input_ids"].shape[1] != 10 else {"input_ids": []}))
     with pytest.raises(FinemoeError, match="without input_ids"):
         recorded(TEXTS, Gives(lambda given: given["input_ids"]))
+
+
+def _several_rows(given):
+    return {name: torch.cat([value[:, :1], value[:, 1:2]]) if value.shape[1] > 1 else value for name, value in given.items()}
+
+
+def _rows_of_several_lengths(given):
+    return {"input_ids": [given["input_ids"][0].tolist(), [1]]}
+
+
+def _hole(given):
+    mask = given["attention_mask"].clone()
+    mask[:, 1:-1] = 0
+    return given | {"attention_mask": mask}
+
+
+def _refuses_good(given):
+    if given["input_ids"].shape[1] == 10:
+        raise TypeError("no such\ntext")
+    return given
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_several_rows, "prompt 0: the tokenizer gives several rows of tokens for one text: 'hello'"),
+        (_rows_of_several_lengths, "prompt 0: the tokenizer gives several rows of tokens for one text: 'hello'"),
+        (_refuses_good, r"prompt 1: the tokenizer refuses it \(no such\): 'good night'"),
+        (
+            lambda given: given | {"input_ids": given["input_ids"] + 56},
+            r"gives token \d+, and the model has embeddings for 0..95",
+        ),
+    ],
+)
+def test_tokens_that_no_model_takes_are_named(change, message, batch_size):
+    with pytest.raises(FinemoeError, match=message) as caught:
+        recorded(TEXTS, Gives(change), batch_size=batch_size)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_inside_a_prompt_is_named():
+    with pytest.raises(FinemoeError, match="prompt 0: the tokenizer masks tokens inside it"):
+        recorded(TEXTS, Gives(_hole))
+
+
+@pytest.mark.parametrize("pad", [96, -1])
+def test_a_pad_token_without_an_embedding_is_named(pad):
+    tokenizer = Characters()
+    tokenizer.pad_token_id = pad
+    with pytest.raises(FinemoeError, match=f"pad token is {pad}, and the model has embeddings for 0..95 only"):
+        recorded(["equal", "sizes"], tokenizer, batch_size=2)
+    assert len(tokens_of(recorded(["alone"], tokenizer))) == 1
+
+
+def test_unsigned_tokens_are_tokens(expected):
+    def change(given):
+        return {"input_ids": given["input_ids"].numpy().astype(np.uint16), "attention_mask": given["attention_mask"]}
+
+    assert tokens_of(recorded(TEXTS, Gives(change), batch_size=3)) == expected
+
+
+def test_a_forward_that_another_library_has_wrapped_is_given_its_mask():
+    model = build("mixtral")
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    assert "attention_mask" in as_batch(model, encode(Characters(), TEXTS, 0), 0).inputs
+
+
+def test_padding_that_no_mask_would_hide_is_refused():
+    class Maskless(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(96, 4)
+
+        def forward(self, input_ids):
+            return self.embedding(input_ids)
+
+    encodings = encode(Characters(), TEXTS, 0)
+    with pytest.raises(FinemoeError, match=r"Maskless.forward takes no attention_mask .* use batch_size=1"):
+        as_batch(Maskless(), encodings, 0)
+    assert as_batch(Maskless(), encodings[:1], 0).inputs.keys() == {"input_ids"}
 
 
 @pytest.mark.parametrize("tokenizer", [None, "mixtral-mini"])

@@ -6,6 +6,7 @@ gives for the same prompts.
 
 import copy
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -341,6 +342,25 @@ def test_rows_that_are_copies_keep_their_own():
     assert max(differences(model, twice)) < TOLERANCE
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2, "num_return_sequences": 2}, {"use_cache": False}], ids=str)
+def test_what_one_prompt_says_another_may_generate(options):
+    """A prompt that goes on as the other one does: tokens that it generates are no part of its prefill."""
+    model = build("mixtral")
+    whole = generated_alone(model, PROMPTS[0], max_new_tokens=6, **options)
+    prompts = [whole[:size] for size in (len(PROMPTS[0]), len(whole) - 3, len(whole) - 2)]
+
+    class Continued(Characters):
+        def __call__(self, texts, return_tensors="pt", padding=False):
+            return {"input_ids": [prompts[int(text)] for text in texts]}
+
+    trace = finemoe.record(model, ["0", "1", "2"], tokenizer=Continued(), max_new_tokens=6, batch_size=3, **options)
+    assert max(differences(model, trace)) < TOLERANCE
+    for request in range(trace.num_requests):
+        size = len(prompts[request * 3 // trace.num_requests])
+        assert trace.step[trace.rows_of(request)].tolist() == [0] * size + list(range(1, 6))
+        assert trace.phase[trace.rows_of(request)].tolist() == [PREFILL] * size + [DECODE] * 5
+
+
 def test_returned_sequences_are_requests_with_names_of_their_own():
     names = {"request_ids": np.array(["x", "y"]), "splits": iter(["history", "served"])}
     trace = finemoe.record(
@@ -382,6 +402,102 @@ def test_the_model_keeps_nothing_of_it():
 class Interrupts(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         raise KeyboardInterrupt
+
+
+# Others that run the model meanwhile.
+
+
+class Calls(StoppingCriteria):
+    """A criterion that ends nothing and calls a function at every step."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.function()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def in_another_thread(function):
+    """What a function returned or raised there."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append(function())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return outcome[0]
+
+
+@pytest.mark.parametrize("in_own_thread", [False, True])
+@pytest.mark.parametrize("moment", ["before a forward", "between forwards"])
+def test_forwards_that_are_no_steps_are_no_rows(moment, in_own_thread):
+    """Over as many tokens as the step itself, so that counting would not tell them apart."""
+    model = build("mixtral")
+    expected = recorded(model, "greedy", "arguments", [PROMPTS[0]])
+    other = torch.tensor([Characters().tokens(PROMPTS[0])[::-1]])
+    running = []
+
+    def run(*_):
+        if not running:
+            running.append(1)
+            assert not isinstance((lambda call: call() if in_own_thread else in_another_thread(call))(forward), Exception)
+            running.clear()
+
+    def forward():
+        with torch.no_grad():
+            model.generate(other, max_new_tokens=2, pad_token_id=0)
+            return model(other[:, :1])
+
+    if moment == "between forwards":
+        found = recorded(model, "greedy", "arguments", [PROMPTS[0]], stopping_criteria=[Calls(run)])
+    else:
+        handle = model.register_forward_pre_hook(run)
+        try:
+            if in_own_thread:
+                with pytest.raises(FinemoeError, match="fed other tokens than generate prepared"):
+                    recorded(model, "greedy", "arguments", [PROMPTS[0]])
+                return
+            found = recorded(model, "greedy", "arguments", [PROMPTS[0]])
+        finally:
+            handle.remove()
+    for array in ("tokens", "step", "phase", "probs", "expert_ids"):
+        np.testing.assert_array_equal(getattr(expected, array), getattr(found, array))
+
+
+def test_tokens_that_a_hook_exchanges_are_refused():
+    model = build("mixtral")
+    model.register_forward_pre_hook(
+        lambda m, args, kwargs: (args, kwargs | {"input_ids": kwargs["input_ids"] + 1}), with_kwargs=True
+    )
+    with pytest.raises(FinemoeError, match="fed other tokens than generate prepared"):
+        recorded(model, "greedy", "arguments")
+
+
+def test_two_threads_do_not_record_one_model():
+    model = build("mixtral")
+    own = set(model.__dict__)
+    outcomes = []
+    second = Calls(lambda: outcomes.append(in_another_thread(lambda: recorded(model, "greedy", "arguments"))))
+    trace = recorded(model, "greedy", "arguments", [PROMPTS[0]], stopping_criteria=[second])
+    assert {type(outcome) for outcome in outcomes} == {FinemoeError}
+    assert "another thread is recording this model" in str(outcomes[0])
+    assert max(differences(model, trace)) < TOLERANCE
+    assert set(model.__dict__) == own
+    assert in_another_thread(lambda: recorded(model, "greedy", "arguments")).num_requests == len(PROMPTS)
+
+
+def test_a_recording_may_be_made_within_another():
+    model = build("mixtral")
+    inner = []
+    within = Calls(lambda: inner.append(recorded(model, "greedy, padded", "arguments")) if not inner else None)
+    outer = recorded(model, "greedy", "arguments", [PROMPTS[0]], stopping_criteria=[within])
+    assert max(differences(model, outer) + differences(model, inner[0])) < TOLERANCE
 
 
 # What is refused, in one line and before the work.
