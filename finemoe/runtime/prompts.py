@@ -82,8 +82,8 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encodi
     Args:
         first: number of the first prompt, for messages.
     Raises:
-        FinemoeError: a text is no UTF-8, there is no chat template, it or the tokenizer refuses a prompt, or what comes out is not
-            one row of tokens for each; the message names the prompt.
+        FinemoeError: a text is no UTF-8, there is no chat template, it or the tokenizer refuses a prompt, or what comes out is
+            not one row of tokens for each; the message names the prompt.
     """
     for number, prompt in enumerate(prompts, first):
         if isinstance(prompt, str):
