@@ -2,9 +2,21 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Attachable(Protocol):
+    """Something put on a model. `detach` takes away as much of it as is there, also where `attach` broke off, and may be called
+    again."""
+
+    def attach(self) -> None: ...
+
+    def detach(self) -> None: ...
 
 
 @contextmanager
@@ -28,3 +40,18 @@ def interrupts_wait() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if came:
         previous(signal.SIGINT, came[0])
+
+
+def while_attached(thing: Attachable, function: Callable[[], Result]) -> Result:
+    """What a function returns that runs while `thing` is attached; whatever moment an interrupt comes at, it is detached."""
+    try:
+        try:
+            with interrupts_wait():
+                thing.attach()
+            return function()
+        finally:
+            with interrupts_wait():
+                thing.detach()
+    finally:  # once more, should the interrupt have come right before it
+        with interrupts_wait():
+            thing.detach()

@@ -6,8 +6,7 @@ generation; what the model runs besides (the unconditional half of guidance, a d
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from transformers import StoppingCriteriaList
 
 from finemoe.errors import FinemoeError
+from finemoe.interrupts import while_attached
 from finemoe.runtime.generation import refusals_in_one_line, sequences_of
 from finemoe.runtime.prefixes import Prefixes
 from finemoe.runtime.prompts import PromptBatch
@@ -55,6 +55,7 @@ class Follower:
         self._num_forwards = 0
         self._ends: dict[int, int] = {}  # by row: its length when it met a stopping criterion
         self.is_nested = False  # while the model generates a draft for itself
+        self._replaced: dict[str, Any] = {}  # what the model's instance had in the place of its methods
         self._thread = threading.get_ident()
 
     def generate(self, **options: Any) -> Any:
@@ -64,27 +65,28 @@ class Follower:
             FinemoeError: it refuses the options, or goes ways that cannot be followed.
         """
         generate: Callable[..., Any] = self._model.generate  # type: ignore[assignment]
-        with refusals_in_one_line(self._model, lambda: self._num_forwards > 0), self._attached(), torch.inference_mode():
-            return generate(**self._batch.inputs, **options)
+        with refusals_in_one_line(self._model, lambda: self._num_forwards > 0), torch.inference_mode():
+            return while_attached(self, lambda: generate(**self._batch.inputs, **options))
 
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        """What `generate` calls on the model goes through here, on this instance and in this thread only."""
+    def attach(self) -> None:
+        """What `generate` calls on the model goes through here from now on, on this instance and in this thread only."""
         replaced = {
             "prepare_inputs_for_generation": self._noting_inputs,
             "_get_stopping_criteria": self._noting_ends,
             "generate": self._nested,
         }
         own = self._model.__dict__
-        before = {name: own[name] for name in replaced if name in own}
-        try:
-            for name, wrap in replaced.items():
-                own[name] = self._in_this_thread(getattr(self._model, name), wrap)
-            yield
-        finally:
-            for name in replaced:
-                own.pop(name, None)
-            own.update(before)
+        self._replaced = {name: own.get(name) for name in replaced}
+        for name, wrap in replaced.items():
+            own[name] = self._in_this_thread(getattr(self._model, name), wrap)
+
+    def detach(self) -> None:
+        """The model's own methods are called again."""
+        replaced, self._replaced = self._replaced, {}
+        for name, before in replaced.items():
+            self._model.__dict__.pop(name, None)
+            if before is not None:
+                self._model.__dict__[name] = before
 
     def next_forward(self) -> Fed | None:
         """What the forward that begins now feeds, or None where it is no step of the generation itself.

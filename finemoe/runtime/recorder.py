@@ -4,16 +4,14 @@ Several requests may generate side by side (left-padded), in any of Transformers
 that the trace reads as if they had run one by one (docs/metrics.md says what a trace holds in each mode).
 """
 
-import threading
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from finemoe.errors import FinemoeError
+from finemoe.interrupts import while_attached
 from finemoe.runtime.following import FedSequence, Follower
 from finemoe.runtime.generation import tokenizer_option
 from finemoe.runtime.layers import find_moe_layers
@@ -27,8 +25,6 @@ from finemoe.units import is_whole
 _Request = dict[str, np.ndarray]
 # What record makes itself, from the prompts.
 _OWN_INPUTS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "position_ids", "past_key_values")
-
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()  # held by who records a model
 
 
 def record(
@@ -77,11 +73,15 @@ def record(
     strides = [int(stride) for stride in lookahead]
     requests: list[_Request] = []
     prompt_of: list[int] = []
-    with _alone(model), Tape(model, layers, strides) as tape:
+    tape = Tape(model, layers, strides)
+
+    def record_all() -> None:
         for begin in _batches(len(texts), batch_size, progress):
             found = _record_batch(model, tape, texts[begin : begin + batch_size], begin, tokenizer, options)
-            prompt_of += [begin + prompt for prompt, _ in found]
-            requests += [request for _, request in found]
+            prompt_of.extend(begin + prompt for prompt, _ in found)
+            requests.extend(request for _, request in found)
+
+    while_attached(tape, record_all)
     details = {"model": identity_of(model, layers), "lookahead_strides": tuple(strides)}
     return _assemble(requests, layers[0].num_experts, tape.is_whole, **details, **_named(names, prompt_of))
 
@@ -149,20 +149,6 @@ def _options(
         options.setdefault("do_sample", False)
     # Lengths of finished beams come with the dict; of a compiled forward the hooks would be no part.
     return options | {"return_dict_in_generate": True, "disable_compile": True} | tokenizer_option(model, tokenizer, options)
-
-
-@contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
-    """Two threads that recorded one model would each undo what the other one put on it."""
-    lock = _locks.setdefault(model, threading.RLock())
-    if not lock.acquire(blocking=False):
-        raise FinemoeError(
-            "another thread is recording this model; record one after the other, or give each thread its own model"
-        )
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _batches(num_prompts: int, batch_size: int, progress: bool) -> Any:

@@ -1,6 +1,7 @@
 """What a model's forwards say of their token rows, kept for the rows that a trace holds: gates, experts, embeddings."""
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lookahead import AheadOutput, Choice, RoutersAhead
 from finemoe.runtime.observer import Observer
+
+_threads: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()  # that have a tape on a model
 
 _RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of a text, which record does not support yet"
 
@@ -41,12 +44,13 @@ class Forwards(Protocol):
 
 
 class Tape:
-    """Hooks on a model, and what they kept of the forwards of this thread. Used as a context, which takes the hooks away again.
+    """Hooks on a model, from `attach` to `detach`, and what they kept of the forwards of this thread.
 
     Args:
         model: a Transformers MoE model; layers: its MoE layers; strides: how many layers ahead routers are applied.
     Raises:
-        FinemoeError: the model has layers of different widths, or, on entering, a router cannot be applied ahead.
+        FinemoeError: the model has layers of different widths, or, on attaching, a router cannot be applied ahead or another
+            thread has a tape on this model: each would undo what the other one put there.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], strides: Sequence[int]) -> None:
@@ -63,8 +67,16 @@ class Tape:
         self._undo = ExitStack()
         self._thread = threading.get_ident()
 
-    def __enter__(self) -> "Tape":
+    def attach(self) -> None:
+        """Hang up the hooks."""
         with ExitStack() as undo:
+            if self._model not in _threads:
+                undo.callback(_threads.pop, self._model, None)
+            if _threads.setdefault(self._model, self._thread) != self._thread:
+                undo.pop_all()
+                raise FinemoeError(
+                    "another thread is recording this model; record one after the other, or give each thread its own model"
+                )
             if self._strides:
                 ahead = RoutersAhead(self._model, self._layers, self._strides, lambda *seen: self.on_residual(ahead, *seen))
                 undo.callback(ahead.detach)
@@ -75,9 +87,9 @@ class Tape:
             for layer in self._layers:
                 undo.callback(layer.experts.register_forward_pre_hook(self._experts_hook(layer)).remove)
             self._undo = undo.pop_all()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def detach(self) -> None:
+        """Take the hooks away again."""
         self._undo.close()
 
     def begin(self, forwards: Forwards) -> None:

@@ -17,6 +17,7 @@ import finemoe
 from finemoe.paths import ROOT
 from finemoe.runtime.worker import Worker
 from tests.runtime.models import build, padded_batch
+from tests.runtime.recordings import Characters
 
 RUNTIME = str(ROOT / "finemoe" / "runtime")
 OPTIONS = {
@@ -119,6 +120,49 @@ def test_an_interrupt_anywhere_in_attaching_leaves_the_model_as_it_was(kind, by_
     assert step > 20
     with torch.no_grad(), finemoe.offload(model, 0.3, **OPTIONS[kind]):
         assert torch.equal(model(**batch).logits, expected)
+
+
+RECORDING = {"recorder.py", "tape.py", "following.py", "observer.py", "lookahead.py", "interrupts.py"}
+
+
+class SignalAt:
+    """Sends this process an interrupt at the n-th line of what records, once."""
+
+    def __init__(self, at: int) -> None:
+        self.remaining = at
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_filename.rsplit("/", 1)[-1] not in RECORDING or "finemoe" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self.remaining -= 1
+            if self.remaining == 0:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+def test_an_interrupt_anywhere_in_recording_leaves_the_model_as_it_was():
+    model, options = build("mixtral"), {"tokenizer": Characters(), "max_new_tokens": 2, "lookahead": (1,)}
+    expected = finemoe.record(model, ["ab"], **options)
+    before, at, step = facts_of(model), 1, 0
+    previous = sys.gettrace()
+    while True:
+        sys.settrace(SignalAt(at))
+        try:
+            finemoe.record(model, ["ab"], **options)
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(previous)
+        assert facts_of(model) == before, f"line {at}"
+        step += 1
+        at += 1 + at // 25
+    assert step > 50
+    again = finemoe.record(model, ["ab"], **options)
+    assert (again.tokens == expected.tokens).all()
+    assert (again.probs == expected.probs).all()
 
 
 def test_attributes_that_are_only_called_like_hooks_are_no_hindrance():
