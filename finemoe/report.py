@@ -174,7 +174,6 @@ class Report:
 
     Attributes:
         policy, eviction: what decided. expert_memory_bytes: capacity of the expert cache, over all devices.
-        accesses, hits, late, misses: totals over layers; hit_rate: hits / accesses, NaN without accesses.
         recall_at_k: NaN where nothing was predicted.
         prefetched_bytes, demand_bytes, wasted_bytes, stall_s: as in Counters.
         useful_bytes, unused_resident_bytes: prefetched and demanded since; prefetched, resident, and not demanded so far.
@@ -189,11 +188,6 @@ class Report:
     policy: str
     eviction: str
     expert_memory_bytes: int
-    accesses: int
-    hits: int
-    late: int
-    misses: int
-    hit_rate: float
     recall_at_k: float
     prefetched_bytes: int
     demand_bytes: int
@@ -218,17 +212,10 @@ class Report:
     def of(
         cls, counters: Counters, policy: str, eviction: str, expert_memory_bytes: int, unused_resident_bytes: int = 0
     ) -> "Report":
-        hits, late, misses = sum(counters.hits), sum(counters.late), sum(counters.misses)
-        accesses = hits + late + misses
         return cls(
             policy=policy,
             eviction=eviction,
             expert_memory_bytes=expert_memory_bytes,
-            accesses=accesses,
-            hits=hits,
-            late=late,
-            misses=misses,
-            hit_rate=_ratio(hits, accesses),
             recall_at_k=_ratio(counters.recalled, counters.ranked),
             prefetched_bytes=counters.prefetched_bytes,
             demand_bytes=counters.demand_bytes,
@@ -250,9 +237,38 @@ class Report:
             padding_bytes=counters.padding_bytes,
         )
 
+    @property
+    def hits(self) -> int:
+        """Demanded experts that were resident when the gate fired, over all layers."""
+        return sum(self.layer_hits)
+
+    @property
+    def late(self) -> int:
+        """Those whose load had begun."""
+        return sum(self.layer_late)
+
+    @property
+    def misses(self) -> int:
+        """Those neither resident nor on their way."""
+        return sum(self.layer_misses)
+
+    @property
+    def accesses(self) -> int:
+        """All demanded experts."""
+        return self.hits + self.late + self.misses
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits / accesses, NaN without accesses."""
+        return _ratio(self.hits, self.accesses)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain types only, ready for JSON: what decided, the totals, and the rest."""
+        rest = asdict(self)
+        decided = {name: rest.pop(name) for name in ("policy", "eviction", "expert_memory_bytes")}
+        totals = {name: getattr(self, name) for name in ("accesses", "hits", "late", "misses", "hit_rate")}
+        everything = {**decided, **totals, **rest}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in everything.items()}
 
     def rows(self) -> list[tuple[str, str]]:
         """The totals as (name, value with unit), for a table."""

@@ -77,18 +77,12 @@ class Tally:
         num_unused_resident: int,
     ) -> Report:
         """Everything counted, with bytes = experts x expert_bytes; times are NaN where none were added."""
-        hits, late, accesses = int(self._hits.sum()), int(self._late.sum()), int(self._accesses.sum())
         seconds, steps = np.nansum(self._seconds, axis=0), self._steps.sum(axis=0)
         is_timed = not np.isnan(self._seconds).all()
         return Report(
             policy=policy,
             eviction=eviction,
             expert_memory_bytes=memory_bytes,
-            accesses=accesses,
-            hits=hits,
-            late=late,
-            misses=accesses - hits - late,
-            hit_rate=hits / accesses if accesses else _NAN,
             recall_at_k=recall,
             demand_bytes=int(self._moved[:, 0].sum()) * expert_bytes,
             prefetched_bytes=int(self._moved[:, 1].sum()) * expert_bytes,
