@@ -9,8 +9,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from finemoe.errors import FinemoeError
-from finemoe.pipeline.config import check
-from finemoe.pipeline.sources import sources_of
+from finemoe.artifact.pipeline.config import check
+from finemoe.artifact.pipeline.sources import sources_of
 
 min_version("9.5")
 
@@ -83,14 +83,14 @@ MEASURED_FILES = (
     + sorted(str(path) for path in Path("data/measured").glob("predictions-before-*.csv"))
 )
 RUN = (
-    "python -m finemoe.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
+    "python -m finemoe.artifact.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --parameters-json {params.values:q}"
 )
 # Snakemake sets OMP_NUM_THREADS and its like to a rule's threads. A miniature's layers are too small to share: two threads are no faster than
 # one when the machine is idle, and tens of times slower when it is not (each parallel loop waits for both).
 ONE_THREAD = "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 "
 ENVIRONMENT = "environment.yml"  # made by Snakemake itself only under `--software-deployment-method conda`
-STYLE = "finemoe/finemoe.mplstyle"
+STYLE = "finemoe/artifact/finemoe.mplstyle"
 
 
 wildcard_constraints:
@@ -754,7 +754,7 @@ rule validate_simulator:
 # Measures every part of this machine's runtime at the sizes of the configuration's models; parts that are done are not done again.
 rule gpu_bench:
     input:
-        code=sources_of("finemoe.gpu_bench.__main__"),
+        code=sources_of("finemoe.artifact.gpu_bench.__main__"),
         models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
     output:
         f"{HERE}/machine.json",
@@ -767,7 +767,7 @@ rule gpu_bench:
         folder=lambda wildcards, output: str(Path(output[0]).parent),
         models=" ".join(f"--model {model}" for model in config["gpu_models"]),
     shell:
-        "python -m finemoe.gpu_bench --out {params.folder} {params.models} 2>&1 | tee {log}"
+        "python -m finemoe.artifact.gpu_bench --out {params.folder} {params.models} 2>&1 | tee {log}"
 
 
 rule gpu_measured:
@@ -953,7 +953,7 @@ rule explore:
             {"trace": input.trace, "testbed": config["testbed"], "seed": config["seed"]}
         ),
     shell:
-        "python -m finemoe.pipeline notebook {input.notebook} --output {output} --log {log}"
+        "python -m finemoe.artifact.pipeline notebook {input.notebook} --output {output} --log {log}"
         " --parameters-json {params.values:q}"
 
 
@@ -1024,7 +1024,7 @@ rule train_miniatures:
 
 rule train_miniature:
     input:
-        code=sources_of("finemoe.miniatures.training"),
+        code=sources_of("finemoe.artifact.miniatures.training"),
     output:
         [
             f"results/miniatures/{{model}}/{name}"
@@ -1036,4 +1036,4 @@ rule train_miniature:
         ENVIRONMENT
     threads: workflow.cores
     shell:
-        "python -m finemoe.miniatures.training {wildcards.model} --output results/miniatures/{wildcards.model} > {log} 2>&1"
+        "python -m finemoe.artifact.miniatures.training {wildcards.model} --output results/miniatures/{wildcards.model} > {log} 2>&1"

@@ -272,9 +272,9 @@ def _compare(
     figure: Path | None,
     as_json: bool,
 ) -> None:
-    from finemoe.analysis.comparison import comparison_figure
-    from finemoe.analysis.systems import SYSTEMS, left_out, system_table
-    from finemoe.plotting import save_figure
+    from finemoe.artifact.analysis.comparison import comparison_figure
+    from finemoe.artifact.analysis.systems import SYSTEMS, left_out, system_table
+    from finemoe.artifact.plotting import save_figure
 
     for name, reason in left_out(served, SYSTEMS, prefetch_distance).items():
         typer.echo(f"left out: {name}, {reason}", err=True)
@@ -342,7 +342,7 @@ def _describe(what: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from finemoe.maps.geometry import Geometry
-    from finemoe.miniatures.catalog import resolve
+    from finemoe.shipped import resolve
 
     return asdict(Geometry.from_config(resolve(what)))
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from finemoe.artifact.miniatures import grammar
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
-from finemoe.miniatures import grammar
 from finemoe.paths import PROMPTS
 
 if TYPE_CHECKING:

@@ -113,7 +113,7 @@ left() { echo $((end - LAST_S - $(date +%s))); }
 say() { printf '%4d s  %s\n' $(($(date +%s) - begin)) "$*"; }
 
 # Whether a step has been done with the code as it is, here and now: a second call on the same machine is spared some starts of Python.
-code=$(find finemoe/cache finemoe/gpu_bench finemoe/maps finemoe/policies finemoe/runtime -name '*.py' | sort | xargs cat | cksum)
+code=$(find finemoe/cache finemoe/artifact/gpu_bench finemoe/maps finemoe/policies finemoe/runtime -name '*.py' | sort | xargs cat | cksum)
 is_done() { [[ -f $logs/done-$1 && $(cat "$logs/done-$1") == "$code ${quick[*]-}" ]]; }
 note_done() { echo "$code ${quick[*]-}" >"$logs/done-$1"; }
 
@@ -143,7 +143,7 @@ bench() {
     shift 2
     allowed=$(left)
     ((allowed > most)) && allowed=$most
-    within "$most" "$label" "$python" -m finemoe.gpu_bench "${same[@]}" --deadline "$((allowed - 3))" "$@"
+    within "$most" "$label" "$python" -m finemoe.artifact.gpu_bench "${same[@]}" --deadline "$((allowed - 3))" "$@"
 }
 
 pack() {
@@ -167,7 +167,7 @@ finish() {
     trap - EXIT INT TERM HUP
     end_all
     rm -f "$archive".[0-9]* "$started" # the former of a packing that was ended
-    timeout 8 "$python" -m finemoe.gpu_bench show "$folder" 2>&1 | tee "$logs/summary.txt"
+    timeout 8 "$python" -m finemoe.artifact.gpu_bench show "$folder" 2>&1 | tee "$logs/summary.txt"
     if pack; then say "$folder and $archive hold what was measured"; else say "$folder holds what was measured; $archive cannot be written"; fi
     exec >&- 2>&-
     for _ in {1..20}; do # the log's last lines

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from papermill import inspect_notebook
 
+from finemoe.artifact.pipeline.config import load
 from finemoe.paths import ROOT
-from finemoe.pipeline.config import load
 
 pytestmark = pytest.mark.timeout(300)  # Snakemake plans everything
 
@@ -130,7 +130,7 @@ def jobs() -> list[tuple[str, dict, list[str]]]:
     for line in done.stdout.splitlines():
         if line.startswith("    output: "):
             outputs = line.removeprefix("    output: ").split(", ")
-        if "finemoe.pipeline notebook" in line:
+        if "finemoe.artifact.pipeline notebook" in line:
             call = shlex.split(line)
             name = call[call.index("notebook") + 1].removeprefix("notebooks/").removesuffix(".ipynb")
             found.append((name, json.loads(call[-1]), outputs))

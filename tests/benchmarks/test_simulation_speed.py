@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finemoe.analysis.latency import LATENCY_SYSTEMS
+from finemoe.artifact.analysis.latency import LATENCY_SYSTEMS
 from finemoe.paths import ROOT
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.replay import sweep

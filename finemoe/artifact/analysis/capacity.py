@@ -1,0 +1,112 @@
+"""How well a store's best match fits, against the number of maps it holds (Fig. 16a)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from finemoe.artifact.claims import Claim, Statement
+from finemoe.maps.search import TrajectorySearch
+from finemoe.maps.store import ExpertMapStore
+from finemoe.metrics import bootstrap_mean
+from finemoe.policies.finemoe import fill_store
+from finemoe.traces import DECODE, RoutingTrace
+
+_ROWS_PER_REQUEST = 8
+
+
+def similarity_table(
+    history: RoutingTrace, served: RoutingTrace, capacities: Sequence[int], prefetch_distance: int, seed: int = 0
+) -> pd.DataFrame:
+    """Mean similarity of the best match over decode iterations of the served requests, some of each.
+
+    Returns:
+        Rows (search, capacity, records, similarity, low, high); the trajectory's is a mean over the layers it guides from.
+    """
+    requests, rows = _sample(served)
+    found = []
+    for capacity in capacities:
+        store = fill_store(_empty_store(history, capacity, prefetch_distance), history)
+        scores = {"trajectory": _trajectory_scores(store, served.maps(rows), prefetch_distance)}
+        if store.embedding_dim:
+            scores["semantic"] = store.nearest_embeddings(served.embeddings(rows))[1]
+        for search, values in scores.items():
+            interval = bootstrap_mean(_by_request(values, requests), seed=seed)
+            bounds = {"similarity": interval.value, "low": interval.low, "high": interval.high}
+            found.append({"search": search, "capacity": capacity, "records": len(store), **bounds})
+    return pd.DataFrame(found)
+
+
+def gains_by_doubling(similarity: pd.DataFrame, knee: int = 1000) -> pd.DataFrame:
+    """What a doubling of C adds to the similarity on average, up to the knee and from there on.
+
+    Args:
+        similarity: rows of `similarity_table` with model and dataset.
+    """
+    rows = []
+    for (model, dataset, search), part in similarity.groupby(["model", "dataset", "search"], sort=False):
+        line = part.set_index("capacity").similarity.sort_index()
+        middle = max(capacity for capacity in line.index if capacity <= knee)
+        parts = {"before": line.loc[:middle], "after": line.loc[middle:]}
+        gains = {name: _per_doubling(values) for name, values in parts.items()}
+        rows.append({"model": model, "dataset": dataset, "search": search, **gains})
+    return pd.DataFrame(rows)
+
+
+def capacity_claim(doubling: pd.DataFrame) -> Claim:
+    """Steep to 1 K, flat after."""
+    is_rising, is_flatter = doubling.before > 0, doubling.after <= doubling.before / 2
+    mean = doubling.groupby("search", sort=False)[["before", "after"]].mean()
+    return Claim.judged(
+        [
+            Statement.of("a doubling adds something before 1 K", "miniatures", is_rising),
+            Statement.of("at most half as much after it", "miniatures", is_flatter),
+        ],
+        id="F16a",
+        artefact="Fig. 16a",
+        claim="Similarity of the best match rises steeply with the store's capacity up to 1 K maps and is flat after",
+        reported="steep to 1 K, flat after; no number",
+        reproduced="per doubling of C, before and after 1 K: "
+        + "; ".join(f"{row.Index} {row.before:+.3f} and {row.after:+.3f}" for row in mean.itertuples()),
+        panel="miniatures",
+        executor="recorded",
+        why=f"A doubling adds something before 1 K in {int(is_rising.sum())} of {len(doubling)} series, and at most half as "
+        f"much after it in {int(is_flatter.sum())}. Flat means at most half the slope.",
+    )
+
+
+def _per_doubling(line: "pd.Series[float]") -> float:
+    doublings = np.log2(line.index[-1] / line.index[0]) if len(line) > 1 else 0.0
+    return float((line.iloc[-1] - line.iloc[0]) / doublings) if doublings else float("nan")
+
+
+def _empty_store(history: RoutingTrace, capacity: int, prefetch_distance: int) -> ExpertMapStore:
+    embedding_dim = 0 if history.embedding_table is None else history.embedding_table.shape[1]
+    return ExpertMapStore(history.num_layers, history.num_experts, embedding_dim, capacity, prefetch_distance, history.model)
+
+
+def _sample(served: RoutingTrace) -> tuple[np.ndarray, np.ndarray]:
+    """Requests and rows of decode iterations, evenly spread over each request."""
+    requests, rows = [], []
+    for request in range(served.num_requests):
+        decode = np.flatnonzero(served.phase[served.rows_of(request)] == DECODE) + served.offsets[request]
+        chosen = decode[np.linspace(0, len(decode) - 1, min(_ROWS_PER_REQUEST, len(decode))).astype(int)]
+        requests.append(np.full(len(chosen), request))
+        rows.append(chosen)
+    return np.concatenate(requests), np.concatenate(rows)
+
+
+def _trajectory_scores(store: ExpertMapStore, maps: np.ndarray, prefetch_distance: int) -> np.ndarray:
+    search, scores = TrajectorySearch(store, len(maps)), []
+    for layer in range(store.num_layers - prefetch_distance):
+        search.observe(layer, np.ascontiguousarray(maps[:, layer]))
+        scores.append(search.nearest()[1])
+    mean: np.ndarray = np.mean(scores, axis=0)
+    return mean
+
+
+def _by_request(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
+    counts = np.bincount(requests)
+    has_rows = counts > 0  # a request that ended with its first token has none
+    means: np.ndarray = np.bincount(requests, weights=values)[has_rows] / counts[has_rows]
+    return means

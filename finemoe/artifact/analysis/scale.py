@@ -1,0 +1,102 @@
+"""How far the design scales: models of hundreds of experts a layer on many devices, with synthetic routing (study `scale`)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from finemoe.artifact.analysis.breakdown import busiest_device_s
+from finemoe.artifact.analysis.coverage import theory
+from finemoe.maps.store import ExpertMapStore
+from finemoe.simulation.cost import CostModel, size_named
+from finemoe.simulation.replay import replay
+from finemoe.simulation.synthetic import Recipe, synthetic_trace
+from finemoe.simulation.testbed import Testbed
+
+SYSTEMS = {"FineMoE": "finemoe", "on-demand (LRU)": "on-demand", "oracle": "oracle"}
+_HEADROOM = 0.9  # of a device's memory beside the other weights that experts may take
+
+
+def scale_table(
+    model: str,
+    recipe: Recipe,
+    hardware: str,
+    devices: Sequence[int],
+    expert_memory: float,
+    num_tokens: int,
+    prefetch_distance: int = 3,
+    store_capacity: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A model's decode on more and more devices of a testbed, each with a link of its own.
+
+    Args:
+        recipe: of the synthetic routing. expert_memory: share of all routed experts, less where the devices have not the memory.
+        num_tokens: decode iterations served.
+    Returns:
+        Rows (model, devices, system, expert_memory, tpot_ms, hit_rate, moved_gb_per_token, link_ms, layer_ms, search_ms);
+        link_ms: what the links need at least for what was moved, per token; layer_ms: a layer without waiting; search_ms: one
+        trajectory search, which must be shorter to keep up.
+    """
+    size = size_named(model)
+    tokens_per_request = max(1, num_tokens // 6)
+    trace = synthetic_trace(recipe, size.num_layers, size.num_experts, size.top_k, 20, tokens_per_request, seed)
+    history, served = trace.split("history"), trace.split("served")
+    rows = []
+    for count in devices:
+        testbed = replace(Testbed.load(hardware), devices=count, host_bytes_per_s=count * Testbed.load(hardware).link_bytes_per_s)
+        cost = CostModel(size, testbed)
+        share = min(
+            expert_memory, _HEADROOM * testbed.devices * (testbed.memory_bytes - size.resident_bytes) / size.all_experts_bytes
+        )
+        layer_s = float((cost.before_experts(np.ones(1), np.full(1, 256.0), np.full(1, 256.0)) + cost.exchange(np.ones(1)))[0])
+        layer_s += busiest_device_s(cost, served)
+        search_s = float(cost.search(np.array([2.0 * store_capacity * size.num_experts]))[0])
+        for system, policy in SYSTEMS.items():
+            options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+            report = replay(served, policy, share, testbed, history, model=model, **options)
+            moved = (report.demand_bytes + report.prefetched_bytes) / report.num_decode_steps
+            rows.append(
+                {
+                    "model": model,
+                    "devices": count,
+                    "system": system,
+                    "expert_memory": share,
+                    "tpot_ms": 1e3 * report.tpot_s,
+                    "hit_rate": report.hit_rate,
+                    "moved_gb_per_token": moved / 1e9,
+                    "link_ms": 1e3 * moved / (count * testbed.load_bytes_per_s),
+                    "layer_ms": 1e3 * layer_s,
+                    "search_ms": 1e3 * search_s,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str) -> pd.DataFrame:
+    """Memory of a store and time of one trajectory search against capacity; the coverage theory's capacities (4.4) beside.
+
+    Returns:
+        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the similarity that the theory promises,
+        75 % or 98 %, which stores of that capacity do not give (coverage.py).
+    """
+    rows = []
+    for model in models:
+        size = size_named(model)
+        wanted = theory(size.num_layers, size.num_experts)
+        asked = [(f"{100 * promised:.0f} % similar", capacity) for promised, capacity in wanted.items()]
+        for kind, capacity in [("given", capacity) for capacity in capacities] + asked:
+            per_map = ExpertMapStore(size.num_layers, size.num_experts, size.hidden_size, 1).nbytes
+            search_s = float(CostModel(size, Testbed.load(hardware)).search(np.array([2.0 * capacity * size.num_experts]))[0])
+            rows.append(
+                {
+                    "model": model,
+                    "capacity": capacity,
+                    "kind": kind,
+                    "store_mb": per_map * capacity / 1e6,
+                    "search_ms": 1e3 * search_s,
+                }
+            )
+    return pd.DataFrame(rows)

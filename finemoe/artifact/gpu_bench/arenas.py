@@ -1,0 +1,60 @@
+"""How long host memory takes to be had as the engine needs it: touched, and page-locked where a GPU reads it."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from finemoe.artifact.gpu_bench.bench import NotHere, Part
+from finemoe.artifact.gpu_bench.machine import available_bytes
+from finemoe.artifact.gpu_bench.settings import Settings
+from finemoe.artifact.gpu_bench.subjects import size_of_target
+from finemoe.artifact.measured import Arenas
+from finemoe.runtime.records import Field, RecordLayout
+from finemoe.runtime.tiers import RecordStore
+from finemoe.units import format_bytes
+
+_GUESSED_BYTES_PER_S = 2e9  # touched and page-locked
+
+
+def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
+    """One part for each size, of records as large as the first model's experts."""
+    record_bytes = record_bytes_of(settings)
+    for mib in settings.arena_mib:
+
+        def run(num_bytes: int = mib << 20) -> list[Arenas]:
+            require_room(num_bytes, settings)
+            return [measure(num_bytes, record_bytes, device)]
+
+        yield Part("arenas", f"{mib} MiB for experts of {record_bytes} bytes", 2.0 + (mib << 20) / _GUESSED_BYTES_PER_S, run)
+
+
+def require_room(num_bytes: int, settings: Settings) -> None:
+    """Refuse more host memory than may be taken.
+
+    Raises:
+        NotHere: it is more.
+    """
+    present = available_bytes(settings.host_memory_bytes)
+    if num_bytes > present:
+        raise NotHere(f"{format_bytes(num_bytes)} of host memory are asked for, and {format_bytes(present)} may be taken")
+
+
+def record_bytes_of(settings: Settings) -> int:
+    """An expert of the first model."""
+    return size_of_target(settings.targets()[0]).expert_bytes
+
+
+def store_of(num_bytes: int, record_bytes: int, device: torch.device) -> RecordStore:
+    """An arena with room for at least one record, as the engine makes it for models on that device."""
+    layout = RecordLayout((Field("weight", 0, 0, (record_bytes,), torch.uint8),), record_bytes)
+    return RecordStore([layout], [max(1, num_bytes // record_bytes)], pinned=device.type == "cuda", is_sure=True)
+
+
+def measure(num_bytes: int, record_bytes: int, device: torch.device) -> Arenas:
+    """Make it once."""
+    torch.zeros(1, device=device)  # a device that was not used so far is got ready first
+    begin_s = time.perf_counter()
+    with store_of(num_bytes, record_bytes, device) as store:
+        seconds = time.perf_counter() - begin_s
+        return Arenas(store.host_bytes, record_bytes, store.pinned_bytes, seconds)

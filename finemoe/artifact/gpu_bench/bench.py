@@ -1,0 +1,149 @@
+"""A measurement in parts: each is done once, written down at once, and left out by the next call.
+
+A part that this machine cannot do is skipped with a reason, a part that fails or takes too long is named and does not stop the
+others; neither counts as done.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finemoe.artifact.gpu_bench.alarm import Alarm, NearDeadline, OutOfTime
+from finemoe.artifact.gpu_bench.calls import Calls
+from finemoe.artifact.measured import Skipped, write_table
+
+Say = Callable[[str], None]
+_LEAST_LIMIT_S = 30.0
+_LIMIT = 5.0  # times what a part is expected to take
+
+
+class NotHere(Exception):
+    """This machine cannot do a part; the message says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a measurement.
+
+    Attributes:
+        group, name: what it measures. seconds: a guess of how long it takes, without what must be made ready. run: measures, and
+            returns rows of any of the tables. ready_s: how long it takes to make ready what is not at hand.
+        is_of_code: what it finds is true of the code that was measured alone, and is found again once that has changed.
+    """
+
+    group: str
+    name: str
+    seconds: float
+    run: Callable[[], list[Any]]
+    ready_s: Callable[[], float] = lambda: 0.0
+    is_of_code: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.group}: {self.name}"
+
+
+@dataclass
+class Outcome:
+    """What became of a call: titles of what is left to do, and what failed or was skipped with reasons."""
+
+    left: list[str] = field(default_factory=list)
+    failed: list[Skipped] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+class Bench:
+    """Runs parts into a folder.
+
+    Args:
+        folder: where tables go. calls: where it is written down what was done, by this call and others.
+        say: is told what happens. alarm: ends what takes too long, and keeps the deadline.
+        minutes: begin nothing that is expected to end later, but for the first part.
+        is_usable: asked after a failure; if the device is beyond use, nothing more is tried.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        calls: Calls,
+        say: Say = print,
+        alarm: Alarm | None = None,
+        minutes: float | None = None,
+        is_usable: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._folder, self._calls, self._say, self._is_usable = folder, calls, say, is_usable
+        self._alarm = alarm or Alarm()
+        self._end_s = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+        self._has_tried = False
+
+    def run(self, parts: Sequence[Part], again: bool = False) -> Outcome:
+        """Do what is not done yet, in order, but for parts that do not fit in the time; what ended a call comes last.
+
+        Args:
+            again: whether what an earlier call has done is done once more.
+        """
+        outcome, deadly = Outcome(), self._calls.deadly()
+        waiting = [part for part in parts if again or not self._calls.is_done(part.title, part.is_of_code)]
+        waiting.sort(key=lambda part: part.title in deadly)
+        for number, part in enumerate(waiting):
+            if not self._fits(part):
+                self._leave(part, outcome)
+                continue
+            self._say(f"[{len(parts) - len(waiting) + number + 1}/{len(parts)}] {part.title}")
+            if not self._try(part, outcome):
+                self._say("the device is beyond use; start again in a new process")
+                for one in waiting[number + 1 :]:
+                    self._leave(one, outcome, "not tried on a device beyond use")
+                break
+        return outcome
+
+    def expected_s(self, part: Part) -> float:
+        """How long a part takes: the guess, at the pace that its group's parts were found to have."""
+        return part.seconds * self._calls.pace(part.group)
+
+    def _fits(self, part: Part) -> bool:
+        """Whether there is time for a part. Without a deadline the first one has it, so that every call gets on."""
+        is_due = not self._has_tried and self._alarm.left_s == float("inf")
+        left_s = min(self._alarm.usable_s, self._end_s - time.monotonic())
+        return is_due or part.ready_s() + self.expected_s(part) <= left_s
+
+    def _leave(self, part: Part, outcome: Outcome, reason: str = "no time yet") -> None:
+        outcome.left.append(part.title)
+        self._calls.missed(part.title, reason)
+
+    def _try(self, part: Part, outcome: Outcome) -> bool:
+        """Do a part, or note why not; returns whether the device can go on."""
+        self._has_tried = True
+        try:
+            self._do(part)
+        except NotHere as reason:
+            outcome.skipped.append(self._calls.missed(part.title, str(reason)))
+            self._say(f"{part.title}: skipped, {reason}")
+        except NearDeadline:
+            self._leave(part, outcome)
+        except (Exception, OutOfTime) as error:
+            outcome.failed.append(self._calls.missed(part.title, f"{type(error).__name__}: {error}"))
+            self._say(f"{part.title}: FAILED\n{traceback.format_exc()}")
+            return self._is_usable()
+        return True
+
+    def _do(self, part: Part) -> None:
+        self._calls.begin(part.title)
+        begin_s, ready_s = time.monotonic(), part.ready_s()
+        rows: dict[str, list[dict[str, Any]]] = {}
+        try:
+            with self._alarm.limit(max(_LEAST_LIMIT_S, _LIMIT * (part.seconds + ready_s))):
+                for row in part.run():
+                    rows.setdefault(type(row).__name__.lower(), []).append(vars(row))
+        except (Exception, OutOfTime):
+            self._calls.end()
+            raise
+        self._calls.end()
+        guess = None if ready_s else part.seconds  # how long it took to make ready is not known apart
+        self._calls.done(part.title, round(time.monotonic() - begin_s, 1), guess, part.is_of_code, rows)
+        measured = self._calls.rows()
+        for name in rows:
+            write_table(measured[name], name, self._folder)

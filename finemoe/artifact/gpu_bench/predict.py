@@ -1,0 +1,168 @@
+"""What the simulator says of a measurement: before it, from what is expected of a card, and after it, from micro-measurements.
+
+Neither needs the device: both are done away from it.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from finemoe.artifact.gpu_bench.calibration import Calibration, link_bytes_per_s, write_testbed
+from finemoe.artifact.gpu_bench.expected import Expected
+from finemoe.artifact.gpu_bench.routing import routing_of
+from finemoe.artifact.gpu_bench.settings import Settings, Target, target_of
+from finemoe.artifact.gpu_bench.software import RESIDENT
+from finemoe.artifact.gpu_bench.subjects import size_of_target
+from finemoe.artifact.gpu_bench.systems import requests_of
+from finemoe.artifact.measured import Foretold, Measured, Predictions, foretold_path, write_foretold, write_table
+from finemoe.errors import FinemoeError
+from finemoe.policies import make_policy
+from finemoe.report import Report, RequestReport
+from finemoe.simulation.replay import replay_setup, sweep
+from finemoe.simulation.testbed import Testbed
+from finemoe.traces import RoutingTrace
+
+_SOURCE = "measured by finemoe.artifact.gpu_bench: tables copies, kernels and software beside this file"
+
+
+def foretell(card: str, settings: Settings, folder: Path, expected: Expected | None = None) -> list[Foretold]:
+    """Every policy at every memory size on a card that nobody has measured, written to `folder`/predictions-before-CARD.csv.
+
+    Args:
+        card: a name in data/hardware. folder: where recorded routing is looked for, beside the settings' own folder of it.
+    Raises:
+        FinemoeError: there is no such card, or it has predictions in that folder.
+    """
+    expected = expected or Expected.load()
+    Testbed.load(card)  # known, before routing is recorded for it
+    path = foretold_path(card, folder)
+    if path.is_file():
+        raise FinemoeError(
+            f"{path}: is there already, and what was said before a measurement is not said anew; choose another folder"
+        )
+    rows = [
+        row
+        for target in settings.targets()
+        for row in _foretold(card, target, routing_of(target, settings, folder / "traces"), settings, expected)
+    ]
+    write_foretold(rows, card, folder)
+    return rows
+
+
+def _foretold(card: str, target: Target, trace: RoutingTrace, settings: Settings, expected: Expected) -> Iterator[Foretold]:
+    for policy in settings.policies:
+        testbed = expected.testbed(card, policy)
+        shares = [share for share in settings.expert_memories if _has_room(target, share, testbed)]
+        for share, report in zip(shares, _served(target, trace, policy, shares, testbed, settings), strict=True):
+            timed = report.requests[1:]
+            hit_rate = sum(one.hits for one in timed) / sum(one.accesses for one in timed)
+            link_use = _moved_bytes(timed) / _duration_s(timed) / testbed.link_bytes_per_s
+            yield Foretold(testbed.title, target.name, policy, share, _tpot_s(timed), hit_rate, link_use)
+
+
+def _has_room(target: Target, share: float, testbed: Testbed) -> bool:
+    size = size_of_target(target)
+    return size.resident_bytes + share * size.all_experts_bytes <= testbed.memory_bytes
+
+
+def predict(folder: Path, traces: Path | None = None) -> list[Predictions]:
+    """Every cell that was measured, from micro-measurements of the same machine alone; writes `folder`/predictions.csv and a
+    testbed for each model.
+
+    Args:
+        folder: with the tables of one machine. traces: a folder of recorded routing, beside the one that was measured with.
+    Raises:
+        FinemoeError: nothing was measured there, or the micro-measurements are missing.
+    """
+    machine = Measured.load(folder)
+    settings = settings_of(machine.facts, traces)
+    rows = [row for target in _targets(settings) for row in _predicted(machine, target, settings)]
+    write_table(rows, "predictions", folder)
+    return rows
+
+
+def _targets(settings: Settings) -> Iterator[Target]:
+    """The models that were measured; one that came from a folder may be gone, which a warning says."""
+    for name in settings.models:
+        try:
+            yield target_of(name)
+        except FinemoeError as error:
+            warnings.warn(f"nothing is predicted of what was measured as {name!r}: {error}", stacklevel=2)
+
+
+def settings_of(facts: dict[str, Any], traces: Path | None = None) -> Settings:
+    """The settings that a machine was measured with."""
+    told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["settings"].items()}
+    return Settings(**told | ({} if traces is None else {"traces": str(traces)}))
+
+
+def _predicted(machine: Measured, target: Target, settings: Settings) -> Iterator[Predictions]:
+    mine = {name: table[table.model == target.name] for name, table in machine.tables.items() if "model" in table}
+    copies, software = machine.tables["copies"], mine["software"]
+    requests = mine["requests"][mine["requests"].policy.isin(set(software.policy))]
+    if requests.empty or copies.empty or mine["kernels"].empty or RESIDENT not in set(software.policy):
+        return
+    calibration = Calibration(machine.title, machine.memory_bytes, size_of_target(target), copies, mine["kernels"], software)
+    write_testbed(calibration.testbed(), machine.folder / f"testbed-{target.name}.yaml", _SOURCE)
+    trace = routing_of(target, settings, machine.folder / "traces")
+    for name, measured in requests.groupby("policy", sort=False):
+        policy, shares = str(name), sorted(measured.expert_memory.unique())
+        served = trace.split("served")
+        setup = replay_setup(served, trace.split("history"), **_options(trace, settings))
+        is_synchronous = make_policy(policy, setup, is_replay=True).is_synchronous
+        testbeds = (calibration.testbed(policy, is_synchronous), calibration.ideal())
+        predicted, limits = (_served(target, trace, policy, shares, one, settings) for one in testbeds)
+        for share, said, limit in zip(shares, predicted, limits, strict=True):
+            cell = measured[measured.expert_memory == share]
+            yield _compared(cell, _tpot_s(said.requests[1:]), _tpot_s(limit.requests[1:]), copies)
+
+
+def _served(
+    target: Target, trace: RoutingTrace, policy: str, shares: list[float], testbed: Testbed, settings: Settings
+) -> list[Report]:
+    """What is measured, replayed on a testbed: the warming request and those that are timed, over one cache for each size."""
+    history, served = trace.split("history"), trace.split("served")
+    asked = requests_of(served, policy, settings)
+    return sweep(asked, policy, shares, history=history, hardware=testbed, model=target.source, **_options(trace, settings))
+
+
+def _options(trace: RoutingTrace, settings: Settings) -> dict[str, Any]:
+    return {
+        "prefetch_distance": min(settings.prefetch_distance, trace.num_layers),
+        "store_capacity": settings.store_capacity,
+        "seed": settings.seed,
+    }
+
+
+def _tpot_s(requests: Iterable[RequestReport]) -> float:
+    """Of all decode steps."""
+    timed = list(requests)
+    return sum(one.tpot_s * one.num_decode_steps for one in timed) / sum(one.num_decode_steps for one in timed)
+
+
+def _duration_s(requests: Iterable[RequestReport]) -> float:
+    return sum(one.ttft_s + one.tpot_s * one.num_decode_steps for one in requests)
+
+
+def _moved_bytes(requests: Iterable[RequestReport]) -> int:
+    return sum(one.prefetched_bytes + one.demand_bytes for one in requests)
+
+
+def _compared(cell: pd.DataFrame, predicted_s: float, limit_s: float, copies: pd.DataFrame) -> Predictions:
+    decode_s = float((cell.tpot_s * cell.num_decode_steps).sum())
+    measured_s = decode_s / float(cell.num_decode_steps.sum())
+    moved = float((cell.prefetched_bytes + cell.demand_bytes).sum())
+    return Predictions(
+        model=str(cell.model.iloc[0]),
+        policy=str(cell.policy.iloc[0]),
+        expert_memory=float(cell.expert_memory.iloc[0]),
+        measured_tpot_s=measured_s,
+        predicted_tpot_s=predicted_s,
+        error=predicted_s / measured_s - 1,
+        limit_tpot_s=limit_s,
+        over_limit=measured_s / limit_s,
+        link_use=moved / (decode_s + float(cell.ttft_s.sum())) / link_bytes_per_s(copies),
+    )

@@ -1,0 +1,115 @@
+"""Similarity against capacity, the breakdown of an iteration and the explorer, on small routing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from finemoe.artifact.analysis.breakdown import breakdown_claim, modelled_breakdown
+from finemoe.artifact.analysis.capacity import capacity_claim, gains_by_doubling, similarity_table
+from finemoe.artifact.analysis.exploring import Explorer
+from finemoe.artifact.analysis.scale import scale_table, store_table
+from finemoe.maps.store import ExpertMapStore
+from finemoe.paths import HEADLESS
+from finemoe.simulation.cost import size_named
+from finemoe.simulation.synthetic import Recipe, synthetic_trace
+from finemoe.traces import RoutingTrace
+from tests.simulation.golden import FILE
+
+pytestmark = pytest.mark.timeout(300)  # hundreds of replays
+
+RECIPE = Recipe(0.2, 0.3, 0.4, 8)
+TRACE = RoutingTrace.load(FILE)
+MIXTRAL = synthetic_trace(RECIPE, 32, 8, 2, num_requests=10, tokens_per_request=8)
+
+
+def test_similarity_is_the_best_cosine_of_whole_prefixes():
+    """A store that holds every map of the history, searched by brute force."""
+    history, served = TRACE.split("history"), TRACE.split("served")
+    table = similarity_table(history, served, [1000], prefetch_distance=1).set_index("search")
+    maps, embeddings = history.maps().astype(np.float64), history.embeddings()
+    cosine = lambda a, b: (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)[None]  # noqa: E731
+    per_request, semantic = [], []
+    for request in range(served.num_requests):
+        rows = np.arange(*served.offsets[[request, request + 1]])[served.phase[served.rows_of(request)] == 1]
+        prefixes = [
+            cosine(served.maps(rows)[:, : layer + 1].reshape(len(rows), -1), maps[:, : layer + 1].reshape(len(maps), -1)).max(
+                axis=1
+            )
+            for layer in range(3)
+        ]
+        per_request.append(np.mean(prefixes, axis=0).mean())
+        semantic.append(cosine(served.embeddings(rows), embeddings).max(axis=1).mean())
+    assert table.similarity["trajectory"] == pytest.approx(np.mean(per_request), abs=2e-3)
+    assert table.similarity["semantic"] == pytest.approx(np.mean(semantic), abs=2e-3)
+    assert table.records["semantic"] == history.num_rows
+
+
+def line(values: list[float]) -> pd.DataFrame:
+    capacities = [250, 500, 1000, 2000, 4000]
+    return pd.DataFrame({"capacity": capacities, "similarity": values, "model": "m", "dataset": "d", "search": "trajectory"})
+
+
+def test_a_knee_is_a_slope_that_halves():
+    steep_then_flat = gains_by_doubling(line([0.5, 0.7, 0.9, 0.91, 0.92]))
+    assert steep_then_flat.before.item() == pytest.approx(0.2)
+    assert steep_then_flat.after.item() == pytest.approx(0.01)
+    assert capacity_claim(steep_then_flat).verdict == "holds"
+    rising = capacity_claim(gains_by_doubling(line([0.5, 0.6, 0.7, 0.8, 0.9])))
+    assert (rising.verdict, rising.reproduced.split(";")[0]) == (
+        "does not hold",
+        "decided by at most half as much after it: 0 of 1 (miniatures)",
+    )
+    mostly = pd.DataFrame({"search": "trajectory", "before": [0.1] * 3, "after": [0.01, 0.01, 0.09]})
+    assert capacity_claim(mostly).verdict == "holds weaker"
+    assert capacity_claim(gains_by_doubling(line([0.9, 0.8, 0.7, 0.6, 0.5]))).verdict == "does not hold"
+
+
+def test_the_parts_of_an_iteration_add_up():
+    history, served = MIXTRAL.split("history"), MIXTRAL.split("served")
+    parts = modelled_breakdown(history, served, "6x-rtx3090", 0.25, prefetch_distance=3)
+    assert all(value > 0 for value in parts.values())
+    modelled = pd.DataFrame([parts], index=["mixtral-mini"])
+    live = pd.DataFrame({"engine_ms_per_layer": [0.1]}, index=["mixtral-mini"])
+    small, large = (pd.Series([ms], index=["mixtral-mini"]) for ms in (0.1, 60.0))
+    assert breakdown_claim(live, modelled, small).verdict == "holds"
+    assert breakdown_claim(live, modelled, large).verdict == "does not hold"
+    tenth = pd.Series([float(modelled.iloc[0][["attention_ms", "experts_ms", "waiting_ms"]].sum()) / 9], index=["mixtral-mini"])
+    short = breakdown_claim(live, modelled, tenth.clip(upper=40.0))  # below 50 ms, and far above 1 %
+    assert short.verdict == "does not hold"
+    assert short.reproduced.startswith("decided by at most 1 % of an iteration: 0 of 1 (all three models); ")
+
+
+def test_a_slider_moves_what_it_names():
+    explorer = Explorer(MIXTRAL, "6x-rtx3090", num_requests=3)
+    settings = {"expert_memory": 0.25, "link_gb_per_s": 26.0, "prefetch_distance": 3, "store_capacity": 1000}
+    slow, fast = (explorer.replay(**settings | {"link_gb_per_s": rate}).set_index("system") for rate in (1.0, 100.0))
+    assert (fast.tpot_ms < slow.tpot_ms).all()
+    more = explorer.replay(**settings | {"expert_memory": 0.75}).set_index("system")
+    assert (more.hit_rate > explorer.replay(**settings).set_index("system").hit_rate).all()
+
+
+def test_sliders_are_for_people(monkeypatch):
+    """A front end gets sliders; the pipeline, which waits for an answer that widgets can swallow, a picture."""
+    explorer = Explorer(MIXTRAL, "6x-rtx3090", num_requests=1)
+    monkeypatch.delenv(HEADLESS, raising=False)
+    sliders = explorer.panel().children[0].children
+    assert [slider.value for slider in sliders] == [0.25, 26.0, 3, 1000]
+    monkeypatch.setenv(HEADLESS, "1")
+    assert explorer.panel() is None
+
+
+def test_scale_takes_less_of_the_experts_where_they_do_not_fit():
+    table = scale_table("qwen3-235b-a22b", RECIPE, "h200", [1, 8], expert_memory=0.5, num_tokens=12)
+    size = size_named("qwen3-235b-a22b")
+    one, eight = (table[table.devices == count].expert_memory.iloc[0] for count in (1, 8))
+    assert eight == 0.5
+    assert one * size.all_experts_bytes + size.resident_bytes <= 141e9
+    assert set(table.system) == {"FineMoE", "on-demand (LRU)", "oracle"}
+
+
+def test_the_store_s_memory_is_that_of_a_real_one():
+    table = store_table(["qwen3-235b-a22b"], [50], "h200")
+    size = size_named("qwen3-235b-a22b")
+    store = ExpertMapStore(size.num_layers, size.num_experts, size.hidden_size, 50)
+    assert table.store_mb[0] == pytest.approx(store.nbytes / 1e6)
+    assert table.capacity.tolist() == [50, 2 * 94 * 128, round(0.5 * 94 * 128 * np.log(94 * 128))]
