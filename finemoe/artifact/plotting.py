@@ -39,6 +39,7 @@ _BLACK = "#000000"  # of what bounds the others, which no series may look like
 _MORE_COLOURS = ("#882255", "#999933", "#332288", "#AA4499", "#661100")  # after the style's own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
+_SMALL_CHARACTERS_PER_INCH = 20.0  # of the style's font at 6 points, so many fit
 _FLOAT_FORMAT = "%.6g"  # more digits than any measurement has, fewer than rounding noise reaches
 
 
@@ -81,8 +82,18 @@ def log_ticks(axis: "Axis") -> None:
 
 
 def provenance(fig: "Figure", executor: str, *details: str) -> None:
-    """One small line under a figure: which executor and level produced it (measured, paced, simulated or recorded)."""
-    fig.supxlabel(" | ".join([f"executor: {executor}", *details]), fontsize=6, color="#555555", x=0.01, ha="left")
+    """A small line or two under a figure: which executor and level produced it (measured, paced, simulated or recorded)."""
+    width = int(fig.get_figwidth() * _SMALL_CHARACTERS_PER_INCH)
+    fig.supxlabel(_lines([f"executor: {executor}", *details], width), fontsize=6, color="#555555", x=0.01, ha="left")
+
+
+def _lines(parts: Sequence[str], width: int) -> str:
+    """Parts side by side, in lines of at most so many characters; none is cut."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]} | {part}"
+        lines = [*lines[:-1], longer] if len(longer) <= width else [*lines, part]
+    return "\n".join(lines)
 
 
 def machine() -> str:
