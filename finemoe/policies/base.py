@@ -1,7 +1,8 @@
 """The contract between a policy and an executor (DESIGN 2).
 
-An executor calls `start_iteration`, then `on_gate` for every layer, then `end_iteration`; a policy answers with prefetches and
-keeps `expected`, the probabilities that eviction may read. A policy never touches a weight, a clock or a thread.
+An executor calls `start_iteration`, then `on_gate` for every layer, then `end_iteration`; a policy answers the first two with
+predictions, which the executor keeps, loads from and hands to its eviction rule. A policy never touches a weight, a clock or a
+thread.
 """
 
 from abc import ABC, abstractmethod
@@ -77,15 +78,23 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Prefetch:
-    """Experts of one layer that a policy wants loaded: ids [n] ascending and their probabilities [n] (maximum over rows).
+class Prediction:
+    """What a policy expects of one layer.
 
-    It also tells the executor that `expected[layer]` is now a prediction, whose recall is measured when the gate fires.
+    Attributes:
+        layer: the layer predicted.
+        probabilities: [J] float32, the distribution predicted for it (maximum over rows), which nobody changes afterwards.
+            Eviction may read it, and its recall is measured when the layer's gate fires.
+        experts: [n] ascending ids to be loaded ahead.
     """
 
     layer: int
-    experts: np.ndarray
     probabilities: np.ndarray
+    experts: np.ndarray
+
+    def with_experts(self, experts: np.ndarray) -> "Prediction":
+        """The same prediction, of which only these experts are to be loaded ahead."""
+        return Prediction(self.layer, self.probabilities, experts)
 
 
 class Policy(ABC):
@@ -100,7 +109,6 @@ class Policy(ABC):
         holds_everything: whether every expert stays on the device, whatever the expert memory.
         needs_future: whether it can only run where the future is known (replay).
         default_eviction: name of the system's own eviction rule.
-        expected: [L, J] float32, the last predicted distribution of each layer (maximum over rows), 1/J before there is any.
     """
 
     needs_context = True
@@ -113,14 +121,15 @@ class Policy(ABC):
 
     def __init__(self, setup: PolicySetup) -> None:
         self.setup = setup
-        self.expected = np.full((setup.num_layers, setup.num_experts), 1.0 / setup.num_experts, dtype=np.float32)
 
     @abstractmethod
-    def start_iteration(self, context: Context) -> list[Prefetch]:
+    def start_iteration(self, context: Context) -> list[Prediction]:
         """Before layer 1, when no gate has spoken yet."""
 
     @abstractmethod
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         """The gate of `layer` has spoken.
 
         Args:
@@ -152,8 +161,8 @@ class Policy(ABC):
         read[:, 1 : 1 + self.setup.num_layers - distance] = num_bytes[:, None]
         return read
 
-    def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prefetch:
-        """Predict `layer` from one distribution per row and ask for the union of what they select.
+    def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prediction:
+        """The prediction of `layer` from one distribution per row, with the union of what they select.
 
         Args:
             probs: [B, J]. thresholds: [B] summed probability that a row's experts must reach (Eq. 7); None for K a row.
@@ -161,9 +170,9 @@ class Policy(ABC):
         thresholds = np.zeros(len(probs)) if thresholds is None else thresholds
         selected = select_experts(probs, thresholds, self.setup.top_k)
         is_one_row = len(probs) == 1  # as in decode, where reducing costs more than searching
-        self.expected[layer] = probs[0] if is_one_row else probs.max(axis=0)
+        probabilities = probs[0] if is_one_row else probs.max(axis=0)
         experts = np.flatnonzero(selected[0] if is_one_row else selected.any(axis=0))
-        return Prefetch(layer, experts, self.expected[layer, experts])
+        return Prediction(layer, probabilities.astype(np.float32, copy=False), experts)
 
 
 def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:

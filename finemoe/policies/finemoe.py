@@ -11,7 +11,7 @@ from finemoe.maps.kernels import warm_up
 from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import threshold_of
 from finemoe.maps.store import ExpertMapStore
-from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
+from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
 from finemoe.traces import RoutingTrace
 
 
@@ -43,14 +43,16 @@ class FineMoE(Policy):
         """Whether the store was given beforehand and stays as it is."""
         return not self._learns
 
-    def start_iteration(self, context: Context) -> list[Prefetch]:
+    def start_iteration(self, context: Context) -> list[Prediction]:
         self._context, self._gates = context, []
         if context.embeddings is None or not self.searches_embeddings:
             return []
         records, scores = self.store.nearest_embeddings(context.embeddings)
         return [self._guided(layer, records, scores) for layer in range(self.setup.prefetch_distance)]
 
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         if self._learns:
             self._gates.append(probs)
         if layer == 0:
@@ -85,7 +87,7 @@ class FineMoE(Policy):
         """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""
         return threshold_of(scores) if self._is_similarity_aware else np.zeros(len(scores))
 
-    def _guided(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prefetch:
+    def _guided(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prediction:
         return self.wanted(layer, guide(self.store, records, layer), self.thresholds(scores))
 
 

@@ -9,7 +9,7 @@ out.
 
 import numpy as np
 
-from finemoe.policies.base import Context, Policy, Prefetch
+from finemoe.policies.base import Context, Policy, Prediction
 
 
 class MixtralOffloading(Policy):
@@ -19,10 +19,12 @@ class MixtralOffloading(Policy):
     is_synchronous = True
     default_eviction = "lru"
 
-    def start_iteration(self, context: Context) -> list[Prefetch]:
+    def start_iteration(self, context: Context) -> list[Prediction]:
         return []
 
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         if lookahead is None or layer + 1 >= self.setup.num_layers:
             return []
         return [self.wanted(layer + 1, lookahead[0])]

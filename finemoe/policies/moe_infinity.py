@@ -12,7 +12,7 @@ sequences of a batch share one matrix.
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
+from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
 from finemoe.traces import RoutingTrace
 
 
@@ -40,7 +40,7 @@ class MoEInfinity(Policy):
         self._running = np.zeros(shape)
         self._begin_request()
 
-    def start_iteration(self, context: Context) -> list[Prefetch]:
+    def start_iteration(self, context: Context) -> list[Prediction]:
         if context.starts_request:
             self._end_request()
             self._begin_request()
@@ -48,7 +48,9 @@ class MoEInfinity(Policy):
             return []
         return [self._most(layer, self._popularity[layer], context.num_rows) for layer in range(self.setup.prefetch_distance)]
 
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         counts = np.bincount(experts.reshape(-1), minlength=self.setup.num_experts)
         self._running[layer] += counts
         self._dots += self.collection[:, layer] @ counts
@@ -65,13 +67,13 @@ class MoEInfinity(Policy):
     def end_iteration(self) -> None:
         return None
 
-    def _most(self, layer: int, counts: np.ndarray, num_rows: int) -> Prefetch:
+    def _most(self, layer: int, counts: np.ndarray, num_rows: int) -> Prediction:
         """The experts with the most counts: K a row, none that was never activated."""
         total = counts.sum()
-        self.expected[layer] = counts / total if total else 1.0 / len(counts)
+        probabilities = counts / total if total else np.full(len(counts), 1.0 / len(counts))
         ranked = np.argsort(-counts, kind="stable")[: self.setup.top_k * num_rows]
         experts = np.sort(ranked[counts[ranked] > 0])
-        return Prefetch(layer, experts, self.expected[layer, experts])
+        return Prediction(layer, probabilities.astype(np.float32), experts)
 
     def _begin_request(self) -> None:
         self._running[:] = 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finemoe.policies.base import Context, Policy, Prefetch
+from finemoe.policies.base import Context, Policy, Prediction
 
 
 class OnDemand(Policy):
@@ -11,10 +11,12 @@ class OnDemand(Policy):
     needs_context = False
     default_eviction = "lru"
 
-    def start_iteration(self, context: Context) -> list[Prefetch]:
+    def start_iteration(self, context: Context) -> list[Prediction]:
         return []
 
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         return []
 
     def end_iteration(self) -> None:

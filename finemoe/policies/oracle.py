@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finemoe.policies.base import Context, Policy, Prefetch
+from finemoe.policies.base import Context, Policy, Prediction
 
 
 class Oracle(Policy):
@@ -16,18 +16,20 @@ class Oracle(Policy):
     def foresee(self, demanded: Sequence[np.ndarray]) -> None:
         self._demanded = demanded
 
-    def start_iteration(self, context: Context) -> list[Prefetch]:
-        return [self._prefetch(layer) for layer in range(self.setup.prefetch_distance)]
+    def start_iteration(self, context: Context) -> list[Prediction]:
+        return [self._certainty(layer) for layer in range(self.setup.prefetch_distance)]
 
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         target = layer + self.setup.prefetch_distance
-        return [self._prefetch(target)] if target < self.setup.num_layers else []
+        return [self._certainty(target)] if target < self.setup.num_layers else []
 
     def end_iteration(self) -> None:
         return None
 
-    def _prefetch(self, layer: int) -> Prefetch:
+    def _certainty(self, layer: int) -> Prediction:
         experts = self._demanded[layer]
-        self.expected[layer] = 0.0
-        self.expected[layer, experts] = 1.0 / max(len(experts), 1)
-        return Prefetch(layer, experts, self.expected[layer, experts])
+        probabilities = np.zeros(self.setup.num_experts, dtype=np.float32)
+        probabilities[experts] = 1.0 / max(len(experts), 1)
+        return Prediction(layer, probabilities, experts)

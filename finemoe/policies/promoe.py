@@ -11,7 +11,7 @@ training: the stride-speculative prototype that the FineMoE paper compares with.
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.policies.base import Context, Policy, PolicySetup, Prefetch, history_trace
+from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
 from finemoe.policies.predictors import LayerPredictors
 from finemoe.traces import RoutingTrace
 
@@ -51,11 +51,13 @@ class ProMoE(Policy):
         """Whether the predictors were trained beforehand and stay as they are."""
         return not self._learns and not self._is_speculative
 
-    def start_iteration(self, context: Context) -> list[Prefetch]:
+    def start_iteration(self, context: Context) -> list[Prediction]:
         self._gates, self._experts = [], []
         return []
 
-    def on_gate(self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None) -> list[Prefetch]:
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
         self._gates.append(probs)
         self._experts.append(experts)
         target = layer + self.setup.prefetch_distance

@@ -3,13 +3,13 @@
 The layer computes on the home device. A weight in another device's slot is copied over when its expert runs, device to device.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from finemoe.cache.expert_cache import Access
-from finemoe.policies.base import Prefetch
+from finemoe.policies.base import Prediction
 from finemoe.runtime.grouped import can_group
 from finemoe.runtime.memory import ExpertMemory, Lease
 from finemoe.runtime.records import copied_in_phase
@@ -45,22 +45,21 @@ class DeviceMemories:
         for memory in self.memories:
             memory.start_iteration(iteration)
 
-    def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
-        """Queue every prefetch at the device that owns the expert."""
+    def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
+        """Tell every device what is predicted; each loads the experts that it owns. See ExpertMemory."""
         if len(self.memories) == 1:
-            self.memories[0].post(iteration, prefetches)
+            self.memories[0].post(iteration, predictions)
             return
-        prefetches = list(prefetches)
         for index, memory in enumerate(self.memories):
-            memory.post(iteration, [self._part(prefetch, index) for prefetch in prefetches])
+            memory.post(iteration, [self._part(prediction, index) for prediction in predictions])
 
-    def preload(self, expected: np.ndarray, is_counted: bool = True) -> None:
-        """Fill every device's free slots, the experts of highest expected probability [L, J] first, ties spread over the
-        layers; is_counted: as in ExpertMemory."""
-        owned = [(layer, expert) for layer, count in enumerate(self.counts) for expert in range(count)]
-        owned.sort(key=lambda key: (-float(expected[key]), key[1], key[0]))
+    def preload(self, is_counted: bool = True) -> None:
+        """Fill every device's free slots, the experts of highest expected probability first, ties spread over the layers;
+        is_counted: as in ExpertMemory."""
+        experts = [(layer, expert) for layer, count in enumerate(self.counts) for expert in range(count)]
         for index, memory in enumerate(self.memories):
-            memory.preload([key for key in owned if self._owners[key] == index], is_counted)
+            owned = [key for key in experts if self._owners[key] == index]
+            memory.preload(_most_expected_first(owned, memory.expected), is_counted)
 
     def use(self, layer: int, experts: list[int]) -> None:
         """Experts demanded while everything is resident; see ExpertCache."""
@@ -114,9 +113,9 @@ class DeviceMemories:
         owners = self._owners[layer, experts]
         return [experts[owners == index] for index in range(len(self.memories))]
 
-    def _part(self, prefetch: Prefetch, index: int) -> Prefetch:
-        mine = self._owners[prefetch.layer, prefetch.experts] == index
-        return Prefetch(prefetch.layer, prefetch.experts[mine], prefetch.probabilities[mine])
+    def _part(self, prediction: Prediction, index: int) -> Prediction:
+        mine = self._owners[prediction.layer, prediction.experts] == index
+        return prediction.with_experts(prediction.experts[mine])
 
     def _weights(self, layer: int, expert: int) -> dict[str, torch.Tensor]:
         memory = self.memories[self.owner(layer, expert)]
@@ -166,6 +165,10 @@ class Leases:
         """The layer's compute has been issued."""
         for lease in self._leases:
             lease.end()
+
+
+def _most_expected_first(experts: list[tuple[int, int]], expected: np.ndarray) -> list[tuple[int, int]]:
+    return sorted(experts, key=lambda key: (-float(expected[key]), key[1], key[0]))
 
 
 def to_home(weights: dict[str, torch.Tensor], device: torch.device, home: torch.device) -> dict[str, torch.Tensor]:

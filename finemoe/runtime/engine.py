@@ -26,7 +26,7 @@ from finemoe.interrupts import interrupts_wait
 from finemoe.maps.expert_map import lookahead_width
 from finemoe.maps.kernels import warm_up
 from finemoe.policies import make_policy
-from finemoe.policies.base import Policy, PolicySetup, Prefetch
+from finemoe.policies.base import Policy, PolicySetup, Prediction
 from finemoe.report import Counters, Report
 from finemoe.runtime import seam
 from finemoe.runtime.devices import DeviceMemories, Leases
@@ -56,6 +56,7 @@ _ONE_THREAD = (
 )
 
 
+_NO_EXPERTS = np.empty(0, dtype=np.int64)
 _FAREWELL_S = 2.0  # that the end of the process waits for a thread that generates to hear of it
 
 
@@ -133,7 +134,7 @@ class Engine:
         self.expert_memory_bytes = slots * record_bytes * len(devices)
         is_asynchronous = not self.policy.is_synchronous if options.asynchronous is None else options.asynchronous
         self.eviction = options.eviction or self.policy.default_eviction
-        rules = [make_rule(self.eviction, setup.num_layers, setup.num_experts, self.policy.expected) for _ in devices]
+        rules = [make_rule(self.eviction, setup.num_layers, setup.num_experts) for _ in devices]
         links = [make_link(device, options.link) for device in devices]
         pools = [SlotPool(layouts, slots, device) for device in devices]
         holds_weights = records is None
@@ -173,7 +174,7 @@ class Engine:
         self._observer = Observer(self._model, self._layers, self, gates=self.policy.needs_context)
         self._undo.callback(self._observer.detach)
         if self.policy.holds_everything:
-            self._memories.preload(self.policy.expected, is_counted=False)
+            self._memories.preload(is_counted=False)
         parts = self._process, self._matcher, self._memories
         # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
         self._watch.begin(partial(_end, *parts, self._own_records), partial(_abandon, *parts, weakref.ref(self)))
@@ -202,7 +203,7 @@ class Engine:
             self._require_turn()
             self._recover()
             with self._moving():
-                self._memories.preload(self.policy.expected)
+                self._memories.preload()
 
     def reset_counters(self) -> None:
         """Start counting anew; cache and policy keep their state. An iteration that runs meanwhile counts from here on."""
@@ -513,7 +514,7 @@ class Engine:
             self._is_moving = False  # not before: an interrupt in here must not leave the cache half emptied
             if self.policy.holds_everything:
                 with self._moving():
-                    self._memories.preload(self.policy.expected, is_counted=False)
+                    self._memories.preload(is_counted=False)
 
     def _end_publishing(self) -> None:
         if self._is_publishing:
@@ -538,12 +539,15 @@ class Engine:
             weights = weights[torch.from_numpy(self._rows).to(weights.device)]
         return bool(weights.isnan().any())
 
-    def _post(self, iteration: int, prefetches: Sequence[Prefetch]) -> None:
-        wanted = [prefetch for prefetch in prefetches if self._may_run(prefetch.layer)]
-        for prefetch in wanted:
-            if prefetch.layer > self._layer:
-                self._predictions[prefetch.layer] = (iteration, self.policy.expected[prefetch.layer].copy())
-        self._memories.post(iteration, wanted)
+    def _post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
+        """Eviction hears of every layer; recall is measured, and experts are loaded, of those that may run."""
+        told = []
+        for prediction in predictions:
+            may_run = self._may_run(prediction.layer)
+            if may_run and iteration is not None and prediction.layer > self._layer:
+                self._predictions[prediction.layer] = (iteration, prediction.probabilities)
+            told.append(prediction if may_run else prediction.with_experts(_NO_EXPERTS))
+        self._memories.post(iteration, told)
 
     def _may_run(self, layer: int) -> bool:
         """False for layers that stood idle so far, such as a vision tower's where only text is served."""
@@ -570,7 +574,7 @@ def require_possible(
         FinemoeError: a name is unknown, or an option out of range.
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
-    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts, policy.expected)
+    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts)
     record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
     slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
     make_link(options.devices[0], options.link)
@@ -595,10 +599,10 @@ class _Weakly:
     def __init__(self, engine: Engine) -> None:
         self._engine = weakref.ref(engine)
 
-    def __call__(self, iteration: int, prefetches: Sequence[Prefetch]) -> None:
+    def __call__(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
         engine = self._engine()
         if engine is not None:
-            engine._post(iteration, prefetches)
+            engine._post(iteration, predictions)
 
 
 def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: RecordStore | None) -> None:

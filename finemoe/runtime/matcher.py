@@ -1,4 +1,4 @@
-"""The matcher: takes published contexts, lets the policy search, and posts the prefetches (section 4.3, Fig. 7).
+"""The matcher: takes published contexts, lets the policy search, and posts its predictions (section 4.3, Fig. 7).
 
 Inference only appends to a queue; search and store updates happen in the matcher's thread, in the order published. When it falls
 several iterations behind, whole iterations are left out (and counted) rather than delaying anyone.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from finemoe.errors import EngineError
-from finemoe.policies.base import Context, Policy, Prefetch
+from finemoe.policies.base import Context, Policy, Prediction
 from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
@@ -21,7 +21,7 @@ from finemoe.runtime.timeline import Timeline
 from finemoe.runtime.worker import Worker
 
 _MOST_ITERATIONS_BEHIND = 4
-Post = Callable[[int, Sequence[Prefetch]], None]
+Post = Callable[[int | None, Sequence[Prediction]], None]
 Event = Callable[[], None]
 
 
@@ -30,7 +30,7 @@ class Matcher:
 
     Args:
         policy: whose state only the matcher's thread touches.
-        post: called with (iteration, prefetches).
+        post: called with (iteration, predictions); None for an iteration where nothing is to be loaded for them.
         asynchronous: search in a thread of its own, from `start` on; otherwise inside `publish_*`. buffers: see Snapshot.
     """
 
@@ -176,10 +176,10 @@ class Matcher:
             self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
 
     def _fill_idle_layers(self, layer: int, probs: np.ndarray) -> None:
-        """Layers that did not run (of another modality) said nothing: every expert alike."""
+        """Layers that did not run (of another modality) said nothing: every expert alike, and nothing is loaded for it."""
         nothing = np.full_like(probs, 1.0 / probs.shape[1])
         for idle in range(self._next_layer, layer):
-            self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64))
+            self._post(None, self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64)))
         self._next_layer = layer + 1
 
     def _end(self) -> None:

@@ -7,7 +7,7 @@ A prefetch is chosen when the link is free, by the priority it has *then*; one w
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from finemoe.cache.expert_cache import ABSENT, LOADING, RESIDENT, Access, Admission, ExpertCache
 from finemoe.errors import EngineError
 from finemoe.maps.selection import prefetch_priority
-from finemoe.policies.base import Prefetch
+from finemoe.policies.base import Prediction
 from finemoe.report import Counters
 from finemoe.runtime.link import Completion, Link
 from finemoe.runtime.pool import SlotPool
@@ -75,19 +75,28 @@ class ExpertMemory:
             self._pending.clear()
             self.cache.start_iteration()
 
-    def post(self, iteration: int, prefetches: Iterable[Prefetch]) -> None:
-        """Queue what a policy asked for; what is of a past iteration or a passed layer is left out, what is here is awaited."""
+    @property
+    def expected(self) -> np.ndarray:
+        """[L, J] the last distribution predicted for each layer, as this device's eviction rule knows it."""
+        return self.cache.rule.expected
+
+    def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
+        """Hear what a policy predicts, and queue what it asks for: what is of another iteration (or of none) or of a passed layer
+        is not loaded, what is here is awaited."""
         with self.lock:
+            for prediction in predictions:
+                self.expected[prediction.layer] = prediction.probabilities
             if iteration != self._iteration:
                 return
-            for prefetch in prefetches:
-                if prefetch.layer <= self.layer:
+            for prediction in predictions:
+                if prediction.layer <= self.layer:
                     continue
-                for expert, probability in zip(prefetch.experts.tolist(), prefetch.probabilities.tolist(), strict=True):
-                    if self.cache.state[prefetch.layer, expert] == ABSENT:
-                        self._pending[prefetch.layer, expert] = probability
+                probabilities = prediction.probabilities[prediction.experts].tolist()
+                for expert, probability in zip(prediction.experts.tolist(), probabilities, strict=True):
+                    if self.cache.state[prediction.layer, expert] == ABSENT:
+                        self._pending[prediction.layer, expert] = probability
                     else:
-                        self.cache.expect(prefetch.layer, expert)
+                        self.cache.expect(prediction.layer, expert)
             self.changed.notify_all()
         if self._worker is None:  # inference waits for it
             begin_s = time.perf_counter()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.policies.base import Policy, Prefetch
+from finemoe.policies.base import Prediction
 
 
 @dataclass(frozen=True)
@@ -71,33 +71,28 @@ class Predictions:
 
 
 class Notes:
-    """Takes down what a policy answers, call by call.
+    """Takes down what a policy answers, call by call."""
 
-    Args:
-        policy: whose `expected` says what each answer predicts.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, num_experts: int) -> None:
+        self._num_experts = num_experts
         self._moments: list[int] = []
         self._layers: list[int] = []
         self._rows: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
 
-    def add(self, moment: int, wanted: list[Prefetch]) -> None:
+    def add(self, moment: int, answer: list[Prediction]) -> None:
         """What it answered at a moment (numbered as in Predictions)."""
-        for prefetch in wanted:
+        for prediction in answer:
             self._moments.append(moment)
-            self._layers.append(prefetch.layer)
-            self._rows.append(self._policy.expected[prefetch.layer].copy())
-            self._experts.append(prefetch.experts)
+            self._layers.append(prediction.layer)
+            self._rows.append(prediction.probabilities)
+            self._experts.append(prediction.experts)
 
     def predictions(self) -> Predictions:
         """All of it."""
-        num_experts = self._policy.setup.num_experts
         if not self._moments:
-            return Predictions.none(num_experts)
-        selected = np.zeros((len(self._moments), num_experts), dtype=np.bool_)
+            return Predictions.none(self._num_experts)
+        selected = np.zeros((len(self._moments), self._num_experts), dtype=np.bool_)
         owners = np.repeat(np.arange(len(self._moments)), [len(experts) for experts in self._experts])
         selected[owners, np.concatenate(self._experts)] = True
         return Predictions(np.array(self._moments), np.array(self._layers), np.stack(self._rows), selected)

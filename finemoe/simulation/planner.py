@@ -58,7 +58,7 @@ def _step_by_step(
     embeddings = trace.embeddings(block.rows) if trace.embedding_table is not None else None
     ahead = np.stack([trace.lookahead(block.rows, stride) for stride in policy.lookahead]) if policy.lookahead else None
     sets = np.split(demanded, begins[1:-1]) if policy.needs_future else []
-    notes, read_bytes = Notes(policy), []
+    notes, read_bytes = Notes(trace.num_experts), []
     for number, (begin, end) in enumerate(zip(block.starts[:-1].tolist(), block.starts[1:].tolist(), strict=True)):
         first_event = number * num_layers
         if policy.needs_future:

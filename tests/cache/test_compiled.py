@@ -42,8 +42,7 @@ class Plain:
     """The same events over ExpertCache, in as few words as possible."""
 
     def __init__(self, rule: str, num_slots: int) -> None:
-        self.expected = np.full((LAYERS, EXPERTS), 1.0 / EXPERTS, dtype=np.float32)
-        self.rule = make_rule(rule, LAYERS, EXPERTS, self.expected, is_replay=True)
+        self.rule = make_rule(rule, LAYERS, EXPERTS, is_replay=True)
         self.cache = ExpertCache(self.rule, num_slots)
         self.demand_loads = self.prefetch_loads = self.wasted = 0
 
@@ -65,7 +64,7 @@ class Plain:
 
     def moment(self, events: Events, when: int, layer: int) -> None:
         for update in range(events.update_begins[when], events.update_begins[when + 1]):
-            self.expected[events.update_layers[update]] = events.rows[events.update_rows[update]]
+            self.rule.expected[events.update_layers[update]] = events.rows[events.update_rows[update]]
         wanted = events.prefetches[events.prefetch_begins[when] : events.prefetch_begins[when + 1]]
         is_absent = self.cache.state.reshape(-1)[wanted] == ABSENT
         for flat in wanted[~is_absent].tolist():

@@ -16,9 +16,10 @@ events = st.lists(
 
 
 def make_cache(rule: str, slots: int, expected: np.ndarray | None = None) -> ExpertCache:
-    if expected is None:
-        expected = np.full((LAYERS, EXPERTS), 1 / EXPERTS, dtype=np.float32)
-    return ExpertCache(make_rule(rule, LAYERS, EXPERTS, expected), slots)
+    made = make_rule(rule, LAYERS, EXPERTS)
+    if expected is not None:
+        made.expected[:] = expected
+    return ExpertCache(made, slots)
 
 
 def serve(cache: ExpertCache, layer: int, experts: set[int]):

@@ -9,7 +9,7 @@ import torch
 from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import RESIDENT, ExpertCache
 from finemoe.errors import EngineError
-from finemoe.policies.base import Prefetch
+from finemoe.policies.base import Prediction
 from finemoe.report import Counters
 from finemoe.runtime.link import Completion, Link, _Done
 from finemoe.runtime.memory import ExpertMemory, Lease
@@ -42,6 +42,13 @@ class ScriptedLink(Link):
         return _Done()
 
 
+def prediction(layer: int, expert: int, probability: float) -> Prediction:
+    """One expert wanted, with that probability."""
+    probabilities = np.zeros(EXPERTS, dtype=np.float32)
+    probabilities[expert] = probability
+    return Prediction(layer, probabilities, np.array([expert]))
+
+
 class Fixture:
     """Records hold their number, layer·EXPERTS + expert, in every place."""
 
@@ -50,7 +57,7 @@ class Fixture:
         for layer in range(LAYERS):
             for expert in range(EXPERTS):
                 self.records.write(layer, expert, {"w": torch.full((256,), float(layer * EXPERTS + expert))})
-        rule = make_rule("lru", LAYERS, EXPERTS, np.full((LAYERS, EXPERTS), 0.25, dtype=np.float32))
+        rule = make_rule("lru", LAYERS, EXPERTS)
         self.cache, self.link, self.counters = ExpertCache(rule, slots), ScriptedLink(), Counters(LAYERS)
         pool = SlotPool(self.records.layouts, slots, torch.device("cpu"))
         timeline = Timeline()
@@ -59,8 +66,7 @@ class Fixture:
         self.memory.start_iteration(1)
 
     def post(self, *requests: tuple[int, int, float], iteration: int = 1) -> None:
-        prefetches = [Prefetch(layer, np.array([expert]), np.array([p])) for layer, expert, p in requests]
-        self.memory.post(iteration, prefetches)
+        self.memory.post(iteration, [prediction(*request) for request in requests])
 
     def settle(self) -> None:
         """Wait until the worker has nothing to do."""
@@ -193,6 +199,17 @@ def test_prefetches_of_an_old_iteration_or_of_resident_experts_are_left_out(fixt
     f.post((1, 0, 0.7))
     assert f.order() == [4]
     assert f.counters.prefetched_bytes == LAYOUT.nbytes
+
+
+def test_eviction_hears_every_prediction_also_where_nothing_is_loaded_for_it(fixture):
+    f = fixture(slots=12, asynchronous=False)
+    use(f.memory, 2, [0])
+    f.link.log.clear()
+    late, passed, of_none = prediction(3, 0, 0.5), prediction(1, 1, 0.6), prediction(4, 2, 0.7)
+    for iteration, one in ((0, late), (1, passed), (None, of_none)):
+        f.memory.post(iteration, [one])
+        np.testing.assert_array_equal(f.cache.rule.expected[one.layer], one.probabilities)
+    assert f.link.log == []
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])

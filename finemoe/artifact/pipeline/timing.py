@@ -273,9 +273,10 @@ def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
 
 
 def _post(memory: Any, layer: int, experts: int) -> None:
-    from finemoe.policies.base import Prefetch
+    from finemoe.policies.base import Prediction
 
-    memory.post(1, [Prefetch(layer, np.arange(experts), np.full(experts, 0.5))])
+    probabilities = np.full(memory.expected.shape[1], 0.5, dtype=np.float32)
+    memory.post(1, [Prediction(layer, probabilities, np.arange(experts))])
 
 
 def _demand_s(memory: Any, layer: int, expert: int) -> float:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
-
 from finemoe.cache.eviction.base import EvictionRule
 from finemoe.cache.eviction.belady import Belady
 from finemoe.cache.eviction.finemoe import FineMoEEviction
@@ -27,11 +25,10 @@ RULES: dict[str, Callable[[int, int], EvictionRule]] = {
 }
 
 
-def make_rule(name: str, num_layers: int, num_experts: int, expected: np.ndarray, is_replay: bool = False) -> EvictionRule:
+def make_rule(name: str, num_layers: int, num_experts: int, is_replay: bool = False) -> EvictionRule:
     """The rule of that name for a model of L layers and J experts.
 
     Args:
-        expected: [L, J] probabilities that the policy keeps up to date; only some rules read them.
         is_replay: whether the future is known.
     Raises:
         FinemoeError: no rule has that name, or it must know the future.
@@ -41,5 +38,4 @@ def make_rule(name: str, num_layers: int, num_experts: int, expected: np.ndarray
     rule = RULES[name](num_layers, num_experts)
     if rule.needs_future and not is_replay:
         raise FinemoeError(f"eviction rule {name!r} must know the future; it runs in finemoe.replay only")
-    rule.expected = expected
     return rule

@@ -9,7 +9,8 @@ class EvictionRule(ABC):
     """State of one rule for L layers of J experts.
 
     Attributes:
-        expected: [L, J] the policy's current probabilities, read by rules that use prediction.
+        expected: [L, J] float32, the last distribution predicted for each layer, 1/J before there is any; the executor writes
+            it, and rules that use prediction read it.
         frequency: [L, J] 1 + all demand visits so far, kept across evictions.
         needs_future: whether the rule can only run where the future is known (replay).
     """
