@@ -1,9 +1,9 @@
 """The ways that three things take through the package, as the files they pass: `python -m tests.journeys`.
 
-A generated token (in the thread that computes), a prefetch (from the policy's answer to the bytes in their slot) and a replayed row
-are followed as the program runs, on a model of two MoE layers, with the compiled functions as Python so that their files are seen,
-too. A stop is a file that control enters by a call; what a loop does again counts once. A return is a stop in a file that had been
-left.
+A generated token whose experts are there (in the thread that computes), a prefetch (from the policy's answer to the bytes in their
+slot) and a replayed row are followed as the program runs, on a model of two MoE layers, with the compiled functions as Python so
+that their files are seen, too. A stop is a file that control enters by a call; what a loop does again counts once. A return is a
+stop in a file that had been left.
 """
 
 import os
@@ -36,23 +36,21 @@ class Steps:
 
     def __init__(self) -> None:
         self._events: list[tuple[str, str, str, str]] = []
-        self._is_on = False
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Take down what the calling thread, and threads that watch, do in here."""
+        """Take down what the calling thread does in here, and what other threads do from now on until this is entered again."""
+        self._events = []
         sys.setprofile(self.note)
-        self._is_on = True
         try:
             yield
         finally:
-            self._is_on = False
             sys.setprofile(None)
 
     def note(self, frame: FrameType, what: str, _: Any) -> None:
         """For `sys.setprofile` and `threading.setprofile`."""
         path = frame.f_code.co_filename
-        if self._is_on and what in ("call", "return") and path.startswith(str(PACKAGE)):
+        if what in ("call", "return") and path.startswith(str(PACKAGE)):
             file = str(Path(path).relative_to(PACKAGE))
             self._events.append((threading.current_thread().name, what, file, frame.f_code.co_name))
 
@@ -87,22 +85,23 @@ def journeys() -> dict[str, list[str]]:
 
 
 def live() -> tuple[list[str], list[str]]:
-    """Of one token that `generate`'s loop would decode, under FineMoE's policy at half of the experts' memory."""
+    """Of one decode step under FineMoE's policy, with three quarters of the experts in memory, where all that is demanded is there
+    and something is prefetched."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = MixtralConfig(**sizes, vocab_size=96, intermediate_size=48, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K)
     model, steps = MixtralForCausalLM(config).eval(), Steps()
     threading.setprofile(steps.note)
     try:
-        with torch.no_grad(), finemoe.offload(model, 0.5, "finemoe", prefetch_distance=1) as engine:
-            prompt = torch.arange(20, 26)[None]
-            for _ in range(2):  # so that maps are known
-                cache = model(input_ids=prompt, use_cache=True).past_key_values
-            engine.report()
-            with steps.taken():
-                model(input_ids=torch.tensor([[30]]), past_key_values=cache, use_cache=True)
-                sys.setprofile(None)
-                engine.report()  # waits for the matcher
+        with torch.no_grad(), finemoe.offload(model, 0.75, "finemoe", prefetch_distance=1) as engine:
+            cache = model(input_ids=torch.arange(20, 26)[None], use_cache=True).past_key_values
+            for token in range(26, 96):
+                before = engine.report()
+                with steps.taken():
+                    model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+                after = engine.report()  # waits for the matcher
+                if after.misses + after.late == before.misses + before.late and after.prefetched_bytes > before.prefetched_bytes:
+                    break
     finally:
         threading.setprofile(None)  # type: ignore[arg-type]
     own = steps.of(lambda name: name == "MainThread")
@@ -142,7 +141,7 @@ def main() -> None:
     for name, path in journeys().items():
         most, returns = MOST[name]
         bounds = f"at most {most}" + ("" if returns is None else f", and {returns}")
-        print(f"{name}: {len(path)} stops, {num_returns(path)} of them returns ({bounds})")
+        print(f"{name}: {len(set(path))} files, {len(path)} stops, {num_returns(path)} of them returns ({bounds})")
         print("".join(f"  {number:2}. {file}\n" for number, file in enumerate(path, start=1)))
 
 
