@@ -341,8 +341,8 @@ def _describe(what: str) -> dict[str, Any]:
         return {"records": len(store), **{name: getattr(store, name) for name in of_store}}
     from dataclasses import asdict
 
-    from finemoe.maps.geometry import Geometry
-    from finemoe.shipped import resolve
+    from finemoe.models.geometry import Geometry
+    from finemoe.models.shipped import resolve
 
     return asdict(Geometry.from_config(resolve(what)))
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finemoe
+from finemoe.artifact.analysis.arrivals import azure_like, azure_trace, queued
 from finemoe.errors import FinemoeError
 from finemoe.simulation.arrangement import Arrangement, with_lookahead
-from finemoe.simulation.arrivals import azure_like, azure_trace, queued
 from finemoe.simulation.events import demanded_sets, iteration_blocks
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 from tests.simulation.golden import FILE

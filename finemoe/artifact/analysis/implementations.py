@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from finemoe.shipped import NAMES
+from finemoe.models.shipped import NAMES
 from finemoe.workloads import load_prompts
 
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm")  # beside "eager"; the first is Transformers' default

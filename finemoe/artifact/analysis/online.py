@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from finemoe.artifact.analysis.arrivals import queued
 from finemoe.artifact.analysis.latency import BASELINES, request_rows
 from finemoe.artifact.analysis.systems import System, left_out
 from finemoe.artifact.claims import Claim, Statement
 from finemoe.metrics import bootstrap_ratio
 from finemoe.simulation.arrangement import Arrangement, with_lookahead
-from finemoe.simulation.arrivals import queued
 from finemoe.simulation.replay import sweep
 from finemoe.traces import RoutingTrace
 
@@ -36,7 +36,7 @@ def online_table(
     """Every arriving request under every system.
 
     Args:
-        trace: whose iterations the requests are made of. arrivals: as `simulation.arrivals` gives them.
+        trace: whose iterations the requests are made of. arrivals: as `analysis.arrivals` gives them.
         training: what ProMoE's predictors are trained on, no request of `trace` among them.
     Returns:
         The rows of `latency_table` with arrival_s, prompt_tokens, new_tokens, service_s (from its start), waiting_s (before
