@@ -12,11 +12,11 @@ import pandas as pd
 
 from finemoe.artifact.analysis.arrivals import queued
 from finemoe.artifact.analysis.latency import BASELINES, request_rows
-from finemoe.artifact.analysis.systems import System, left_out
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.metrics import bootstrap_ratio
+from finemoe.intervals import bootstrap_ratio
 from finemoe.simulation.arrangement import Arrangement, with_lookahead
 from finemoe.simulation.replay import sweep
+from finemoe.simulation.systems import System, left_out
 from finemoe.traces import RoutingTrace
 
 _TRAINED_BEFOREHAND = ("promoe",)
@@ -43,11 +43,13 @@ def online_table(
         it) and latency_s (both).
     """
     tables = []
+    lengths = [arrivals[column].to_numpy() for column in ("arrival_s", "prompt_tokens", "new_tokens")]
     missing = left_out(trace, systems, prefetch_distance)
     for name, system in systems.items():
         if name in missing:
             continue
-        arrangement = Arrangement.arriving(with_lookahead(trace, system.strides(prefetch_distance)), arrivals, seed)
+        needed = with_lookahead(trace, system.strides(prefetch_distance))
+        arrangement = Arrangement.arriving(needed, *lengths, seed=seed)
         options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
         known = training if system.policy in _TRAINED_BEFOREHAND else None
         options |= {"hardware": hardware, "arrangement": arrangement, **system.options}

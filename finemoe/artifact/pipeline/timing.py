@@ -14,7 +14,7 @@ import pandas as pd
 
 import finemoe
 from finemoe.cache.expert_cache import RESIDENT
-from finemoe.metrics import Interval, bootstrap_median
+from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
 VARIANTS = ("eager", "default", "on-demand", "finemoe")
