@@ -43,13 +43,13 @@ def online_table(
         it) and latency_s (both).
     """
     tables = []
-    lengths = [arrivals[column].to_numpy() for column in ("arrival_s", "prompt_tokens", "new_tokens")]
+    arrivals_s, prompt_tokens, new_tokens = (arrivals[name].to_numpy() for name in ("arrival_s", "prompt_tokens", "new_tokens"))
     missing = left_out(trace, systems, prefetch_distance)
     for name, system in systems.items():
         if name in missing:
             continue
         needed = with_lookahead(trace, system.strides(prefetch_distance))
-        arrangement = Arrangement.arriving(needed, *lengths, seed=seed)
+        arrangement = Arrangement.arriving(needed, arrivals_s, prompt_tokens, new_tokens, seed)
         options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
         known = training if system.policy in _TRAINED_BEFOREHAND else None
         options |= {"hardware": hardware, "arrangement": arrangement, **system.options}
@@ -57,7 +57,7 @@ def online_table(
         rows = pd.concat([request_rows(report, name, expert_memory), arrivals.reset_index(drop=True)], axis=1)
         decode_s = np.where(rows.num_decode_steps > 0, rows.tpot_s * rows.num_decode_steps, 0.0)
         service_s = rows.ttft_s.to_numpy() + decode_s
-        waiting_s = queued(arrivals.arrival_s.to_numpy(), service_s)
+        waiting_s = queued(arrivals_s, service_s)
         tables.append(rows.assign(service_s=service_s, waiting_s=waiting_s, latency_s=service_s + waiting_s))
     return pd.concat(tables, ignore_index=True)
 
