@@ -25,6 +25,7 @@ from finemoe.errors import EngineError
 from finemoe.interrupts import interrupts_wait
 from finemoe.maps.expert_map import lookahead_width
 from finemoe.maps.kernels import warm_up
+from finemoe.models.layers import MoELayer, scores_of
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup, Prediction
 from finemoe.report import Counters, Report
@@ -33,7 +34,6 @@ from finemoe.runtime.devices import DeviceMemories, Leases
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.grouped import grouped_forward
 from finemoe.runtime.guards import Guards
-from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lean import is_common, lean_forward
 from finemoe.runtime.link import make_link
 from finemoe.runtime.lookahead import AheadOutput, RoutersAhead

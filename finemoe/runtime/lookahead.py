@@ -15,9 +15,9 @@ from torch import nn
 
 from finemoe.errors import EngineError, FinemoeError, first_line
 from finemoe.maps.expert_map import keep_top
+from finemoe.models.layers import MoELayer
 from finemoe.runtime import seam
 from finemoe.runtime.gates import distribution_of
-from finemoe.runtime.layers import MoELayer
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
 _PARALLEL = 1 - 1e-5  # least cosine of what is the same but for rounding to bf16

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from finemoe.runtime.layers import MoELayer
+from finemoe.models.layers import MoELayer
 from finemoe.runtime.phases import Call, Forward, Phase, Requests, cache_of
 
 

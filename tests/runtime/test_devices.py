@@ -11,8 +11,8 @@ import torch
 
 import finemoe
 from finemoe.cache.placement import owners_of
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime import devices
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.link import MemoryLink
 from finemoe.traces import RoutingTrace
 from tests.runtime import families

@@ -8,9 +8,9 @@ import torch
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.policies.base import PolicySetup
 from finemoe.policies.on_demand import OnDemand
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.timeline import Timeline

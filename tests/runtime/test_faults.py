@@ -12,9 +12,9 @@ import finemoe
 from finemoe.cache.expert_cache import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime import engine as engine_module
 from finemoe.runtime import lean
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.tiers import RecordStore
 from tests.runtime.models import build, padded_batch
 

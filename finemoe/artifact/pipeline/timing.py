@@ -14,7 +14,7 @@ import pandas as pd
 
 import finemoe
 from finemoe.cache.expert_cache import RESIDENT
-from finemoe.metrics import Interval, bootstrap_median
+from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
 VARIANTS = ("eager", "default", "on-demand", "finemoe")
@@ -250,7 +250,7 @@ def _layers_s(engine: Any) -> float:
 
 def one_expert_bytes(model: Any) -> int:
     """What a record of one expert takes."""
-    from finemoe.runtime.layers import find_moe_layers
+    from finemoe.models.layers import find_moe_layers
     from finemoe.runtime.records import RecordLayout
 
     return max(RecordLayout.of(layer).nbytes for layer in find_moe_layers(model))
