@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemoe.errors import FinemoeError
+from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
-from finemoe.runtime.engine import Engine, require_possible
+from finemoe.runtime.engine import Engine
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.layers import MoELayer, find_moe_layers
 from finemoe.runtime.offloading import policy_setup
