@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import MoELayer, find_moe_layers
+from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
-from finemoe.runtime.engine import Engine, require_possible
+from finemoe.runtime.engine import Engine
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import EngineOptions

@@ -35,7 +35,7 @@ def phases(model) -> list[int]:
 
 
 def phases_in_slots(engine) -> list[int]:
-    pool = engine._memories.memories[0].pool
+    pool = engine.memories.memories[0].pool
     layers = range(len(engine.records.layouts))
     return [weight.data_ptr() % LINE_BYTES for layer in layers for weight in pool.weights(layer, 1, 0).values()]
 
