@@ -388,7 +388,7 @@ rule paced_link:
 
 rule model_geometry:
     input:
-        code=sources_of("finemoe.maps.geometry"),
+        code=sources_of("finemoe.artifact.pipeline.geometries"),
         configs=[str(path) for path in sorted(Path("data/models/configs").glob("*.json"))],
     output:
         ensure(f"{RESULTS}/geometry.csv", non_empty=True),
@@ -397,7 +397,7 @@ rule model_geometry:
     conda:
         ENVIRONMENT
     shell:
-        "python -m finemoe.maps.geometry {input.configs} --output {output} > {log} 2>&1"
+        "python -m finemoe.artifact.pipeline.geometries {input.configs} --output {output} > {log} 2>&1"
 
 
 rule t1:

@@ -5,26 +5,12 @@ Values are checked in blocks of rows, so that a trace larger than memory can be 
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finemoe.errors import FinemoeError
+from finemoe.trace_arrays import ROW_ARRAYS, TraceArrays
 
-if TYPE_CHECKING:
-    from finemoe.traces import RoutingTrace
-
-ROW_ARRAYS = (
-    "expert_ids",
-    "expert_probs",
-    "step",
-    "phase",
-    "probs",
-    "tokens",
-    "embedding_index",
-    "lookahead_ids",
-    "lookahead_probs",
-)
 _INTEGERS = ("expert_ids", "offsets", "step", "phase", "tokens", "embedding_index", "lookahead_ids")
 _NUMBERS = ("expert_probs", "probs", "embedding_table", "lookahead_probs")
 _BLOCK_VALUES = 1 << 22
@@ -32,7 +18,7 @@ _MAP_TOLERANCE = 0.02
 _TOP_K_TOLERANCE = 0.05  # wider: publishers round each of the K, often to bfloat16
 
 
-def check_trace(trace: "RoutingTrace") -> None:
+def check_trace(trace: TraceArrays) -> None:
     """Refuse a trace whose arrays do not fit together or hold values that no router gives.
 
     Raises:
@@ -79,7 +65,7 @@ def check_offsets(offsets: np.ndarray, num_rows: int) -> None:
         raise FinemoeError(f"offsets must rise, but request {falls[0]} begins at row {begin} and ends at row {end}")
 
 
-def _check_strides(trace: "RoutingTrace") -> None:
+def _check_strides(trace: TraceArrays) -> None:
     strides = trace.lookahead_strides
     if any(stride < 1 for stride in strides) or list(strides) != sorted(set(strides)):
         raise FinemoeError(f"lookahead_strides must ascend from 1 or more, not {strides}")
@@ -87,7 +73,7 @@ def _check_strides(trace: "RoutingTrace") -> None:
         raise FinemoeError("lookahead_strides, lookahead_ids and lookahead_probs must come together or not at all")
 
 
-def _check_shapes(trace: "RoutingTrace") -> None:
+def _check_shapes(trace: TraceArrays) -> None:
     check_ids(trace.expert_ids)
     for name, shape in _expected_shapes(trace).items():
         array = getattr(trace, name)
@@ -105,7 +91,7 @@ def _check_shapes(trace: "RoutingTrace") -> None:
         raise FinemoeError(f"embedding_table must be [U, h], not of shape {trace.embedding_table.shape}")
 
 
-def _expected_shapes(trace: "RoutingTrace") -> dict[str, tuple[int, ...]]:
+def _expected_shapes(trace: TraceArrays) -> dict[str, tuple[int, ...]]:
     num_rows, num_layers, _ = trace.expert_ids.shape
     num_ahead = 0 if trace.lookahead_ids is None or not trace.lookahead_ids.ndim else trace.lookahead_ids.shape[-1]
     ahead = (num_rows, len(trace.lookahead_strides), num_layers, num_ahead)
@@ -121,13 +107,13 @@ def _expected_shapes(trace: "RoutingTrace") -> dict[str, tuple[int, ...]]:
     }
 
 
-def _check_requests(trace: "RoutingTrace") -> None:
+def _check_requests(trace: TraceArrays) -> None:
     for name in ("request_ids", "splits"):
         if getattr(trace, name) and len(getattr(trace, name)) != trace.num_requests:
             raise FinemoeError(f"{name} has {len(getattr(trace, name))} entries for {trace.num_requests} requests")
 
 
-def _check_steps(trace: "RoutingTrace") -> None:
+def _check_steps(trace: TraceArrays) -> None:
     step, offsets = trace.step, trace.offsets
     falls = np.zeros(len(step), dtype=np.bool_)
     falls[1:] = step[1:] < step[:-1]
@@ -147,7 +133,7 @@ def _check_steps(trace: "RoutingTrace") -> None:
         _refuse(trace.tokens < 0, trace.tokens, "tokens hold {}")
 
 
-def _check_embeddings(trace: "RoutingTrace") -> None:
+def _check_embeddings(trace: TraceArrays) -> None:
     table, index = trace.embedding_table, trace.embedding_index
     if (table is None) != (index is None):
         raise FinemoeError("embedding_table and embedding_index must come together or not at all")
@@ -160,12 +146,12 @@ def _check_embeddings(trace: "RoutingTrace") -> None:
         _refuse(~is_finite, table[rows], "embedding_table holds {}", rows.start, ("entry",))
 
 
-def _values_per_row(trace: "RoutingTrace") -> int:
+def _values_per_row(trace: TraceArrays) -> int:
     arrays = [getattr(trace, name) for name in ROW_ARRAYS]
     return max(math.prod(array.shape[1:]) for array in arrays if array is not None)
 
 
-def _blocks(trace: "RoutingTrace", num_rows: int, values_per_row: int) -> Iterator[slice]:
+def _blocks(trace: TraceArrays, num_rows: int, values_per_row: int) -> Iterator[slice]:
     """Slices of about _BLOCK_VALUES values; what a block brought into memory goes before the next."""
     block_rows = max(1, _BLOCK_VALUES // max(1, values_per_row))
     for begin in range(0, num_rows, block_rows):
@@ -173,7 +159,7 @@ def _blocks(trace: "RoutingTrace", num_rows: int, values_per_row: int) -> Iterat
         trace.release_pages()
 
 
-def _check_routing(trace: "RoutingTrace", rows: slice) -> None:
+def _check_routing(trace: TraceArrays, rows: slice) -> None:
     chosen = trace.expert_probs[rows]
     _check_experts("expert_ids", trace.expert_ids[rows], trace.num_experts, rows.start)
     _check_probs("expert_probs", chosen, rows.start)
@@ -184,7 +170,7 @@ def _check_routing(trace: "RoutingTrace", rows: slice) -> None:
     _check_sums("probs do not sum to 1 over the experts but to {:.3f}", trace.probs[rows], _MAP_TOLERANCE, rows.start)
 
 
-def _check_lookahead(trace: "RoutingTrace", rows: slice) -> None:
+def _check_lookahead(trace: TraceArrays, rows: slice) -> None:
     if trace.lookahead_ids is None or trace.lookahead_probs is None:
         return
     for index, stride in enumerate(trace.lookahead_strides):

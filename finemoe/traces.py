@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.files import load_arrays, map_arrays, release_pages, save_arrays
+from finemoe.files import load_arrays, map_arrays, save_arrays
 from finemoe.plain import names, narrowed, plain_array, text, whole_number, whole_numbers
-from finemoe.trace_checks import ROW_ARRAYS, check_ids, check_offsets, check_trace
+from finemoe.trace_arrays import ROW_ARRAYS, TraceArrays
+from finemoe.trace_checks import check_ids, check_offsets, check_trace
 
 PREFILL = 0
 DECODE = 1
@@ -26,50 +27,15 @@ _VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
-class RoutingTrace:
-    """Routing of R requests, T tokens, L MoE layers, K of J experts.
+class RoutingTrace(TraceArrays):
+    """Recorded routing, checked, and in the forms in which it is saved (`TraceArrays` says what it holds).
 
     Arrays may be given as any sequences of numbers, numbers and names also as NumPy's; what is accepted can be saved.
 
-    Attributes:
-        expert_ids: [T, L, K] unsigned ints, the activated set, by descending gate probability.
-        expert_probs: [T, L, K] float16, the gate's distribution over all J at those experts.
-        offsets: [R + 1] int64, first row of each request and the end.
-        num_experts: J.
-        step: [T] int32, iteration of the request (0 is its prefill).
-        phase: [T] uint8, PREFILL or DECODE.
-        probs: [T, L, J] float16, the whole distribution (the rows' expert maps), or None for top-k traces.
-        tokens: [T] int32, the token fed in, or None.
-        embedding_table: [U, h] float16, distinct semantic embeddings, or None.
-        embedding_index: [T] int32, each row's embedding in the table, or None.
-        lookahead_strides: S numbers of layers, ascending from 1 or more: how far ahead routers were applied (DESIGN 2).
-        lookahead_ids: [T, S, L, M] unsigned ints; at [t, i, l] the M most probable experts, most probable first, that the norm
-            and gate of layer l + strides[i] give for row t's residual stream after layer l. Zero past the last layer. Or None.
-        lookahead_probs: [T, S, L, M] float16, that gate's distribution over all J at those experts, or None.
-        request_ids: a name (or number) for each request, or empty.
-        splits: "history" or "served" for each request, or empty.
-        model: identity of the model that routed.
     Raises:
         FinemoeError: values that do not fit together, that no router gives, or that could not be saved; the message names the
             argument and, of an array, the row.
     """
-
-    expert_ids: np.ndarray
-    expert_probs: np.ndarray
-    offsets: np.ndarray
-    num_experts: int
-    step: np.ndarray
-    phase: np.ndarray
-    probs: np.ndarray | None = None
-    tokens: np.ndarray | None = None
-    embedding_table: np.ndarray | None = None
-    embedding_index: np.ndarray | None = None
-    lookahead_strides: tuple[int, ...] = ()
-    lookahead_ids: np.ndarray | None = None
-    lookahead_probs: np.ndarray | None = None
-    request_ids: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    model: str = ""
 
     def __post_init__(self) -> None:
         for name, value in _plain(self).items():
@@ -114,22 +80,6 @@ class RoutingTrace:
             phase=narrowed(plain_array("phase", phase), np.uint8),
             **details,
         )
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.expert_ids)
-
-    @property
-    def num_layers(self) -> int:
-        return self.expert_ids.shape[1]
-
-    @property
-    def top_k(self) -> int:
-        return self.expert_ids.shape[2]
-
-    @property
-    def num_requests(self) -> int:
-        return len(self.offsets) - 1
 
     def rows_of(self, request: int) -> slice:
         """The rows of one request."""
@@ -258,10 +208,6 @@ class RoutingTrace:
             splits=tuple(meta["splits"]),
             model=meta["model"],
         )
-
-    def release_pages(self) -> None:
-        """Let go of what reading a mapped trace brought into memory; does nothing to a trace that is all in memory."""
-        release_pages(array for f in fields(self) if isinstance(array := getattr(self, f.name), np.ndarray))
 
 
 def _plain(trace: RoutingTrace) -> dict[str, Any]:

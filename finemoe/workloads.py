@@ -8,42 +8,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
-
-from finemoe.artifact.miniatures import grammar
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.extras import module_of_extra
 from finemoe.paths import PROMPTS
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 GENRES = ("questions", "dialogues")
 SPLITS = ("history", "served")
-NUM_PROMPTS = 400
-_SEED = 20_260_101
 
 
-def make_prompts(genre: str) -> list[dict[str, str]]:
-    """The embedded prompts of a genre, all different, in their fixed order."""
-    random = Random(f"{genre}-{_SEED}")
-    draw = grammar.question if genre == "questions" else grammar.dialogue_prompt
-    prompts: dict[str, str] = {}
-    while len(prompts) < NUM_PROMPTS:
-        text, scene = draw(random)
-        prompts.setdefault(grammar.as_prompt(text), scene["topic"])
-    splits = ["history"] * round(0.7 * NUM_PROMPTS) + ["served"] * (NUM_PROMPTS - round(0.7 * NUM_PROMPTS))
-    random.shuffle(splits)
-    return [
-        {"id": f"{genre}-{number:03d}", "prompt": prompt, "topic": topic, "split": split}
-        for number, ((prompt, topic), split) in enumerate(zip(prompts.items(), splits, strict=True))
-    ]
-
-
-def load_prompts(source: str, *, limit: int | None = None, column: str = "prompt", split_seed: int = 0) -> "Dataset":
-    """A prompt set as a `datasets` dataset with the columns id, prompt, topic, split.
+def read_prompts(source: str, *, limit: int | None = None, column: str = "prompt", split_seed: int = 0) -> list[dict[str, str]]:
+    """The rows of a prompt set, each with id, prompt, topic and split.
 
     Args:
         source: "questions" or "dialogues", a JSONL file, or a hub id "owner/name" (its train split).
@@ -51,15 +27,9 @@ def load_prompts(source: str, *, limit: int | None = None, column: str = "prompt
         column: where foreign datasets hold the prompt's text.
         split_seed: draws the 7:3 split of prompts that bring neither "history" nor "served" as theirs.
     Raises:
-        FinemoeError: no such prompt set, it is damaged, lacks text in the column, or has too few prompts of a split.
+        FinemoeError: no such prompt set, it is damaged, lacks text in the column, has too few prompts of a split, or is on
+            the hub and what reads it there is not installed.
     """
-    from datasets import Dataset
-
-    return Dataset.from_list(prompt_rows(source, limit, column, split_seed))
-
-
-def prompt_rows(source: str, limit: int | None = None, column: str = "prompt", split_seed: int = 0) -> list[dict[str, str]]:
-    """As `load_prompts`, as plain rows, where `datasets` is not installed."""
     rows = _read_rows(PROMPTS / f"{source}.jsonl" if source in GENRES else Path(source), source, column, split_seed)
     return rows if limit is None else _take(rows, limit)
 
@@ -111,10 +81,9 @@ def _text_of(row: dict[str, Any], column: str, where: str) -> str:
 
 
 def _from_hub(name: str) -> list[dict[str, Any]]:
-    from datasets import load_dataset
-
+    datasets = module_of_extra("datasets", f"reading {name!r} from the hub")
     try:
-        return list(load_dataset(name, split="train"))
+        return list(datasets.load_dataset(name, split="train"))
     except Exception as error:  # the hub client raises many kinds; all mean the same here
         reason = str(error).strip().splitlines()[0]
         raise FinemoeError(f"dataset {name!r} cannot be fetched from the hub: {reason}") from error
@@ -141,14 +110,3 @@ def _first_of_each(rows: list[dict[str, str]], room: dict[str, int]) -> Iterator
         if room.get(row["split"], 0) > 0:
             room[row["split"]] -= 1
             yield row
-
-
-def write_prompts() -> None:
-    """Write the embedded prompt sets to their files."""
-    for genre in GENRES:
-        with atomic_path(PROMPTS / f"{genre}.jsonl") as path:
-            path.write_text("".join(json.dumps(row) + "\n" for row in make_prompts(genre)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(write_prompts)

@@ -113,7 +113,7 @@ left() { echo $((end - LAST_S - $(date +%s))); }
 say() { printf '%4d s  %s\n' $(($(date +%s) - begin)) "$*"; }
 
 # Whether a step has been done with the code as it is, here and now: a second call on the same machine is spared some starts of Python.
-code=$(find finemoe/cache finemoe/artifact/gpu_bench finemoe/maps finemoe/policies finemoe/runtime -name '*.py' | sort | xargs cat | cksum)
+code=$(find finemoe/artifact/gpu_bench finemoe/cache finemoe/maps finemoe/models finemoe/policies finemoe/runtime -name '*.py' | sort | xargs cat | cksum)
 is_done() { [[ -f $logs/done-$1 && $(cat "$logs/done-$1") == "$code ${quick[*]-}" ]]; }
 note_done() { echo "$code ${quick[*]-}" >"$logs/done-$1"; }
 

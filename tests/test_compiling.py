@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from finemoe import compiling
+from finemoe.models.shipped import resolve
 from finemoe.paths import ROOT
-from finemoe.shipped import resolve
 from tests import uncompiled
 
 pytestmark = pytest.mark.timeout(300)  # without a compiler

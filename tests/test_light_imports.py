@@ -20,6 +20,6 @@ def test_importing_is_light(module):
     assert heavy_modules_after(f"import {module}") == []
 
 
-@pytest.mark.parametrize("module", ["finemoe.traces", "finemoe.maps.store", "finemoe.policies", "finemoe.metrics"])
+@pytest.mark.parametrize("module", ["finemoe.traces", "finemoe.maps.store", "finemoe.policies", "finemoe.intervals"])
 def test_deciding_never_needs_torch(module):
     assert not {"torch", "transformers"} & set(heavy_modules_after(f"import {module}"))

@@ -16,7 +16,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 from finemoe.traces import RoutingTrace
-from finemoe.workloads import load_prompts
+from finemoe.workloads import read_prompts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -60,12 +60,11 @@ def prompt_texts(trace: RoutingTrace, dataset: str, column: str = "prompt") -> l
     """The prompts behind a trace's requests, in the trace's order.
 
     Args:
-        dataset, column: as `finemoe.workloads.load_prompts` takes them.
+        dataset, column: as `finemoe.workloads.read_prompts` takes them.
     Raises:
         FinemoeError: a request of the trace is not among the prompts.
     """
-    prompts = load_prompts(dataset, column=column)
-    texts = dict(zip(prompts["id"], prompts["prompt"], strict=True))
+    texts = {row["id"]: row["prompt"] for row in read_prompts(dataset, column=column)}
     foreign = [name for name in trace.request_ids if name not in texts]
     if foreign or not trace.request_ids:
         raise FinemoeError(f"the trace's request {foreign[0] if foreign else '(unnamed)'!r} is not a prompt of {dataset!r}")

@@ -59,6 +59,11 @@ class TrajectorySearch:
         return guide(self._store, records, layer)
 
 
+def layer_search_bytes(store: ExpertMapStore, num_rows: np.ndarray) -> np.ndarray:
+    """What `TrajectorySearch.observe` reads for so many rows, [n]: one layer of all stored maps, once a row."""
+    return num_rows * float(len(store) * store.num_experts * store.map_codes.itemsize)
+
+
 def guide(store: ExpertMapStore, records: np.ndarray, layer: int) -> np.ndarray:
     """P_l of the given records, [B, J] float32."""
     rows = np.empty((len(records), store.num_experts), dtype=np.float32)

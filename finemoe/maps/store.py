@@ -124,6 +124,10 @@ class ExpertMapStore:
             scores[row] = cosines[best]
         return records, scores
 
+    def embedding_search_bytes(self, num_rows: np.ndarray, embedding_dim: int) -> np.ndarray:
+        """What `nearest_embeddings` reads for so many rows, [n]: all stored embeddings once a row, were they of that size."""
+        return num_rows * float(len(self) * embedding_dim * self.embedding_codes.itemsize)
+
     def save(self, path: str | Path) -> None:
         """Write the store to one file, atomically."""
         used = len(self)

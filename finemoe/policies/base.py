@@ -14,6 +14,8 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.selection import select_experts
+from finemoe.policies.block import Block
+from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
 from finemoe.units import is_whole
 
@@ -122,6 +124,12 @@ class Policy(ABC):
     def __init__(self, setup: PolicySetup) -> None:
         self.setup = setup
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class with steps of its own is asked step by step, unless it has its own `predict_block`, too."""
+        super().__init_subclass__(**options)
+        if "predict_block" not in vars(cls) and {"start_iteration", "on_gate", "end_iteration"} & vars(cls).keys():
+            cls.predict_block = Policy.predict_block  # type: ignore[method-assign]
+
     @abstractmethod
     def start_iteration(self, context: Context) -> list[Prediction]:
         """Before layer 1, when no gate has spoken yet."""
@@ -140,6 +148,11 @@ class Policy(ABC):
     @abstractmethod
     def end_iteration(self) -> None:
         """The last layer has run."""
+
+    def predict_block(self, block: Block) -> Predictions | None:
+        """What `start_iteration` and `on_gate` would answer in all iterations of a block, bit for bit; None, to be asked step by
+        step. A replay asks this first, for whoever knows beforehand all that it will know answers faster at once."""
+        return None if self.needs_context else Predictions.none(self.setup.num_experts)
 
     def foresee(self, demanded: Sequence[np.ndarray]) -> None:
         """What every layer of the next iteration will demand, [L] arrays of ascending ids; told before it starts to whoever
@@ -173,6 +186,20 @@ class Policy(ABC):
         probabilities = probs[0] if is_one_row else probs.max(axis=0)
         experts = np.flatnonzero(selected[0] if is_one_row else selected.any(axis=0))
         return Prediction(layer, probabilities.astype(np.float32, copy=False), experts)
+
+    def wanted_in_block(
+        self, block: Block, moments: np.ndarray, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None
+    ) -> Predictions:
+        """As `wanted`, for every iteration of a block at once.
+
+        Args:
+            moments: [n] when each iteration's prediction is made. probs: [B, J] of all rows. thresholds: [B].
+        """
+        thresholds = np.zeros(len(probs)) if thresholds is None else thresholds
+        selected = select_experts(probs, thresholds, self.setup.top_k)
+        probabilities = np.maximum.reduceat(probs, block.starts[:-1]).astype(np.float32, copy=False)
+        chosen = np.logical_or.reduceat(selected, block.starts[:-1])
+        return Predictions(moments, np.full(len(block), layer), probabilities, chosen)
 
 
 def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:

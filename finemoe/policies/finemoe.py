@@ -8,10 +8,12 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.kernels import warm_up
-from finemoe.maps.search import TrajectorySearch, guide
+from finemoe.maps.search import TrajectorySearch, guide, layer_search_bytes
 from finemoe.maps.selection import threshold_of
 from finemoe.maps.store import ExpertMapStore
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
+from finemoe.policies.block import Block
+from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
 
 
@@ -37,11 +39,6 @@ class FineMoE(Policy):
         self._search = TrajectorySearch(self.store, 0)
         self._context = Context(None, is_prefill=False, starts_request=True)
         self._gates: list[np.ndarray] = []
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the store was given beforehand and stays as it is."""
-        return not self._learns
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         self._context, self._gates = context, []
@@ -70,17 +67,30 @@ class FineMoE(Policy):
         if self._learns and has_embeddings and len(self._gates) == self.setup.num_layers:
             self.store.add(np.stack(self._gates, axis=1), self._context.embeddings)
 
+    def predict_block(self, block: Block) -> Predictions | None:
+        """Over a store that stays as it is all rows of the block search together, layer by layer."""
+        if self._learns:
+            return None
+        distance, parts = self.setup.prefetch_distance, []
+        if self.searches_embeddings and block.embeddings is not None:
+            found = self.store.nearest_embeddings(block.embeddings)
+            parts = [self._guided_in_block(block, block.at_start, layer, *found) for layer in range(distance)]
+        search = TrajectorySearch(self.store, block.gates.shape[1])
+        for layer in range(self.setup.num_layers - distance if len(self.store) else 0):
+            search.observe(layer, block.gates[layer])
+            parts.append(self._guided_in_block(block, block.at_gate(layer), layer + distance, *search.nearest()))
+        return Predictions.of(parts, self.setup.num_experts)
+
     @property
     def searches_embeddings(self) -> bool:
         """Whether semantic search has something to search."""
         return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """Each search reads its part of the store once per row: all embeddings, or one layer of all maps."""
-        one_value = num_rows * 2.0 * len(self.store)
-        read = self._at_gates(one_value * self.store.num_experts, self.setup.prefetch_distance)
+        """Semantic search at the start, trajectory search at every gate."""
+        read = self._at_gates(layer_search_bytes(self.store, num_rows), self.setup.prefetch_distance)
         if self.searches_embeddings:
-            read[:, 0] = one_value * hidden_size
+            read[:, 0] = self.store.embedding_search_bytes(num_rows, hidden_size)
         return read
 
     def thresholds(self, scores: np.ndarray) -> np.ndarray:
@@ -89,6 +99,11 @@ class FineMoE(Policy):
 
     def _guided(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prediction:
         return self.wanted(layer, guide(self.store, records, layer), self.thresholds(scores))
+
+    def _guided_in_block(
+        self, block: Block, moments: np.ndarray, layer: int, records: np.ndarray, scores: np.ndarray
+    ) -> Predictions:
+        return self.wanted_in_block(block, moments, layer, guide(self.store, records, layer), self.thresholds(scores))
 
 
 def store_from(setup: PolicySetup) -> ExpertMapStore:

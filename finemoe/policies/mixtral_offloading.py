@@ -10,6 +10,9 @@ out.
 import numpy as np
 
 from finemoe.policies.base import Context, Policy, Prediction
+from finemoe.policies.block import Block
+from finemoe.policies.predictions import Predictions
+from finemoe.policies.speculation import router_bytes, speculate_block
 
 
 class MixtralOffloading(Policy):
@@ -29,9 +32,12 @@ class MixtralOffloading(Policy):
             return []
         return [self.wanted(layer + 1, lookahead[0])]
 
+    def predict_block(self, block: Block) -> Predictions | None:
+        return speculate_block(self, block, stride=1)
+
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """A gate applies the next layer's router (16 bit) to all rows at once."""
-        return self._at_gates(np.full(len(num_rows), 2.0 * self.setup.num_experts * hidden_size), distance=1)
+        """A gate applies the next layer's router to all rows at once."""
+        return self._at_gates(np.full(len(num_rows), router_bytes(self.setup.num_experts, hidden_size)), distance=1)
 
     def end_iteration(self) -> None:
         return None

@@ -54,9 +54,9 @@ class LayerPredictors:
         return sum(products.size for products in self._products)
 
     @property
-    def most_weights(self) -> int:
-        """Of the largest predictor."""
-        return max((products.size for products in self._products), default=0)
+    def prediction_bytes(self) -> int:
+        """What one prediction reads at most, of however many rows: the weights of the largest predictor; 0 without any."""
+        return max((weights.nbytes for weights in self._weights), default=0)
 
     def learn(self, maps: np.ndarray, experts: np.ndarray) -> None:
         """Take in rows: maps [n, L, J] and what they activated, experts [n, L, K]."""

@@ -12,7 +12,10 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
+from finemoe.policies.block import Block
+from finemoe.policies.predictions import Predictions
 from finemoe.policies.predictors import LayerPredictors
+from finemoe.policies.speculation import router_bytes, speculate_block
 from finemoe.traces import RoutingTrace
 
 _BLOCK_ROWS = 2048
@@ -46,11 +49,6 @@ class ProMoE(Policy):
         self._gates: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the predictors were trained beforehand and stay as they are."""
-        return not self._learns and not self._is_speculative
-
     def start_iteration(self, context: Context) -> list[Prediction]:
         self._gates, self._experts = [], []
         return []
@@ -67,11 +65,26 @@ class ProMoE(Policy):
             return [] if lookahead is None else [self.wanted(target, lookahead[0])]
         return [self.wanted(target, self.predictors.predict(target, self._gates))] if self.predictors.is_fitted else []
 
+    def predict_block(self, block: Block) -> Predictions | None:
+        """With predictors trained beforehand, or none at all, all rows of the block are predicted together, layer by layer."""
+        distance = self.setup.prefetch_distance
+        if self._is_speculative:
+            return speculate_block(self, block, distance)
+        if self._learns:
+            return None
+        parts = [
+            self.wanted_in_block(
+                block, block.at_gate(layer), layer + distance, self.predictors.predict(layer + distance, block.gates)
+            )
+            for layer in range(self.setup.num_layers - distance if self.predictors.is_fitted else 0)
+        ]
+        return Predictions.of(parts, self.setup.num_experts)
+
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """A gate applies one layer's predictor (fp32), or one router (16 bit), to all rows at once."""
-        predictor = 4.0 * self.predictors.most_weights if self.predictors.is_fitted else 0.0
-        router = 2.0 * self.setup.num_experts * hidden_size
-        return self._at_gates(np.full(len(num_rows), router if self._is_speculative else predictor), self.setup.prefetch_distance)
+        """A gate applies one layer's predictor, or one router, to all rows at once."""
+        router = router_bytes(self.setup.num_experts, hidden_size)
+        each = router if self._is_speculative else self.predictors.prediction_bytes
+        return self._at_gates(np.full(len(num_rows), float(each)), self.setup.prefetch_distance)
 
     def end_iteration(self) -> None:
         is_whole = len(self._gates) == self.setup.num_layers and len({ids.shape for ids in self._experts}) == 1

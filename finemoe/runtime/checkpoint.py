@@ -26,7 +26,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import str_to_torch_dtype
 
 from finemoe.errors import FinemoeError
-from finemoe.runtime.layers import MoELayer
+from finemoe.models.layers import MoELayer
 from finemoe.runtime.records import LINE_BYTES, phase_of
 from finemoe.runtime.tiers import RecordStore
 

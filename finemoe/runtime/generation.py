@@ -10,7 +10,7 @@ from torch import nn
 
 from finemoe.errors import EngineError, FinemoeError, first_line
 
-_ITS_REFUSALS = (ValueError, RuntimeError, NotImplementedError, ImportError, OSError)
+_ITS_REFUSALS = (ValueError, RuntimeError, ImportError, OSError)
 
 
 def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:

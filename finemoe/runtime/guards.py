@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
+from finemoe.models.layers import MoELayer
 from finemoe.runtime import seam
-from finemoe.runtime.layers import MoELayer
 
 _CLOSE_FIRST = "call engine.close() first"
 _NEVER_HELD = "finemoe.load never put them there: copy the checkpoint's folder, or load the model with from_pretrained"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemoe.errors import FinemoeError
-from finemoe.shipped import resolve
+from finemoe.models.shipped import resolve
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ child whose output turns up as the router's input when one token is run through 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,52 +15,56 @@ from torch import nn
 
 from finemoe.errors import EngineError, FinemoeError, first_line
 from finemoe.maps.expert_map import keep_top
+from finemoe.models.layers import MoELayer
 from finemoe.runtime import seam
 from finemoe.runtime.gates import distribution_of
-from finemoe.runtime.layers import MoELayer
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
 _PARALLEL = 1 - 1e-5  # least cosine of what is the same but for rounding to bf16
-OnResidual = Callable[[int, torch.Tensor], None]
+
+
+class AheadListener(Protocol):
+    """Who is told what routers applied ahead say, when the decoder layer of MoE layer `layer` has run and if it is wanted: for
+    every stride its choice (None past the last layer) and the layer that it is about."""
+
+    def wants_ahead(self, layer: int) -> bool: ...
+
+    def on_ahead(self, layer: int, choices: "Sequence[Choice | None]", targets: Sequence[int]) -> None: ...
 
 
 class RoutersAhead:
-    """Hooks on a model's decoder layers, and what they need to apply routers ahead.
+    """Hooks on a model's decoder layers, from `attach` to `detach`, and what they need to apply routers ahead.
 
     Args:
-        model: a Transformers MoE model; layers: its MoE layers; strides: s, how many MoE layers ahead.
-        on_residual: called with (layer, residual stream [..., h]) when the decoder layer of MoE layer `layer` has run.
+        model: a Transformers MoE model; layers: its MoE layers; strides: s, how many MoE layers ahead; listener: who is told.
     Raises:
         FinemoeError: some MoE layer is not in a decoder layer of its own, or its norm or router is not recognised.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[MoELayer], strides: Sequence[int], on_residual: OnResidual) -> None:
-        self._layers, self._strides, self._on_residual = list(layers), tuple(strides), on_residual
-        decoders = decoder_layers(model, layers)
-        self._inputs = router_inputs(model, layers, decoders)
-        hooks = zip(decoders, layers, strict=True)
-        self._handles = [
-            decoder.register_forward_hook(torch.compiler.disable(self._after_layer(layer.index))) for decoder, layer in hooks
-        ]
+    def __init__(self, model: nn.Module, layers: Sequence[MoELayer], strides: Sequence[int], listener: AheadListener) -> None:
+        self._layers, self._strides, self._listener = list(layers), tuple(strides), listener
+        self._decoders = decoder_layers(model, layers)
+        self._inputs = router_inputs(model, layers, self._decoders)
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self) -> None:
+        """Hang up the hooks."""
+        for decoder, layer in zip(self._decoders, self._layers, strict=True):
+            hook = torch.compiler.disable(self._after_layer(layer.index))
+            self._undo.append(decoder.register_forward_hook(hook).remove)
 
     def detach(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-
-    def targets(self, layer: int) -> list[int]:
-        """The MoE layers that the strides lead to from `layer`, past the last one too."""
-        return [layer + stride for stride in self._strides]
-
-    def choices(self, layer: int, residual: torch.Tensor) -> "list[Choice | None]":
-        """For every stride what the router of layer + s makes of the residual stream; None past the last layer.
-
-        Raises:
-            EngineError: that router gives no row of scores per token.
-        """
-        return [self._choice_at(at, residual) if at < len(self._layers) else None for at in self.targets(layer)]
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
 
     def _choice_at(self, target: int, residual: torch.Tensor) -> "Choice":
+        """What a layer's router makes of the residual stream, [..., h].
+
+        Raises:
+            EngineError: it gives no row of scores per token.
+        """
         layer, router = self._layers[target], self._layers[target].router
         assert router is not None
         with torch.no_grad():
@@ -74,8 +78,13 @@ class RoutersAhead:
         return Choice(scores.reshape(-1, scores.shape[-1]), selected.reshape(-1, selected.shape[-1]), layer.num_experts)
 
     def _after_layer(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
+        targets = [index + stride for stride in self._strides]
+
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._on_residual(index, residual_of(output))
+            if self._listener.wants_ahead(index):
+                residual = residual_of(output)
+                choices = [self._choice_at(at, residual) if at < len(self._layers) else None for at in targets]
+                self._listener.on_ahead(index, choices, targets)
 
         return hook
 

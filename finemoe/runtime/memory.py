@@ -17,6 +17,7 @@ from finemoe.errors import EngineError
 from finemoe.maps.selection import prefetch_priority
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
+from finemoe.runtime.iteration import Iteration
 from finemoe.runtime.link import Completion, Link
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import RecordStore
@@ -56,7 +57,7 @@ class ExpertMemory:
         self._pending: dict[tuple[int, int], float] = {}
         # The slots may still be being cleared: the first copies wait for that, as later ones for what read the slot last.
         self.fences: dict[int, object | None] = dict.fromkeys(range(cache.num_slots), link.fence())
-        self._iteration, self.layer = 0, -1
+        self.iteration = Iteration(0)
         self.num_demanding = 0
         self.error: BaseException | None = None
         self._closed = self._is_copying = self._is_abandoned = False
@@ -68,10 +69,10 @@ class ExpertMemory:
         if self._worker:
             self._worker.start()
 
-    def start_iteration(self, iteration: int) -> None:
+    def start_iteration(self, iteration: Iteration) -> None:
         """Forget prefetches of earlier iterations and what they were waiting for."""
         with self.lock:
-            self._iteration, self.layer = iteration, -1
+            self.iteration = iteration
             self._pending.clear()
             self.cache.start_iteration()
 
@@ -86,10 +87,10 @@ class ExpertMemory:
         with self.lock:
             for prediction in predictions:
                 self.expected[prediction.layer] = prediction.probabilities
-            if iteration != self._iteration:
+            if iteration != self.iteration.number:
                 return
             for prediction in predictions:
-                if prediction.layer <= self.layer:
+                if prediction.layer <= self.iteration.layer:
                     continue
                 probabilities = prediction.probabilities[prediction.experts].tolist()
                 for expert, probability in zip(prediction.experts.tolist(), probabilities, strict=True):
@@ -242,11 +243,11 @@ class ExpertMemory:
         return True
 
     def _take_most_urgent(self) -> tuple[int, int] | None:
-        for key in [key for key in self._pending if key[0] <= self.layer or self.cache.state[key] != ABSENT]:
+        for key in [key for key in self._pending if key[0] <= self.iteration.layer or self.cache.state[key] != ABSENT]:
             del self._pending[key]
         if not self._pending:
             return None
-        urgent = max(self._pending, key=lambda key: prefetch_priority(self._pending[key], key[0], self.layer))
+        urgent = max(self._pending, key=lambda key: prefetch_priority(self._pending[key], key[0], self.iteration.layer))
         del self._pending[urgent]
         return urgent
 
@@ -279,7 +280,7 @@ class Lease:
         begin_s = time.perf_counter()
         memory.check()
         with memory.lock:
-            memory.layer = layer
+            memory.iteration.layer = layer
             self.access: Access = memory.cache.demand(layer, experts)
             self._missing = self.access.misses.tolist()
             memory.num_demanding += bool(self._missing)

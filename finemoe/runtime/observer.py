@@ -1,37 +1,41 @@
 """Observes a model's iterations from outside: embeddings, gate outputs, padding, and when a forward begins and ends.
 
-Attach and detach are inverses; the model's class, signature and modules stay untouched.
+Attach and detach are inverses; the model's class, signature and modules stay untouched. A forward is wrapped, not hooked: hooks
+after a forward are left out where an interrupt breaks it off, a `finally` is not.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial, wraps
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from finemoe.runtime.layers import MoELayer
+from finemoe.models.layers import MoELayer
 from finemoe.runtime.phases import Call, Forward, Phase, Requests, cache_of
 
 
 class Listener(Protocol):
-    """Who is told. `is_prefill`: whether it is known to be one. `rows` are the indices of the token rows that count (padding left
-    out), or None where all do; what else is known of the forward is `Observer.forward`."""
+    """Who is told of the outermost forward of each thread. `on_forward_end` comes last, whether the forward was complete or not,
+    also where another of these raised, and perhaps twice."""
 
-    def on_forward_start(self) -> None: ...
+    def on_forward_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
 
-    def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None: ...
+    def on_start(self, embeddings: torch.Tensor, forward: Forward) -> None: ...
 
     def on_router(self, layer: int, output: Any) -> None: ...
 
-    def on_forward_end(self, is_complete: bool) -> bool: ...
+    def on_forward_complete(self) -> None: ...
+
+    def on_forward_end(self) -> None: ...
 
 
 class Observer:
-    """Forward hooks on the embedding layer, the routers, and the modules that may be called with tokens: the model, and those
-    inside it that hold its embedding layer or all of its MoE layers. The outermost that a thread calls is its forward.
+    """Stands, from `attach` to `detach`, around the forward of the modules that may be called with tokens (the model, and those
+    inside it that hold its embedding layer or all of its MoE layers), and behind that of the embedding layer and the routers. The
+    outermost that a thread calls is its forward.
 
     Args:
         model: a Transformers model; layers: its MoE layers; listener: who is told; gates: whether gate outputs are wanted.
@@ -41,19 +45,29 @@ class Observer:
         self._listener = listener
         self._requests = Requests()
         self._of_thread = _Calls()
-        embedding = embedding_of(model)
-        # Where `generate` compiles the forward (static cache), the hooks are no part of the graph.
-        self._handles = []
-        self.modules = list(_callable_with_tokens(model, layers, embedding))
-        for module in self.modules:
-            before, after = torch.compiler.disable(self._before_forward), torch.compiler.disable(self._after_forward)
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(after, always_call=True))
-        if embedding is not None:
-            self._handles.append(embedding.register_forward_hook(torch.compiler.disable(self._after_embedding)))
-        for layer in layers if gates else ():
-            if layer.router is not None:
-                self._handles.append(layer.router.register_forward_hook(self._gate_hook(layer.index)))
+        self._embedding = embedding_of(model)
+        self._modules = list(_callable_with_tokens(model, layers, self._embedding))
+        self._routers = [(layer.index, layer.router) for layer in layers if gates and layer.router is not None]
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self) -> None:
+        """Begin to observe."""
+        # Where `generate` compiles the forward (static cache), what is observed is no part of the graph.
+        for module in self._modules:
+            self._undo.append(wrap_forward(module, self._run))
+        if self._embedding is not None:
+            self._hook(self._embedding, self._after_embedding)
+        for index, router in self._routers:
+            self._hook(router, self._gate_hook(index))
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def _hook(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        self._undo.append(module.register_forward_hook(torch.compiler.disable(hook)).remove)
 
     @property
     def forward(self) -> Forward:
@@ -70,26 +84,48 @@ class Observer:
     @property
     def is_inside(self) -> bool:
         """Whether the calling thread is in a forward."""
-        calls = self._of_thread.stack
-        return bool(calls) and _is_running(calls[0].module)
+        return bool(self._of_thread.stack)
 
-    def detach(self) -> None:
-        """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
+    @partial(torch.compiler.disable, recursive=False)  # the calls inside may be compiled: no graph goes through a `finally`
+    def _run(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        depth = len(self._of_thread.stack)
+        try:
+            try:
+                self._enter(module, forward, args, kwargs)
+                output = forward(*args, **kwargs)
+                self._complete(output)
+                return output
+            finally:
+                self._leave(depth)
+        finally:  # once more, should an interrupt have come right before it
+            self._leave(depth)
 
-    def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    @torch.compiler.disable
+    def _enter(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls = self._of_thread.stack
-        while calls and not (module is not calls[-1].module and _is_running(calls[-1].module)):
-            calls.pop()  # an interrupt broke it off
         is_outermost = not calls
         if is_outermost:
             self._of_thread.forward = None
-            self._listener.on_forward_start()
-        call = Call(module, args, kwargs)
+            self._listener.on_forward_start(args, kwargs)
+        call = Call(module, args, kwargs, forward)
         calls.append(call)
         if is_outermost and call.embeds is not None:
             self._start(call.embeds)
+
+    @torch.compiler.disable
+    def _complete(self, output: Any) -> None:
+        known = self._of_thread.forward
+        if known is not None:
+            self._requests.remember(cache_of(output), known.request)
+        if len(self._of_thread.stack) == 1:
+            self._listener.on_forward_complete()
+
+    @torch.compiler.disable
+    def _leave(self, depth: int) -> None:
+        del self._of_thread.stack[depth:]
+        if not depth:
+            self._of_thread.forward = None
+            self._listener.on_forward_end()
 
     def _after_embedding(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         if self._of_thread.stack:  # tokens that are embedded by hand are no forward
@@ -101,23 +137,9 @@ class Observer:
         rows = embeddings.reshape(-1, embeddings.shape[-1])
         if self._of_thread.forward is None:
             self._of_thread.forward = self._requests.forward(_together(calls, batch, num_tokens), batch, num_tokens)
-        known = self._of_thread.forward
-        self._listener.on_start(rows, known.phase.is_prefill is True, known.rows)
-
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        calls = self._of_thread.stack
-        if not any(call.module is module for call in calls):
-            return  # refused before it began, or given up after an interrupt
-        while calls.pop().module is not module:
-            pass
-        if self._of_thread.forward is not None:
-            self._requests.remember(cache_of(output), self._of_thread.forward.request)
-        if not calls:
-            self._listener.on_forward_end(output is not None)
-            self._of_thread.forward = None
+        self._listener.on_start(rows, self._of_thread.forward)
 
     def _gate_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        @torch.compiler.disable
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self._listener.on_router(layer, output)
 
@@ -130,6 +152,36 @@ class _Calls(threading.local):
     def __init__(self) -> None:
         self.stack: list[Call] = []
         self.forward: Forward | None = None
+
+
+Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def wrap_forward(module: nn.Module, around: Around) -> Callable[[], None]:
+    """Let around(module, forward, args, kwargs) stand in for a module's forward; returns what undoes it, also when called again.
+
+    Whoever looks at the signature (`generate` does) sees the module's own.
+    """
+    original, previous = module.forward, module.__dict__.get("forward")
+    is_there = True
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return around(module, original, args, kwargs) if is_there else original(*args, **kwargs)
+
+    wrapped = torch.compiler.disable(forward, recursive=False)
+    module.__dict__["forward"] = wrapped
+
+    def undo() -> None:
+        nonlocal is_there
+        is_there = False  # should others have put theirs around it
+        if module.__dict__.get("forward") is wrapped:
+            if previous is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = previous
+
+    return undo
 
 
 def embedding_of(model: nn.Module) -> nn.Module | None:
@@ -169,13 +221,3 @@ def _together(calls: Sequence[Call], batch: int, num_tokens: int) -> Call:
         if inner.cache is None and call.cache is not None and call.packed is not None:
             inner.cache = call.cache
     return inner
-
-
-def _is_running(module: nn.Module) -> bool:
-    """Whether the calling thread is inside a module's call."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

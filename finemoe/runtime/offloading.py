@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from finemoe.models.layers import MoELayer, activated_per_token, find_moe_layers
 from finemoe.policies.base import PolicySetup
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.guards import require_contiguous, require_free, require_offloadable
-from finemoe.runtime.layers import MoELayer, activated_per_token, find_moe_layers
 from finemoe.runtime.observer import embedding_of
 from finemoe.runtime.options import engine_options
 

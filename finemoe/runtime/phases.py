@@ -58,11 +58,17 @@ class Call:
     """The arguments of one module's forward, as far as they tell of phases.
 
     Args:
-        module: whose forward is called; args, kwargs: what with.
+        module: whose forward is called; args, kwargs: what with. forward: the module's own, where another stands in for it.
     """
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        arguments = _bound(module, args, kwargs)
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        arguments = _bound(module, module.forward if forward is None else forward, args, kwargs)
         self.module = module
         self.embeds = arguments.get("inputs_embeds") if isinstance(arguments.get("inputs_embeds"), torch.Tensor) else None
         self.mask = arguments.get("attention_mask")
@@ -261,9 +267,8 @@ def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
 
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bound(module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by name, whether given by position or by keyword."""
-    forward = module.forward
     try:
         signature = _signature_of(getattr(forward, "__func__", forward))
         bound = signature.bind_partial(module, *args) if hasattr(forward, "__func__") else signature.bind_partial(*args)

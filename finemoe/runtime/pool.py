@@ -18,7 +18,7 @@ class SlotPool:
     """
 
     def __init__(self, layouts: Sequence[RecordLayout], num_slots: int, device: torch.device) -> None:
-        self.device = device
+        self.device, self.num_slots = device, num_slots
         slot_bytes = max(layout.nbytes for layout in layouts)
         try:
             self._bytes = torch.zeros((num_slots, slot_bytes), dtype=torch.uint8, device=device)

@@ -7,8 +7,8 @@ from tqdm.auto import tqdm
 from transformers.initialization import no_init_weights
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.geometry import config_of
-from finemoe.runtime.layers import MoELayer
+from finemoe.models.geometry import config_of
+from finemoe.models.layers import MoELayer
 from finemoe.runtime.pretrained import class_of, reason_of, type_of
 from finemoe.runtime.skeleton import Skeleton
 from finemoe.runtime.tiers import RecordStore

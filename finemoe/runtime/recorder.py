@@ -12,9 +12,9 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.interrupts import while_attached
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.following import FedSequence, Follower
 from finemoe.runtime.generation import tokenizer_option
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.observer import embedding_of
 from finemoe.runtime.offloading import identity_of
 from finemoe.runtime.prompts import Prompt, as_batch, as_prompts, encode

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch
 
-from finemoe.runtime.layers import MoELayer
+from finemoe.models.layers import MoELayer
 
 _PHASES = 256  # bytes after which alignment begins anew, the most that any kernel looks at
 LINE_BYTES = 64  # to which memory on the CPU is aligned

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.observer import embedding_of
 from finemoe.traces import RoutingTrace
 

@@ -8,10 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemoe.errors import FinemoeError
+from finemoe.models.layers import MoELayer, find_moe_layers
+from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
-from finemoe.runtime.engine import Engine, require_possible
+from finemoe.runtime.engine import Engine
 from finemoe.runtime.guards import require_offloadable
-from finemoe.runtime.layers import MoELayer, find_moe_layers
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.pretrained import model_without_experts

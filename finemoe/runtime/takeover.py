@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finemoe.runtime.layers import MoELayer
+from finemoe.models.layers import MoELayer
 from finemoe.runtime.records import room_for
 from finemoe.runtime.tiers import RecordStore
 

@@ -13,10 +13,11 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.expert_map import lookahead_width, top_ids
+from finemoe.models.layers import MoELayer, scores_of
 from finemoe.runtime.gates import GateOutput
-from finemoe.runtime.layers import MoELayer, scores_of
 from finemoe.runtime.lookahead import AheadOutput, Choice, RoutersAhead
 from finemoe.runtime.observer import Observer
+from finemoe.runtime.phases import Forward
 
 _threads: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()  # that have a tape on a model
 
@@ -60,7 +61,6 @@ class Tape:
         self.is_whole = True  # whether every router gave a score to every expert, so that maps are known whole
         self._forwards: Forwards | None = None
         self._fed: Fed | None = None
-        self._is_checked = False  # whether the tokens of the forward that runs are known to be those of `_fed`
         self._router_output: Any = None
         self._kept: dict[tuple[str, int], list[np.ndarray]] = {}  # by (what, layer): rows of each forward
         self._model, self._strides = model, strides
@@ -78,12 +78,12 @@ class Tape:
                     "another thread is recording this model; record one after the other, or give each thread its own model"
                 )
             if self._strides:
-                ahead = RoutersAhead(self._model, self._layers, self._strides, lambda *seen: self.on_residual(ahead, *seen))
+                ahead = RoutersAhead(self._model, self._layers, self._strides, self)
                 undo.callback(ahead.detach)
+                ahead.attach()
             observer = Observer(self._model, self._layers, self)
             undo.callback(observer.detach)
-            for module in observer.modules:  # after the observer's own hooks, which begin a forward
-                undo.callback(module.register_forward_pre_hook(self._check_tokens, with_kwargs=True).remove)
+            observer.attach()
             for layer in self._layers:
                 undo.callback(layer.experts.register_forward_pre_hook(self._experts_hook(layer)).remove)
             self._undo = undo.pop_all()
@@ -105,13 +105,14 @@ class Tape:
         of_layers = {name: np.stack([np.concatenate(self._kept[name, number]) for number in numbers], axis=1) for name in names}
         return of_layers | {"embeddings": np.concatenate(self._kept["embeddings", 0])}
 
-    def on_forward_start(self) -> None:
+    def on_forward_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._is_own_thread():
             return
-        self._is_checked = False
         self._fed = None if self._forwards is None else self._forwards.next_forward()
+        if self._fed is not None:
+            _require_tokens(self._fed, args, kwargs)
 
-    def on_start(self, embeddings: torch.Tensor, is_prefill: bool, rows: torch.Tensor | None) -> None:
+    def on_start(self, embeddings: torch.Tensor, forward: Forward) -> None:
         if not self._is_own_thread():
             return
         self._require_begun()
@@ -140,50 +141,34 @@ class Tape:
         self._keep("probs", layer.index, gate.distribution(self._fed.new).astype(np.float16))
         self._keep("selected", layer.index, selected[self._fed.new])
 
-    def on_residual(self, ahead: RoutersAhead, layer: int, residual: torch.Tensor) -> None:
+    def wants_ahead(self, layer: int) -> bool:
+        return self._fed is not None and self._is_own_thread()
+
+    def on_ahead(self, layer: int, choices: Sequence[Choice | None], targets: Sequence[int]) -> None:
         """What the routers applied ahead give after a layer, for every stride."""
-        if self._fed is None or not self._is_own_thread():
-            return
+        assert self._fed is not None
         top_k = self._kept["selected", layer][-1].shape[-1]
-        choices, targets = ahead.choices(layer, residual), ahead.targets(layer)
         ids, probs = _said_ahead(choices, targets, self._num_experts, top_k, self._fed)
         self._keep("ahead_ids", layer, ids)
         self._keep("ahead_probs", layer, probs)
 
-    def on_forward_end(self, is_complete: bool) -> bool:
-        if not self._is_own_thread():
-            return True
-        fed, self._fed = self._fed, None
-        if fed is not None and is_complete:
-            counts = {len(self._kept.get(("selected", layer.index), ())) for layer in self._layers}
-            widths = {self._kept["selected", layer.index][-1].shape[1] for layer in self._layers} if len(counts) == 1 else set()
-            if counts != {len(self._kept.get(("embeddings", 0), ()))} or len(widths) != 1:
-                raise FinemoeError(_RUNS_ELSEWHERE)
-        return True
+    def on_forward_complete(self) -> None:
+        if self._fed is None or not self._is_own_thread():
+            return
+        counts = {len(self._kept.get(("selected", layer.index), ())) for layer in self._layers}
+        widths = {self._kept["selected", layer.index][-1].shape[1] for layer in self._layers} if len(counts) == 1 else set()
+        if counts != {len(self._kept.get(("embeddings", 0), ()))} or len(widths) != 1:
+            raise FinemoeError(_RUNS_ELSEWHERE)
+
+    def on_forward_end(self) -> None:
+        if self._is_own_thread():
+            self._fed = None
 
     def _keep(self, name: str, layer: int, rows: np.ndarray) -> None:
         self._kept.setdefault((name, layer), []).append(rows)
 
     def _is_own_thread(self) -> bool:
         return threading.get_ident() == self._thread
-
-    def _check_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuses a forward over other tokens than `generate` prepared, as where a caller's code runs the model in between.
-
-        Raises:
-            FinemoeError: its tokens are others.
-        """
-        if self._fed is None or self._is_checked or not self._is_own_thread():
-            return
-        self._is_checked = True  # modules inside may be given others, such as placeholders
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
-            return
-        if not np.array_equal(tokens.flatten().cpu().numpy(), self._fed.tokens):
-            raise FinemoeError(
-                "the model is fed other tokens than generate prepared for it (by a hook, or by code that runs the model in "
-                "between?), which record cannot follow"
-            )
 
     def _require_begun(self) -> None:
         if self._forwards is not None:
@@ -194,6 +179,22 @@ class Tape:
             self.on_experts(layer, args[1], args[2])
 
         return hook
+
+
+def _require_tokens(fed: Fed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a forward over other tokens than `generate` prepared, as where a caller's code runs the model in between.
+
+    Raises:
+        FinemoeError: its tokens are others.
+    """
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
+        return
+    if not np.array_equal(tokens.flatten().cpu().numpy(), fed.tokens):
+        raise FinemoeError(
+            "the model is fed other tokens than generate prepared for it (by a hook, or by code that runs the model in "
+            "between?), which record cannot follow"
+        )
 
 
 def _said_ahead(

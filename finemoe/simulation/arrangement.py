@@ -6,7 +6,6 @@ Batches and long requests are made of recorded iterations, never of invented one
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
 from finemoe.errors import FinemoeError
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
@@ -48,13 +47,15 @@ class Arrangement:
         return cls(trace.arranged(order, offsets), _contexts(trace.offsets)[order], np.zeros(len(offsets) - 1))
 
     @classmethod
-    def arriving(cls, trace: RoutingTrace, arrivals: pd.DataFrame, seed: int = 0) -> "Arrangement":
-        """Requests that arrive and are as long as a table says, made of a shorter trace's iterations.
+    def arriving(
+        cls, trace: RoutingTrace, arrivals_s: np.ndarray, prompt_tokens: np.ndarray, new_tokens: np.ndarray, seed: int = 0
+    ) -> "Arrangement":
+        """Requests of given arrivals and lengths, made of a shorter trace's iterations.
 
         Args:
             trace: recorded requests with prefills. A new request takes the prompt tokens of one of them and of those after it, as
                 many as it needs, and likewise its decode iterations.
-            arrivals: columns arrival_s, prompt_tokens, new_tokens, one row per request in order of arrival.
+            arrivals_s: [R] when each request arrives, ascending. prompt_tokens, new_tokens: [R] how many it brings and gets.
             seed: draws the recorded request that each begins with.
         Raises:
             FinemoeError: the trace has no prompt tokens or no decode iterations.
@@ -62,18 +63,17 @@ class Arrangement:
         is_prompt = trace.phase == PREFILL
         if is_prompt.all() or not is_prompt.any():
             raise FinemoeError("the trace needs prompt tokens and decode iterations, to make longer requests of them")
-        firsts = np.random.default_rng(seed).integers(0, trace.num_requests, len(arrivals))
+        firsts = np.random.default_rng(seed).integers(0, trace.num_requests, len(arrivals_s))
         pieces, lengths = [], []
-        wanted = (arrivals[name].to_numpy() for name in ("prompt_tokens", "new_tokens"))
-        for first, prompt_tokens, new_tokens in zip(trace.offsets[firsts], *wanted, strict=True):
-            prompt = _following(is_prompt, first, prompt_tokens)
-            pieces += [prompt, _following(~is_prompt, first, new_tokens - 1)]
+        for first, num_prompt, num_new in zip(trace.offsets[firsts], prompt_tokens, new_tokens, strict=True):
+            prompt = _following(is_prompt, first, num_prompt)
+            pieces += [prompt, _following(~is_prompt, first, num_new - 1)]
             lengths.append((len(prompt), len(pieces[-1])))
         offsets = np.cumsum([0, *(sum(pair) for pair in lengths)])
         step = np.concatenate([np.maximum(np.arange(prompt + new) - prompt + 1, 0) for prompt, new in lengths])
         phase = np.where(step == 0, PREFILL, DECODE)
         made = trace.arranged(np.concatenate(pieces), offsets, step.astype(np.int32), phase.astype(np.uint8))
-        return cls(made, _contexts(offsets), arrivals.arrival_s.to_numpy(dtype=float))
+        return cls(made, _contexts(offsets), np.asarray(arrivals_s, dtype=float))
 
 
 def with_lookahead(trace: RoutingTrace, strides: tuple[int, ...]) -> RoutingTrace:

@@ -64,7 +64,7 @@ class ModelSize:
     @classmethod
     def from_config(cls, source: Any, name: str = "") -> "ModelSize":
         """Sizes from a configuration, as `Geometry.from_config` takes it."""
-        from finemoe.maps.geometry import Geometry, config_of
+        from finemoe.models.geometry import Geometry, config_of
 
         geometry, text = Geometry.from_config(source), config_of(source).get_text_config()
         head = text.vocab_size * text.hidden_size

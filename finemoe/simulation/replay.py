@@ -16,14 +16,15 @@ from finemoe.cache.compiled import RULE_CODES, Events
 from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
+from finemoe.policies.predictions import Predictions
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.events import Iterations, block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
+from finemoe.simulation.hearing import hear
 from finemoe.simulation.instant import InstantCache
-from finemoe.simulation.plan import Predictions
-from finemoe.simulation.planner import predict
+from finemoe.simulation.moments import by_moment
 from finemoe.simulation.tally import Recall
 from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import ModelledPace, Pace, TimedCache
@@ -221,7 +222,7 @@ def _run(
         for block in iteration_blocks(trace, block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
             hidden_size = 0 if pace is None else pace.hidden_size
-            predictions, read_bytes = predict(policy, trace, block, begins, demanded, hidden_size)
+            predictions, read_bytes = hear(policy, trace, block, begins, demanded, hidden_size)
             recall.add(begins, demanded, predictions)
             events = _events(trace, block, begins, demanded, future.take(len(demanded)), predictions)
             durations = None if pace is None else pace.durations(trace, block, begins, demanded, read_bytes)
@@ -242,4 +243,4 @@ def _events(
 ) -> Events:
     num_events = len(block) * trace.num_layers
     layers = np.tile(np.arange(trace.num_layers), len(block))
-    return Events(layers, layers == 0, begins, demanded, next_use, *predictions.arrays(num_events, trace.num_layers))
+    return Events(layers, layers == 0, begins, demanded, next_use, *by_moment(predictions, num_events, trace.num_layers))

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from finemoe.policies.predictions import Predictions
 from finemoe.report import Report, RequestReport
 from finemoe.simulation.events import Iterations
-from finemoe.simulation.plan import Predictions
+from finemoe.simulation.moments import targets_of
 from finemoe.traces import PREFILL, RoutingTrace
 
 _NAN = float("nan")
@@ -20,7 +21,7 @@ class Recall:
 
     def add(self, begins: np.ndarray, demanded: np.ndarray, told: Predictions) -> None:
         """A block's demanded sets and predictions."""
-        targets = told.targets(self._num_layers)
+        targets = targets_of(told, self._num_layers)
         predictions = np.flatnonzero(targets >= 0)
         if not len(predictions):
             return
@@ -29,7 +30,7 @@ class Recall:
         last[targets[predictions]] = predictions  # the later of equal targets stays
         owners = np.repeat(np.arange(len(counts)), counts)
         known = last[owners] >= 0
-        ranks = _ranks(told.rows)[last[owners[known]], demanded[known]]
+        ranks = _ranks(told.probabilities)[last[owners[known]], demanded[known]]
         self._recalled += int((ranks < counts[owners[known]]).sum())
         self._ranked += int(known.sum())
 

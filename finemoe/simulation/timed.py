@@ -67,7 +67,7 @@ class Pace(Protocol):
     def durations(
         self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
-        """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`predict`)."""
+        """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`hear`)."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from finemoe.artifact.analysis.systems import SYSTEMS
 from finemoe.artifact.plotting import machine, provenance, save_figure, save_table, series_styles, use_style
+from finemoe.simulation.systems import SYSTEMS
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from finemoe.artifact import sentences
 from finemoe.artifact.sentences import PACKAGED, embed_sentences, prompt_texts, why_missing
 from finemoe.errors import FinemoeError
-from finemoe.workloads import load_prompts
+from finemoe.workloads import read_prompts
 from tests.test_traces import make_trace
 
 TEXTS = ["How do I bake bread?", "What is the way to make a loaf of bread?", "Who painted the ceiling?", ""]
@@ -94,7 +94,7 @@ def test_no_model_is_a_reason_of_its_own():
 
 def test_texts_come_in_the_order_of_the_trace(tmp_path):
     trace = replace(make_trace(0, (3, 3)), request_ids=("questions-017", "questions-004"), splits=())
-    rows = {row["id"]: row["prompt"] for row in load_prompts("questions")}
+    rows = {row["id"]: row["prompt"] for row in read_prompts("questions")}
     assert prompt_texts(trace, "questions") == [rows["questions-017"], rows["questions-004"]]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"id": f"questions-0{number}", "text": number}) + "\n" for number in ("04", "17")))

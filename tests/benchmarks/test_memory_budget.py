@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.records import RecordLayout
 
 pytestmark = pytest.mark.timeout(900)  # more than the memory

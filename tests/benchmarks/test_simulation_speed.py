@@ -1,7 +1,6 @@
 """Virtual time: one (model, dataset, system) cell of Fig. 10, 64 requests of 125 tokens, in seconds (run with `make bench`)."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from finemoe.artifact.analysis.latency import LATENCY_SYSTEMS
@@ -21,8 +20,8 @@ def cell_of(model: str) -> tuple[RoutingTrace, RoutingTrace]:
     if not path.is_file():
         pytest.skip("no recorded traces: run `make reproduce` first")
     trace = RoutingTrace.load(path)
-    lengths = pd.DataFrame({"arrival_s": np.zeros(64), "prompt_tokens": 40, "new_tokens": 125})
-    return trace.split("history"), Arrangement.arriving(trace.split("served"), lengths).trace
+    requests = np.zeros(64), np.full(64, 40), np.full(64, 125)
+    return trace.split("history"), Arrangement.arriving(trace.split("served"), *requests).trace
 
 
 @pytest.mark.parametrize("name", [name for name in LATENCY_SYSTEMS if name != "No-offload"])

@@ -159,18 +159,23 @@ def test_systems_load_as_section_3_says():
     synchronous = dict.fromkeys(("deepspeed-inference", "mixtral-offloading", "moe-infinity"), True)
     for name, is_synchronous in (synchronous | {"promoe": False, "finemoe": False}).items():
         with finemoe.offload(model, 0.5, name) as engine:
-            has_worker = engine._memories.memories[0]._worker is not None
+            has_worker = engine.memories.memories[0]._worker is not None
         assert has_worker != is_synchronous, name
     with finemoe.offload(model, 0.5, "moe-infinity", asynchronous=True) as engine:
-        assert engine._memories.memories[0]._worker is not None
+        assert engine.memories.memories[0]._worker is not None
 
 
 def test_no_offload_holds_everything_on_any_number_of_devices_and_after_an_interrupt():
     """Round-robin shares may differ by one expert: every device has room for its own."""
+
+    def broken_off(*_):
+        raise KeyboardInterrupt
+
     model = build("mixtral")
     with finemoe.offload(model, 0.1, "no-offload", devices=5) as engine, torch.no_grad():
         model(input_ids=torch.tensor([[3, 4, 5]]))
-        engine._is_moving = True  # as a forward that broke off inside a layer leaves it
+        with engine.probe.computing_with(broken_off), pytest.raises(KeyboardInterrupt):  # inside a layer
+            model(input_ids=torch.tensor([[3, 4]]))
         model(input_ids=torch.tensor([[6, 7]]))
         report = engine.report()
     assert (report.misses, report.demand_bytes) == (0, 0)

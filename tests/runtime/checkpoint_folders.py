@@ -33,7 +33,7 @@ from transformers import (
 
 import finemoe
 from finemoe.errors import FinemoeError
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.pretrained import whole_model
 from finemoe.runtime.records import RecordLayout
 from tests.runtime import families

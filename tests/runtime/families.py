@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from finemoe.runtime.layers import is_experts
+from finemoe.models.layers import is_experts
 
 DECORATOR = "@use_experts_implementation"
 LAYERS, EXPERTS, ACTIVATED, VOCABULARY, FIRST_ORDINARY_TOKEN = 4, 8, 2, 96, 40

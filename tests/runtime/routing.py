@@ -20,7 +20,7 @@ from transformers import BatchEncoding, PreTrainedModel
 
 import finemoe
 from finemoe.errors import FinemoeError
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from tests.runtime import families
 
 PROMPT = (41, 57, 43, 66, 71, 48, 90, 52)

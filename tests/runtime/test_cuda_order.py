@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import finemoe
-from finemoe.runtime import engine as engine_module
+from finemoe.runtime import attachment
+from finemoe.runtime.compute_stream import ComputeStream
 from finemoe.runtime.link import CudaLink
 from finemoe.runtime.pool import SlotPool
 from tests.runtime.models import FAMILIES, ODD_FAMILY, build, padded_batch
@@ -81,7 +82,7 @@ def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLin
         expected = model.generate(**batch, max_new_tokens=6, min_new_tokens=6)
     notes = Notes(monkeypatch)
     monkeypatch.setattr(link, "notes", notes.lines, raising=False)
-    monkeypatch.setattr(engine_module, "make_link", lambda device, description: link(device))
+    monkeypatch.setattr(attachment, "make_link", lambda device, description: link(device))
     original = SlotPool.weights
 
     def weights(self, layer, slot, expert):
@@ -91,7 +92,7 @@ def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLin
     monkeypatch.setattr(SlotPool, "weights", weights)
     with finemoe.offload(model, share, policy) as engine, torch.no_grad():
         assert torch.equal(model.generate(**batch, max_new_tokens=6, min_new_tokens=6), expected)
-        slots = engine._memories.memories[0].pool._bytes
+        slots = engine.memories.memories[0].pool._bytes
         return list(notes.lines), slots.data_ptr(), slots.shape[1]
 
 
@@ -170,8 +171,8 @@ def test_a_stream_that_takes_over_waits_for_the_one_before(monkeypatch):
             waited.append((self.name, other.name))
 
     first, second, device = Stream("first"), Stream("second"), torch.device("cuda", 0)
-    with finemoe.offload(build("mixtral"), 0.5, "on-demand") as engine:
-        for stream in (first, first, second, second, first):
-            monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
-            engine._follow_stream(device)
+    followed = ComputeStream()
+    for stream in (first, first, second, second, first):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+        followed.follow(device)
     assert waited == [("second", "first"), ("first", "second")]

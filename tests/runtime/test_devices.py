@@ -11,8 +11,8 @@ import torch
 
 import finemoe
 from finemoe.cache.placement import owners_of
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime import devices
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.link import MemoryLink
 from finemoe.traces import RoutingTrace
 from tests.runtime import families
@@ -39,11 +39,11 @@ def test_bit_equal_on_several_pools(family, policy, num_devices):
     for share in (smallest, 0.4, 1.0):
         with finemoe.offload(model, share, policy, devices=num_devices) as engine:
             assert torch.equal(model.generate(**batch, **GENERATION), expected)
-            caches = [memory.cache for memory in engine._memories.memories]
+            caches = [memory.cache for memory in engine.memories.memories]
             assert len(caches) == num_devices
             for index, cache in enumerate(caches):
                 held = np.argwhere(cache.state)
-                assert all(engine._memories.owner(layer, expert) == index for layer, expert in held)
+                assert all(engine.memories.owner(layer, expert) == index for layer, expert in held)
                 assert len(held) == cache.num_admitted - cache.num_evicted <= cache.num_slots
             report = engine.report()
             loaded = report.demand_bytes + report.prefetched_bytes
@@ -53,10 +53,10 @@ def test_bit_equal_on_several_pools(family, policy, num_devices):
 def test_bytes_are_per_device_and_shares_over_all():
     model = build("mixtral")
     with finemoe.offload(model, 0.5, devices=2) as engine:
-        assert [memory.cache.num_slots for memory in engine._memories.memories] == [8, 8]
+        assert [memory.cache.num_slots for memory in engine.memories.memories] == [8, 8]
         record_bytes = engine.records.record_bytes
     with finemoe.offload(model, 3 * record_bytes, devices=2) as engine:
-        assert [memory.cache.num_slots for memory in engine._memories.memories] == [3, 3]
+        assert [memory.cache.num_slots for memory in engine.memories.memories] == [3, 3]
 
 
 class DelayedLink(MemoryLink):
@@ -80,9 +80,9 @@ def random_history(layers: int, experts: int) -> RoutingTrace:
 @pytest.mark.slow
 def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
     """Every layer's output equals the reference, every byte is accounted for, memory and threads do not grow."""
-    from finemoe.runtime import engine as engine_module
+    from finemoe.runtime import attachment
 
-    monkeypatch.setattr(engine_module, "make_link", lambda device, description: DelayedLink())
+    monkeypatch.setattr(attachment, "make_link", lambda device, description: DelayedLink())
     model, reference = build("mixtral"), build("mixtral")
     model_layers, reference_layers = find_moe_layers(model), find_moe_layers(reference)
     history, generator, draw = random_history(4, 8), torch.Generator().manual_seed(0), random.Random(1)
@@ -101,8 +101,8 @@ def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
                         expected = theirs.experts(hidden, picks, weights)
                         assert torch.equal(mine.experts(hidden, picks, weights), expected)
                 report = engine.report()
-                caches = [memory.cache for memory in engine._memories.memories]
-                for memory in engine._memories.memories:
+                caches = [memory.cache for memory in engine.memories.memories]
+                for memory in engine.memories.memories:
                     with memory.changed:
                         memory.changed.wait_for(lambda memory=memory: not memory._is_copying, timeout=10)
                         assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)

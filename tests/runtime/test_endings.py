@@ -29,6 +29,7 @@ OPTIONS = {
 # What attaching calls that is not of the model's own: their lines are where interrupts strike.
 ATTACHING = {
     "engine.py",
+    "attachment.py",
     "takeover.py",
     "memory.py",
     "devices.py",
@@ -107,8 +108,8 @@ def test_an_interrupt_anywhere_in_attaching_leaves_the_model_as_it_was(kind, by_
     with torch.no_grad():
         expected = model(**batch).logits
     before, at, step = facts_of(model), 1, 0
-    functions = {"_attach", "__init__", "begin", "start"} if by_instruction else None
-    files = {"engine.py", "worker.py", "reaper.py"} if by_instruction else ATTACHING
+    functions = {"attach", "_attach", "__init__", "begin", "start"} if by_instruction else None
+    files = {"engine.py", "attachment.py", "worker.py", "reaper.py"} if by_instruction else ATTACHING
     while offload_with(model, InterruptAt(at, files, functions, by_instruction), **OPTIONS[kind]):
         assert facts_of(model) == before, f"event {at}"
         left = [thread.name for thread in threading.enumerate() if thread.name.startswith("finemoe")]

@@ -8,9 +8,9 @@ import torch
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.policies.base import PolicySetup
 from finemoe.policies.on_demand import OnDemand
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.timeline import Timeline
@@ -161,7 +161,7 @@ def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeyp
     if broken == "search":
         monkeypatch.setattr(engine.policy, "on_gate", fail)
     else:
-        monkeypatch.setattr(engine._memories.memories[0], "_copy_in_chunks", fail)
+        monkeypatch.setattr(engine.memories.memories[0], "_copy_in_chunks", fail)
     with engine, torch.no_grad(), pytest.raises(EngineError, match="moon") as raised:
         model.generate(**batch, max_new_tokens=100, min_new_tokens=100)
     assert isinstance(raised.value.__cause__, RuntimeError)

@@ -13,8 +13,8 @@ import transformers
 
 import finemoe
 from finemoe.errors import FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.policies import LIVE_POLICIES, POLICIES
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.records import RecordLayout
 from tests.parts import NUM_PARTS, part
 from tests.runtime import families

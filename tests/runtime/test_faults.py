@@ -12,9 +12,8 @@ import finemoe
 from finemoe.cache.expert_cache import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
-from finemoe.runtime import engine as engine_module
-from finemoe.runtime import lean
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
+from finemoe.runtime import attachment, lean
 from finemoe.runtime.tiers import RecordStore
 from tests.runtime.models import build, padded_batch
 
@@ -42,7 +41,7 @@ def test_an_interrupt_anywhere_and_then_again(policy, where, at, monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     expected = model.generate(**batch, **GENERATION)
     with finemoe.offload(model, 0.2, policy, asynchronous=False) as engine:
-        memory = engine._memories.memories[0]
+        memory = engine.memories.memories[0]
         holder, name = {
             "record": (engine.records, "record"),
             "copy": (memory.link, "copy"),
@@ -72,7 +71,7 @@ def test_an_interrupt_beside_workers_and_then_again(at, monkeypatch):
         monkeypatch.undo()
         for _ in range(2):
             assert torch.equal(model.generate(**batch, **GENERATION), expected)
-        cache = engine._memories.memories[0].cache
+        cache = engine.memories.memories[0].cache
         assert cache.num_admitted - cache.num_evicted == cache.num_held
 
 
@@ -214,7 +213,7 @@ def test_an_interrupted_preload_and_then_on(where, at, monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     expected = model.generate(**batch, **GENERATION)
     with finemoe.offload(model, 0.5, "on-demand") as engine:
-        memory = engine._memories.memories[0]
+        memory = engine.memories.memories[0]
         holder = {"record": engine.records, "copy": memory.link}.get(where, memory.cache)
         monkeypatch.setattr(holder, where, Interrupts(getattr(holder, where), at))
         with pytest.raises(KeyboardInterrupt):
@@ -233,7 +232,7 @@ def test_an_interrupt_while_prefetching_in_line_and_then_again(at, monkeypatch):
     expected = model.generate(**batch, **GENERATION)
     with finemoe.offload(model, 0.2, asynchronous=False) as engine:
         model.generate(**batch, **GENERATION)  # there is something to predict from
-        memory = engine._memories.memories[0]
+        memory = engine.memories.memories[0]
         monkeypatch.setattr(memory, "_copy_in_chunks", Interrupts(memory._copy_in_chunks, at))
         with pytest.raises(KeyboardInterrupt):
             model.generate(**batch, **GENERATION)
@@ -285,7 +284,7 @@ def test_an_interrupted_recovery_goes_on_where_it_was(monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     expected = model.generate(**batch, **GENERATION)
     with finemoe.offload(model, 0.2, "on-demand") as engine:
-        memory = engine._memories.memories[0]
+        memory = engine.memories.memories[0]
         for holder, name, at in ((memory.cache, "admit", 7), (memory.cache, "reset", 1)):  # inside a layer, then while recovering
             monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
             with pytest.raises(KeyboardInterrupt):
@@ -307,11 +306,11 @@ def test_an_inner_module_called_after_an_interrupt_before_the_first_layer(embeds
         expected = model.model(**then).last_hidden_state
         with finemoe.offload(model, 0.2, asynchronous=False) as engine:
             model.model(**batch)  # there is something to predict from
-            memory = engine._memories.memories[0]
+            memory = engine.memories.memories[0]
             monkeypatch.setattr(memory, "_copy_in_chunks", Interrupts(memory._copy_in_chunks, 1))
             with pytest.raises(KeyboardInterrupt):
                 model.model(**batch)
-            assert engine._layer < 0, "the interrupt was to strike while the first layers are prefetched"
+            assert engine.iteration.layer < 0, "the interrupt was to strike while the first layers are prefetched"
             monkeypatch.undo()
             assert torch.equal(model.model(**then).last_hidden_state, expected)
             assert (memory.cache.state != LOADING).all()
@@ -378,8 +377,8 @@ def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it(monk
     copying: list[str] = []
     with torch.no_grad(), finemoe.offload(model, 0.3, "on-demand") as engine:
         expected = model(**batch).logits
-        engine._memories.reset()
-        link = engine._memories.memories[0].link
+        engine.memories.reset()
+        link = engine.memories.memories[0].link
         copy = link.copy
 
         def pause(*args):
@@ -403,7 +402,7 @@ def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it(monk
 @torch.inference_mode()
 def test_an_offload_that_fails_in_inference_mode_gives_back_a_model_for_all_modes(monkeypatch):
     model = build("mixtral")
-    monkeypatch.setattr(engine_module, "Guards", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(attachment, "Guards", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         finemoe.offload(model, 0.3)
     assert not any(parameter.data.is_inference() for parameter in model.model.layers[0].mlp.experts.parameters())

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.paths import MINIATURES
 from finemoe.runtime.checkpoint import Shards
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.loading import load_model, load_tokenizer
 from finemoe.runtime.pretrained import LoadingStep
 from tests.runtime import families

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import finemoe
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.records import RecordLayout
 from tests.runtime.models import FAMILIES, build, padded_batch
 

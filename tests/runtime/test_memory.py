@@ -11,6 +11,7 @@ from finemoe.cache.expert_cache import RESIDENT, ExpertCache
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
+from finemoe.runtime.iteration import Iteration
 from finemoe.runtime.link import Completion, Link, _Done
 from finemoe.runtime.memory import ExpertMemory, Lease
 from finemoe.runtime.pool import SlotPool
@@ -63,7 +64,7 @@ class Fixture:
         timeline = Timeline()
         self.memory = ExpertMemory(self.cache, self.records, pool, self.link, self.counters, timeline, asynchronous)
         self.memory.start()
-        self.memory.start_iteration(1)
+        self.memory.start_iteration(Iteration(1))
 
     def post(self, *requests: tuple[int, int, float], iteration: int = 1) -> None:
         self.memory.post(iteration, [prediction(*request) for request in requests])
@@ -100,7 +101,7 @@ def use(memory: ExpertMemory, layer: int, experts: list[int]) -> list[int]:
 
 def test_prefetches_go_by_probability_over_distance(fixture):
     f = fixture(slots=12, asynchronous=False)
-    f.memory.layer = 0
+    f.memory.iteration.layer = 0
     f.post((4, 0, 0.9), (1, 1, 0.3), (2, 2, 0.5), (1, 3, 0.2))
     assert f.order() == [1 * 4 + 1, 2 * 4 + 2, 4 * 4 + 0, 1 * 4 + 3]  # 0.3, 0.25, 0.225, 0.2
 
@@ -235,7 +236,7 @@ def test_reset_empties_the_cache_and_the_next_use_loads_again(fixture):
     f.memory.demand(1, np.array([0]))  # a forward that breaks off here
     f.memory.reset()
     assert not f.cache.state.any()
-    f.memory.start_iteration(2)
+    f.memory.start_iteration(Iteration(2))
     assert use(f.memory, 1, [0, 1, 2]) == [4, 5, 6]
     assert (f.cache.state == RESIDENT).sum() == f.cache.num_admitted - f.cache.num_evicted == f.cache.num_resident
 
@@ -276,7 +277,7 @@ def test_a_prefetch_that_lands_while_a_slot_is_looked_for_makes_room_by_itself(f
     """All slots are needed but that of a prefetch, which arrives just after an expert that is missing found no room."""
     f = fixture(slots=slots)
     use(f.memory, 1, hits)
-    f.memory.start_iteration(1)
+    f.memory.start_iteration(Iteration(1))
     f.link.held = 4 + 1  # of the running layer, and not demanded
     f.post((1, 1, 0.9))
     assert f.link.started.wait(10)

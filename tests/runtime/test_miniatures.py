@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import finemoe
+from finemoe.models.layers import find_moe_layers
 from finemoe.paths import MINIATURES
 from finemoe.policies import LIVE_POLICIES
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.runtime.loading import load_model
 
 pytestmark = pytest.mark.timeout(300)  # real sizes

@@ -160,7 +160,7 @@ def test_a_timeline_ends_with_what_breaks_off_and_says_what_it_left_out(tmp_path
     with finemoe.offload(model, 0.3, "on-demand") as engine:
         with pytest.raises(KeyboardInterrupt), engine.timeline(tmp_path / "none.json"):
             raise KeyboardInterrupt
-        assert not engine._timeline.is_recording
+        assert not engine.parts.timeline.is_recording
         monkeypatch.setattr("finemoe.runtime.timeline._MOST_SPANS", 5)
         with pytest.warns(UserWarning, match=r"the last \d+ spans are left out"), engine.timeline(tmp_path / "step.json"):
             model.generate(**ONE_ROW, **FIXED)

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchEncoding
 
 import finemoe
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.phases import Call
 from tests.runtime import families
 from tests.runtime.models import build

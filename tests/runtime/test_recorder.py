@@ -6,7 +6,7 @@ import torch
 
 import finemoe
 from finemoe.errors import FinemoeError
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
 from finemoe.traces import DECODE, PREFILL
 from tests.runtime.models import FAMILIES, build
 from tests.runtime.test_lossless import WordTokenizer

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
 import finemoe
-from finemoe.runtime.layers import find_moe_layers
+from finemoe.models.layers import find_moe_layers
+from finemoe.models.shipped import resolve
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.records import RecordLayout, copied_in_phase, phase_of, room_for
-from finemoe.shipped import resolve
 from tests.runtime import families
 from tests.runtime.models import ODD_FAMILY, build, padded_batch
 
@@ -35,7 +35,7 @@ def phases(model) -> list[int]:
 
 
 def phases_in_slots(engine) -> list[int]:
-    pool = engine._memories.memories[0].pool
+    pool = engine.memories.memories[0].pool
     layers = range(len(engine.records.layouts))
     return [weight.data_ptr() % LINE_BYTES for layer in layers for weight in pool.weights(layer, 1, 0).values()]
 

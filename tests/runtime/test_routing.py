@@ -9,9 +9,9 @@ import torch
 
 import finemoe
 from finemoe.errors import FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.paths import ROOT
 from finemoe.runtime.gates import distribution_of, sparse_distribution
-from finemoe.runtime.layers import find_moe_layers
 from tests.runtime import families, routing
 from tests.runtime.test_families import CHOSEN, NO_LOOKAHEAD, UNSUPPORTED
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finemoe
-from finemoe.runtime import engine as engine_module
+from finemoe.runtime import attachment
 from finemoe.runtime import snapshot as snapshot_module
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from tests.runtime.models import build, padded_batch
@@ -210,7 +210,7 @@ def test_threads_share_buffers(cuda):
 
 @pytest.mark.parametrize("policy", ["finemoe", "promoe", "mixtral-offloading"])
 def test_an_engine_has_buffers_for_its_first_layers(cuda, monkeypatch, policy):
-    monkeypatch.setattr(engine_module, "host_buffers", lambda device, count: HostBuffers(CUDA, count))
+    monkeypatch.setattr(attachment, "host_buffers", lambda device, count: HostBuffers(CUDA, count))
     monkeypatch.setattr(snapshot_module, "_is_on_cuda", lambda values: False)
     model, batch = build("qwen2_moe"), padded_batch()
     with torch.no_grad():
@@ -229,11 +229,11 @@ def test_an_engine_has_buffers_for_its_first_layers(cuda, monkeypatch, policy):
             assert (len(cuda.allocated), cuda.num_events) == made
             assert torch.equal(model.generate(**batch, max_new_tokens=6, min_new_tokens=6), tokens)
             engine.report()  # the matcher gives the last ones back when it has read them
-            assert len(engine._buffers._free) == len(cuda.allocated)
-        assert len(engine._buffers._free) == 0
+            assert len(engine.parts.buffers._free) == len(cuda.allocated)
+        assert len(engine.parts.buffers._free) == 0
 
 
 def test_an_engine_on_a_cpu_has_none(monkeypatch):
     monkeypatch.setattr(snapshot_module, "HostBuffer", lambda *_: pytest.fail("nothing is to be page-locked"))
     with finemoe.offload(build("mixtral"), 0.3) as engine:
-        assert engine._buffers is None
+        assert engine.parts.buffers is None

@@ -64,9 +64,9 @@ def test_an_embedding_elsewhere_is_no_iteration(batch, policy, entry):
     expected, enter = inside(model, batch, entry)
     with finemoe.offload(model, 0.1, policy) as engine:
         paused = enter()
-        before = engine._iteration
+        before = engine.iteration.number
         model.get_input_embeddings()(torch.arange(5)[None])
-        assert engine._iteration == before
+        assert engine.iteration.number == before
         assert torch.equal(paused.finish(), expected)
 
 
@@ -102,7 +102,7 @@ def test_a_forward_that_waits_while_the_engine_closes_goes_on_without_it(batch):
         with torch.no_grad():
             found.append(model(**batch).logits)
 
-    with engine._mutex:
+    with engine.session.door:
         thread = threading.Thread(target=serve)
         thread.start()
         engine.close()
@@ -140,9 +140,9 @@ def test_an_engine_that_is_dropped_leaves_nothing(batch, policy):
     engine = finemoe.offload(model, 0.3, policy)
     with torch.no_grad():
         model(**batch)
-    memory = engine._memories.memories[0]
+    memory = engine.memories.memories[0]
     left = [weakref.ref(one) for one in (model, engine, engine.records, memory.pool)]
-    threads, lock = [thread for thread in (memory._worker, engine._matcher._thread) if thread], memory.lock
+    threads, lock = [thread for thread in (memory._worker, engine.parts.matcher._thread) if thread], memory.lock
     del memory
     with lock:  # which the worker needs to end: whoever happens to collect must not wait for it
         del model, engine

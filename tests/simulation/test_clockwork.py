@@ -77,7 +77,7 @@ def _answer(rng: np.random.Generator, moment: int) -> list[tuple[int, np.ndarray
 
 
 def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -> np.ndarray:
-    """Flat ids by p / (layer - current layer), as Predictions.arrays orders them."""
+    """Flat ids by p / (layer - current layer), as `by_moment` orders them."""
     layer = moment // 2 % LAYERS if moment % 2 else -1
     asked = [(-float(row[e]) / (target - layer), target * EXPERTS + e) for target, row, wanted in answer for e in wanted]
     return np.array([flat for _, flat in sorted(asked)], dtype=np.int64)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
+from finemoe.intervals import bootstrap_mean
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
-from finemoe.metrics import bootstrap_mean
 from finemoe.policies.finemoe import fill_store
 from finemoe.traces import DECODE, RoutingTrace
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.analysis.latency import LATENCY_SYSTEMS, latency_table, means
-from finemoe.artifact.analysis.systems import System
+from finemoe.simulation.systems import System
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 

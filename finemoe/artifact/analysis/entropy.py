@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from finemoe.errors import FinemoeError
-from finemoe.metrics import bootstrap_mean, entropy_bits
+from finemoe.intervals import bootstrap_mean
 from finemoe.traces import DECODE, RoutingTrace
 
 
@@ -126,3 +126,12 @@ def plateau_after(curve: np.ndarray, share: float = 0.9) -> int:
     """Iterations after which a rising curve [n] has made `share` of its whole rise."""
     rise = curve[-1] - curve[0]
     return int(np.argmax(curve >= curve[0] + share * rise)) + 1
+
+
+def entropy_bits(weights: np.ndarray) -> np.ndarray:
+    """Shannon entropy in bits of non-negative weights along the last axis, normalised there; 0 where all weights are 0."""
+    weights = np.asarray(weights, dtype=float)
+    totals = weights.sum(axis=-1, keepdims=True)
+    shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
+    logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+    return -(shares * logs).sum(axis=-1)

@@ -17,11 +17,12 @@ from finemoe.artifact.analysis.coverage import coverage_table, recorded_maps
 from finemoe.artifact.analysis.disagreement import disagreement_table
 from finemoe.artifact.analysis.latency import distance_table, systems_on_testbed
 from finemoe.artifact.analysis.prediction import prediction_table
-from finemoe.artifact.analysis.systems import ABLATION, EVICTIONS, SYSTEMS, eviction_systems, system_table
+from finemoe.artifact.analysis.system_tables import ABLATION, EVICTIONS, eviction_systems, system_table
 from finemoe.artifact.plotting import save_table
 from finemoe.importers.gpt_oss import MODEL, load_gpt_oss, sample_path
 from finemoe.paths import DATA
 from finemoe.simulation.synthetic import statistics_of
+from finemoe.simulation.systems import SYSTEMS
 from finemoe.traces import RoutingTrace
 
 DATASET = "mixed"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from finemoe.shipped import NAMES
-from finemoe.workloads import load_prompts
+from finemoe.models.shipped import NAMES
+from finemoe.workloads import read_prompts
 
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm")  # beside "eager"; the first is Transformers' default
 DTYPES = ("float32", "bfloat16")
@@ -27,7 +27,7 @@ def implementation_table(models: Sequence[str] = NAMES, num_prompts: int = _NUM_
         Rows (model, dtype, implementation, largest_difference, largest_logit, share): the difference, eager's largest logit by
         magnitude, and the first over the second.
     """
-    prompts = list(load_prompts("questions", limit=num_prompts)["prompt"])
+    prompts = [prompt["prompt"] for prompt in read_prompts("questions", limit=num_prompts)]
     return pd.DataFrame([row for model in models for dtype in DTYPES for row in _rows(model, dtype, prompts)])
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finemoe.artifact.analysis.systems import System, left_out
 from finemoe.errors import FinemoeError
-from finemoe.metrics import Interval, bounds, resample_counts
+from finemoe.intervals import Interval, bounds, resample_counts
 from finemoe.paths import ROOT
 from finemoe.policies import POLICIES
 from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.replay import replay_setup, sweep
+from finemoe.simulation.systems import System, left_out
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 

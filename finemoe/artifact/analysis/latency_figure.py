@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS
-from finemoe.artifact.analysis.systems import SYSTEMS
 from finemoe.artifact.measured import NOT_YET
 from finemoe.artifact.plotting import model_title, provenance, series_styles, use_style
 from finemoe.simulation.cost import PUBLISHED
+from finemoe.simulation.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from finemoe.artifact.analysis.arrivals import queued
 from finemoe.artifact.analysis.latency import BASELINES, request_rows
-from finemoe.artifact.analysis.systems import System, left_out
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.metrics import bootstrap_ratio
+from finemoe.intervals import bootstrap_ratio
 from finemoe.simulation.arrangement import Arrangement, with_lookahead
-from finemoe.simulation.arrivals import queued
 from finemoe.simulation.replay import sweep
+from finemoe.simulation.systems import System, left_out
 from finemoe.traces import RoutingTrace
 
 _TRAINED_BEFOREHAND = ("promoe",)
@@ -36,18 +36,20 @@ def online_table(
     """Every arriving request under every system.
 
     Args:
-        trace: whose iterations the requests are made of. arrivals: as `simulation.arrivals` gives them.
+        trace: whose iterations the requests are made of. arrivals: as `analysis.arrivals` gives them.
         training: what ProMoE's predictors are trained on, no request of `trace` among them.
     Returns:
         The rows of `latency_table` with arrival_s, prompt_tokens, new_tokens, service_s (from its start), waiting_s (before
         it) and latency_s (both).
     """
     tables = []
+    arrivals_s, prompt_tokens, new_tokens = (arrivals[name].to_numpy() for name in ("arrival_s", "prompt_tokens", "new_tokens"))
     missing = left_out(trace, systems, prefetch_distance)
     for name, system in systems.items():
         if name in missing:
             continue
-        arrangement = Arrangement.arriving(with_lookahead(trace, system.strides(prefetch_distance)), arrivals, seed)
+        needed = with_lookahead(trace, system.strides(prefetch_distance))
+        arrangement = Arrangement.arriving(needed, arrivals_s, prompt_tokens, new_tokens, seed)
         options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
         known = training if system.policy in _TRAINED_BEFOREHAND else None
         options |= {"hardware": hardware, "arrangement": arrangement, **system.options}
@@ -55,7 +57,7 @@ def online_table(
         rows = pd.concat([request_rows(report, name, expert_memory), arrivals.reset_index(drop=True)], axis=1)
         decode_s = np.where(rows.num_decode_steps > 0, rows.tpot_s * rows.num_decode_steps, 0.0)
         service_s = rows.ttft_s.to_numpy() + decode_s
-        waiting_s = queued(arrivals.arrival_s.to_numpy(), service_s)
+        waiting_s = queued(arrivals_s, service_s)
         tables.append(rows.assign(service_s=service_s, waiting_s=waiting_s, latency_s=service_s + waiting_s))
     return pd.concat(tables, ignore_index=True)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.analysis.entropy import decode_rows, requests_of
+from finemoe.intervals import bootstrap_ratio
 from finemoe.maps.expert_map import top_ids
 from finemoe.maps.store import ExpertMapStore
-from finemoe.metrics import bootstrap_ratio
 from finemoe.policies.finemoe import fill_store
 from finemoe.policies.moe_infinity import request_counts
 from finemoe.policies.promoe import trained_predictors

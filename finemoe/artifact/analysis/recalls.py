@@ -17,8 +17,8 @@ from finemoe.artifact.analysis.entropy import decode_rows, requests_of
 from finemoe.artifact.analysis.prediction import overlap, own_count_hits
 from finemoe.artifact.plotting import save_table
 from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
+from finemoe.intervals import bootstrap_ratio
 from finemoe.maps.expert_map import top_ids
-from finemoe.metrics import bootstrap_ratio
 from finemoe.paths import DATA
 from finemoe.policies.promoe import trained_predictors
 from finemoe.traces import RoutingTrace

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from finemoe.intervals import Interval, bootstrap_mean, resample_counts
 from finemoe.maps.expert_map import top_ids
-from finemoe.metrics import Interval, bootstrap_mean, resample_counts
 from finemoe.traces import PREFILL, RoutingTrace
 
 SEARCHES = ("semantic", "trajectory", "sentence")

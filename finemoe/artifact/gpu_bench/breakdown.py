@@ -16,7 +16,6 @@ from finemoe.artifact.gpu_bench.software import resident_step_s, warm_step_s
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.measured import Breakdown
-from finemoe.artifact.pipeline.timing import no_arithmetic
 from finemoe.traces import DECODE, RoutingTrace
 
 
@@ -45,8 +44,7 @@ def parts(settings: Settings, subjects: Subjects, folder: Path) -> Iterator[Part
 def measure(subject: Subject, expert_memory: float) -> list[Breakdown]:
     """By differences of whole decode steps, since waits for the device are nowhere to be seen on the host."""
     subject.require_parts()
-    with no_arithmetic():
-        rest_s = resident_step_s(subject)
+    rest_s = resident_step_s(subject, computes_experts=False)
     resident_s, engine_s = resident_step_s(subject), warm_step_s(subject, "finemoe")
     whole_s, spans = _served(subject, expert_memory)
     found = {

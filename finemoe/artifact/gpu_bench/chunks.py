@@ -31,9 +31,9 @@ def measure(subject: Subject, chunk_bytes: int | None, settings: Settings) -> li
     """The served requests one after the other, as in `systems`; None moves an expert in one piece."""
     requests = requests_of(subject.served, _POLICY, settings)
     with subject.engine(_POLICY, settings.baseline_memory, requests) as (engine, routing):
-        for memory in engine._memories.memories:
+        for memory in engine.memories.memories:
             memory.link.chunk_bytes = chunk_bytes or memory.records.record_bytes
             memory.link.chunks_in_flight = _IN_FLIGHT
         found = serve(subject.name, engine, routing, requests, _POLICY, settings.baseline_memory)
-        link = engine._memories.memories[0].link
+        link = engine.memories.memories[0].link
         return [Chunks(**asdict(one), chunk_bytes=link.chunk_bytes, chunks_in_flight=link.chunks_in_flight) for one in found]

@@ -69,5 +69,5 @@ class DelayedLink(Link):
 
 def delay(engine: Engine, seed: int) -> None:
     """Put random delays before every copy of an engine's links, from now on."""
-    for number, memory in enumerate(engine._memories.memories):
+    for number, memory in enumerate(engine.memories.memories):
         memory.link = DelayedLink(memory.link, memory.pool.device, seed + number)

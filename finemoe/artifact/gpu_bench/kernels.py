@@ -36,7 +36,7 @@ def measure(subject: Subject, rounds: int) -> list[Kernels]:
         routing.detach()  # the shapes here are nobody's requests
         engine.preload()
         whole = [_iteration(subject, "iteration", shape, rounds) for shape in SHAPES]
-        with no_arithmetic():
+        with no_arithmetic(engine):
             rest = [_iteration(subject, "layer", shape, rounds) for shape in SHAPES]
         return [*whole, *rest, *(_expert(subject, engine, count, rounds) for count in EXPERT_TOKENS)]
 
@@ -70,9 +70,9 @@ def _expert(subject: Subject, engine: Any, num_tokens: int, rounds: int) -> Kern
     """One expert's share of a layer in which K experts compute so many tokens each: with their arithmetic less without."""
     call = _layers(subject, engine, num_tokens)
     with_s, with_kernels_s = _both(call, subject, rounds)
-    with no_arithmetic():
+    with no_arithmetic(engine):
         without_s, without_kernels_s = _both(call, subject, rounds)
-    count = len(subject.layers) * engine._setup.top_k
+    count = len(subject.layers) * engine.setup.top_k
     seconds, kernel_seconds = (with_s - without_s) / count, (with_kernels_s - without_kernels_s) / count
     return Kernels(subject.name, "expert", num_tokens, 0, max(seconds, 0.0), max(kernel_seconds, 0.0))
 
@@ -84,7 +84,7 @@ def _both(call: Callable[[], object], subject: Subject, rounds: int) -> tuple[fl
 
 def _layers(subject: Subject, engine: Any, num_tokens: int) -> Callable[[], object]:
     """Every layer's experts on the same tokens, all of which select experts 0 to K-1."""
-    top_k, width = engine._setup.top_k, subject.model.config.get_text_config().hidden_size
+    top_k, width = engine.setup.top_k, subject.model.config.get_text_config().hidden_size
     hidden = torch.randn(num_tokens, width, device=subject.device, dtype=subject.model.dtype)
     selected = torch.arange(top_k, device=subject.device).expand(num_tokens, top_k).contiguous()
     weights = torch.full((num_tokens, top_k), 1.0 / top_k, device=subject.device, dtype=hidden.dtype)

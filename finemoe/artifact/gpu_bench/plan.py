@@ -32,7 +32,16 @@ from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 
 # Whose code decides what comes out.
-_MEASURED = ("cache", "compiling.py", "gpu_bench", "maps", "pipeline/timing.py", "policies", "runtime")
+_MEASURED = (
+    "artifact/gpu_bench",
+    "artifact/pipeline/timing.py",
+    "cache",
+    "compiling.py",
+    "maps",
+    "models",
+    "policies",
+    "runtime",
+)
 _OF_MODELS = (kernels, overhead, software, systems, chunks, baseline)
 _ADDED_UP = ("models", "policies", "expert_memories", "checked_models")  # settings of which several calls may each have a part
 _NOT_OF_THE_MACHINE = ("groups", "host_memory_bytes", "traces")

@@ -10,7 +10,7 @@ from finemoe.errors import FinemoeError
 from finemoe.runtime.loading import load, load_model, load_tokenizer
 from finemoe.runtime.recorder import record
 from finemoe.traces import RoutingTrace
-from finemoe.workloads import prompt_rows
+from finemoe.workloads import read_prompts
 
 _BATCH_SIZE = 16
 
@@ -27,7 +27,7 @@ def routing_of(target: Target, settings: Settings, folder: Path) -> RoutingTrace
 
 
 def _record(target: Target, settings: Settings) -> RoutingTrace:
-    rows = prompt_rows("questions", settings.num_prompts)
+    rows = read_prompts("questions", limit=settings.num_prompts)
     if target.recorded_from is not None:
         model, tokenizer = load_model(target.recorded_from)
         return _trace_of(model, tokenizer, rows, settings.num_tokens, _BATCH_SIZE)

@@ -9,9 +9,9 @@ from typing import Any
 
 from finemoe.compiling import IS_COMPILED
 from finemoe.errors import FinemoeError
+from finemoe.models.shipped import NAMES
 from finemoe.paths import MINIATURES, MODEL_CONFIGS
 from finemoe.policies import POLICIES as POLICY_CLASSES
-from finemoe.shipped import NAMES
 from finemoe.simulation.cost import PUBLISHED
 
 POLICIES = ("finemoe", "on-demand", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference")

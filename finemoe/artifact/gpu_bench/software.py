@@ -1,6 +1,7 @@
 """What a layer takes under each policy when there is nothing to load, measured on the history's requests."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.measured import Software
-from finemoe.artifact.pipeline.timing import always_accounting
+from finemoe.artifact.pipeline.timing import no_arithmetic
 from finemoe.artifact.pipeline.validation import search_times_s
 from finemoe.policies import make_policy
 from finemoe.runtime.replayed import ReplayedRouting
@@ -42,16 +43,17 @@ def measure(subject: Subject, policy: str, settings: Settings) -> Software:
     return Software(subject.name, policy, warm_step_s(subject, policy) / len(subject.layers), *searches_s)
 
 
-def resident_step_s(subject: Subject) -> float:
-    """A decode step with every expert on the device for good."""
+def resident_step_s(subject: Subject, computes_experts: bool = True) -> float:
+    """A decode step with every expert on the device for good, or all of it but their arithmetic."""
     with subject.engine("on-demand", 1.0, subject.history) as (engine, routing):
         engine.preload()
-        return _step_s(routing)
+        with nullcontext() if computes_experts else no_arithmetic(engine):
+            return _step_s(routing)
 
 
 def warm_step_s(subject: Subject, policy: str) -> float:
     """A decode step with every expert on the device and everything else done as if some were not."""
-    with subject.engine(policy, 1.0, subject.history) as (engine, routing), always_accounting():
+    with subject.engine(policy, 1.0, subject.history) as (engine, routing), engine.probe.accounting():
         engine.preload()
         return _step_s(routing)
 

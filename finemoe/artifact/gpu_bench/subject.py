@@ -7,8 +7,9 @@ import torch
 
 from finemoe.artifact.gpu_bench.bench import NotHere
 from finemoe.artifact.gpu_bench.settings import Settings, Target, is_fast_enough
+from finemoe.models.layers import MoELayer
+from finemoe.models.shipped import resolve
 from finemoe.runtime.engine import Engine
-from finemoe.runtime.layers import MoELayer
 from finemoe.runtime.lean import is_common
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import engine_options
@@ -16,7 +17,6 @@ from finemoe.runtime.random_model import RandomModel
 from finemoe.runtime.replayed import ReplayedRouting, with_embeddings_of
 from finemoe.runtime.skeleton import Skeleton
 from finemoe.runtime.takeover import empty, restore
-from finemoe.shipped import resolve
 from finemoe.traces import RoutingTrace
 
 _DTYPE = torch.bfloat16

@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 
 from finemoe.artifact.miniatures import grammar
-from finemoe.workloads import GENRES, make_prompts
+from finemoe.artifact.miniatures.prompts import make_prompts
+from finemoe.workloads import GENRES
 
 _MIN_DOCSTRING = 120
 

@@ -40,7 +40,7 @@ def measured_breakdown(
     link = paced_link(one_expert_bytes(model) / load_s)
     with finemoe.offload(model, expert_memory, "finemoe", link=link, **options) as engine:
         spans = _decode_spans(engine, model, tokenizer, prompts, num_tokens)
-        num_layers = len(engine._layers)
+        num_layers = len(engine.layers)
     engine_ms = max(0.0, spans["layers"] - spans["waiting"] - resident["layers"])
     return {
         "attention_ms": spans["iteration"] - spans["layers"],

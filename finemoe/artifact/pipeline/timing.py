@@ -6,7 +6,7 @@ Variants are timed in turn, round by round in one process, so that whatever else
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 
 import finemoe
 from finemoe.cache.expert_cache import RESIDENT
-from finemoe.metrics import Interval, bootstrap_median
+from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
 VARIANTS = ("eager", "default", "on-demand", "finemoe")
@@ -72,21 +72,20 @@ def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:
 
 def engine_time_s(engine: Any, num_rounds: int) -> float:
     """An engine's own time per layer at one token, without the experts' arithmetic, when nothing is missing; median."""
-    with no_arithmetic():
+    with no_arithmetic(engine):
         return float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
 
 
 def expert_time_s(engine: Any, num_rounds: int) -> float:
     """One expert's arithmetic for one token; median."""
     with_arithmetic_s = float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
-    return max(0.0, with_arithmetic_s - engine_time_s(engine, num_rounds)) / engine._setup.top_k
+    return max(0.0, with_arithmetic_s - engine_time_s(engine, num_rounds)) / engine.setup.top_k
 
 
 def prefetch_time_s(model: Any, load_s: float, num_experts: int = 8) -> float:
     """How long a prefetched expert keeps a paced link busy, chunk by chunk, while others wait."""
     with finemoe.offload(model, 0.5, "on-demand", link=paced_link(one_expert_bytes(model) / load_s)) as engine:
-        memory = engine._memories.memories[0]
-        memory.start_iteration(1)
+        memory = _started_memory(engine)
         begin_s = time.perf_counter()
         for layer in range(num_experts):
             _post(memory, layer=layer, experts=1)
@@ -100,16 +99,15 @@ def wake_time_s(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int,
     """What waiting for a load costs beyond the load: handing it to the link's thread and being woken late (measured on one load
     over an idle paced link), and going on with cold caches (a model with everything resident that pauses in every layer)."""
     with finemoe.offload(model, 0.5, "on-demand", link=paced_link(one_expert_bytes(model) / load_s)) as engine:
-        memory = engine._memories.memories[0]
-        memory.start_iteration(1)
-        handing_s = float(np.median([_demand_s(memory, layer, 0) for layer in range(len(engine._layers))])) - load_s
+        memory = _started_memory(engine)
+        handing_s = float(np.median([_demand_s(memory, layer, 0) for layer in range(len(engine.layers))])) - load_s
     with finemoe.offload(model, 1.0, "on-demand") as engine:
         engine.preload()
         calls = [_generation(model, tokenizer, [prompt], num_tokens) for prompt in prompts]
         unpaused_s = _tpot_s(engine, calls)
-        with _pauses(load_s) as paused:
+        with _pauses(engine, load_s) as paused:
             pausing_s = _tpot_s(engine, calls)
-        cold_s = (pausing_s - unpaused_s) / len(engine._layers) - float(np.mean(paused))
+        cold_s = (pausing_s - unpaused_s) / len(engine.layers) - float(np.mean(paused))
     return max(0.0, handing_s) + max(0.0, cold_s)
 
 
@@ -130,21 +128,18 @@ def _tpot_s(engine: Any, calls: list[Callable[[list[Any]], object]]) -> float:
 
 
 @contextmanager
-def _pauses(length_s: float) -> Iterator[list[float]]:
+def _pauses(engine: Any, length_s: float) -> Iterator[list[float]]:
     """Every layer's experts wait that long; the real lengths are in the list."""
-    from unittest.mock import patch
-
-    from finemoe.runtime.lean import lean_forward
-
+    compute = engine.probe.compute
     real_s: list[float] = []
 
     def pausing(*arguments: Any) -> Any:
         begin_s = time.perf_counter()
         time.sleep(length_s)
         real_s.append(time.perf_counter() - begin_s)
-        return lean_forward(*arguments)
+        return compute(*arguments)
 
-    with patch("finemoe.runtime.engine.lean_forward", pausing):
+    with engine.probe.computing_with(pausing):
         yield real_s
 
 
@@ -214,32 +209,17 @@ def _decode_s(call: Callable[[list[Any]], object]) -> float:
     return (times_s[-1] - times_s[0]) / (len(times_s) - 1)
 
 
-@contextmanager
-def no_arithmetic() -> Iterator[None]:
-    """Engines hand a layer's input through instead of computing its experts."""
-    from unittest.mock import patch
-
-    with patch("finemoe.runtime.engine.lean_forward", lambda module, weights, hidden_states, *_: hidden_states):
-        yield
-
-
-@contextmanager
-def always_accounting() -> Iterator[None]:
-    """Engines account, publish and search although everything is resident."""
-    from unittest.mock import patch
-
-    from finemoe.runtime.devices import DeviceMemories
-
-    with patch.object(DeviceMemories, "is_all_resident", property(lambda memories: False)):
-        yield
+def no_arithmetic(engine: Any) -> AbstractContextManager[None]:
+    """The engine hands a layer's input through instead of computing its experts."""
+    return engine.probe.computing_with(lambda module, weights, hidden_states, *_: hidden_states)
 
 
 def _layers_s(engine: Any) -> float:
     """Time per layer of one iteration over all layers, experts 0 to K-1 demanded in each."""
     import torch
 
-    layers, top_k = engine._layers, engine._setup.top_k
-    hidden = torch.zeros(1, engine._model.config.hidden_size)
+    layers, top_k = engine.layers, engine.setup.top_k
+    hidden = torch.zeros(1, engine.model.config.hidden_size)
     selected, weights = torch.arange(top_k)[None], torch.full((1, top_k), 1.0 / top_k)
     with torch.inference_mode():
         begin_s = time.perf_counter()
@@ -250,7 +230,7 @@ def _layers_s(engine: Any) -> float:
 
 def one_expert_bytes(model: Any) -> int:
     """What a record of one expert takes."""
-    from finemoe.runtime.layers import find_moe_layers
+    from finemoe.models.layers import find_moe_layers
     from finemoe.runtime.records import RecordLayout
 
     return max(RecordLayout.of(layer).nbytes for layer in find_moe_layers(model))
@@ -267,9 +247,17 @@ def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
     record_s = one_expert_bytes(model) / bytes_per_s
     for _ in range(num_trials):
         with finemoe.offload(model, 0.5, "on-demand", link=paced_link(bytes_per_s)) as engine:
-            memory = engine._memories.memories[0]
-            memory.start_iteration(1)
+            memory = _started_memory(engine)
             yield memory, record_s
+
+
+def _started_memory(engine: Any) -> Any:
+    """The expert memory of the first device, in its first iteration."""
+    from finemoe.runtime.iteration import Iteration
+
+    memory = engine.memories.memories[0]
+    memory.start_iteration(Iteration(1))
+    return memory
 
 
 def _post(memory: Any, layer: int, experts: int) -> None:

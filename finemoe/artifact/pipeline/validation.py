@@ -115,7 +115,7 @@ def measure_machine(
         serve(model, tokenizer, prompts[:1], num_tokens, engine)  # warms up
         served = [one.report for one in serve(model, tokenizer, prompts, num_tokens, engine)]
         expert_s = expert_time_s(engine, num_rounds)
-        num_layers = len(engine._layers)
+        num_layers = len(engine.layers)
     prefill_s, decode_s = (float(np.mean([one[name] for one in served])) for name in ("ttft_s", "tpot_s"))
     engine_s = {}
     for policy in policies:

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import entropy
 
 from finemoe.artifact.analysis.entropy import (
     decode_rows,
+    entropy_bits,
     entropy_table,
     plateau_after,
     request_entropies,
@@ -16,6 +19,8 @@ from finemoe.artifact.analysis.entropy import (
 )
 from finemoe.errors import FinemoeError
 from tests.test_traces import make_trace
+
+weights = arrays(np.float64, (4, 6), elements=st.floats(0, 10))
 
 
 def bits(counts: np.ndarray) -> float:
@@ -85,3 +90,17 @@ def test_a_trace_without_decode_iterations_is_named():
     prompts_only = type(trace)(**{**trace.__dict__, "phase": np.zeros_like(trace.phase)})
     with pytest.raises(FinemoeError, match="no decode iterations"):
         entropy_table(prompts_only)
+
+
+@given(weights)
+def test_entropy_is_scipys(values):
+    positive = values.sum(axis=1) > 0
+    np.testing.assert_allclose(entropy_bits(values)[positive], entropy(values[positive], base=2, axis=1), atol=1e-9)
+    assert (entropy_bits(values)[~positive] == 0).all()
+
+
+@given(weights)
+def test_entropy_is_concave(values):
+    """Coarse >= fine holds for any data: the entropy of a mean of distributions is at least their mean entropy."""
+    shares = (values + 1e-3) / (values + 1e-3).sum(axis=1, keepdims=True)
+    assert entropy_bits(shares.mean(axis=0)) >= entropy_bits(shares).mean() - 1e-9

@@ -6,14 +6,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finemoe.artifact.analysis.implementations import DTYPES, IMPLEMENTATIONS, implementation_table
 from finemoe.paths import MINIATURES
-from finemoe.workloads import load_prompts
+from finemoe.workloads import read_prompts
 
 
 def test_differences_are_those_of_plain_transformers():
     table = implementation_table(["mixtral-mini"], num_prompts=1).set_index(["dtype", "implementation"])
     assert list(table.index) == [(dtype, name) for dtype in DTYPES for name in IMPLEMENTATIONS]
     folder = MINIATURES / "mixtral-mini"
-    inputs = AutoTokenizer.from_pretrained(folder)(load_prompts("questions", limit=1)["prompt"][0], return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(folder)(read_prompts("questions", limit=1)[0]["prompt"], return_tensors="pt")
     logits = {}
     for name in ("eager", "grouped_mm"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, experts_implementation=name).eval()

@@ -6,6 +6,7 @@ import pytest
 
 import finemoe
 from finemoe.artifact.analysis import verdicts
+from finemoe.artifact.analysis.arrivals import azure_like
 from finemoe.artifact.analysis.footprint import footprint_table
 from finemoe.artifact.analysis.latency import (
     LATENCY_SYSTEMS,
@@ -17,7 +18,6 @@ from finemoe.artifact.analysis.latency import (
 )
 from finemoe.artifact.analysis.online import online_summary, online_table
 from finemoe.errors import FinemoeError
-from finemoe.simulation.arrivals import azure_like
 from finemoe.simulation.cost import CostModel, size_named
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from finemoe.simulation.testbed import FOLDER

@@ -20,7 +20,7 @@ from finemoe.artifact.analysis.similarity import (
 )
 from finemoe.errors import FinemoeError
 from finemoe.importers.request_table import load_mmlu, sample_folder
-from finemoe.metrics import bootstrap_mean
+from finemoe.intervals import bootstrap_mean
 from finemoe.paths import DATA
 from tests.importers.test_request_table import GROUPS, make_counts, make_table
 from tests.test_traces import make_trace

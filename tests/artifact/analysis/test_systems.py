@@ -5,19 +5,11 @@ from dataclasses import replace
 import pytest
 
 import finemoe
-from finemoe.artifact.analysis.systems import (
-    ABLATION,
-    EVICTIONS,
-    SYSTEMS,
-    chosen_systems,
-    eviction_systems,
-    gain,
-    left_out,
-    system_reports,
-    system_table,
-)
+from finemoe.artifact.analysis.system_tables import ABLATION, EVICTIONS, eviction_systems, gain, system_table
 from finemoe.cache.compiled import RULE_CODES
 from finemoe.errors import FinemoeError
+from finemoe.simulation.comparison import system_reports
+from finemoe.simulation.systems import SYSTEMS, chosen_systems, left_out
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
 

@@ -40,8 +40,8 @@ from finemoe.artifact.measured import (
     write_table,
 )
 from finemoe.errors import FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.paths import ROOT
-from finemoe.runtime.layers import find_moe_layers
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 from tests.runtime import families

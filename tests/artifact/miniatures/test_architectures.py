@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from finemoe.artifact.miniatures.architectures import config_of
 from finemoe.errors import FinemoeError
-from finemoe.shipped import NAMES
+from finemoe.models.shipped import NAMES
 
 SHAPES = {"mixtral-mini": (32, 8, 2, "mixtral"), "qwen-mini": (24, 60, 4, "qwen2_moe"), "phi-mini": (32, 16, 2, "phimoe")}
 

@@ -3,7 +3,8 @@
 import pytest
 
 from finemoe.artifact.miniatures.corpus import conversations, documentation, held_out_prompts, training_texts
-from finemoe.workloads import GENRES, make_prompts
+from finemoe.artifact.miniatures.prompts import make_prompts
+from finemoe.workloads import GENRES
 
 pytestmark = pytest.mark.timeout(300)  # the whole corpus is read
 

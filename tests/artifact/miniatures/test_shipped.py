@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finemoe.errors import FinemoeError
+from finemoe.models.shipped import NAMES, resolve
 from finemoe.paths import MINIATURES
-from finemoe.shipped import NAMES, resolve
 
 pytestmark = pytest.mark.timeout(300)  # real sizes
 

@@ -1,11 +1,13 @@
 """The picture of a comparison of systems: hit rate against expert memory, and beside it what was loaded for it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from finemoe.artifact.analysis.systems import SYSTEMS
-from finemoe.artifact.plotting import model_title, provenance, series_styles, use_style
+from finemoe.artifact.plotting import model_title, provenance, save_figure, series_styles, use_style
+from finemoe.simulation.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +22,18 @@ _KINDS = {
 }
 
 
+def save_comparison(rows: Sequence[dict[str, Any]], trace: str, details: Sequence[str], stem: Path) -> None:
+    """Draw the rows of `comparison_rows` to `stem`.pdf and .png, with the table behind the picture in .csv.
+
+    Args:
+        trace: its name, the title. details: settings, for the line below the figure.
+    """
+    table = pd.DataFrame(rows)
+    save_figure(comparison_figure(table, trace, "", *details), table, stem)
+
+
 def comparison_figure(table: pd.DataFrame, model: str, dataset: str, *details: str) -> "Figure":
-    """Draw what `analysis.systems.system_table` found.
+    """Draw what `analysis.system_tables.system_table` found.
 
     Args:
         table: its rows. model, dataset: for the title. details: settings, for the line below the figure.

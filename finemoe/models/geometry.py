@@ -4,11 +4,9 @@ Experts are found through Transformers' experts seam, without per-family code. A
 to one of the J - K routed experts the token does not visit; embeddings count as active (so counts the paper's Table 1).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from finemoe.errors import FinemoeError, first_line
 
@@ -54,7 +52,7 @@ class Geometry:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from finemoe.runtime.layers import activated_per_token, find_moe_layers
+        from finemoe.models.layers import activated_per_token, find_moe_layers
 
         config = config_of(source)
         try:
@@ -129,21 +127,3 @@ def _from_fields(fields: dict[str, Any], where: str) -> Any:
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise FinemoeError(f"{where}: {reason}") from error
-
-
-def write_table(
-    configs: Annotated[list[Path], typer.Argument(help="config.json files")],
-    output: Annotated[Path, typer.Option(help="the CSV to write")],
-) -> None:
-    """Write the geometry of every configuration as one CSV, a row each, named after its file."""
-    import pandas as pd
-
-    from finemoe.files import atomic_path
-
-    rows = [{"model": path.stem, **asdict(Geometry.from_config(path))} for path in configs]
-    with atomic_path(output) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-
-
-if __name__ == "__main__":
-    typer.run(write_table)

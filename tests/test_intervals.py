@@ -1,29 +1,10 @@
-"""Intervals and entropy against plain computations."""
+"""Intervals against plain computations."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from scipy.stats import bootstrap, entropy
+from scipy.stats import bootstrap
 
-from finemoe.metrics import bootstrap_mean, bootstrap_median, bootstrap_ratio, entropy_bits
-
-weights = arrays(np.float64, (4, 6), elements=st.floats(0, 10))
-
-
-@given(weights)
-def test_entropy_is_scipys(values):
-    positive = values.sum(axis=1) > 0
-    np.testing.assert_allclose(entropy_bits(values)[positive], entropy(values[positive], base=2, axis=1), atol=1e-9)
-    assert (entropy_bits(values)[~positive] == 0).all()
-
-
-@given(weights)
-def test_entropy_is_concave(values):
-    """Coarse >= fine holds for any data: the entropy of a mean of distributions is at least their mean entropy."""
-    shares = (values + 1e-3) / (values + 1e-3).sum(axis=1, keepdims=True)
-    assert entropy_bits(shares.mean(axis=0)) >= entropy_bits(shares).mean() - 1e-9
+from finemoe.intervals import bootstrap_mean, bootstrap_median, bootstrap_ratio
 
 
 def test_interval_of_a_mean_agrees_with_scipy():

@@ -3,7 +3,7 @@
 import pytest
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.geometry import Geometry
+from finemoe.models.geometry import Geometry
 from finemoe.paths import MODEL_CONFIGS
 
 

@@ -1,4 +1,4 @@
-"""Statistics that every figure shares: intervals over requests, and entropy in bits."""
+"""Intervals over requests, by resampling them."""
 
 from typing import NamedTuple
 
@@ -55,12 +55,3 @@ def bootstrap_median(values: np.ndarray, num_resamples: int = 2000, seed: int = 
     draws = np.random.default_rng(seed).integers(0, len(values), size=(num_resamples, len(values)))
     low, high = bounds(np.median(values[draws], axis=1), len(values), level)
     return Interval(np.median(values), low, high)
-
-
-def entropy_bits(weights: np.ndarray) -> np.ndarray:
-    """Shannon entropy in bits of non-negative weights along the last axis, normalised there; 0 where all weights are 0."""
-    weights = np.asarray(weights, dtype=float)
-    totals = weights.sum(axis=-1, keepdims=True)
-    shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
-    logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-    return -(shares * logs).sum(axis=-1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finemoe.simulation.limits import analytical_checks
+from finemoe.artifact.analysis.limits import analytical_checks
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 
 

@@ -1,0 +1,63 @@
+"""Comparisons of systems as tables (Figs. 4, 14a, 14b), and the systems that only these hold: ablations, and every rule."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from finemoe.intervals import Interval, bootstrap_ratio
+from finemoe.report import Report
+from finemoe.simulation.comparison import comparison_rows, system_reports
+from finemoe.simulation.systems import System
+from finemoe.traces import RoutingTrace
+
+ABLATION = {
+    "on-demand (LRU)": System("on-demand"),
+    "Speculate": System("promoe", "finemoe", {"predictor": "speculative"}),
+    "Learn": System("promoe", "finemoe"),
+    "Hit count": System("moe-infinity", "finemoe"),
+    "Map (T)": System("finemoe", "finemoe", {"semantic": False, "similarity_aware": False}),
+    "Map (T+S)": System("finemoe", "finemoe", {"similarity_aware": False}, needs_embeddings=True),
+    "Map (T+S+δ)": System("finemoe", "finemoe", {}, needs_embeddings=True, needs_gates=True),
+    "Belady (on demand)": System("on-demand", "belady"),
+}
+EVICTIONS = ("lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval", "finemoe", "belady")
+
+
+def system_table(
+    history: RoutingTrace,
+    served: RoutingTrace,
+    systems: Mapping[str, System],
+    expert_memories: Sequence[float],
+    prefetch_distance: int,
+    store_capacity: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every system at every memory size, as a table; systems that the trace cannot serve are left out (`left_out` says why).
+
+    Args:
+        history, served, expert_memories, prefetch_distance, store_capacity, seed: as `system_reports` takes them.
+    Returns:
+        The rows of `comparison_rows`.
+    """
+    reports = system_reports(history, served, systems, expert_memories, prefetch_distance, store_capacity, seed)
+    return table_of(reports, seed)
+
+
+def table_of(reports: Mapping[tuple[str, float], Report], seed: int = 0) -> pd.DataFrame:
+    """The rows of `system_table`."""
+    return pd.DataFrame(comparison_rows(reports, seed))
+
+
+def gain(better: Report, worse: Report, seed: int = 0) -> Interval:
+    """How much more one report hits than the other, with an interval over the requests that both served (paired)."""
+    hits = [[float(one.hits - other.hits)] for one, other in zip(better.requests, worse.requests, strict=True)]
+    accesses = [[float(one.accesses)] for one in better.requests]
+    found = bootstrap_ratio(np.array(hits), np.array(accesses), seed=seed)
+    return Interval(found.value[0], found.low[0], found.high[0])
+
+
+def eviction_systems(rules: Sequence[str]) -> dict[str, System]:
+    """Every rule with and without FineMoE's prefetches, named "rule, on demand" and "rule, prefetching" (Fig. 14b)."""
+    kinds = {"prefetching": "finemoe", "on demand": "on-demand"}
+    return {f"{rule}, {kind}": System(policy, rule) for kind, policy in kinds.items() for rule in rules}

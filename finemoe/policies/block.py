@@ -1,0 +1,64 @@
+"""A block of recorded iterations, about which a policy may be asked at once."""
+
+from functools import cached_property
+
+import numpy as np
+
+from finemoe.traces import RoutingTrace
+
+
+class Block:
+    """Consecutive iterations of a trace, n of them with B rows in all; what is costly is read on first use.
+
+    Args:
+        trace: where they are recorded. rows: the rows of it that they cover.
+        starts: [n + 1] first row of each iteration, counted from the block's first, and the end.
+        is_prefill, starts_request: [n] as in policies.base.Context.
+    """
+
+    def __init__(
+        self, trace: RoutingTrace, rows: slice, starts: np.ndarray, is_prefill: np.ndarray, starts_request: np.ndarray
+    ) -> None:
+        self._trace, self._rows = trace, rows
+        self.starts, self.is_prefill, self.starts_request = starts, is_prefill, starts_request
+
+    def __len__(self) -> int:
+        return len(self.is_prefill)
+
+    @property
+    def num_rows(self) -> np.ndarray:
+        """Rows of each iteration, [n]."""
+        return np.diff(self.starts)
+
+    @cached_property
+    def gates(self) -> np.ndarray:
+        """What every gate said of every row, [L, B, J] float32: the expert maps, layer by layer."""
+        return np.ascontiguousarray(self._trace.maps(self._rows).transpose(1, 0, 2))
+
+    @cached_property
+    def experts(self) -> np.ndarray:
+        """The experts that the model selected, [B, L, K] int64."""
+        ids: np.ndarray = self._trace.expert_ids[self._rows].astype(np.int64)
+        return ids
+
+    @cached_property
+    def embeddings(self) -> np.ndarray | None:
+        """Semantic embeddings of the rows, [B, h] float32; None where none were recorded."""
+        return None if self._trace.embedding_table is None else self._trace.embeddings(self._rows)
+
+    def lookahead(self, stride: int) -> np.ndarray:
+        """What the router `stride` layers ahead said of the residual stream after each layer, [B, L, J]; zeros past the last.
+
+        Raises:
+            FinemoeError: the trace holds no such stride.
+        """
+        return self._trace.lookahead(self._rows, stride)
+
+    @property
+    def at_start(self) -> np.ndarray:
+        """The moment at which each iteration starts, [n] (see Predictions)."""
+        return 2 * np.arange(len(self)) * self._trace.num_layers
+
+    def at_gate(self, layer: int) -> np.ndarray:
+        """The moment at which the gate of `layer` has spoken in each iteration, [n]."""
+        return self.at_start + 2 * layer + 1

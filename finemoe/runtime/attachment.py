@@ -1,0 +1,247 @@
+"""What attaching an engine does to a model and to the machine, step by step, and how it is undone (DESIGN 5)."""
+
+import os
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import nn
+
+from finemoe.cache.capacity import slots_per_device
+from finemoe.cache.eviction import make_rule
+from finemoe.cache.expert_cache import ExpertCache
+from finemoe.cache.placement import owners_of
+from finemoe.interrupts import interrupts_wait
+from finemoe.maps.kernels import warm_up
+from finemoe.models.layers import MoELayer
+from finemoe.policies import make_policy
+from finemoe.policies.base import Policy, PolicySetup
+from finemoe.report import Counters
+from finemoe.runtime import seam
+from finemoe.runtime.compute_stream import ComputeStream
+from finemoe.runtime.devices import DeviceMemories
+from finemoe.runtime.forecasts import Forecasts
+from finemoe.runtime.guards import Guards
+from finemoe.runtime.iterations import Iterations
+from finemoe.runtime.layer_runner import LayerRunner
+from finemoe.runtime.link import make_link
+from finemoe.runtime.lookahead import RoutersAhead
+from finemoe.runtime.matcher import Matcher
+from finemoe.runtime.memory import ExpertMemory
+from finemoe.runtime.observer import Observer
+from finemoe.runtime.options import EngineOptions
+from finemoe.runtime.parts import Parts
+from finemoe.runtime.pool import SlotPool
+from finemoe.runtime.probe import Probe
+from finemoe.runtime.reaper import Watch
+from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.session import Session
+from finemoe.runtime.snapshot import host_buffers
+from finemoe.runtime.takeover import ModulesAsTheyWere, Takeover, is_empty
+from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.timeline import Timeline
+
+
+class Attachment:
+    """An engine's hold on a model, from `attach` to `undo`.
+
+    Args:
+        model: a Transformers MoE model; layers: its MoE layers; setup: what the policy is told; options: how the engine runs.
+    Attributes:
+        parts, iterations: what works while it holds. records: where experts wait.
+        eviction: the rule's name. expert_memory_bytes: of all devices.
+    """
+
+    parts: Parts
+    iterations: Iterations
+    records: RecordStore
+    eviction: str
+    expert_memory_bytes: int
+
+    def __init__(self, model: nn.Module, layers: list[MoELayer], setup: PolicySetup, options: EngineOptions) -> None:
+        self._model, self._layers, self._setup, self._options = model, layers, setup, options
+        self._counts = [layer.num_experts for layer in layers]
+        self._counters, self._timeline = Counters(setup.num_layers), Timeline()
+        self._session = Session()
+        self._watch = Watch(self._session)
+        self._undo = ExitStack()
+
+    def attach(self, records: RecordStore | None, keeps_records: bool) -> None:
+        """Do it, or, if anything breaks off, nothing.
+
+        Args:
+            records: a store that holds the experts already; None takes them out of the model.
+            keeps_records: whether a given store is this engine's to close; otherwise it is lent, and stays for the next one.
+        """
+        if records is not None and keeps_records:
+            self._undo.callback(_refuse_runs, self._model, self._layers)
+        before = ModulesAsTheyWere(self._model)
+        self._undo.callback(before.restore)  # whatever an interrupt left of what the steps after this one do
+        try:
+            with torch.inference_mode(False):  # whose tensors neither the workers' threads nor a later training could use
+                self._attach(records, keeps_records)
+                before.forget()
+        except BaseException:
+            self._close()
+            raise
+
+    def undo(self) -> None:
+        """Stop the threads and give the model back exactly as it was."""
+        try:
+            self._close()
+        except BaseException:
+            if self._session.is_closed:
+                _refuse_runs(self._model, [layer for layer in self._layers if is_empty(layer)])
+            raise
+
+    def _close(self) -> None:
+        with torch.inference_mode(False), interrupts_wait():
+            self._session.is_closed = True
+            self._watch.cancel()
+            self._undo.close()
+
+    def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
+        """Everything that `undo` takes back, in the opposite order.
+
+        An interrupt may come between any two steps: what undoes threads or weights is noted before they begin.
+        """
+        options, home = self._options, self._options.devices[0]
+        layouts = records.layouts if records else [RecordLayout.in_place(layer, home) for layer in self._layers]
+        policy = self._make_policy()
+        pools = self._make_pools(policy, layouts)
+        holds_weights = records is None
+        if records is None:
+            records = RecordStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
+        self.records = records
+        if keeps_records:
+            self._undo.callback(records.close)
+        takeover = Takeover(self._model, self._layers, records, home, holds_weights)
+        self._undo.callback(takeover.undo)
+        takeover.begin()
+        self.parts = parts = self._make_parts(policy, pools)
+        self._undo.callback(parts.memories.close)  # first of all the slots, so that the device has room for what comes back
+        self._undo.callback(parts.matcher.close)
+        parts.memories.start()
+        parts.matcher.start()
+        self.iterations = Iterations(parts)
+        self._connect(holds_weights)
+        if policy.holds_everything:
+            parts.memories.preload(is_counted=False)
+        own_records = records if keeps_records else None
+        ends = os.getpid(), parts.matcher, parts.memories
+        # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
+        self._watch.begin(partial(_end, *ends, own_records), partial(_abandon, *ends, weakref.ref(self._session)))
+
+    def _make_policy(self) -> Policy:
+        policy = make_policy(self._options.policy, self._setup, **self._options.policy_options)
+        if policy.needs_context:
+            warm_up()  # what it searches and selects with, so that no first token waits for a compiler
+        self.eviction = self._options.eviction or policy.default_eviction
+        return policy
+
+    def _make_pools(self, policy: Policy, layouts: Sequence[RecordLayout]) -> list[SlotPool]:
+        devices, slot_bytes = self._options.devices, max(layout.nbytes for layout in layouts)
+        wanted = _wanted_memory(policy, self._options)
+        slots = slots_per_device(wanted, slot_bytes, sum(self._counts), len(devices))
+        self.expert_memory_bytes = slots * slot_bytes * len(devices)
+        return [SlotPool(layouts, slots, device) for device in devices]
+
+    def _make_parts(self, policy: Policy, pools: Sequence[SlotPool]) -> Parts:
+        setup, home = self._setup, self._options.devices[0]
+        is_asynchronous = not policy.is_synchronous if self._options.asynchronous is None else self._options.asynchronous
+        memories = self._make_memories(pools, is_asynchronous)
+        num_snapshots = 1 + setup.num_layers * (1 + 2 * len(policy.lookahead))  # of one iteration
+        buffers = host_buffers(home, num_snapshots if policy.needs_context else 0)
+        if buffers is not None:
+            self._undo.callback(buffers.close)
+        forecasts = Forecasts(memories, self._counters, setup.num_layers)
+        is_beside = is_asynchronous and policy.needs_context
+        return Parts(
+            session=self._session,
+            policy=policy,
+            setup=setup,
+            matcher=Matcher(policy, forecasts.post, self._timeline, is_beside, buffers),
+            forecasts=forecasts,
+            memories=memories,
+            counters=self._counters,
+            timeline=self._timeline,
+            probe=Probe(),
+            buffers=buffers,
+            grouped_from=self._options.grouped_from,
+        )
+
+    def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
+        devices, memories = self._options.devices, []
+        names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
+        for device, pool, name in zip(devices, pools, names, strict=True):
+            rule = make_rule(self.eviction, self._setup.num_layers, self._setup.num_experts)
+            cache, link = ExpertCache(rule, pool.num_slots), make_link(device, self._options.link)
+            memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
+            self._undo.callback(memory.close)
+            memories.append(memory)
+        return DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, devices[0])
+
+    def _connect(self, holds_weights: bool) -> None:
+        """Let Transformers call what works here."""
+        model, layers, parts, iterations = self._model, self._layers, self.parts, self.iterations
+        if parts.policy.lookahead:
+            ahead = RoutersAhead(model, layers, parts.policy.lookahead, iterations)
+            self._undo.callback(ahead.detach)
+            ahead.attach()
+        observer, stream = Observer(model, layers, iterations, gates=parts.policy.needs_context), ComputeStream()
+        for layer in layers:
+            runner = LayerRunner(layer, parts, iterations, observer, stream)
+            self._undo.callback(seam.connect(layer.experts, runner))
+        self._undo.callback(Guards(model, layers, holds_weights).lift)
+        self._undo.callback(observer.detach)
+        observer.attach()
+
+
+def require_possible(
+    layers: Sequence[MoELayer], layouts: Sequence[RecordLayout], setup: PolicySetup, options: EngineOptions
+) -> None:
+    """Refuse what attaching would refuse, before the weights of a checkpoint are read.
+
+    Raises:
+        FinemoeError: a name is unknown, or an option out of range.
+    """
+    policy = make_policy(options.policy, setup, **options.policy_options)
+    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts)
+    record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
+    slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
+    make_link(options.devices[0], options.link)
+
+
+def _wanted_memory(policy: Policy, options: EngineOptions) -> int | float | str:
+    return 1.0 if policy.holds_everything else options.expert_memory
+
+
+def _refuse_runs(model: nn.Module, layers: list[MoELayer]) -> None:
+    """Layers without experts once the engine is closed: never held (load), or lost with what should have restored them."""
+    for layer in layers:
+        seam.disable(layer.experts)
+    if layers:
+        Guards(model, layers, holds_weights=False)
+
+
+def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: RecordStore | None) -> None:
+    """Stop an engine's threads and give its memory back, but leave the model as it is."""
+    if os.getpid() == process:  # a forked process has no threads to stop, and the memory is its parent's
+        matcher.close()
+        memories.close()
+        if records is not None:
+            records.close()
+
+
+def _abandon(process: int, matcher: Matcher, memories: DeviceMemories, reference: "weakref.ref[Session]") -> None:
+    """The process ends, perhaps while a thread generates: stop the workers, refuse that thread at its next layer, and let it say
+    what it heard. Memory stays, which it may be reading and which goes with the process."""
+    if os.getpid() != process:
+        return
+    memories.abandon()
+    matcher.close()
+    session = reference()
+    if session is not None:
+        session.say_farewell()

@@ -1,0 +1,139 @@
+"""What happens when Transformers calls an offloaded layer's experts: their weights are leased, and the layer is computed."""
+
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from finemoe.errors import EngineError
+from finemoe.models.layers import MoELayer, scores_of
+from finemoe.runtime import seam
+from finemoe.runtime.compute_stream import ComputeStream
+from finemoe.runtime.devices import Leases
+from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.grouped import grouped_forward
+from finemoe.runtime.iteration import Gate, Iteration
+from finemoe.runtime.iterations import Iterations
+from finemoe.runtime.lean import is_common
+from finemoe.runtime.observer import Observer
+from finemoe.runtime.parts import Parts
+
+
+class LayerRunner:
+    """One layer's experts, as the seam calls them.
+
+    Args:
+        layer: which; parts: the engine's; iterations, observer: what the layer is a part of; stream: on which layers compute.
+    """
+
+    def __init__(self, layer: MoELayer, parts: Parts, iterations: Iterations, observer: Observer, stream: ComputeStream) -> None:
+        self._layer, self._parts, self._iterations, self._observer = layer, parts, iterations, observer
+        self._stream = stream
+        self._names = tuple(layer.expert_parameters())
+        self._is_lean = is_common(type(layer.experts))  # type: ignore[arg-type]
+
+    def __call__(
+        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The layer's output, [T, H]; hidden_states: [T, H]; top_k_index, top_k_weights: [T, K]."""
+        session = self._parts.session
+        depth = session.depth
+        try:
+            try:
+                self._enter(hidden_states)
+                return self._run(module, hidden_states, top_k_index, top_k_weights)
+            finally:
+                session.leave(depth)
+        finally:  # once more, should an interrupt have come right before it
+            session.leave(depth)
+
+    def _enter(self, hidden_states: torch.Tensor) -> None:
+        if hidden_states.requires_grad and torch.is_grad_enabled():
+            raise EngineError(
+                "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
+            )
+        self._parts.session.require_process()
+        self._iterations.raise_failures()
+        if not self._parts.session.enter():  # inner modules may be called directly, past the model's own forward
+            raise EngineError("this engine was closed while the layer waited; call the model again")
+        self._iterations.enter_layer(self._layer.index, len(hidden_states), self._observer)
+        self._stream.follow(hidden_states.device)
+
+    def _run(
+        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        begin_s = time.perf_counter()
+        iteration, parts, index = self._iterations.current, self._parts, self._layer.index
+        iteration.keep_router_weights(index, top_k_weights)
+        selected = top_k_index.cpu().numpy()
+        groups = self._is_lean and parts.grouped_from is not None and len(selected) >= parts.grouped_from
+        source = self._open_source(iteration, selected, top_k_index, top_k_weights, groups)
+        stacked = source.stacked() if groups else None
+        if stacked is not None:
+            output = grouped_forward(module, *stacked, hidden_states, selected, top_k_weights)
+        elif self._is_lean:
+            output = parts.probe.compute(module, source.weights, hidden_states, selected, top_k_index, top_k_weights)
+        else:
+            output = seam.eager_forward(module, self._names, source, hidden_states, top_k_index, top_k_weights)
+        source.end()
+        if not parts.policy.lookahead:
+            self._iterations.publish_gate(None)
+        if parts.policy.loads_whole_layers:
+            parts.memories.complete_layer(index)
+        self._iterations.leave_layer(index)
+        parts.timeline.add("compute", f"layer {index}", begin_s)
+        return output
+
+    def _open_source(
+        self,
+        iteration: Iteration,
+        selected: np.ndarray,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        needs_slots: bool,
+    ) -> "Leases | _Resident":
+        """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
+        parts, index = self._parts, self._layer.index
+        chosen, aside = iteration.chosen(self._layer, selected)
+        parts.counters.padding_accesses += len(aside)
+        is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
+        if is_idle and not iteration.is_published and not needs_slots:
+            parts.counters.hits[index] += len(chosen)
+            parts.memories.use(index, list(chosen))
+            return _Resident(parts.memories.resident_weights(index))
+        demanded = np.array(sorted(chosen), dtype=np.int64)
+        parts.forecasts.count_recall(index, demanded)
+        leases = parts.memories.demand(index, demanded, np.array(sorted(aside), dtype=np.int64))
+        for access in leases.accesses:
+            parts.counters.hits[index] += len(access.hits)
+            parts.counters.late[index] += len(access.late)
+            parts.counters.misses[index] += len(access.misses)
+        if iteration.is_published:
+            self._hear_gate(iteration, selected, top_k_index, top_k_weights)
+        return leases
+
+    def _hear_gate(
+        self, iteration: Iteration, selected: np.ndarray, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> None:
+        """Keep what the gate said, and publish it at once where the matcher works beside inference."""
+        parts, layer = self._parts, self._layer
+        scores = scores_of(iteration.take_router_output(), top_k_index)
+        width = parts.setup.num_experts
+        output = GateOutput(layer.index, layer.num_experts, width, scores, selected, top_k_weights, parts.buffers)
+        iteration.gate = Gate(layer.index, output, selected)
+        if parts.matcher.is_asynchronous and not parts.policy.lookahead:
+            self._iterations.publish_gate(None)
+
+
+class _Resident:
+    """Weights of a layer whose experts are all in their slots for good."""
+
+    def __init__(self, by_expert: list[dict[str, torch.Tensor]]) -> None:
+        self.weights = by_expert.__getitem__
+
+    def stacked(self) -> None:
+        return None
+
+    def end(self) -> None:
+        return None

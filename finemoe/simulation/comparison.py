@@ -1,0 +1,84 @@
+"""The paper's systems side by side on recorded routing, with an instant link: hit rates with intervals, and every byte beside.
+
+A free link flatters whoever loads most, so each row carries what it moved: experts loaded per expert demanded, on demand and
+ahead, and how much of the latter was evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finemoe.intervals import bootstrap_ratio
+from finemoe.policies.finemoe import store_from
+from finemoe.report import Report
+from finemoe.simulation.replay import replay_setup, sweep
+from finemoe.simulation.systems import System, left_out
+from finemoe.traces import RoutingTrace
+
+
+def system_reports(
+    history: RoutingTrace,
+    served: RoutingTrace,
+    systems: Mapping[str, System],
+    expert_memories: Sequence[float],
+    prefetch_distance: int,
+    store_capacity: int = 1000,
+    seed: int = 0,
+) -> dict[tuple[str, float], Report]:
+    """Every system at every memory size; systems that the trace cannot serve are left out (`left_out` says why).
+
+    Args:
+        history: what a system knows beforehand; served: other requests, replayed over one cache, cold at the start.
+        expert_memories: shares of all routed experts. prefetch_distance: d, layers. store_capacity: C, maps.
+    Returns:
+        Reports by (system, expert memory), in the order of both.
+    """
+    missing = left_out(served, systems, prefetch_distance)
+    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
+    store = store_from(replay_setup(served, history, **options))  # once for every variant of FineMoE
+    found = {}
+    for names in _heard_alike([name for name in systems if name not in missing], systems):
+        system, evictions = systems[names[0]], [systems[name].eviction for name in names]
+        known = store if system.policy == "finemoe" else history
+        reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **system.options)
+        for (memory, name), report in zip(itertools.product(expert_memories, names), reports, strict=True):
+            found[name, memory] = report
+    return {(name, memory): found[name, memory] for name in systems if name not in missing for memory in expert_memories}
+
+
+def comparison_rows(reports: Mapping[tuple[str, float], Report], seed: int = 0) -> list[dict[str, Any]]:
+    """What `system_reports` found, a row for each.
+
+    Returns:
+        Rows (system, expert_memory, hit_rate, low, high, recall_at_k, demand_loads, useful_loads, wasted_loads, unused_loads),
+        loads per expert demanded, intervals over requests.
+    """
+    return [{"system": name, "expert_memory": memory, **_row(one, seed)} for (name, memory), one in reports.items()]
+
+
+def _heard_alike(names: list[str], systems: Mapping[str, System]) -> list[list[str]]:
+    """Systems that differ in their eviction rule only: their policy is heard once."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(f"{systems[name].policy} {sorted(systems[name].options.items())}", []).append(name)
+    return list(groups.values())
+
+
+def _row(report: Report, seed: int) -> dict[str, float]:
+    counts = np.array([(request.hits, request.accesses) for request in report.requests], dtype=float)
+    interval = bootstrap_ratio(counts[:, :1], counts[:, 1:], seed=seed)
+    loads = {
+        "demand_loads": report.demand_bytes,
+        "useful_loads": report.useful_bytes,
+        "wasted_loads": report.wasted_bytes,
+        "unused_loads": report.unused_resident_bytes,
+    }
+    return {
+        "hit_rate": report.hit_rate,
+        "low": float(interval.low[0]),
+        "high": float(interval.high[0]),
+        "recall_at_k": report.recall_at_k,
+        **{name: count / report.accesses for name, count in loads.items()},
+    }

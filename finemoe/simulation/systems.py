@@ -1,0 +1,69 @@
+"""The paper's systems as its figures name them: a policy, an eviction rule, and what a trace must hold for both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finemoe.errors import FinemoeError
+from finemoe.policies import POLICIES
+from finemoe.traces import RoutingTrace
+
+
+@dataclass(frozen=True)
+class System:
+    """One line of a comparison: a policy with its options under an eviction rule (None: the policy's own).
+
+    Attributes:
+        needs_embeddings, needs_gates: whether it says nothing where a trace holds no semantic embeddings, or only the K
+            activated experts' probabilities (top-k traces, DESIGN 4).
+    """
+
+    policy: str
+    eviction: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_embeddings: bool = False
+    needs_gates: bool = False
+
+    def strides(self, prefetch_distance: int) -> tuple[int, ...]:
+        """The lookahead strides that a trace must hold for it."""
+        is_speculative = self.options.get("predictor") == "speculative"
+        return (prefetch_distance,) if is_speculative else POLICIES[self.policy].lookahead
+
+
+SYSTEMS = {
+    "on-demand (LRU)": System("on-demand"),
+    "on-demand (LFU)": System("on-demand", "lfu"),
+    "DeepSpeed-Inference": System("deepspeed-inference"),
+    "Mixtral-Offloading": System("mixtral-offloading"),
+    "ProMoE": System("promoe"),
+    "ProMoE (speculative)": System("promoe", None, {"predictor": "speculative"}),
+    "MoE-Infinity": System("moe-infinity"),
+    "FineMoE": System("finemoe"),
+    "Belady (on demand)": System("on-demand", "belady"),
+}
+
+
+def left_out(trace: RoutingTrace, systems: Mapping[str, System], prefetch_distance: int) -> dict[str, str]:
+    """Systems that this trace cannot serve, and why."""
+    reasons = {name: _reason(trace, system, prefetch_distance) for name, system in systems.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def chosen_systems(names: Sequence[str]) -> dict[str, System]:
+    """The systems of those names, in the order given.
+
+    Raises:
+        FinemoeError: a name is unknown.
+    """
+    if unknown := [name for name in names if name not in SYSTEMS]:
+        raise FinemoeError(f"unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}")
+    return {name: SYSTEMS[name] for name in names}
+
+
+def _reason(trace: RoutingTrace, system: System, prefetch_distance: int) -> str:
+    missing = set(system.strides(prefetch_distance)) - set(trace.lookahead_strides)
+    if missing:
+        return f"routers applied {min(missing)} ahead are not recorded"
+    if system.needs_embeddings and trace.embedding_table is None:
+        return "semantic embeddings are not recorded"
+    return "only the activated experts' probabilities are recorded" if system.needs_gates and trace.probs is None else ""

@@ -1,0 +1,118 @@
+"""Every system, asked about a block of iterations at once, answers what it answers step by step, bit for bit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from finemoe.policies import POLICIES, make_policy
+from finemoe.policies.base import Policy
+from finemoe.policies.finemoe import FineMoE
+from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.events import demanded_sets, iteration_blocks
+from finemoe.simulation.hearing import hear
+from finemoe.simulation.replay import replay_setup
+from finemoe.traces import RoutingTrace
+from tests.simulation.golden import FILE
+from tests.test_traces import make_trace
+
+GOLDEN = RoutingTrace.load(FILE)
+# Prefills and decode steps of several rows.
+BATCHES = Arrangement.side_by_side(make_trace(3, (9, 4, 6, 12, 5), layers=5), 3).trace
+PAST = make_trace(4, (30, 40), layers=5)
+TRACES = {  # served, history, how far ahead
+    "golden": (GOLDEN.split("served"), GOLDEN.split("history"), 2),
+    "batches": (BATCHES, PAST, 3),
+    "no embeddings": (*(replace(one, embedding_table=None, embedding_index=None) for one in (BATCHES, PAST)), 3),
+}
+SYSTEMS = {
+    **{name: (name, {}) for name in POLICIES},
+    "promoe speculative": ("promoe", {"predictor": "speculative"}),
+    "finemoe no-semantic": ("finemoe", {"semantic": False}),
+}
+KNOWING_NOTHING = {"on-demand", "no-offload", "deepspeed-inference", "mixtral-offloading", "promoe speculative"}
+LEARNING_BEFOREHAND = {"finemoe", "finemoe no-semantic", "promoe"}
+
+
+def heard(policy: Policy, trace: RoutingTrace) -> list[tuple]:
+    """What it predicts and reads, in blocks of some rows."""
+    blocks = [(block, *demanded_sets(trace, block)) for block in iteration_blocks(trace, 20)]
+    assert len(blocks) > 1
+    return [hear(policy, trace, *block, hidden_size=64) for block in blocks]
+
+
+@pytest.mark.parametrize("has_history", [False, True], ids=["online", "offline"])
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("source", TRACES)
+def test_a_block_at_once_is_what_it_is_step_by_step(source, name, has_history):
+    trace, history, distance = TRACES[source]
+    system, options = SYSTEMS[name]
+    setup = replay_setup(trace, history if has_history else None, distance)
+    at_once, step_by_step = (make_policy(system, setup, is_replay=True, **options) for _ in range(2))
+    step_by_step.predict_block = lambda block: None
+    predicted = 0
+    for (found, read), (expected, expected_read) in zip(heard(at_once, trace), heard(step_by_step, trace), strict=True):
+        for field in ("moments", "layers", "probabilities", "selected"):
+            one, other = getattr(found, field), getattr(expected, field)
+            np.testing.assert_array_equal(one, other, err_msg=field)
+            assert one.dtype == other.dtype
+        np.testing.assert_array_equal(read, expected_read)
+        predicted += len(found.moments)
+    is_predicting = POLICIES[system].needs_context or POLICIES[system].loads_whole_layers
+    assert bool(predicted) == is_predicting or not has_history  # learners may know too little yet
+
+
+@pytest.mark.parametrize("has_history", [False, True], ids=["online", "offline"])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_whoever_learns_nothing_meanwhile_is_asked_at_once(monkeypatch, name, has_history):
+    trace, history, distance = TRACES["golden"]
+    system, options = SYSTEMS[name]
+    policy = make_policy(system, replay_setup(trace, history if has_history else None, distance), is_replay=True, **options)
+    monkeypatch.setattr(type(policy), "on_gate", lambda *_: pytest.fail("asked step by step"))
+    is_at_once = name in KNOWING_NOTHING or (has_history and name in LEARNING_BEFOREHAND)
+    if is_at_once:
+        heard(policy, trace)
+    else:
+        with pytest.raises(pytest.fail.Exception, match="asked step by step"):
+            heard(policy, trace)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_nobody_changes_what_was_predicted(name):
+    """A prediction is held by executors: a policy that went on writing into it would tell them what they did not hear."""
+    trace, history, distance = TRACES["batches"]
+    system, options = SYSTEMS[name]
+    policy = make_policy(system, replay_setup(trace, history, distance), is_replay=True, **options)
+    policy.predict_block = lambda block: None
+    told = []
+
+    def noting(answering):
+        def answer(*arguments):
+            predictions = answering(*arguments)
+            told.extend((one, one.probabilities.copy(), one.experts.copy()) for one in predictions)
+            return predictions
+
+        return answer
+
+    policy.start_iteration, policy.on_gate = noting(policy.start_iteration), noting(policy.on_gate)
+    heard(policy, trace)
+    assert bool(told) == policy.needs_context
+    for one, probabilities, experts in told:
+        assert one.probabilities.dtype == np.float32
+        assert one.probabilities.shape == (trace.num_experts,)
+        assert (np.diff(one.experts) > 0).all()
+        np.testing.assert_array_equal(one.probabilities, probabilities)
+        np.testing.assert_array_equal(one.experts, experts)
+
+
+def test_steps_of_ones_own_are_never_left_out():
+    """A subclass that changes a step inherits no answer for whole blocks, which would know nothing of it."""
+
+    class Silent(FineMoE):
+        def on_gate(self, layer, probs, experts, lookahead=None):
+            return []
+
+    trace, history, distance = TRACES["golden"]
+    policy = Silent(replay_setup(trace, history, distance))
+    assert policy.predict_block is not None
+    assert all((found.moments % 2 == 0).all() for found, _ in heard(policy, trace))
