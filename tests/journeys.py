@@ -2,14 +2,14 @@
 
 A generated token whose experts are there (in the thread that computes), a prefetch (from the policy's answer to the bytes in their
 slot) and a replayed row are followed as the program runs, on a model of two MoE layers, with the compiled functions as Python so
-that their files are seen, too. A stop is a file that control enters by a call; what a loop does again counts once. A return is a
-stop in a file that had been left.
+that their files are seen, too. A stop is a file one of whose functions is called with something in hand: a tensor, an array, or an
+object made on the way (to be asked for a property, such as a size, is none). What a loop does again counts once. A return is a stop in a file that had been left.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import finemoe
+from finemoe.maps.store import ExpertMapStore
 from finemoe.traces import RoutingTrace
 
 PACKAGE = Path(finemoe.__file__).parent
@@ -32,15 +33,19 @@ LAYERS, EXPERTS, TOP_K = 2, 8, 2
 
 
 class Steps:
-    """Calls into the package's files and returns from them, by thread, in order: (thread's name, what, file, function)."""
+    """Calls into the package's files with something in hand, and returns from them, by thread, in order.
+
+    In hand is what the journey is about: tensors, arrays, and whatever object was made since it began.
+    """
 
     def __init__(self) -> None:
-        self._events: list[tuple[str, str, str, str]] = []
+        self._events: list[tuple[str, str, str, str]] = []  # thread's name, what, file, function
+        self._made: dict[int, Any] = {}
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Take down what the calling thread does in here, and what other threads do from now on until this is entered again."""
-        self._events = []
+        self._events, self._made = [], {}
         sys.setprofile(self.note)
         try:
             yield
@@ -49,14 +54,29 @@ class Steps:
 
     def note(self, frame: FrameType, what: str, _: Any) -> None:
         """For `sys.setprofile` and `threading.setprofile`."""
-        path = frame.f_code.co_filename
-        if what in ("call", "return") and path.startswith(str(PACKAGE)):
-            file = str(Path(path).relative_to(PACKAGE))
-            self._events.append((threading.current_thread().name, what, file, frame.f_code.co_name))
+        code = frame.f_code
+        if what == "call" and code.co_name == "__init__" and code.co_varnames:
+            made = frame.f_locals[code.co_varnames[0]]
+            self._made[id(made)] = made
+        if what in ("call", "return") and code.co_filename.startswith(str(PACKAGE)):
+            if what == "return" or self._is_in_hand(frame):
+                file = str(Path(code.co_filename).relative_to(PACKAGE))
+                self._events.append((threading.current_thread().name, what, file, code.co_name))
 
-    def of(self, is_mine: Callable[[str], bool]) -> list[tuple[str, str, str]]:
-        """(what, file, function) of the threads whose names are meant."""
-        return [event for name, *event in self._events if is_mine(name)]  # type: ignore[misc]
+    def of(self, thread: str) -> list[tuple[str, str, str]]:
+        """(what, file, function) of the thread of that name."""
+        return [(what, file, function) for name, what, file, function in self._events if name == thread]
+
+    def _is_in_hand(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        values = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        is_size = bool(values) and isinstance(getattr(type(values[0]), code.co_name, None), property)
+        return not is_size and any(self._is_of_it(value) for value in values)
+
+    def _is_of_it(self, value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(self._is_of_it(item) for item in value[:4])
+        return isinstance(value, torch.Tensor | np.ndarray | RoutingTrace) or id(value) in self._made
 
 
 def stops(files: list[str]) -> list[str]:
@@ -64,7 +84,9 @@ def stops(files: list[str]) -> list[str]:
     path = [file for number, file in enumerate(files) if number == 0 or files[number - 1] != file]
     length = 1
     while length <= len(path) // 2:
-        begin = next((b for b in range(len(path) - 2 * length + 1) if path[b : b + length] == path[b + length : b + 2 * length]), None)
+        begin = next(
+            (b for b in range(len(path) - 2 * length + 1) if path[b : b + length] == path[b + length : b + 2 * length]), None
+        )
         if begin is None:
             length += 1
         else:
@@ -104,36 +126,34 @@ def live() -> tuple[list[str], list[str]]:
                     break
     finally:
         threading.setprofile(None)  # type: ignore[arg-type]
-    own = steps.of(lambda name: name == "MainThread")
-    beside = steps.of(lambda name: name != "MainThread")
-    return stops([file for what, file, _ in own if what == "call"]), stops(_of_one_prefetch(beside))
+    token = [file for what, file, _ in steps.of("MainThread") if what == "call"]
+    return stops(token), stops(_of_one_prefetch(steps.of("finemoe-matcher"), steps.of("finemoe-link")))
 
 
-def _of_one_prefetch(events: list[tuple[str, str, str]]) -> list[str]:
-    """From the policy's answer at the first gate on: what follows it in the matcher's thread, and in the link's."""
-    begin = next(n for n, (what, file, name) in enumerate(events) if (what, name) == ("return", "on_gate") and "policies" in file)
-    files = [events[begin][1]]
-    for what, file, name in events[begin + 1 :]:
-        if what == "call":
-            if name in ("_end", "end_iteration", "on_gate", "distribution"):  # the next that the matcher is told
-                break
-            files.append(file)
-    return files
+def _of_one_prefetch(searching: list[tuple[str, str, str]], loading: list[tuple[str, str, str]]) -> list[str]:
+    """From the policy's answer at a gate on: what follows it in the matcher's thread, and then in the link's."""
+    begin = next(
+        n for n, (what, file, name) in enumerate(searching) if (what, name) == ("return", "on_gate") and "policies" in file
+    )
+    files = [searching[begin][1]]
+    for what, file, _ in searching[begin + 1 :]:
+        if what == "call" and ("matcher" in file or "policies" in file):  # the next that it hears
+            break
+        files += [file] if what == "call" else []
+    return files + [file for what, file, _ in loading if what == "call"]
 
 
 def replayed() -> list[str]:
-    """Of a trace of one row under FineMoE's policy with a history, with an instant link."""
-    history, served = (_trace(seed, rows) for seed, rows in ((0, 6), (1, 1)))
+    """Of a trace of one row under FineMoE's policy with a store of maps, with an instant link."""
+    rng = np.random.default_rng(0)
+    store = ExpertMapStore(LAYERS, EXPERTS, 0, 8, prefetch_distance=1)
+    store.add(rng.dirichlet(np.ones(EXPERTS), size=(6, LAYERS)).astype(np.float32), None)
+    ids = np.array([[rng.permutation(EXPERTS)[:TOP_K] for _ in range(LAYERS)]])
+    served = RoutingTrace.from_topk(ids, np.full(ids.shape, 0.5, dtype=np.float32), np.array([0, 1]), EXPERTS)
     steps = Steps()
     with steps.taken():
-        finemoe.replay(served, "finemoe", 0.5, history=history, prefetch_distance=1)
-    return stops([file for what, file, _ in steps.of(lambda name: True) if what == "call"])
-
-
-def _trace(seed: int, num_rows: int) -> RoutingTrace:
-    rng = np.random.default_rng(seed)
-    ids = np.stack([[rng.permutation(EXPERTS)[:TOP_K] for _ in range(LAYERS)] for _ in range(num_rows)])
-    return RoutingTrace.from_topk(ids, np.full(ids.shape, 0.5, dtype=np.float32), np.array([0, num_rows]), EXPERTS)
+        finemoe.replay(served, "finemoe", 0.5, history=store, prefetch_distance=1)
+    return stops([file for what, file, _ in steps.of("MainThread") if what == "call"])
 
 
 def main() -> None:
