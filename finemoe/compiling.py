@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finemoe.interrupts import interrupts_wait
+from finemoe.uncached import warn_uncached
 
 numba: Any = None
 try:
@@ -23,7 +24,6 @@ except Exception as error:  # a NumPy newer than it knows is refused, or fails, 
         stacklevel=2,
     )
 IS_COMPILED = numba is not None
-_has_warned = False
 
 
 def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **options: Any) -> Any:
@@ -51,16 +51,3 @@ def _keep(dispatcher: Any) -> None:
         dispatcher._cache = KernelCache(dispatcher.py_func)
     except Exception as error:  # no source file, a setting that names no place there is, or a Numba that caches otherwise
         warn_uncached(error)
-
-
-def warn_uncached(error: Exception) -> None:
-    """Say, once in a process and in one line, that kernels are compiled anew in each, why, and what to do about it."""
-    global _has_warned
-    if not _has_warned:
-        _has_warned = True
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = (
-            f"compiled kernels cannot be kept ({reason}): every process compiles them anew, which takes seconds, with the same "
-            "results; name a folder that can be written in NUMBA_CACHE_DIR"
-        )
-        warnings.warn_explicit(message, RuntimeWarning, "finemoe", 1)  # not of a line of source, which would be printed too
