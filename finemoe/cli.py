@@ -13,7 +13,7 @@ from finemoe.errors import FinemoeError, one_line_for_bad_input
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
-_SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand or no-offload"
+_SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand, no-offload, or module:Class"
 _FINEMOE, _A_QUARTER, _NONE = ["finemoe"], ["0.25"], list[int]()  # defaults of options that may be given several times
 Distance = Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are", min=1)]
 Capacity = Annotated[int, typer.Option(help="maps in the store", min=1)]
@@ -74,6 +74,7 @@ def run(
 
     if timeline is not None:
         require_place(timeline)
+    _reach_own(policy, eviction)
     tokenizer = load_tokenizer(model)
     encoding = encode(tokenizer, [prompt], 0)[0]
     options: dict[str, Any] = {
@@ -200,6 +201,7 @@ def replay(
         raise FinemoeError("--figure draws what --compare finds; give both")
     if figure is not None:
         require_place(figure.with_suffix(".csv"))
+    _reach_own(*policy, eviction)
     memories = [_memory(memory) for memory in expert_memory]
     if hardware is None and any(isinstance(memory, str) for memory in memories):
         raise FinemoeError("without --hardware a trace counts in experts: give --expert-memory as a share, such as 0.25")
@@ -227,6 +229,7 @@ def _replay_each(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
+    from finemoe.policies import policy_named
     from finemoe.simulation.replay import sweep
 
     reports = [
@@ -243,7 +246,8 @@ def _replay_each(
         return
     for policy, memory, report in reports:
         rows = report.rows() if options["hardware"] else _counts_of(report)
-        size = memory if isinstance(memory, str) else f"{1 if policy == 'no-offload' else memory:g} of the experts"
+        share = 1.0 if policy_named(policy, is_replay=True).holds_everything else memory
+        size = memory if isinstance(memory, str) else f"{share:g} of the experts"
         _print_table(f"{path} under {policy} / {report.eviction} at {size}", rows)
 
 
@@ -345,6 +349,13 @@ def _describe(what: str) -> dict[str, Any]:
     from finemoe.shipped import resolve
 
     return asdict(Geometry.from_config(resolve(what)))
+
+
+def _reach_own(*names: str | None) -> None:
+    """A policy or rule of the user's own, "module:Class", may lie in the working folder; it is searched last."""
+    folder = str(Path.cwd())
+    if folder not in sys.path and any(name is not None and ":" in name for name in names):
+        sys.path.append(folder)
 
 
 def _memory(text: str) -> float | str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from finemoe.errors import FinemoeError
 from finemoe.metrics import Interval, bootstrap_ratio
-from finemoe.policies import POLICIES
+from finemoe.policies import policy_named
 from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
 from finemoe.simulation.replay import replay_setup, sweep
@@ -39,7 +39,7 @@ class System:
     def strides(self, prefetch_distance: int) -> tuple[int, ...]:
         """The lookahead strides that a trace must hold for it."""
         is_speculative = self.options.get("predictor") == "speculative"
-        return (prefetch_distance,) if is_speculative else POLICIES[self.policy].lookahead
+        return (prefetch_distance,) if is_speculative else policy_named(self.policy, is_replay=True).lookahead
 
 
 SYSTEMS = {
