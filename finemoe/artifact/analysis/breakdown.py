@@ -5,6 +5,7 @@ import pandas as pd
 
 from finemoe.artifact.analysis.latency import LATENCY_SYSTEMS, latency_table
 from finemoe.artifact.claims import Claim, Statement
+from finemoe.maps.store import semantic_search_bytes, trajectory_search_bytes
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import prefetch_time_s
@@ -87,6 +88,11 @@ def _mean_tpot_s(part: pd.DataFrame) -> float:
     return float((part.tpot_s * part.num_decode_steps).sum() / part.num_decode_steps.sum())
 
 
+def trajectory_search_s(cost: CostModel, store_capacity: int) -> float:
+    """One row's search of one layer in a full store, in seconds."""
+    return float(cost.search(np.array([float(trajectory_search_bytes(store_capacity, cost.size.num_experts))]))[0])
+
+
 def busiest_device_s(cost: CostModel, served: RoutingTrace) -> float:
     """The busiest device's experts of one layer at one token, mean over the layers and tokens served, in seconds."""
     owners = (np.arange(served.num_layers)[None, :, None] * served.num_experts + served.expert_ids) % cost.testbed.devices
@@ -96,8 +102,6 @@ def busiest_device_s(cost: CostModel, served: RoutingTrace) -> float:
 
 
 def _search_s(cost: CostModel, served: RoutingTrace, prefetch_distance: int, store_capacity: int) -> float:
-    """One semantic search and a trajectory search at every layer that guides another, as policies/finemoe.py reads the store."""
-    size = cost.size
-    read = np.array([2.0 * store_capacity * size.hidden_size, 2.0 * store_capacity * size.num_experts])
-    semantic_s, trajectory_s = cost.search(read)
-    return float(semantic_s + (served.num_layers - prefetch_distance) * trajectory_s)
+    """One semantic search and a trajectory search at every layer that guides another."""
+    semantic_s = float(cost.search(np.array([float(semantic_search_bytes(store_capacity, cost.size.hidden_size))]))[0])
+    return semantic_s + (served.num_layers - prefetch_distance) * trajectory_search_s(cost, store_capacity)

@@ -1,6 +1,8 @@
-"""Eviction rules, one a file; the registry by which they are chosen."""
+"""Eviction rules, one a file; the registry by which they are chosen.
 
-from collections.abc import Callable
+A rule from elsewhere is chosen like one of these: by a name that `register` or an entry point of the group
+"finemoe.eviction_rules" gave it, or as "module:Class".
+"""
 
 from finemoe.cache.eviction.base import EvictionRule
 from finemoe.cache.eviction.belady import Belady
@@ -12,8 +14,9 @@ from finemoe.cache.eviction.lfu import LFU
 from finemoe.cache.eviction.lfu_aged import LFUAged
 from finemoe.cache.eviction.lru import LRU
 from finemoe.errors import FinemoeError
+from finemoe.registry import Registry
 
-RULES: dict[str, Callable[[int, int], EvictionRule]] = {
+RULES: dict[str, type[EvictionRule]] = {
     "belady": Belady,
     "finemoe": FineMoEEviction,
     "least-stale": LeastStale,
@@ -25,6 +28,18 @@ RULES: dict[str, Callable[[int, int], EvictionRule]] = {
 }
 
 
+_REGISTRY = Registry("eviction rule", "finemoe.eviction_rules", EvictionRule, RULES)  # type: ignore[type-abstract]
+
+
+def register(name: str, rule: type[EvictionRule]) -> None:
+    """Give an eviction rule from elsewhere a name, in this process.
+
+    Raises:
+        FinemoeError: the name is taken, or it is no class derived from `EvictionRule`.
+    """
+    _REGISTRY.register(name, rule)
+
+
 def make_rule(name: str, num_layers: int, num_experts: int, is_replay: bool = False) -> EvictionRule:
     """The rule of that name for a model of L layers and J experts.
 
@@ -33,9 +48,9 @@ def make_rule(name: str, num_layers: int, num_experts: int, is_replay: bool = Fa
     Raises:
         FinemoeError: no rule has that name, or it must know the future.
     """
-    if name not in RULES:
-        raise FinemoeError(f"unknown eviction rule {name!r}; known: {', '.join(sorted(RULES))}")
-    rule = RULES[name](num_layers, num_experts)
+    rule = _REGISTRY.find(name)
+    if rule is None:
+        raise FinemoeError(f"unknown eviction rule {name!r}; known: {', '.join(_REGISTRY.names())}")
     if rule.needs_future and not is_replay:
         raise FinemoeError(f"eviction rule {name!r} must know the future; it runs in finemoe.replay only")
-    return rule
+    return rule(num_layers, num_experts)
