@@ -81,11 +81,6 @@ class FineMoE(Policy):
             parts.append(self._guided_in_block(block, block.at_gate(layer), layer + distance, *search.nearest()))
         return Predictions.of(parts, self.setup.num_experts)
 
-    @property
-    def _searches_embeddings(self) -> bool:
-        """Whether semantic search has something to search."""
-        return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
-
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
         """Each row searches for itself: by its embedding at the start, by its trajectory at every gate."""
         trajectory = trajectory_search_bytes(len(self.store), self.setup.num_experts)
@@ -93,6 +88,11 @@ class FineMoE(Policy):
         if self._searches_embeddings:
             read[:, 0] = num_rows * float(semantic_search_bytes(len(self.store), hidden_size))
         return read
+
+    @property
+    def _searches_embeddings(self) -> bool:
+        """Whether semantic search has something to search."""
+        return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
     def _thresholds(self, scores: np.ndarray) -> np.ndarray:
         """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""

@@ -47,7 +47,8 @@ def replay(
 
     Args:
         trace: recorded routing; its requests run one after the other over one cache, cold at the start.
-        policy: a system of the paper, "on-demand", "no-offload" or "oracle". eviction: overrides its rule, "belady" included.
+        policy: a system of the paper, "on-demand", "no-offload", "oracle", or one of your own (docs/add_a_system.md).
+        eviction: overrides its rule, "belady" included.
         expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where the size
             of an expert is known.
         hardware: a testbed's name in data/hardware, the path of a YAML file, or a Testbed, for virtual time; None, an instant
