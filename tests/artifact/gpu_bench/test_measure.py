@@ -20,25 +20,17 @@ import torch
 
 import finemoe
 from finemoe.artifact.gpu_bench import plan
+from finemoe.artifact.gpu_bench.agenda import measure
 from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.correctness import check
-from finemoe.artifact.gpu_bench.plan import measure
 from finemoe.artifact.gpu_bench.predict import foretell, predict
 from finemoe.artifact.gpu_bench.settings import require_known, settings_for, target_of
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import size_of_target
 from finemoe.artifact.gpu_bench.systems import requests_of
-from finemoe.artifact.measured import (
-    CHUNKED,
-    PREFETCHED,
-    QUEUED,
-    TABLES,
-    Correctness,
-    Measured,
-    Overhead,
-    read_table,
-    write_table,
-)
+from finemoe.artifact.machines.measured import Measured
+from finemoe.artifact.machines.rows import read_table, write_table
+from finemoe.artifact.machines.schema import CHUNKED, PREFETCHED, QUEUED, TABLES, Correctness, Overhead
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import find_moe_layers
 from finemoe.paths import ROOT
