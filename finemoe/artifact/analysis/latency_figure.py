@@ -38,7 +38,7 @@ def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, me
     """Draw what `analysis.latency.means` found for (model, dataset, system), and FineMoE's gains below.
 
     Args:
-        gains: as `analysis.verdicts.gains_table`; reported ones are drawn hollow where they are not NaN.
+        gains: as `verdicts.gains.gains_table`; reported ones are drawn hollow where they are not NaN.
         details: settings, for the line below the figure.
         measured: for one more row, TPOT on a real GPU as `machines.cells.tpot_on_gpu` found it; it may be empty.
     """

@@ -18,7 +18,7 @@ POLICIES = ("finemoe", "promoe", "moe-infinity", "mixtral-offloading", "deepspee
 
 
 def say(axis: "Axes", text: str) -> None:
-    """In the place of what there is not."""
+    """A text in the place of what there is not."""
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=7.5, color="#555555")
     axis.set_axis_off()
 
@@ -43,6 +43,7 @@ def draw_hollow(
 
 
 def scale_of(quantity: str) -> float:
+    """What turns SI units into those of the axis."""
     return 1e3 if quantity == "tpot_s" else 1.0
 
 
@@ -64,6 +65,7 @@ def set_memory_axis(axis: "Axes", expert_memories: Iterable[float], least_apart:
 
 
 def set_axes(axis: "Axes", quantity: str, expert_memories: Iterable[float]) -> None:
+    """Memory sizes below, and the quantity's own scale beside them."""
     set_memory_axis(axis, expert_memories)
     if quantity == "tpot_s":
         axis.set_yscale("log")
