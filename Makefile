@@ -63,7 +63,7 @@ reference: reproduce
 	cp figures/compare_systems/*.csv data/reference/figures/compare_systems/
 	cp results/engine_time_measured.csv results/paced_link_checks_measured.csv results/validate_simulator_checks.csv data/reference/tables/
 	$(BIN)/python -m finemoe.artifact.claims
-	$(BIN)/python -m finemoe.artifact.analysis.measured
+	$(BIN)/python -m finemoe.artifact.machines.pages
 
 lint: $(STAMP)
 	$(BIN)/ruff check finemoe tests

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finemoe.artifact.analysis.breakdown import busiest_device_s, trajectory_search_s
 from finemoe.artifact.analysis.coverage import theory
+from finemoe.artifact.analysis.modelled_breakdown import busiest_device_s, trajectory_search_s
 from finemoe.maps.store import ExpertMapStore
 from finemoe.simulation.cost import CostModel, size_named
 from finemoe.simulation.replay import replay

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finemoe.artifact.measured import (
+from finemoe.artifact.machines.foretold import write_foretold
+from finemoe.artifact.machines.measured import Measured
+from finemoe.artifact.machines.rows import write_table
+from finemoe.artifact.machines.schema import (
     CHUNKED,
     IDLE,
     LAUNCHING,
@@ -18,13 +21,10 @@ from finemoe.artifact.measured import (
     Copies,
     Correctness,
     Foretold,
-    Measured,
     Overhead,
     Predictions,
     Requests,
     Skipped,
-    write_foretold,
-    write_table,
 )
 
 MODEL = "qwen1.5-moe-a2.7b"

@@ -1,4 +1,7 @@
-"""What README, docs/gpu.md and the shipped claims say of `data/measured`, made from its tables lest a page quote old ones."""
+"""What README, docs/gpu.md and the shipped claims say of `data/measured`, made from its tables lest a page quote old ones.
+
+`python -m finemoe.artifact.machines.pages` renews them.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,21 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from finemoe.artifact.analysis.measured import (
-    BITS,
-    SHARE_BOUND,
-    SYSTEM_NAMES,
-    TPOT_BOUND,
-    cells_table,
-    checked_steps,
-    foretold_table,
-    link_peak,
-    machines_in,
-    shown,
-    targets_table,
-)
 from finemoe.artifact.claims import between_marks, pipe_table, to_markdown
-from finemoe.artifact.measured import LAUNCHING, MEASURED, NOT_YET, PREFETCHED, Measured, read_all_foretold
+from finemoe.artifact.machines.aims import BITS, checked_steps, shown, targets_table
+from finemoe.artifact.machines.cells import SHARE_BOUND, SYSTEM_NAMES, TPOT_BOUND, cells_table, foretold_table, link_peak
+from finemoe.artifact.machines.foretold import read_all_foretold
+from finemoe.artifact.machines.measured import MEASURED, NOT_YET, Measured, machines_in
+from finemoe.artifact.machines.schema import LAUNCHING, PREFETCHED
 from finemoe.files import atomic_path
 from finemoe.paths import REFERENCE_FIGURES, ROOT
 from finemoe.units import format_bytes
@@ -328,3 +322,7 @@ def _share(expert_memory: float) -> str:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:,.0f} ms"
+
+
+if __name__ == "__main__":
+    write_pages()

@@ -27,7 +27,9 @@ from finemoe.artifact.gpu_bench.machine import compute_device, host_memory_bytes
 from finemoe.artifact.gpu_bench.predict import predict
 from finemoe.artifact.gpu_bench.settings import Settings
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import TABLES, Measured, Skipped, write_table
+from finemoe.artifact.machines.measured import Measured
+from finemoe.artifact.machines.rows import write_table
+from finemoe.artifact.machines.schema import TABLES, Skipped
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 

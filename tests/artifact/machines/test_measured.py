@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finemoe.artifact.analysis.measured import (
+from finemoe.artifact.machines.aims import (
     ACCELERATE,
     BITS,
     COPIED,
@@ -21,16 +21,14 @@ from finemoe.artifact.analysis.measured import (
     OVER_LIMIT,
     OVERHEAD,
     SIMULATED,
-    cells_table,
-    foretold_table,
-    link_peak,
-    machines_in,
     shown,
     targets_table,
-    tpot_on_gpu,
 )
-from finemoe.artifact.analysis.measured_figure import PREDICTED, figure_table, measured_figure
-from finemoe.artifact.analysis.measured_pages import (
+from finemoe.artifact.machines.cells import cells_table, foretold_table, link_peak, tpot_on_gpu
+from finemoe.artifact.machines.figure import PREDICTED, measured_figure
+from finemoe.artifact.machines.foretold import read_all_foretold
+from finemoe.artifact.machines.measured import NOT_YET, machines_in
+from finemoe.artifact.machines.pages import (
     claims_section,
     foretold_section,
     machine_lines,
@@ -38,9 +36,10 @@ from finemoe.artifact.analysis.measured_pages import (
     renewed_pages,
     simulator_lines,
 )
-from finemoe.artifact.measured import NOT_YET, Correctness, Overhead, Predictions, read_all_foretold
+from finemoe.artifact.machines.points import figure_table
+from finemoe.artifact.machines.schema import Correctness, Overhead, Predictions
 from finemoe.paths import ROOT
-from tests.artifact.analysis.made_up import FULL, LINK, MODEL, make_machine, make_predictions, request
+from tests.artifact.machines.made_up import FULL, LINK, MODEL, make_machine, make_predictions, request
 
 PARTIAL = {
     "nothing": {},
@@ -80,7 +79,7 @@ def texts_of(fig):
 @pytest.fixture(autouse=True)
 def nothing_shipped(tmp_path, monkeypatch) -> None:
     """Predictions are those that a test makes up."""
-    monkeypatch.setattr("finemoe.artifact.measured.MEASURED", tmp_path)
+    monkeypatch.setattr("finemoe.artifact.machines.foretold.MEASURED", tmp_path)
 
 
 def test_cells_are_those_computed_by_hand(gpu):
@@ -277,13 +276,11 @@ def test_pages_are_those_of_the_shipped_tables():
     for path, text in pages.items():
         same = path.read_text(encoding="utf-8") == text
         assert same, (
-            f"{path.relative_to(ROOT)} does not say what data/measured does: run `python -m finemoe.artifact.analysis.measured`"
+            f"{path.relative_to(ROOT)} does not say what data/measured does: run `python -m finemoe.artifact.machines.pages`"
         )
 
 
 def test_making_pages_needs_no_torch():
-    code = (
-        "import finemoe.artifact.analysis.measured_pages, sys; print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
-    )
+    code = "import finemoe.artifact.machines.pages, sys; print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
