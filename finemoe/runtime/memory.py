@@ -22,7 +22,7 @@ from finemoe.runtime.link import Completion, Link
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
-from finemoe.runtime.worker import Worker
+from finemoe.runtime.worker import InlineWorker, Worker
 
 PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
 
@@ -59,15 +59,14 @@ class ExpertMemory:
         self.fences: dict[int, object | None] = dict.fromkeys(range(cache.num_slots), link.fence())
         self.iteration = Iteration(0)
         self.num_demanding = 0
-        self.error: BaseException | None = None
-        self._closed = self._is_copying = self._is_abandoned = False
+        self._closed = self._is_abandoned = False
+        self._copier: int | None = None  # the thread that is loading what was predicted
         self._told: set[threading.Thread] = set()  # that the process ends
-        self._worker = Worker(self._work, f"finemoe-{name}") if asynchronous else None
+        self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._wake_all)
 
     def start(self) -> None:
         """Begin to work."""
-        if self._worker:
-            self._worker.start()
+        self.worker.start()
 
     def start_iteration(self, iteration: Iteration) -> None:
         """Forget prefetches of earlier iterations and what they were waiting for."""
@@ -98,12 +97,10 @@ class ExpertMemory:
                         self._pending[prediction.layer, expert] = probability
                     else:
                         self.cache.expect(prediction.layer, expert)
-            self.changed.notify_all()
-        if self._worker is None:  # inference waits for it
-            begin_s = time.perf_counter()
-            while self._load_next():
-                pass
-            self.counters.stall_s += time.perf_counter() - begin_s
+            is_wanted = bool(self._pending)
+        waited_s = self.worker.do(self._load_pending) if is_wanted else 0.0
+        if waited_s:  # in line; beside, this is not the thread that counts
+            self.counters.stall_s += waited_s
 
     def preload(self, wanted: Iterable[tuple[int, int]], is_counted: bool = True) -> None:
         """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted.
@@ -165,17 +162,17 @@ class ExpertMemory:
                 threading.Event().wait()
             self._told.add(thread)
             raise EngineError(PROCESS_ENDS)
-        if self.error is not None:
-            raise EngineError(f"the prefetch worker failed: {self.error}; the engine cannot go on, close it") from self.error
+        self.worker.check()
 
     def reset(self) -> None:
         """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""
         with self.lock:
             self._pending.clear()
             self.num_demanding = 0
-            self._is_copying = self._is_copying and self._worker is not None  # in line, it was the caller who broke off
+            if self._copier == threading.get_ident():
+                self._copier = None  # in line, it was the caller who broke off
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.is_over or not self._is_copying)
+            self.changed.wait_for(lambda: self.is_over or self._copier is None)
             self.counters.wasted_bytes += self.unused_bytes
             fence = self.link.fence()
             self.fences = dict.fromkeys(range(self.cache.num_slots), fence)
@@ -184,7 +181,12 @@ class ExpertMemory:
     @property
     def is_over(self) -> bool:
         """Whether nothing will be loaded any more; `check` says why."""
-        return self.error is not None or self._is_abandoned
+        return self.worker.failure is not None or self._is_abandoned
+
+    @property
+    def is_loading_ahead(self) -> bool:
+        """Whether something that was predicted is being loaded, or waits to be."""
+        return bool(self._pending) or self._copier is not None
 
     def abandon(self) -> None:
         """The process ends: stop the worker, and refuse whoever comes from now on. The slots stay, since a thread may be reading
@@ -203,40 +205,35 @@ class ExpertMemory:
             self._closed = True
             self.num_demanding = 0
             self.changed.notify_all()
-        if self._worker:
-            self._worker.join()
+        self.worker.close()
 
-    def _work(self) -> None:
-        try:
-            while self._wait_for_work():
-                self._load_next()
-        except BaseException as error:
-            with self.lock:
-                self.error = error
-                self._is_copying = False
-                self.changed.notify_all()
-
-    def _wait_for_work(self) -> bool:
+    def _wake_all(self) -> None:
+        """The worker has failed: whoever waits for it hears of it."""
         with self.lock:
-            self.changed.wait_for(lambda: self._closed or (self._pending and not self.num_demanding))
-            return not self._closed
+            self._copier = None
+            self.changed.notify_all()
+
+    def _load_pending(self) -> None:
+        while self._load_next():
+            pass
 
     def _load_next(self) -> bool:
-        """Load the most urgent prefetch; False when none is left."""
+        """Load the most urgent prefetch as soon as nothing is demanded; False when none is left."""
         with self.lock:
-            request = self._take_most_urgent()
+            self.changed.wait_for(lambda: self._closed or not self.num_demanding)
+            request = None if self._closed else self._take_most_urgent()
             if request is None:
                 return False
             layer, expert = request
             admission = self.cache.admit(layer, expert, prefetched=True)
             if admission is None:
                 return True
-            self._is_copying = True
+            self._copier = threading.get_ident()
             self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
         begin_s = time.perf_counter()
         self._copy_in_chunks(layer, expert, admission.slot)
         with self.lock:
-            self._is_copying = False
+            self._copier = None
             self.cache.complete(layer, expert)
             self.changed.notify_all()
         self.timeline.add(self.name, f"prefetch {layer}.{expert}", begin_s)
@@ -258,9 +255,8 @@ class ExpertMemory:
         for source, sink in zip(record.split(size), target.split(size), strict=True):
             if len(under_way) == self.link.chunks_in_flight:
                 under_way.popleft().wait_for_host()
-            if self._worker:
-                with self.lock:
-                    self.changed.wait_for(lambda: self._closed or not self.num_demanding)
+            with self.lock:
+                self.changed.wait_for(lambda: self._closed or not self.num_demanding)
             under_way.append(self.link.copy(source, sink, self.fences.get(slot)))
         for completion in under_way:
             completion.wait_for_host()

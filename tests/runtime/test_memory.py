@@ -72,7 +72,7 @@ class Fixture:
     def settle(self) -> None:
         """Wait until the worker has nothing to do."""
         with self.memory.changed:
-            assert self.memory.changed.wait_for(lambda: not self.memory._pending and not self.memory._is_copying, timeout=10)
+            assert self.memory.changed.wait_for(lambda: not self.memory.is_loading_ahead, timeout=10)
 
     def order(self) -> list[int]:
         return list(dict.fromkeys(number for number, _ in self.link.log))
@@ -245,7 +245,7 @@ def test_a_failing_link_is_raised_at_once_in_the_caller(fixture):
     f = fixture(slots=3)
     f.link.copy = lambda *_: (_ for _ in ()).throw(RuntimeError("cable cut"))
     f.post((1, 0, 0.9))
-    f.memory._worker.join(10)
+    f.memory.worker.join(10)
     with pytest.raises(EngineError, match="prefetch worker failed: cable cut"):
         f.memory.demand(1, np.array([0]))
 
