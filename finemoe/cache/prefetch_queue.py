@@ -1,7 +1,9 @@
 """The prefetches that wait for a device's link: who is next, and who waits in vain (section 4.5)."""
 
+import numpy as np
+
 from finemoe.cache.state import ABSENT, AHEAD, LAYER, NUM_PENDING
-from finemoe.compiling import borrowing
+from finemoe.compiling import borrowing, njit
 
 NOTHING = -1
 
@@ -11,6 +13,15 @@ def prefetch_priority(probability, layer, running):  # type: ignore[no-untyped-d
     """p / (l - l_now); `running` is the layer that runs, -1 before the first. A running layer's own experts come as the next
     layer's do."""
     return probability / max(layer - running, 1)
+
+
+@njit(cache=True)
+def prefetch_priorities(probabilities, layers, running):  # type: ignore[no-untyped-def]
+    """The same of many, [n] each."""
+    priorities = np.empty(len(layers))
+    for index in range(len(layers)):
+        priorities[index] = prefetch_priority(probabilities[index], layers[index], running[index])
+    return priorities
 
 
 @borrowing

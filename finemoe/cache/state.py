@@ -3,7 +3,7 @@
 Experts go by flat id, layer·J + expert, of which there are N = L·J; a slot is a number below S.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -150,9 +150,9 @@ def device_of(caches, device):  # type: ignore[no-untyped-def]
     )
 
 
-def hold(cache: CacheState, experts: np.ndarray) -> None:
-    """Put experts (flat ids) into free slots of one device, before anything runs; that counts as no load."""
-    cache.held[: len(experts)] = experts
-    cache.slot_of[experts] = np.arange(len(experts))
-    cache.presence[experts] = RESIDENT
-    cache.counts[HELD] = cache.counts[NUM_RESIDENT] = len(experts)
+def hold(cache: CacheState, experts: np.ndarray, device: Any = ...) -> None:
+    """Put experts (flat ids) into a device's free slots, before anything runs; that counts as no load."""
+    cache.held[device][: len(experts)] = experts
+    cache.slot_of[device][experts] = np.arange(len(experts))
+    cache.presence[device][experts] = RESIDENT
+    cache.counts[device][[HELD, NUM_RESIDENT]] = len(experts)

@@ -19,7 +19,7 @@ from finemoe.policies import make_policy
 from finemoe.policies.base import Context, Policy
 from finemoe.report import Report
 from finemoe.runtime.loading import load_model
-from finemoe.simulation.clockwork import Durations
+from finemoe.simulation.block import Durations
 from finemoe.simulation.events import Iterations
 from finemoe.simulation.replay import paced, replay_setup
 from finemoe.traces import RoutingTrace

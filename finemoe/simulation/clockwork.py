@@ -134,6 +134,14 @@ def _total(machine, count):  # type: ignore[no-untyped-def]
 
 
 @borrowing
+def _greatest(values):  # type: ignore[no-untyped-def]
+    greatest = values[0]
+    for value in values:
+        greatest = max(greatest, value)
+    return greatest
+
+
+@borrowing
 def _start_iteration(machine, events, event, durations, said, ends):  # type: ignore[no-untyped-def]
     """What earlier iterations asked for is forgotten, and what they were waiting for; answers that come too late for their iteration
     are still what the policy expects."""
@@ -199,7 +207,7 @@ def _post(machine, wanted):  # type: ignore[no-untyped-def]
 def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-def]
     """The demanded set is judged at the gate, and what is missing begins to load."""
     layer, begin = events.layers[event], events.begins[event]
-    experts, next_use = (values[begin : events.begins[event + 1]] for values in (events.demanded, events.next_use))
+    experts, next_use = events.demanded[begin : events.begins[event + 1]], events.next_use[begin : events.begins[event + 1]]
     base = layer * machine.caches.stats.num_experts
     for d in range(machine.link_s.shape[0]):
         cache, count = device_of(machine.caches, d), 0
@@ -234,4 +242,4 @@ def _compute(machine, events, event, durations, start, counts):  # type: ignore[
             ends_s[d] = ready[index] + machine.wake_s
         ends_s[d] += durations.expert[begin + index]
         work_s[d] += durations.expert[begin + index]
-    return max(start, ends_s.max()), work_s.max()
+    return max(start, _greatest(ends_s)), _greatest(work_s)

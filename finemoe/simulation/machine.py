@@ -6,7 +6,7 @@ import numpy as np
 
 from finemoe.cache.prefetch_queue import NOTHING
 from finemoe.cache.rules import EvictionRule
-from finemoe.cache.state import CacheState, device_of, empty_state, hold
+from finemoe.cache.state import CacheState, empty_state, hold
 
 BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches; waits before the layer computes; after it
 
@@ -87,4 +87,4 @@ def idle_machine(
 def hold_on_devices(machine: Machine, experts: np.ndarray) -> None:
     """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""
     for device in range(len(machine.link_s)):
-        hold(device_of(machine.caches, device), experts[machine.owners[experts] == device])
+        hold(machine.caches, experts[machine.owners[experts] == device], device)

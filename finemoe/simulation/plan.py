@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finemoe.cache.prefetch_queue import prefetch_priorities
 from finemoe.policies.base import Prediction
 
 
@@ -48,17 +49,16 @@ class Predictions:
         return np.where(2 * targets + 1 > self.moments, targets, -1)
 
     def arrays(self, num_events: int, num_layers: int) -> tuple[np.ndarray, ...]:
-        """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in cache.compiled.Events.
+        """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in simulation.block.Events.
 
-        Prefetches of a moment are ordered by p / (layer - current layer), equal ones as they were asked for (section 4.5).
+        Prefetches of a moment are ordered by priority, equal ones as they were asked for (section 4.5).
         """
         num_moments = 2 * num_events
         updates = np.bincount(self.moments, minlength=num_moments)
         owners, experts = np.nonzero(self.selected)
         moments, layers = self.moments[owners], self.layers[owners]
         current = np.where(moments % 2 == 1, moments // 2 % num_layers, -1)
-        priorities = self.rows[owners, experts].astype(np.float64) / np.maximum(layers - current, 1)
-        order = np.lexsort((-priorities, moments))
+        order = np.lexsort((-prefetch_priorities(self.rows[owners, experts], layers, current), moments))
         loads = np.bincount(moments, minlength=num_moments)
         return (
             np.concatenate([[0], np.cumsum(updates)]).astype(np.int64),
