@@ -1,7 +1,7 @@
 """The expert cache of one device, live: which experts are resident, who goes when another must come, and which prefetch is next.
 
-Every decision is one of the compiled transitions that a replay runs (`cache.kernels`, `cache.prefetch_queue`), so that both decide
-alike.
+Every decision is one of the compiled transitions that a replay runs (`cache.kernels`, `cache.prefetch_queue`), so that both
+decide alike.
 """
 
 import functools
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finemoe.cache import kernels
-from finemoe.cache.prefetch_queue import NOTHING, post_prefetches, take_most_urgent
+from finemoe.cache.prefetch_queue import NOTHING, forget_prefetches, post_prefetches, take_most_urgent
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.state import (
     ABSENT,
@@ -59,9 +59,9 @@ class ExpertCache:
     Args:
         rule: who goes. num_layers, num_experts: L, J. num_slots: capacity in experts, at least 1.
     Attributes:
-        state: [L, J] uint8 ABSENT, LOADING or RESIDENT. slot_of: [L, J] the slot of each expert, or -1. expected: [L, J] float32 the
-            last prediction heard of each layer, 1/J before there is any. running: [L, J] what the running layer demands and still
-            needs. All are read-only for others.
+        state: [L, J] uint8 ABSENT, LOADING or RESIDENT. slot_of: [L, J] the slot of each expert, or -1.
+        expected: [L, J] float32 the last prediction heard of each layer, 1/J before there is any.
+        running: [L, J] what the running layer demands and still needs. Others only read these.
     Raises:
         FinemoeError: there is no slot.
     """
@@ -168,9 +168,14 @@ class ExpertCache:
         self._counts[IS_WEIGHED] = False
 
     def post(self, layer: int, experts: np.ndarray) -> None:
-        """Prefetches of a layer, [n] ids, after `hear`: those of absent experts wait, unless their layer has come; who is here or on
-        the way is awaited until then."""
-        post_prefetches(self._cache, layer * self._num_experts + np.array(experts, dtype=np.int64))
+        """Prefetches of a layer, [n] ids, after `hear`: those of absent experts wait, unless their layer has come; who is here or
+        on the way is awaited until then."""
+        if len(experts):
+            post_prefetches(self._cache, layer * self._num_experts + np.array(experts, dtype=np.int64))
+
+    def forget_prefetches(self) -> None:
+        """Let none wait any longer."""
+        forget_prefetches(self._cache)
 
     def take_most_urgent(self) -> tuple[int, int] | None:
         """(layer, expert) of the waiting prefetch with the highest priority, which then waits no longer; None if there is none
@@ -199,4 +204,5 @@ def _compile(rule: EvictionRule) -> None:
     take_most_urgent(cache)
     rule.weigh(cache.stats, cache.held, cache.worth)
     kernels.can_evict(cache)
+    forget_prefetches(cache)
     kernels.reset(cache)

@@ -88,7 +88,7 @@ def _count_visit(stats, layer, experts):  # type: ignore[no-untyped-def]
 
 @borrowing
 def demand(cache, layer, experts, found, visit):  # type: ignore[no-untyped-def]
-    """A layer demands its set: the rule learns from it (`visit`, which still sees the statistics without it), and it is accessed."""
+    """A layer demands its set: the rule learns from it (`visit`, which sees the statistics without it), and it is accessed."""
     visit(cache.stats, layer, experts)
     access(cache, layer, experts, found)
 
@@ -216,7 +216,7 @@ def _goes_first(cache, flat, other):  # type: ignore[no-untyped-def]
 @borrowing
 def can_evict(cache):  # type: ignore[no-untyped-def]
     """Whether any held expert may be a victim."""
-    for place in range(cache.counts[HELD]):
+    for place in range(cache.counts[HELD]):  # noqa: SIM110 - no generators in compiled code
         if _is_movable(cache, cache.held[place]):
             return True
     return False

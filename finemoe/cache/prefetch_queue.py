@@ -26,8 +26,8 @@ def prefetch_priorities(probabilities, layers, running):  # type: ignore[no-unty
 
 @borrowing
 def post_prefetches(cache, wanted):  # type: ignore[no-untyped-def]
-    """Let absent experts wait, [n] flat ids in the order asked for, as probable as they are expected to be; those that are here or
-    on their way are awaited instead. Whatever waits already keeps its place."""
+    """Let absent experts wait, [n] flat ids in the order asked for, as probable as they are expected to be; those that are here
+    or on their way are awaited instead. Whatever waits already keeps its place."""
     for flat in wanted:
         if _is_late(cache, flat):
             continue

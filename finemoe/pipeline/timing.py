@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import finemoe
-from finemoe.cache.expert_cache import RESIDENT
+from finemoe.cache.state import RESIDENT
 from finemoe.metrics import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 

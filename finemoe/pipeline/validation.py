@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 import finemoe
+from finemoe.cache.rules import rule_named
 from finemoe.pipeline.noise import busy_share
 from finemoe.pipeline.serving import serve
 from finemoe.pipeline.timing import expert_time_s, one_expert_bytes, paced_link, prefetch_time_s, software_time_s, wake_time_s
@@ -172,7 +173,7 @@ def _predict(
     search_s = start_s, max(gate_s, machine.engine_s[policy] - machine.engine_s["on-demand"])
     system = make_policy(policy, setup, is_replay=True)
     pace = MeasuredPace(machine, policy, *link_s, search_s)
-    return paced(trace, policy, system, [(share, system.default_eviction)], pace)[0]
+    return paced(trace, policy, system, [(share, rule_named(system.default_eviction, is_replay=True))], pace)[0]
 
 
 def _measure(

@@ -11,7 +11,8 @@ import torch
 from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prediction
 from finemoe.runtime.grouped import can_group
-from finemoe.runtime.memory import ExpertMemory, Lease
+from finemoe.runtime.lease import Lease
+from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.records import copied_in_phase
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from finemoe.cache.capacity import slots_per_device
-from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
+from finemoe.cache.rules import rule_named
 from finemoe.errors import EngineError
 from finemoe.interrupts import interrupts_wait
 from finemoe.maps.expert_map import lookahead_width
@@ -134,7 +134,7 @@ class Engine:
         self.expert_memory_bytes = slots * record_bytes * len(devices)
         is_asynchronous = not self.policy.is_synchronous if options.asynchronous is None else options.asynchronous
         self.eviction = options.eviction or self.policy.default_eviction
-        rules = [make_rule(self.eviction, setup.num_layers, setup.num_experts) for _ in devices]
+        rule = rule_named(self.eviction)
         links = [make_link(device, options.link) for device in devices]
         pools = [SlotPool(layouts, slots, device) for device in devices]
         holds_weights = records is None
@@ -149,8 +149,8 @@ class Engine:
         takeover.begin()
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         memories = []
-        for rule, pool, link, name in zip(rules, pools, links, names, strict=True):
-            cache = ExpertCache(rule, slots)
+        for pool, link, name in zip(pools, links, names, strict=True):
+            cache = ExpertCache(rule, setup.num_layers, setup.num_experts, slots)
             memory = ExpertMemory(cache, records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.callback(memory.close)
             memories.append(memory)
@@ -574,7 +574,7 @@ def require_possible(
         FinemoeError: a name is unknown, or an option out of range.
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
-    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts)
+    rule_named(options.eviction or policy.default_eviction)
     record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
     slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
     make_link(options.devices[0], options.link)

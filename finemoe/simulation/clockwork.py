@@ -229,7 +229,13 @@ def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-de
 def _compute(machine, events, event, durations, start, counts):  # type: ignore[no-untyped-def]
     """Every device computes its experts in ascending order as they come; returns when all are done, and the longest device's own
     work."""
-    layer, begin, ready, ends_s, work_s = events.layers[event], events.begins[event], machine.ready, machine.ends_s, machine.work_s
+    layer, begin, ready, ends_s, work_s = (
+        events.layers[event],
+        events.begins[event],
+        machine.ready,
+        machine.ends_s,
+        machine.work_s,
+    )
     experts, base = events.demanded[begin : events.begins[event + 1]], layer * machine.caches.stats.num_experts
     ends_s[:] = start
     work_s[:] = 0.0

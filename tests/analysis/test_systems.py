@@ -16,7 +16,7 @@ from finemoe.analysis.systems import (
     system_reports,
     system_table,
 )
-from finemoe.cache.compiled import RULE_CODES
+from finemoe.cache.rules import OWN_RULES
 from finemoe.errors import FinemoeError
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
@@ -73,4 +73,4 @@ def test_systems_are_chosen_by_name():
     assert list(chosen_systems(["FineMoE", "ProMoE"])) == ["FineMoE", "ProMoE"]
     with pytest.raises(FinemoeError, match=r"unknown system 'vLLM'; known: on-demand \(LRU\)"):
         chosen_systems(["vLLM"])
-    assert set(EVICTIONS) == set(RULE_CODES)
+    assert set(EVICTIONS) == set(OWN_RULES)

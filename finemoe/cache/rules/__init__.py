@@ -10,7 +10,7 @@ from finemoe.cache.rules.base import EvictionRule
 from finemoe.errors import FinemoeError
 from finemoe.registry import Registry
 
-__all__ = ["EvictionRule", "known_rules", "register", "rule_named"]
+__all__ = ["OWN_RULES", "EvictionRule", "known_rules", "register", "rule_named"]
 
 
 def _require_rule(name: str, thing: Any) -> None:
@@ -33,6 +33,8 @@ _RULES: Registry[EvictionRule] = Registry(
     },
     _require_rule,
 )
+
+OWN_RULES = _RULES.own_names  # of this package
 
 
 def known_rules() -> list[str]:

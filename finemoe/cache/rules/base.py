@@ -26,8 +26,8 @@ def keep_nothing(num_experts: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class EvictionRule:
-    """A rule by which a full cache chooses who goes: among those that may, the least worthy (ties: the less frequent, then the layer
-    whose turn is farthest away, then the lower id).
+    """A rule by which a full cache chooses who goes: among those that may, the least worthy (ties: the less frequent, then the
+    layer whose turn is farthest away, then the lower id).
 
     Its functions are compiled by this class; they may call nothing but compiled functions and NumPy.
 

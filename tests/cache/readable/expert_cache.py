@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.cache.eviction.base import EvictionRule
-from finemoe.errors import FinemoeError
+from tests.cache.readable.base import EvictionRule
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 
@@ -43,21 +42,19 @@ class ExpertCache:
 
     Args:
         rule: the eviction rule, which fixes L and J.
-        num_slots: capacity in experts, at least 1.
-    Raises:
-        FinemoeError: there is no slot.
+        num_slots: capacity in experts, at least 1. ahead: how many layers ahead of the running one a prefetch must be.
     """
 
-    def __init__(self, rule: EvictionRule, num_slots: int) -> None:
-        if num_slots < 1:
-            raise FinemoeError("the expert memory holds less than one expert; give every device at least one expert's bytes")
+    def __init__(self, rule: EvictionRule, num_slots: int, ahead: int = 1) -> None:
         shape = rule.frequency.shape
-        self.rule, self.num_slots = rule, num_slots
+        self.rule, self.num_slots, self.ahead = rule, num_slots, ahead
         self.state = np.zeros(shape, dtype=np.uint8)
         self.slot_of = np.full(shape, -1, dtype=np.int64)
         self._undemanded = np.zeros(shape, dtype=np.bool_)  # prefetched, and not demanded since
         self._awaiting = np.zeros(shape, dtype=np.bool_)  # prefetched for a layer that has not come yet
         self._running = np.zeros(shape, dtype=np.bool_)  # demanded by the running layer and still needed
+        self._pending: dict[tuple[int, int], float] = {}
+        self._layer = -1
         self.num_admitted = self.num_evicted = self.num_resident = 0
         self.reset()
 
@@ -70,7 +67,7 @@ class ExpertCache:
         for flags in (self._undemanded, self._awaiting, self._running):
             flags[:] = False
         self._free_slots = list(range(self.num_slots))[::-1]
-        self._layer = -1
+        self._pending.clear()
 
     @property
     def num_held(self) -> int:
@@ -88,6 +85,7 @@ class ExpertCache:
         self._layer = -1
         self._awaiting[:] = False
         self._running[:] = False
+        self._pending.clear()
 
     def demand(self, layer: int, experts: np.ndarray) -> Access:
         """Access a layer's demanded set at once.
@@ -136,6 +134,30 @@ class ExpertCache:
     def expect(self, layer: int, expert: int) -> None:
         """A prefetch finds this expert here or on its way: as one just prefetched, it is awaited until its layer comes."""
         self._awaiting[layer, expert] = True
+
+    def hear(self, layer: int, probabilities: np.ndarray) -> None:
+        """A layer's distribution is predicted, [J]."""
+        self.rule.expected[layer] = probabilities
+
+    def post(self, layer: int, experts: np.ndarray) -> None:
+        """Prefetches of a layer that has not come: absent experts wait, others are awaited."""
+        if layer < self._layer + self.ahead:
+            return
+        for expert in experts.tolist():
+            if self.state[layer, expert] == ABSENT:
+                self._pending[layer, expert] = float(self.rule.expected[layer, expert])
+            elif layer > self._layer:
+                self.expect(layer, expert)
+
+    def take_most_urgent(self) -> tuple[int, int] | None:
+        """What waits with the highest p / (l - l_now), and is still wanted."""
+        is_open = lambda key: key[0] >= self._layer + self.ahead and self.state[key] == ABSENT  # noqa: E731
+        self._pending = {key: p for key, p in self._pending.items() if is_open(key)}
+        if not self._pending:
+            return None
+        urgent = max(self._pending, key=lambda key: self._pending[key] / max(key[0] - self._layer, 1))
+        del self._pending[urgent]
+        return urgent
 
     def complete(self, layer: int, expert: int) -> None:
         """The expert's load has ended."""
