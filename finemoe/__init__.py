@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finemoe.cache.eviction import register as register_eviction
+    from finemoe.cache.rules import register as register_eviction
     from finemoe.policies import register as register_policy
     from finemoe.runtime.engine import Engine
     from finemoe.runtime.loading import load
@@ -25,7 +25,7 @@ _HOMES = {
     "load": "finemoe.runtime.loading:load",
     "offload": "finemoe.runtime.offloading:offload",
     "record": "finemoe.runtime.recorder:record",
-    "register_eviction": "finemoe.cache.eviction:register",
+    "register_eviction": "finemoe.cache.rules:register",
     "register_policy": "finemoe.policies:register",
     "replay": "finemoe.simulation.replay:replay",
 }

@@ -43,6 +43,11 @@ def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **o
     return compiled
 
 
+# For functions that only index arrays which their callers own: Numba's counting of references took 60 % of a replay's time. What
+# such a function makes of an array (a row, a view) it may only hand to functions of its own kind.
+borrowing = functools.partial(njit, cache=True, _nrt=False)
+
+
 def _keep(dispatcher: Any) -> None:
     """What `dispatcher.enable_caching()` does, with a cache that cannot fail."""
     try:
@@ -51,3 +56,18 @@ def _keep(dispatcher: Any) -> None:
         dispatcher._cache = KernelCache(dispatcher.py_func)
     except Exception as error:  # no source file, a setting that names no place there is, or a Numba that caches otherwise
         warn_uncached(error)
+
+
+def pointer(function: Any, *examples: Any) -> Any:
+    """A compiled function as a value that compiled code takes as an argument and calls, without being compiled for it anew.
+
+    Args:
+        examples: values of the types that it will be called with; it returns nothing.
+    Returns:
+        The function itself where nothing is compiled.
+    """
+    if not hasattr(function, "get_compile_result"):
+        return function
+    from finemoe.kernel_pointer import KernelPointer
+
+    return KernelPointer(function, examples)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from finemoe.cache.capacity import slots_per_device
-from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
+from finemoe.cache.rules import rule_named
 from finemoe.interrupts import interrupts_wait
 from finemoe.maps.kernels import warm_up
 from finemoe.models.layers import MoELayer
@@ -168,11 +168,11 @@ class Attachment:
         )
 
     def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
-        devices, memories = self._options.devices, []
+        devices, rule, memories = self._options.devices, rule_named(self.eviction), []
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         for device, pool, name in zip(devices, pools, names, strict=True):
-            rule = make_rule(self.eviction, self._setup.num_layers, self._setup.num_experts)
-            cache, link = ExpertCache(rule, pool.num_slots), make_link(device, self._options.link)
+            cache = ExpertCache(rule, self._setup.num_layers, self._setup.num_experts, pool.num_slots)
+            link = make_link(device, self._options.link)
             memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.callback(memory.close)
             memories.append(memory)
@@ -203,7 +203,7 @@ def require_possible(
         FinemoeError: a name is unknown, or an option out of range.
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
-    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts)
+    rule_named(options.eviction or policy.default_eviction)
     record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
     slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
     make_link(options.devices[0], options.link)

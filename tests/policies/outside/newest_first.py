@@ -2,9 +2,12 @@
 
 import numpy as np
 
-from finemoe.cache.eviction.lru import LRU
+from finemoe.cache.rules import EvictionRule
 
 
-class NewestFirst(LRU):
-    def worth(self, candidates: np.ndarray) -> np.ndarray:
-        return -super().worth(candidates)
+def weigh(stats, experts: np.ndarray, worth: np.ndarray) -> None:
+    for place in range(len(experts)):
+        worth[place] = -stats.last_visit[experts[place]]
+
+
+NEWEST_FIRST = EvictionRule("newest-first", weigh)

@@ -6,7 +6,7 @@ stale. Stale experts go before fresh ones, and of either those whose layer's tur
 
 import numpy as np
 
-from finemoe.cache.eviction.base import EvictionRule
+from tests.cache.readable.base import EvictionRule
 
 
 class LeastStale(EvictionRule):

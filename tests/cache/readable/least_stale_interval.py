@@ -6,7 +6,7 @@ twice is expected after J turns.
 
 import numpy as np
 
-from finemoe.cache.eviction.base import EvictionRule
+from tests.cache.readable.base import EvictionRule
 
 NEWEST_SHARE = 0.3
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finemoe.cache.eviction.base import EvictionRule
+from tests.cache.readable.base import EvictionRule
 
 
 class LFU(EvictionRule):

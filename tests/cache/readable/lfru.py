@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finemoe.cache.eviction.lru import LRU
+from tests.cache.readable.lru import LRU
 
 
 class LFRU(LRU):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finemoe.cache.eviction.base import EvictionRule
+from tests.cache.readable.base import EvictionRule
 
 DECAY = 2.0 ** (-1.0 / 32.0)
 
