@@ -17,7 +17,7 @@ help:
 	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
 	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
 	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and the README's summary of the claims"
-	@echo "make lint       ruff, mypy, snakefmt, snakemake --lint"
+	@echo "make lint       ruff, mypy, import-linter, snakefmt, snakemake --lint"
 	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
 	@echo "make clean      remove results and figures, keep the environment"
 
@@ -63,19 +63,20 @@ reference: reproduce
 	cp figures/compare_systems/*.csv data/reference/figures/compare_systems/
 	cp results/engine_time_measured.csv results/paced_link_checks_measured.csv results/validate_simulator_checks.csv data/reference/tables/
 	$(BIN)/python -m finemoe.artifact.claims
-	$(BIN)/python -m finemoe.artifact.analysis.measured
+	$(BIN)/python -m finemoe.artifact.machines.pages
 
 lint: $(STAMP)
 	$(BIN)/ruff check finemoe tests
 	$(BIN)/ruff format --check finemoe tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check Snakefile
 	$(BIN)/snakemake --lint
 
 # All pins but pip itself, and but what pip adds to torch on its own where there is CUDA.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install -qq --disable-pip-version-check "torch==2.13.0" "setuptools>=77" ".[pipeline,dev]"
+	build/lock/bin/python -m pip install -qq --disable-pip-version-check "torch==2.13.0" "setuptools>=77" ".[artifact,dev]"
 	echo "# The reference environment, resolved on Python 3.11 by \`make lock\` from the ranges in pyproject.toml." > requirements.lock
 	build/lock/bin/python -m pip freeze --all --exclude finemoe --exclude pip \
 		| sed 's/+cpu$$//' | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock

@@ -55,7 +55,7 @@ TESTBED_FIGURES = {
     "f10": ("Fig. 10", ["expert_memory", "seed"]),
     "f12": ("Fig. 12", ["seed"]),
     "f13": ("Fig. 13", ["expert_memory", "seed"]),
-    "h": ("headline", ["expert_memory", "seed"]),
+    "headline": ("headline", ["expert_memory", "seed"]),
 }
 CLAIMED = ["t1", *TRACE_FIGURES, *TESTBED_FIGURES, "f11", "f16b", "f17", "f18"]
 MEASURED = ["engine_overhead_measured", "paced_link_measured", "validate_simulator_measured"]
@@ -123,7 +123,7 @@ def first_traces(models):
 
 def claims_of(stem):
     """The rows of the claims table that a figure's notebook writes."""
-    return [id[0].upper() + id[1:] for id in CLAIMED if id == stem]
+    return ["H" if id == "headline" else id[0].upper() + id[1:] for id in CLAIMED if id == stem]
 
 
 def in_report(stem, artefact):

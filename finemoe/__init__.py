@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finemoe.cache.rules import register as register_eviction
+    from finemoe.policies import register as register_policy
     from finemoe.runtime.engine import Engine
     from finemoe.runtime.loading import load
     from finemoe.runtime.offloading import offload
@@ -15,22 +17,25 @@ if TYPE_CHECKING:
     from finemoe.traces import RoutingTrace
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RoutingTrace", "load", "offload", "record", "replay"]
+__all__ = ["Engine", "RoutingTrace", "load", "offload", "record", "register_eviction", "register_policy", "replay"]
 
 _HOMES = {
-    "Engine": "finemoe.runtime.engine",
-    "RoutingTrace": "finemoe.traces",
-    "load": "finemoe.runtime.loading",
-    "offload": "finemoe.runtime.offloading",
-    "record": "finemoe.runtime.recorder",
-    "replay": "finemoe.simulation.replay",
+    "Engine": "finemoe.runtime.engine:Engine",
+    "RoutingTrace": "finemoe.traces:RoutingTrace",
+    "load": "finemoe.runtime.loading:load",
+    "offload": "finemoe.runtime.offloading:offload",
+    "record": "finemoe.runtime.recorder:record",
+    "register_eviction": "finemoe.cache.rules:register",
+    "register_policy": "finemoe.policies:register",
+    "replay": "finemoe.simulation.replay:replay",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'finemoe' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name].split(":")
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

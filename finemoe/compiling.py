@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finemoe.interrupts import interrupts_wait
+from finemoe.uncached import warn_uncached
 
 numba: Any = None
 try:
@@ -23,7 +24,6 @@ except Exception as error:  # a NumPy newer than it knows is refused, or fails, 
         stacklevel=2,
     )
 IS_COMPILED = numba is not None
-_has_warned = False
 
 
 def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **options: Any) -> Any:
@@ -43,6 +43,11 @@ def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **o
     return compiled
 
 
+# For functions that only index arrays which their callers own: Numba's counting of references took 60 % of a replay's time. What
+# such a function makes of an array (a row, a view) it may only hand to functions of its own kind.
+borrowing = functools.partial(njit, cache=True, _nrt=False)
+
+
 def _keep(dispatcher: Any) -> None:
     """What `dispatcher.enable_caching()` does, with a cache that cannot fail."""
     try:
@@ -53,14 +58,16 @@ def _keep(dispatcher: Any) -> None:
         warn_uncached(error)
 
 
-def warn_uncached(error: Exception) -> None:
-    """Say, once in a process and in one line, that kernels are compiled anew in each, why, and what to do about it."""
-    global _has_warned
-    if not _has_warned:
-        _has_warned = True
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = (
-            f"compiled kernels cannot be kept ({reason}): every process compiles them anew, which takes seconds, with the same "
-            "results; name a folder that can be written in NUMBA_CACHE_DIR"
-        )
-        warnings.warn_explicit(message, RuntimeWarning, "finemoe", 1)  # not of a line of source, which would be printed too
+def pointer(function: Any, *examples: Any) -> Any:
+    """A compiled function as a value that compiled code takes as an argument and calls, without being compiled for it anew.
+
+    Args:
+        examples: values of the types that it will be called with; it returns nothing.
+    Returns:
+        The function itself where nothing is compiled.
+    """
+    if not hasattr(function, "get_compile_result"):
+        return function
+    from finemoe.kernel_pointer import KernelPointer
+
+    return KernelPointer(function, examples)

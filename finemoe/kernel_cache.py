@@ -9,7 +9,7 @@ from typing import Any
 
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 
-from finemoe.compiling import warn_uncached
+from finemoe.uncached import warn_uncached
 
 
 class _AsInstalled(InTreeCacheLocator):

@@ -63,7 +63,9 @@ def test_loops_are_compiled_where_numba_is():
 
 
 def test_without_numba_one_warning_says_what_that_means():
-    program = "import sys; sys.modules['numba'] = None; import finemoe.simulation.links, finemoe.maps.kernels, finemoe.policies"
+    program = (
+        "import sys; sys.modules['numba'] = None; import finemoe.simulation.clockwork, finemoe.maps.kernels, finemoe.policies"
+    )
     done = run("-c", f"{program}; from finemoe.compiling import IS_COMPILED; print(IS_COMPILED)")
     assert done.stdout == "False\n"
     assert done.stderr.count("RuntimeWarning") == done.stderr.count("Numba cannot be imported (ModuleNotFoundError:") == 1

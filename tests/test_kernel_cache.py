@@ -14,7 +14,7 @@ import numba
 import pytest
 from numba.core import caching
 
-from finemoe import compiling
+from finemoe import uncached
 from finemoe.paths import ROOT
 
 KERNEL = """
@@ -47,7 +47,7 @@ print(json.dumps([report.accesses, is_equal]))
 @pytest.fixture(autouse=True)
 def places(monkeypatch, tmp_path):
     """Every test decides itself where a cache may be, and hears the warning that a process hears once."""
-    monkeypatch.setattr(compiling, "_has_warned", False)
+    monkeypatch.setattr(uncached, "_has_warned", False)
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setattr(numba.config, "CACHE_LOCATOR_CLASSES", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

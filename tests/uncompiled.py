@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import finemoe
-from finemoe.maps.kernels import gather_rows, nearest_records, select_rows
+from finemoe.maps.kernels import gather_rows, nearest_neighbours, select_rows
 from finemoe.maps.ranking import rank_as_selected
 from finemoe.policies import POLICIES
 from finemoe.policies.predictors import weigh
@@ -58,7 +58,7 @@ def kernels() -> dict[str, Any]:
     gather_rows(codes, records, rows)
     dots, norms = rng.random((5, 9)).astype(np.float32), rng.random(9).astype(np.float32)
     nearest, values = np.zeros(5, dtype=np.int64), np.zeros(5, dtype=np.float32)
-    nearest_records(dots, norms, np.array([1, 2, 0, 3, 4], dtype=np.float32), nearest, values)
+    nearest_neighbours(dots, norms, np.array([1, 2, 0, 3, 4], dtype=np.float32), nearest, values)
     ranked = rank_as_selected(probs[:50].astype(np.float16).astype(np.float32), rng.integers(0, 101, (50, 4)))
     return {
         "ranked": ranked.tolist(),

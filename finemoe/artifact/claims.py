@@ -164,7 +164,7 @@ def to_markdown(table: "pd.DataFrame", on_gpu: str) -> str:
     """The table of claims as a page: an overview, the reason behind each verdict, and what was measured on a GPU.
 
     Args:
-        on_gpu: as `analysis.measured_pages.claims_section` words it.
+        on_gpu: as `machines.pages.claims_section` words it.
     """
     overview = table[["id", "artefact", "claim", "reported", "reproduced", "verdict", "executor"]]
     reasons = "\n".join(f"- **{row.id}** ({row.panel}): {_one_line(str(row.why))}" for row in table.itertuples(index=False))

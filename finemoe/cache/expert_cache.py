@@ -1,17 +1,32 @@
-"""The expert cache of one device: which experts are resident, and who goes when another must come (section 4.5).
+"""The expert cache of one device, live: which experts are resident, who goes when another must come, and which prefetch is next.
 
-Accounting only: a slot is a number. Access is event-atomic (DESIGN 4): the union of a layer's demanded experts is accessed at
-once, hits are judged before anything is admitted, and none of the set can be a victim while the layer runs.
+Every decision is one of the compiled transitions that a replay runs (`cache.kernels`, `cache.prefetch_queue`), so that both
+decide alike.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.cache.eviction.base import EvictionRule
+from finemoe.cache import kernels
+from finemoe.cache.prefetch_queue import NOTHING, forget_prefetches, post_prefetches, take_most_urgent
+from finemoe.cache.rules.base import EvictionRule
+from finemoe.cache.state import (
+    ABSENT,
+    ADMITTED,
+    EVICTED,
+    HELD,
+    IS_WEIGHED,
+    LAYER,
+    LOADING,
+    NUM_PENDING,
+    NUM_RESIDENT,
+    RESIDENT,
+    CacheState,
+    empty_state,
+)
 from finemoe.errors import FinemoeError
-
-ABSENT, LOADING, RESIDENT = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Admission:
     """A slot given to an expert.
 
     Attributes:
-        slot: index of the slot; evicted: flat id of the expert that left it, or -1.
+        slot: index of the slot; evicted: flat id (layer·J + expert) of the expert that left it, or -1.
         wasted: the evicted expert had been prefetched and was never demanded.
     """
 
@@ -42,40 +57,57 @@ class ExpertCache:
     """Slots of one device, filled by demand and prefetch, emptied by an eviction rule.
 
     Args:
-        rule: the eviction rule, which fixes L and J.
-        num_slots: capacity in experts, at least 1.
+        rule: who goes. num_layers, num_experts: L, J. num_slots: capacity in experts, at least 1.
+    Attributes:
+        state: [L, J] uint8 ABSENT, LOADING or RESIDENT. slot_of: [L, J] the slot of each expert, or -1.
+        expected: [L, J] float32 the last prediction heard of each layer, 1/J before there is any.
+        running: [L, J] what the running layer demands and still needs. Others only read these.
     Raises:
         FinemoeError: there is no slot.
     """
 
-    def __init__(self, rule: EvictionRule, num_slots: int) -> None:
+    def __init__(self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int) -> None:
         if num_slots < 1:
             raise FinemoeError("the expert memory holds less than one expert; give every device at least one expert's bytes")
-        shape = rule.frequency.shape
-        self.rule, self.num_slots = rule, num_slots
-        self.state = np.zeros(shape, dtype=np.uint8)
-        self.slot_of = np.full(shape, -1, dtype=np.int64)
-        self._undemanded = np.zeros(shape, dtype=np.bool_)  # prefetched, and not demanded since
-        self._awaiting = np.zeros(shape, dtype=np.bool_)  # prefetched for a layer that has not come yet
-        self._running = np.zeros(shape, dtype=np.bool_)  # demanded by the running layer and still needed
-        self.num_admitted = self.num_evicted = self.num_resident = 0
-        self.reset()
+        _compile(rule)
+        self.rule, self.num_slots, self._num_experts = rule, num_slots, num_experts
+        self._cache = empty_state(num_layers, num_experts, num_slots, rule.own(num_experts))
+        self._counts = self._cache.counts
+        self._found = np.zeros(num_experts, dtype=np.uint8)
+        shape = num_layers, num_experts
+        self.state, self.slot_of = self._cache.presence.reshape(shape), self._cache.slot_of.reshape(shape)
+        self.expected, self.running = self._cache.stats.expected.reshape(shape), self._cache.running.reshape(shape)
+        self._undemanded = self._cache.undemanded.reshape(shape)
 
-    def reset(self) -> None:
-        """Forget what the slots hold: every expert is absent, and what was held counts as evicted. The rule keeps its memory."""
-        self.num_evicted = self.num_admitted
-        self.num_resident = 0
-        self.state[:] = ABSENT
-        self.slot_of[:] = -1
-        for flags in (self._undemanded, self._awaiting, self._running):
-            flags[:] = False
-        self._free_slots = list(range(self.num_slots))[::-1]
-        self._layer = -1
+    @property
+    def layer(self) -> int:
+        """The layer that runs, -1 before the first of an iteration."""
+        return int(self._counts[LAYER])
 
     @property
     def num_held(self) -> int:
         """Experts that occupy a slot, resident or loading."""
-        return self.num_slots - len(self._free_slots)
+        return int(self._counts[HELD])
+
+    @property
+    def num_resident(self) -> int:
+        """Experts whose load has ended."""
+        return int(self._counts[NUM_RESIDENT])
+
+    @property
+    def num_admitted(self) -> int:
+        """Slots given so far."""
+        return int(self._counts[ADMITTED])
+
+    @property
+    def num_evicted(self) -> int:
+        """Experts that lost their slot so far."""
+        return int(self._counts[EVICTED])
+
+    @property
+    def num_pending(self) -> int:
+        """Prefetches that wait, stale ones among them."""
+        return int(self._counts[NUM_PENDING])
 
     @property
     def num_unused(self) -> np.ndarray:
@@ -83,26 +115,26 @@ class ExpertCache:
         counts: np.ndarray = self._undemanded.sum(axis=1)
         return counts
 
+    def reset(self) -> None:
+        """Forget what the slots hold and what waits: every expert is absent, and what was held counts as evicted. The rule keeps
+        its memory."""
+        kernels.reset(self._cache)
+
     def start_iteration(self) -> None:
-        """A new iteration: no layer runs, and no prefetch of an earlier one is awaited any more."""
-        self._layer = -1
-        self._awaiting[:] = False
-        self._running[:] = False
+        """A new iteration: no layer runs, and no prefetch of an earlier one waits or is awaited any more."""
+        kernels.start_iteration(self._cache)
 
     def demand(self, layer: int, experts: np.ndarray) -> Access:
-        """Access a layer's demanded set at once.
+        """Access a layer's demanded set at once; the layer runs from now on.
 
         Args:
             experts: [n] distinct ids, ascending.
         """
-        self._layer = layer
-        self._running[:] = False
-        self._running[layer, experts] = True
-        self._awaiting[layer] = False
-        self._undemanded[layer, experts] = False
-        state = self.state[layer, experts]
-        self.rule.visit(layer, experts)
-        return Access(layer, experts[state == RESIDENT], experts[state == LOADING], experts[state == ABSENT])
+        wanted, found = np.array(experts, dtype=np.int64), self._found[: len(experts)]
+        if self.rule.learns:
+            self.rule.visit(self._cache.stats, layer, wanted)
+        kernels.access(self._cache, layer, wanted, found)
+        return Access(layer, wanted[found == RESIDENT], wanted[found == LOADING], wanted[found == ABSENT])
 
     def use(self, layer: int, experts: list[int]) -> None:
         """Experts demanded while everything is resident: no rule has anything to learn, but they are unused no longer."""
@@ -110,7 +142,7 @@ class ExpertCache:
 
     def release(self, layer: int, experts: np.ndarray) -> None:
         """Experts of the running set that have been used in this call and may now be victims."""
-        self._running[layer, experts] = False
+        kernels.release(self._cache, layer, np.array(experts, dtype=np.int64))
 
     def admit(self, layer: int, expert: int, prefetched: bool) -> Admission | None:
         """Give an absent expert a slot, evicting if none is free; its state becomes LOADING.
@@ -118,49 +150,59 @@ class ExpertCache:
         Returns:
             None where every slot holds an expert that must stay.
         """
-        assert self.state[layer, expert] == ABSENT
-        evicted, wasted = -1, False
-        if not self._free_slots:
-            evicted = self._choose_victim()
-            if evicted < 0:
-                return None
-            wasted = self._evict(evicted)
-        slot = self._free_slots.pop()
-        self.num_admitted += 1
-        self.state[layer, expert] = LOADING
-        self.slot_of[layer, expert] = slot
-        self._undemanded[layer, expert] = prefetched
-        self._awaiting[layer, expert] = prefetched and layer != self._layer
-        return Admission(slot, evicted, wasted)
-
-    def expect(self, layer: int, expert: int) -> None:
-        """A prefetch finds this expert here or on its way: as one just prefetched, it is awaited until its layer comes."""
-        self._awaiting[layer, expert] = True
+        cache, flat = self._cache, layer * self._num_experts + expert
+        assert cache.presence[flat] == ABSENT
+        if self._counts[HELD] == self.num_slots:
+            self.rule.weigh(cache.stats, cache.held, cache.worth)
+        slot, evicted, is_wasted = kernels.give_slot(cache, flat, prefetched)
+        return Admission(int(slot), int(evicted), bool(is_wasted)) if slot >= 0 else None
 
     def complete(self, layer: int, expert: int) -> None:
         """The expert's load has ended."""
         assert self.state[layer, expert] == LOADING
-        self.state[layer, expert] = RESIDENT
-        self.num_resident += 1
+        kernels.complete(self._cache, layer * self._num_experts + expert)
 
-    def evictable(self) -> np.ndarray:
-        """Flat ids of the experts that may be victims now; awaited prefetches only when nothing else is left."""
-        movable = (self.state == RESIDENT) & ~self._running
-        candidates = np.flatnonzero(movable & ~self._awaiting)
-        return candidates if len(candidates) else np.flatnonzero(movable)
+    def hear(self, layer: int, probabilities: np.ndarray) -> None:
+        """A layer's distribution is predicted, [J]."""
+        self.expected[layer] = probabilities
+        self._counts[IS_WEIGHED] = False
 
-    def _choose_victim(self) -> int:
-        candidates = self.evictable()
-        return self.rule.victim(candidates, self._layer) if len(candidates) else -1
+    def post(self, layer: int, experts: np.ndarray) -> None:
+        """Prefetches of a layer, [n] ids, after `hear`: those of absent experts wait, unless their layer has come; who is here or
+        on the way is awaited until then."""
+        if len(experts):
+            post_prefetches(self._cache, layer * self._num_experts + np.array(experts, dtype=np.int64))
 
-    def _evict(self, flat: int) -> bool:
-        layer, expert = divmod(flat, self.state.shape[1])
-        self.num_evicted += 1
-        self.num_resident -= 1
-        self.state[layer, expert] = ABSENT
-        self._free_slots.append(int(self.slot_of[layer, expert]))
-        self.slot_of[layer, expert] = -1
-        self._awaiting[layer, expert] = False
-        wasted = bool(self._undemanded[layer, expert])
-        self._undemanded[layer, expert] = False
-        return wasted
+    def forget_prefetches(self) -> None:
+        """Let none wait any longer."""
+        forget_prefetches(self._cache)
+
+    def take_most_urgent(self) -> tuple[int, int] | None:
+        """(layer, expert) of the waiting prefetch with the highest priority, which then waits no longer; None if there is none
+        left that is still wanted."""
+        flat = take_most_urgent(self._cache)
+        return None if flat == NOTHING else divmod(int(flat), self._num_experts)
+
+    @property
+    def can_evict(self) -> bool:
+        """Whether any expert may be a victim now."""
+        return bool(kernels.can_evict(self._cache))
+
+
+@functools.cache
+def _compile(rule: EvictionRule) -> None:
+    """Run everything once, so that no token waits for the compiler."""
+    own, one, found = rule.own(2), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.uint8)
+    cache: CacheState = empty_state(2, 2, 1, own)
+    kernels.start_iteration(cache)
+    rule.visit(cache.stats, 0, one)
+    kernels.access(cache, 0, one, found)
+    kernels.give_slot(cache, 0, False)
+    kernels.complete(cache, 0)
+    kernels.release(cache, 0, one)
+    post_prefetches(cache, one + 2)
+    take_most_urgent(cache)
+    rule.weigh(cache.stats, cache.held, cache.worth)
+    kernels.can_evict(cache)
+    forget_prefetches(cache)
+    kernels.reset(cache)

@@ -1,5 +1,6 @@
 """Options that several commands take, and what their text means."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,12 +8,19 @@ import typer
 
 from finemoe.errors import FinemoeError
 
-SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand or no-offload"
+SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand, no-offload, or module:Class"
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
 Distance = Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are", min=1)]
 Capacity = Annotated[int, typer.Option(help="maps in the store", min=1)]
 Seed = Annotated[int, typer.Option(help="of policies that draw")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+
+
+def reach_own(*names: str | None) -> None:
+    """A policy or rule of the user's own, "module:Class", may lie in the working folder; it is searched last."""
+    folder = str(Path.cwd())
+    if folder not in sys.path and any(name is not None and ":" in name for name in names):
+        sys.path.append(folder)
 
 
 def memory_of(text: str) -> float | str:

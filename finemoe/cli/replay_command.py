@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from finemoe.cli.comparison import compare_systems, drawing
-from finemoe.cli.options import SYSTEMS, AsJson, Capacity, Distance, Seed, memory_of
+from finemoe.cli.options import SYSTEMS, AsJson, Capacity, Distance, Seed, memory_of, reach_own
 from finemoe.cli.printing import print_json, print_table
 from finemoe.errors import FinemoeError
 
@@ -60,6 +60,7 @@ def replay(
     if figure is not None:
         require_place(figure.with_suffix(".csv"))
         drawing()
+    reach_own(*policy, eviction)
     memories = [memory_of(memory) for memory in expert_memory]
     if hardware is None and any(isinstance(memory, str) for memory in memories):
         raise FinemoeError("without --hardware a trace counts in experts: give --expert-memory as a share, such as 0.25")
@@ -87,6 +88,7 @@ def _replay_each(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
+    from finemoe.policies import policy_named
     from finemoe.simulation.replay import sweep
 
     reports = [
@@ -103,7 +105,8 @@ def _replay_each(
         return
     for policy, memory, report in reports:
         rows = report.rows() if options["hardware"] else _counts_of(report)
-        size = memory if isinstance(memory, str) else f"{1 if policy == 'no-offload' else memory:g} of the experts"
+        share = 1.0 if policy_named(policy, is_replay=True).holds_everything else memory
+        size = memory if isinstance(memory, str) else f"{share:g} of the experts"
         print_table(f"{path} under {policy} / {report.eviction} at {size}", rows)
 
 

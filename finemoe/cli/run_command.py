@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.cli.options import SYSTEMS, AsJson, Capacity, Distance, Model, Seed, loaded_store, memory_of
+from finemoe.cli.options import SYSTEMS, AsJson, Capacity, Distance, Model, Seed, loaded_store, memory_of, reach_own
 from finemoe.cli.printing import print_json, print_table
 
 
@@ -42,6 +42,7 @@ def run(
 
     if timeline is not None:
         require_place(timeline)
+    reach_own(policy, eviction)
     tokenizer = load_tokenizer(model)
     encoding = encode(tokenizer, [prompt], 0)[0]
     options: dict[str, Any] = {

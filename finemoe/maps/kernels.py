@@ -34,8 +34,8 @@ def accumulate_dots(codes, weights, size, dots):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def best_record(dots, inverse_norms, size):  # type: ignore[no-untyped-def]
-    """(record, value) of the greatest dots[c] * inverse_norms[c]; the first one where several tie."""
+def nearest_neighbour(dots, inverse_norms, size):  # type: ignore[no-untyped-def]
+    """(neighbour, value) of the greatest dots[c] * inverse_norms[c]; the first one where several tie."""
     best = np.float32(-np.inf)
     for c in range(size):
         best = max(best, dots[c] * inverse_norms[c])
@@ -62,20 +62,20 @@ def advance_prefix(codes, probs, dots, squares):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def nearest_records(dots, inverse_norms, squares, records, scores):  # type: ignore[no-untyped-def]
-    """Best record and its cosine for every row; dots [B, C], inverse_norms [C], squares [B] -> records [B], scores [B]."""
+def nearest_neighbours(dots, inverse_norms, squares, neighbours, scores):  # type: ignore[no-untyped-def]
+    """Nearest map and its cosine for every row; dots [B, C], inverse_norms [C], squares [B] -> neighbours [B], scores [B]."""
     for row in range(dots.shape[0]):
-        record, value = best_record(dots[row], inverse_norms, dots.shape[1])
-        records[row] = record
+        neighbour, value = nearest_neighbour(dots[row], inverse_norms, dots.shape[1])
+        neighbours[row] = neighbour
         scores[row] = value / np.sqrt(squares[row]) if squares[row] > 0 else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True)
-def gather_rows(codes, records, rows):  # type: ignore[no-untyped-def]
-    """rows[b, j] = codes[j, records[b]] as probabilities; codes [J, C], records [B], rows [B, J]."""
-    for b in range(records.shape[0]):
+def gather_rows(codes, neighbours, rows):  # type: ignore[no-untyped-def]
+    """rows[b, j] = codes[j, neighbours[b]] as probabilities; codes [J, C], neighbours [B], rows [B, J]."""
+    for b in range(neighbours.shape[0]):
         for j in range(codes.shape[0]):
-            rows[b, j] = np.float32(codes[j, records[b]]) * MAP_SCALE
+            rows[b, j] = np.float32(codes[j, neighbours[b]]) * MAP_SCALE
 
 
 @njit(cache=True, nogil=True)
@@ -99,11 +99,11 @@ def warm_up() -> None:
     """Compile every kernel (or load it from the cache on disk), so that the first search does not wait for it."""
     codes, embeddings = np.zeros((4, 8), dtype=np.uint16), np.zeros((4, 8), dtype=np.int16)
     probs, squares = np.full((1, 4), 0.25, dtype=np.float32), np.zeros(1, dtype=np.float32)
-    dots, records, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    dots, neighbours, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
     accumulate_dots(codes, probs[0], 8, dots[0])
     accumulate_dots(embeddings, probs[0], 8, dots[0])
     advance_prefix(codes, probs, dots, squares)
-    nearest_records(dots, np.ones(8, dtype=np.float32), squares, records, scores)
-    gather_rows(codes, records, probs)
+    nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
+    gather_rows(codes, neighbours, probs)
     select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
     rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))

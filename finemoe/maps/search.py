@@ -7,7 +7,7 @@ running dots [B, C], so a layer's search costs one [B, J] x [J, C] product howev
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_records
+from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_neighbours
 from finemoe.maps.store import ExpertMapStore
 
 
@@ -41,7 +41,7 @@ class TrajectorySearch:
         advance_prefix(self._codes[layer], probs, self._dots, self._squares)
 
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eq. 5: the record with the most similar prefix for each row, and that cosine: records [B], scores [B].
+        """Eq. 5: the stored map with the most similar prefix for each row, and that cosine: neighbours [B], scores [B].
 
         Raises:
             FinemoeError: nothing was observed, or the store is empty.
@@ -49,23 +49,18 @@ class TrajectorySearch:
         if not self._num_layers_seen or not self._dots.shape[1]:
             raise FinemoeError("nothing to search: observe a layer first, and search a store that holds records")
         num_rows = len(self._dots)
-        records, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
+        neighbours, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
         norms = self._inverse_norms[self._num_layers_seen - 1]
-        nearest_records(self._dots, norms, self._squares, records, scores)
-        return records, scores
+        nearest_neighbours(self._dots, norms, self._squares, neighbours, scores)
+        return neighbours, scores
 
-    def guide(self, records: np.ndarray, layer: int) -> np.ndarray:
-        """The stored distribution P_l of each row's record, [B, J] float32."""
-        return guide(self._store, records, layer)
-
-
-def layer_search_bytes(store: ExpertMapStore, num_rows: np.ndarray) -> np.ndarray:
-    """What `TrajectorySearch.observe` reads for so many rows, [n]: one layer of all stored maps, once a row."""
-    return num_rows * float(len(store) * store.num_experts * store.map_codes.itemsize)
+    def guide(self, neighbours: np.ndarray, layer: int) -> np.ndarray:
+        """The stored distribution P_l of each row's neighbour, [B, J] float32."""
+        return guide(self._store, neighbours, layer)
 
 
-def guide(store: ExpertMapStore, records: np.ndarray, layer: int) -> np.ndarray:
-    """P_l of the given records, [B, J] float32."""
-    rows = np.empty((len(records), store.num_experts), dtype=np.float32)
-    gather_rows(store.map_codes[layer], records, rows)
+def guide(store: ExpertMapStore, neighbours: np.ndarray, layer: int) -> np.ndarray:
+    """P_l of the given stored maps, [B, J] float32."""
+    rows = np.empty((len(neighbours), store.num_experts), dtype=np.float32)
+    gather_rows(store.map_codes[layer], neighbours, rows)
     return rows

@@ -1,4 +1,4 @@
-"""Similarity-aware expert selection (section 4.3, Eqs. 6-8) and the prefetch priority (section 4.5)."""
+"""Similarity-aware expert selection (section 4.3, Eqs. 6-8)."""
 
 import numpy as np
 
@@ -29,14 +29,3 @@ def select_experts(probs: np.ndarray, thresholds: np.ndarray, top_k: int) -> np.
     selected = np.zeros(probs.shape, dtype=np.bool_)
     select_rows(np.ascontiguousarray(probs, dtype=np.float32), np.asarray(thresholds, dtype=np.float64), top_k, selected)
     return selected
-
-
-def prefetch_priority(probability: float, layer: int, current_layer: int) -> float:
-    """Section 4.5: p / (l - l_now); `current_layer` is -1 before the first layer of an iteration.
-
-    Raises:
-        FinemoeError: the layer's turn has passed.
-    """
-    if layer <= current_layer:
-        raise FinemoeError(f"layer {layer} is not ahead of layer {current_layer}: its prefetch has no priority")
-    return probability / (layer - current_layer)

@@ -16,6 +16,7 @@ from finemoe.plain import plain_array, text, whole_number
 
 _KIND = "expert-map-store"
 _VERSION = 1
+_MAP_CODE, _EMBEDDING_CODE = np.dtype(np.uint16), np.dtype(np.int16)
 
 
 class ExpertMapStore:
@@ -48,8 +49,8 @@ class ExpertMapStore:
         self.num_layers, self.num_experts, self.embedding_dim = num_layers, num_experts, embedding_dim
         self.capacity, self.prefetch_distance, self.model = capacity, prefetch_distance, model
         try:
-            self.map_codes = np.zeros((num_layers, num_experts, capacity), dtype=np.uint16)
-            self.embedding_codes = np.zeros((embedding_dim, capacity), dtype=np.int16)
+            self.map_codes = np.zeros((num_layers, num_experts, capacity), dtype=_MAP_CODE)
+            self.embedding_codes = np.zeros((embedding_dim, capacity), dtype=_EMBEDDING_CODE)
             self.inverse_prefix_norms = np.zeros((num_layers, capacity), dtype=np.float32)
             self.inverse_embedding_norms = np.zeros(capacity, dtype=np.float32)
         except (MemoryError, ValueError) as error:  # the latter where NumPy cannot even count the bytes
@@ -103,12 +104,12 @@ class ExpertMapStore:
         return dots * self.inverse_embedding_norms[: len(self)]
 
     def nearest_embeddings(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Eq. 4 for a batch: the best record of each row and its cosine.
+        """Eq. 4 for a batch: the nearest stored embedding of each row and its cosine.
 
         Args:
             embeddings: [B, h], of any length.
         Returns:
-            records [B] int64 and scores [B] float32.
+            neighbours [B] int64 and scores [B] float32.
         Raises:
             FinemoeError: the store is empty, or the embeddings are not of its size.
         """
@@ -116,17 +117,13 @@ class ExpertMapStore:
             raise FinemoeError("the store is empty, so that no record is nearest; add records first")
         embeddings = _single("embeddings", embeddings)
         units = self._unit_embeddings(embeddings, len(embeddings) if embeddings.ndim else 1)
-        records = np.empty(len(units), dtype=np.int64)
+        neighbours = np.empty(len(units), dtype=np.int64)
         scores = np.empty(len(units), dtype=np.float32)
         for row, unit in enumerate(units):
             cosines = self.semantic_scores(unit)
-            records[row] = best = int(cosines.argmax())
+            neighbours[row] = best = int(cosines.argmax())
             scores[row] = cosines[best]
-        return records, scores
-
-    def embedding_search_bytes(self, num_rows: np.ndarray, embedding_dim: int) -> np.ndarray:
-        """What `nearest_embeddings` reads for so many rows, [n]: all stored embeddings once a row, were they of that size."""
-        return num_rows * float(len(self) * embedding_dim * self.embedding_codes.itemsize)
+        return neighbours, scores
 
     def save(self, path: str | Path) -> None:
         """Write the store to one file, atomically."""
@@ -197,14 +194,24 @@ class ExpertMapStore:
             return len(self) - 1
         return int(self.redundancy(map_, unit).argmax())
 
-    def _write(self, record: int, map_: np.ndarray, unit: np.ndarray) -> None:
-        codes = np.rint(np.minimum(map_, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may be a little more than 1
-        self.map_codes[:, :, record] = codes
+    def _write(self, place: int, map_: np.ndarray, unit: np.ndarray) -> None:
+        codes = np.rint(np.minimum(map_, 1.0) / MAP_SCALE).astype(_MAP_CODE)  # rounded probabilities may be a little more than 1
+        self.map_codes[:, :, place] = codes
         squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=1)
-        self.inverse_prefix_norms[:, record] = 1.0 / np.sqrt(np.cumsum(squares))
-        self.embedding_codes[:, record] = np.rint(unit / EMBEDDING_SCALE)
-        norm = np.linalg.norm(self.embedding_codes[:, record].astype(np.float32) * EMBEDDING_SCALE)
-        self.inverse_embedding_norms[record] = 1.0 / norm if norm else 0.0
+        self.inverse_prefix_norms[:, place] = 1.0 / np.sqrt(np.cumsum(squares))
+        self.embedding_codes[:, place] = np.rint(unit / EMBEDDING_SCALE)
+        norm = np.linalg.norm(self.embedding_codes[:, place].astype(np.float32) * EMBEDDING_SCALE)
+        self.inverse_embedding_norms[place] = 1.0 / norm if norm else 0.0
+
+
+def semantic_search_bytes(num_maps: int, embedding_dim: int) -> int:
+    """What Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`): every stored embedding."""
+    return num_maps * embedding_dim * _EMBEDDING_CODE.itemsize
+
+
+def trajectory_search_bytes(num_maps: int, num_experts: int) -> int:
+    """What Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`): that layer of every stored map."""
+    return num_maps * num_experts * _MAP_CODE.itemsize
 
 
 def _single(name: str, values: np.ndarray) -> np.ndarray:

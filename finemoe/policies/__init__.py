@@ -1,4 +1,8 @@
-"""Policies: one file per system of the paper, the same methods in the same order; the registry by which they are chosen."""
+"""Policies: one file per system of the paper, the same methods in the same order; the registry by which they are chosen.
+
+A policy from elsewhere is chosen like one of these: by a name that `register` or an entry point of the group "finemoe.policies"
+gave it, or as "module:Class".
+"""
 
 import inspect
 from typing import Any
@@ -13,6 +17,7 @@ from finemoe.policies.no_offload import NoOffload
 from finemoe.policies.on_demand import OnDemand
 from finemoe.policies.oracle import Oracle
 from finemoe.policies.promoe import ProMoE
+from finemoe.registry import Registry
 
 POLICIES: dict[str, type[Policy]] = {
     "deepspeed-inference": DeepSpeedInference,
@@ -27,19 +32,57 @@ POLICIES: dict[str, type[Policy]] = {
 LIVE_POLICIES = sorted(name for name, policy in POLICIES.items() if not policy.needs_future)
 
 
+def _require_policy(title: str, found: Any) -> None:
+    base = f"{Policy.__module__}.{Policy.__qualname__}"
+    if not isinstance(found, type) or not issubclass(found, Policy):
+        raise FinemoeError(f"{title} is {found!r}; it must be a class derived from {base}")
+    if inspect.isabstract(found):
+        raise FinemoeError(f"{title} lacks {', '.join(sorted(found.__abstractmethods__))}, which {base} asks for")
+
+
+_PLACES = {name: f"{policy.__module__}:{policy.__qualname__}" for name, policy in POLICIES.items()}
+_REGISTRY: Registry[type[Policy]] = Registry("policy", "finemoe.policies", _PLACES, _require_policy)
+
+
+def register(name: str, policy: type[Policy]) -> None:
+    """Give a policy from elsewhere a name, in this process.
+
+    Raises:
+        FinemoeError: the name is taken, or it is no class derived from `Policy`.
+    """
+    _REGISTRY.register(name, policy)
+
+
+def known_policies(is_replay: bool = False) -> list[str]:
+    """The names that policies have, in alphabetical order; those that must know the future in a replay only."""
+    only_in_replay = {name for name, policy in (POLICIES | _REGISTRY.registered).items() if policy.needs_future}
+    return [name for name in _REGISTRY.names() if is_replay or name not in only_in_replay]
+
+
+def policy_named(name: str, is_replay: bool = False) -> type[Policy]:
+    """The class of the policy of that name, or at "module:Class".
+
+    Raises:
+        FinemoeError: there is none, it cannot be loaded, or it must know the future.
+    """
+    policy = _REGISTRY.find(name)
+    if policy is None:
+        known = ", ".join(known_policies(is_replay))
+        raise FinemoeError(f"unknown policy {name!r}; known: {known}, or 'module:Class' for one of your own")
+    if policy.needs_future and not is_replay:
+        raise FinemoeError(f"policy {name!r} must know the future; it runs in finemoe.replay only")
+    return policy
+
+
 def make_policy(name: str, setup: PolicySetup, is_replay: bool = False, **options: Any) -> Policy:
-    """The policy of that name.
+    """A policy, by name or as "module:Class".
 
     Args:
         is_replay: whether the future is known. options: the system's own, such as promoe's `predictor`.
     Raises:
-        FinemoeError: no policy has that name or such an option, or it must know the future.
+        FinemoeError: no policy has that name or such an option, it cannot be loaded, or it must know the future.
     """
-    if name not in POLICIES:
-        raise FinemoeError(f"unknown policy {name!r}; known: {', '.join(sorted(POLICIES) if is_replay else LIVE_POLICIES)}")
-    policy = POLICIES[name]
-    if policy.needs_future and not is_replay:
-        raise FinemoeError(f"policy {name!r} must know the future; it runs in finemoe.replay only")
+    policy = policy_named(name, is_replay)
     known = [option for option in inspect.signature(policy).parameters if option != "setup"]
     if unknown := sorted(set(options) - set(known)):
         raise FinemoeError(f"policy {name!r} has no option {unknown[0]!r}; its own are: {', '.join(known) or 'none'}")

@@ -185,7 +185,7 @@ class Policy(ABC):
         is_one_row = len(probs) == 1  # as in decode, where reducing costs more than searching
         probabilities = probs[0] if is_one_row else probs.max(axis=0)
         experts = np.flatnonzero(selected[0] if is_one_row else selected.any(axis=0))
-        return Prediction(layer, probabilities.astype(np.float32, copy=False), experts)
+        return Prediction(layer, probabilities.astype(np.float32), experts)  # a copy, whatever becomes of the rows
 
     def wanted_in_block(
         self, block: Block, moments: np.ndarray, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None

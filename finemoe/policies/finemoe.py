@@ -8,9 +8,9 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.kernels import warm_up
-from finemoe.maps.search import TrajectorySearch, guide, layer_search_bytes
+from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import threshold_of
-from finemoe.maps.store import ExpertMapStore
+from finemoe.maps.store import ExpertMapStore, semantic_search_bytes, trajectory_search_bytes
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
@@ -42,10 +42,10 @@ class FineMoE(Policy):
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         self._context, self._gates = context, []
-        if context.embeddings is None or not self.searches_embeddings:
+        if context.embeddings is None or not self._searches_embeddings:
             return []
-        records, scores = self.store.nearest_embeddings(context.embeddings)
-        return [self._guided(layer, records, scores) for layer in range(self.setup.prefetch_distance)]
+        neighbours, scores = self.store.nearest_embeddings(context.embeddings)
+        return [self._guided(layer, neighbours, scores) for layer in range(self.setup.prefetch_distance)]
 
     def on_gate(
         self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
@@ -72,7 +72,7 @@ class FineMoE(Policy):
         if self._learns:
             return None
         distance, parts = self.setup.prefetch_distance, []
-        if self.searches_embeddings and block.embeddings is not None:
+        if self._searches_embeddings and block.embeddings is not None:
             found = self.store.nearest_embeddings(block.embeddings)
             parts = [self._guided_in_block(block, block.at_start, layer, *found) for layer in range(distance)]
         search = TrajectorySearch(self.store, block.gates.shape[1])
@@ -81,29 +81,30 @@ class FineMoE(Policy):
             parts.append(self._guided_in_block(block, block.at_gate(layer), layer + distance, *search.nearest()))
         return Predictions.of(parts, self.setup.num_experts)
 
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
+        """Each row searches for itself: by its embedding at the start, by its trajectory at every gate."""
+        trajectory = trajectory_search_bytes(len(self.store), self.setup.num_experts)
+        read = self._at_gates(num_rows * float(trajectory), self.setup.prefetch_distance)
+        if self._searches_embeddings:
+            read[:, 0] = num_rows * float(semantic_search_bytes(len(self.store), hidden_size))
+        return read
+
     @property
-    def searches_embeddings(self) -> bool:
+    def _searches_embeddings(self) -> bool:
         """Whether semantic search has something to search."""
         return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
-    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """Semantic search at the start, trajectory search at every gate."""
-        read = self._at_gates(layer_search_bytes(self.store, num_rows), self.setup.prefetch_distance)
-        if self.searches_embeddings:
-            read[:, 0] = self.store.embedding_search_bytes(num_rows, hidden_size)
-        return read
-
-    def thresholds(self, scores: np.ndarray) -> np.ndarray:
+    def _thresholds(self, scores: np.ndarray) -> np.ndarray:
         """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""
         return threshold_of(scores) if self._is_similarity_aware else np.zeros(len(scores))
 
-    def _guided(self, layer: int, records: np.ndarray, scores: np.ndarray) -> Prediction:
-        return self.wanted(layer, guide(self.store, records, layer), self.thresholds(scores))
+    def _guided(self, layer: int, neighbours: np.ndarray, scores: np.ndarray) -> Prediction:
+        return self.wanted(layer, guide(self.store, neighbours, layer), self._thresholds(scores))
 
     def _guided_in_block(
-        self, block: Block, moments: np.ndarray, layer: int, records: np.ndarray, scores: np.ndarray
+        self, block: Block, moments: np.ndarray, layer: int, neighbours: np.ndarray, scores: np.ndarray
     ) -> Predictions:
-        return self.wanted_in_block(block, moments, layer, guide(self.store, records, layer), self.thresholds(scores))
+        return self.wanted_in_block(block, moments, layer, guide(self.store, neighbours, layer), self._thresholds(scores))
 
 
 def store_from(setup: PolicySetup) -> ExpertMapStore:

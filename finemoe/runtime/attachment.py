@@ -1,18 +1,15 @@
 """What attaching an engine does to a model and to the machine, step by step, and how it is undone (DESIGN 5)."""
 
-import os
-import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch import nn
 
 from finemoe.cache.capacity import slots_per_device
-from finemoe.cache.eviction import make_rule
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
+from finemoe.cache.rules import rule_named
 from finemoe.interrupts import interrupts_wait
 from finemoe.maps.kernels import warm_up
 from finemoe.models.layers import MoELayer
@@ -26,6 +23,7 @@ from finemoe.runtime.forecasts import Forecasts
 from finemoe.runtime.guards import Guards
 from finemoe.runtime.iterations import Iterations
 from finemoe.runtime.layer_runner import LayerRunner
+from finemoe.runtime.lifetime import Lifetime
 from finemoe.runtime.link import make_link
 from finemoe.runtime.lookahead import RoutersAhead
 from finemoe.runtime.matcher import Matcher
@@ -35,7 +33,6 @@ from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.parts import Parts
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.probe import Probe
-from finemoe.runtime.reaper import Watch
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.session import Session
 from finemoe.runtime.snapshot import host_buffers
@@ -65,7 +62,6 @@ class Attachment:
         self._counts = [layer.num_experts for layer in layers]
         self._counters, self._timeline = Counters(setup.num_layers), Timeline()
         self._session = Session()
-        self._watch = Watch(self._session)
         self._undo = ExitStack()
 
     def attach(self, records: RecordStore | None, keeps_records: bool) -> None:
@@ -99,7 +95,6 @@ class Attachment:
     def _close(self) -> None:
         with torch.inference_mode(False), interrupts_wait():
             self._session.is_closed = True
-            self._watch.cancel()
             self._undo.close()
 
     def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
@@ -129,10 +124,10 @@ class Attachment:
         self._connect(holds_weights)
         if policy.holds_everything:
             parts.memories.preload(is_counted=False)
-        own_records = records if keeps_records else None
-        ends = os.getpid(), parts.matcher, parts.memories
         # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
-        self._watch.begin(partial(_end, *ends, own_records), partial(_abandon, *ends, weakref.ref(self._session)))
+        lifetime = Lifetime(self._session, parts.matcher, parts.memories, records if keeps_records else None)
+        self._undo.callback(lifetime.cancel)
+        lifetime.begin()
 
     def _make_policy(self) -> Policy:
         policy = make_policy(self._options.policy, self._setup, **self._options.policy_options)
@@ -173,11 +168,11 @@ class Attachment:
         )
 
     def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
-        devices, memories = self._options.devices, []
+        devices, rule, memories = self._options.devices, rule_named(self.eviction), []
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         for device, pool, name in zip(devices, pools, names, strict=True):
-            rule = make_rule(self.eviction, self._setup.num_layers, self._setup.num_experts)
-            cache, link = ExpertCache(rule, pool.num_slots), make_link(device, self._options.link)
+            cache = ExpertCache(rule, self._setup.num_layers, self._setup.num_experts, pool.num_slots)
+            link = make_link(device, self._options.link)
             memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.callback(memory.close)
             memories.append(memory)
@@ -208,7 +203,7 @@ def require_possible(
         FinemoeError: a name is unknown, or an option out of range.
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
-    make_rule(options.eviction or policy.default_eviction, setup.num_layers, setup.num_experts)
+    rule_named(options.eviction or policy.default_eviction)
     record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
     slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
     make_link(options.devices[0], options.link)
@@ -224,24 +219,3 @@ def _refuse_runs(model: nn.Module, layers: list[MoELayer]) -> None:
         seam.disable(layer.experts)
     if layers:
         Guards(model, layers, holds_weights=False)
-
-
-def _end(process: int, matcher: Matcher, memories: DeviceMemories, records: RecordStore | None) -> None:
-    """Stop an engine's threads and give its memory back, but leave the model as it is."""
-    if os.getpid() == process:  # a forked process has no threads to stop, and the memory is its parent's
-        matcher.close()
-        memories.close()
-        if records is not None:
-            records.close()
-
-
-def _abandon(process: int, matcher: Matcher, memories: DeviceMemories, reference: "weakref.ref[Session]") -> None:
-    """The process ends, perhaps while a thread generates: stop the workers, refuse that thread at its next layer, and let it say
-    what it heard. Memory stays, which it may be reading and which goes with the process."""
-    if os.getpid() != process:
-        return
-    memories.abandon()
-    matcher.close()
-    session = reference()
-    if session is not None:
-        session.say_farewell()

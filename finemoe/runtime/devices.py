@@ -11,8 +11,8 @@ import torch
 from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prediction
 from finemoe.runtime.grouped import can_group
-from finemoe.runtime.iteration import Iteration
-from finemoe.runtime.memory import ExpertMemory, Lease
+from finemoe.runtime.lease import Lease
+from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.records import copied_in_phase
 
 
@@ -41,7 +41,7 @@ class DeviceMemories:
             self._resident = [[self._weights(layer, e) for e in range(count)] for layer, count in enumerate(self.counts)]
         return self._resident[layer]
 
-    def start_iteration(self, iteration: Iteration) -> None:
+    def start_iteration(self, iteration: int) -> None:
         """See ExpertMemory."""
         for memory in self.memories:
             memory.start_iteration(iteration)

@@ -134,7 +134,7 @@ class Iterations:
         is_idle = self._parts.memories.is_all_resident and not self._parts.probe.always_accounts
         iteration.is_published = self._parts.policy.needs_context and iteration.has_rows and not is_idle
         self._parts.forecasts.start_iteration(iteration)
-        self._parts.memories.start_iteration(iteration)
+        self._parts.memories.start_iteration(iteration.number)
         if iteration.is_published:
             with self.moving():
                 told = forward.phase.is_prefill, forward.starts_request

@@ -4,25 +4,21 @@ Inference only appends to a queue; search and store updates happen in the matche
 several iterations behind, whole iterations are left out (and counted) rather than delaying anyone.
 """
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from finemoe.errors import EngineError
 from finemoe.policies.base import Context, Policy, Prediction
 from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.runtime.timeline import Timeline
-from finemoe.runtime.worker import Worker
+from finemoe.runtime.worker import InlineWorker, Worker
 
 _MOST_ITERATIONS_BEHIND = 4
 Post = Callable[[int | None, Sequence[Prediction]], None]
-Event = Callable[[], None]
 
 
 class Matcher:
@@ -38,22 +34,20 @@ class Matcher:
         self, policy: Policy, post: Post, timeline: Timeline, asynchronous: bool, buffers: HostBuffers | None = None
     ) -> None:
         self._policy, self._post, self._timeline, self._buffers = policy, post, timeline, buffers
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._worker = (Worker if asynchronous else InlineWorker)("finemoe-matcher", "the matcher")
         self._published = self._finished = 0  # iterations
         self._accepting = self._is_following = False
         self._has_missed_start = False  # a request began with an iteration that was left out
         self._num_rows, self._next_layer = 0, 0
-        self._error: BaseException | None = None
-        self._thread = Worker(self._work, "finemoe-matcher") if asynchronous else None
 
     def start(self) -> None:
         """Begin to work."""
-        if self._thread:
-            self._thread.start()
+        self._worker.start()
 
     @property
     def is_asynchronous(self) -> bool:
-        return self._thread is not None
+        """Whether inference goes on meanwhile."""
+        return self._worker.is_beside
 
     def publish_start(
         self,
@@ -77,7 +71,7 @@ class Matcher:
             self._published += 1
             self._has_missed_start = False
             vectors = None if embeddings is None else Snapshot(embeddings, self._buffers)
-            self._dispatch(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows))
+            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows))
         return self._accepting
 
     def publish_gate(
@@ -91,52 +85,31 @@ class Matcher:
     ) -> None:
         """A gate has spoken; experts: [rows, K] what the model selected; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
-            self._dispatch(lambda: self._gate(iteration, layer, gate, experts, rows, ahead))
+            self._worker.do(lambda: self._gate(iteration, layer, gate, experts, rows, ahead))
 
     def publish_end(self) -> None:
         """The last layer has run."""
         if self._accepting:
             self._accepting = False  # what breaks off from here on is not this iteration
-            self._dispatch(self._end)
+            self._worker.do(self._end)
 
     def check(self) -> None:
         """Raise what the matcher failed with, in the caller."""
-        if self._error is not None:
-            raise EngineError(f"the matcher failed: {self._error}; the engine cannot go on, close it") from self._error
+        self._worker.check()
 
     def flush(self) -> None:
         """Wait until everything published so far has been handled."""
-        if self._thread and self._error is None:
-            handled = threading.Event()
-            self._events.put(handled.set)
-            while not handled.wait(timeout=0.05):
-                if not self._thread.is_alive():
-                    break
+        self._worker.flush()
 
     def forget(self) -> None:
         """Leave out the rest of an iteration whose forward broke off."""
         if self._accepting:
             self._accepting = False
-            self._dispatch(self._skip)
+            self._worker.do(self._skip)
 
     def close(self) -> None:
-        """Stop the thread after what is queued, and wait for it."""
-        if self._thread:
-            self._events.put(None)
-            self._thread.join()
-
-    def _dispatch(self, event: Event) -> None:
-        if self._thread:
-            self._events.put(event)
-        else:
-            event()
-
-    def _work(self) -> None:
-        try:
-            while (event := self._events.get()) is not None:
-                event()
-        except BaseException as error:
-            self._error = error
+        """Stop after what is published already, and wait for it."""
+        self._worker.close()
 
     def _start(
         self,

@@ -10,42 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.cache.compiled import (
-    EXPECTED,
-    FREQUENCY,
-    HELD,
-    INTERVAL,
-    LAST_LAYER,
-    LAST_PASS,
-    LAST_TURN,
-    LOADING,
-    NEXT_USE,
-    RESIDENT,
-    RULE_CODES,
-    UNDEMANDED,
-    USEFUL,
-    Events,
-)
-from finemoe.simulation.links import BESIDE, NOTHING, Plan, State, run
+from finemoe.cache import kernels, prefetch_queue, state
+from finemoe.cache.kernels import demand, foresee, hear, start_iteration
+from finemoe.cache.prefetch_queue import post_prefetches
+from finemoe.cache.rules import EvictionRule
+from finemoe.cache.stale import forget_stale_kernels
+from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, device_of
+from finemoe.compiling import borrowing
+from finemoe.simulation import transfers
+from finemoe.simulation.block import Durations, Events
+from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE, hold_on_devices, idle_machine
+from finemoe.simulation.transfers import ABSENT_YET, advance, drain, load_in_turn, load_missing
 
-
-@dataclass(frozen=True)
-class Durations:
-    """How long things take, in seconds.
-
-    Attributes:
-        before: [E] from the end of the layer before to the gate: attention, norms, router, overhead.
-        expert: for every entry of `Events.demanded`, its computation. after: [E] what follows the experts, and after the last
-            layer the head.
-        search: [2E] the policy's own work before what it asks for at a moment (numbered as in `Events`) can be loaded.
-        earliest: [E] an iteration that starts with this event does so no earlier.
-    """
-
-    before: np.ndarray
-    expert: np.ndarray
-    after: np.ndarray
-    search: np.ndarray
-    earliest: np.ndarray
+forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__, transfers.__file__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +44,7 @@ class Clockwork:
     """Caches and links of all devices under one eviction rule.
 
     Args:
-        rule: a name in RULE_CODES. owners: [L, J] each expert's device. num_slots: of every device.
+        owners: [L, J] each expert's device. num_slots: of every device.
         load_s: one expert over its link on demand, latency included. chunk_s: one chunk of a prefetch, which a demanded load may
             have to wait for. prefetch_s: one expert ahead of demand, chunk by chunk; None: as on demand.
         waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s: what it takes to go on after waiting for a load.
@@ -75,7 +52,7 @@ class Clockwork:
 
     def __init__(
         self,
-        rule: str,
+        rule: EvictionRule,
         owners: np.ndarray,
         num_devices: int,
         num_slots: int,
@@ -85,69 +62,190 @@ class Clockwork:
         wake_s: float = 0.0,
         prefetch_s: float | None = None,
     ) -> None:
-        num_layers, num_experts = owners.shape
-        ints = np.zeros((num_devices, 5, owners.size), dtype=np.int64)
-        ints[:, FREQUENCY] = 1
-        ints[:, LAST_PASS] = ints[:, LAST_TURN] = -1
-        floats = np.zeros((num_devices, 3, owners.size))
-        floats[:, INTERVAL], floats[:, EXPECTED] = num_experts, np.float32(1.0 / num_experts)
-        scalars = np.zeros((num_devices, 9), dtype=np.int64)
-        scalars[:, LAST_LAYER] = -1
-        self._state = State(
-            rule=RULE_CODES[rule],
-            num_experts=num_experts,
-            waits=waits,
-            load_s=load_s,
-            prefetch_s=load_s if prefetch_s is None else prefetch_s,
-            chunk_s=chunk_s,
-            wake_s=wake_s,
-            owners=np.ascontiguousarray(owners.reshape(-1)),
-            layers=np.repeat(np.arange(num_layers), num_experts),
-            ints=ints,
-            floats=floats,
-            flags=np.zeros((num_devices, 5, owners.size), dtype=np.bool_),
-            turns=np.zeros((num_devices, num_layers), dtype=np.int64),
-            scalars=scalars,
-            held=np.zeros((num_devices, num_slots), dtype=np.int64),
-            link_s=np.zeros(num_devices),
-            rest_s=np.zeros(num_devices),
-            flying=np.full(num_devices, NOTHING),
-            pending=np.zeros((num_devices, owners.size), dtype=np.int64),
-            num_pending=np.zeros(num_devices, dtype=np.int64),
-            urgency=np.full(owners.size, -1.0),
-            clock=np.zeros(2),
-            ready=np.zeros(num_experts),
-        )
+        prefetch_s = load_s if prefetch_s is None else prefetch_s
+        seconds = map(float, (load_s, prefetch_s, chunk_s, wake_s))
+        self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, *seconds)
 
     def hold(self, experts: np.ndarray) -> None:
         """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""
-        state = self._state
-        for device in range(len(state.held)):
-            mine = experts[state.owners[experts] == device]
-            state.held[device, : len(mine)] = mine
-            state.flags[device, RESIDENT, mine] = True
-            state.scalars[device, HELD] = len(mine)
+        hold_on_devices(self._machine, experts)
 
     def foresee(self, first_uses: np.ndarray) -> None:
-        """When every expert is demanded first, [L·J] event numbers (for Belady)."""
-        self._state.ints[:, NEXT_USE] = first_uses
+        """When every expert is demanded first, [L·J] event numbers."""
+        self._machine.caches.stats.next_use[:] = first_uses
 
     def run(self, events: Events, durations: Durations) -> Outcome:
         """Go through a block of events."""
         num_events = len(events.layers)
         counts, times = np.zeros((num_events, 5), dtype=np.int64), np.zeros((num_events, 3))
-        parts = (events, durations)
-        plan = Plan(**{name: getattr(parts[not hasattr(events, name)], name) for name in Plan._fields})
-        run(self._state, plan, counts, times)
+        said, ends = np.empty((2 * num_events, 2)), np.zeros(2, dtype=np.int64)
+        run(self._machine, events, durations, said, ends, counts, times)
         return Outcome(counts, times[:, 0], times[:, 1], times[:, 2])
 
     @property
     def num_useful(self) -> int:
         """Prefetched experts that were demanded while resident or on their way."""
-        return int(self._state.scalars[:, USEFUL].sum())
+        return int(self._machine.caches.counts[:, USEFUL].sum())
 
     @property
     def num_unused(self) -> int:
         """Prefetched experts that hold a slot and were not demanded so far."""
-        flags = self._state.flags
-        return int((flags[:, UNDEMANDED] & (flags[:, RESIDENT] | flags[:, LOADING])).sum())
+        return int(np.count_nonzero(self._machine.caches.undemanded))
+
+
+@borrowing
+def run(machine, events, durations, said, ends, counts, times):  # type: ignore[no-untyped-def]
+    """The loop over events. What the policy answers waits in a queue until its work is done: `said` holds (time, moment), `ends`
+    where the queue begins and ends."""
+    for event in range(events.layers.shape[0]):
+        ahead, wasted = _total(machine, PREFETCH_LOADS), _total(machine, WASTED)
+        if events.is_start[event]:
+            _start_iteration(machine, events, event, durations, said, ends)
+        begin = now = machine.clock[0]
+        if events.is_start[event]:
+            now = _publish(machine, events, durations, 2 * event, begin, machine.waits != BESIDE, said, ends)
+        gate = now + durations.before[event]
+        _pass_time(machine, events, gate, said, ends)
+        _access(machine, events, event, gate, counts)
+        start = gate
+        if machine.waits != AFTER_LAYER:
+            start = _publish(machine, events, durations, 2 * event + 1, gate, machine.waits == AT_GATE, said, ends)
+        end, longest = _compute(machine, events, event, durations, start, counts)
+        end += durations.after[event]
+        if machine.waits == AFTER_LAYER:
+            end = _publish(machine, events, durations, 2 * event + 1, end, True, said, ends)
+        machine.clock[0] = end
+        counts[event, 3] = _total(machine, PREFETCH_LOADS) - ahead
+        counts[event, 4] = _total(machine, WASTED) - wasted
+        times[event, 0], times[event, 1] = begin, end
+        own = 0.0  # the policy's work that inference waited for is no waiting for weights
+        if machine.waits != BESIDE:
+            own = durations.search[2 * event + 1] + (durations.search[2 * event] if events.is_start[event] else 0.0)
+        times[event, 2] = end - begin - durations.before[event] - longest - durations.after[event] - own
+    _hear_all(machine, events, said, ends)
+
+
+@borrowing
+def _total(machine, count):  # type: ignore[no-untyped-def]
+    total = 0
+    for d in range(machine.link_s.shape[0]):
+        total += machine.caches.counts[d, count]
+    return total
+
+
+@borrowing
+def _greatest(values):  # type: ignore[no-untyped-def]
+    greatest = values[0]
+    for value in values:
+        greatest = max(greatest, value)
+    return greatest
+
+
+@borrowing
+def _start_iteration(machine, events, event, durations, said, ends):  # type: ignore[no-untyped-def]
+    """What earlier iterations asked for is forgotten, and what they were waiting for; answers that come too late for their
+    iteration are still what the policy expects."""
+    now = max(machine.clock[0], durations.earliest[event])
+    machine.clock[0] = now
+    _pass_time(machine, events, now, said, ends)
+    _hear_all(machine, events, said, ends)
+    for d in range(machine.link_s.shape[0]):
+        start_iteration(device_of(machine.caches, d))
+
+
+@borrowing
+def _publish(machine, events, durations, moment, now, waits, said, ends):  # type: ignore[no-untyped-def]
+    """The policy is told something; it answers once its own work is done. Returns when inference goes on."""
+    answered = max(now, machine.clock[1]) + durations.search[moment]
+    machine.clock[1] = answered
+    said[ends[1], 0], said[ends[1], 1] = answered, moment
+    ends[1] += 1
+    if not waits:
+        return now
+    _pass_time(machine, events, answered, said, ends)
+    for d in range(machine.link_s.shape[0]):
+        answered = max(answered, drain(machine, d))
+    return answered
+
+
+@borrowing
+def _pass_time(machine, events, until, said, ends):  # type: ignore[no-untyped-def]
+    """Links work and answers arrive up to a time."""
+    while ends[0] < ends[1] and said[ends[0], 0] <= until:
+        for d in range(machine.link_s.shape[0]):
+            advance(machine, d, said[ends[0], 0])
+        moment = int(said[ends[0], 1])
+        _hear(machine, events, moment)
+        _post(machine, events.prefetches[events.prefetch_begins[moment] : events.prefetch_begins[moment + 1]])
+        ends[0] += 1
+    for d in range(machine.link_s.shape[0]):
+        advance(machine, d, until)
+
+
+@borrowing
+def _hear_all(machine, events, said, ends):  # type: ignore[no-untyped-def]
+    """Whatever answers are still to come; nothing is loaded for them."""
+    while ends[0] < ends[1]:
+        _hear(machine, events, int(said[ends[0], 1]))
+        ends[0] += 1
+
+
+@borrowing
+def _hear(machine, events, moment):  # type: ignore[no-untyped-def]
+    for update in range(events.update_begins[moment], events.update_begins[moment + 1]):
+        for d in range(machine.link_s.shape[0]):
+            hear(device_of(machine.caches, d), events.update_layers[update], events.rows[events.update_rows[update]])
+
+
+@borrowing
+def _post(machine, wanted):  # type: ignore[no-untyped-def]
+    for index in range(wanted.shape[0]):
+        post_prefetches(device_of(machine.caches, machine.owners[wanted[index]]), wanted[index : index + 1])
+
+
+@borrowing
+def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-def]
+    """The demanded set is judged at the gate, and what is missing begins to load."""
+    layer, begin = events.layers[event], events.begins[event]
+    experts, next_use = events.demanded[begin : events.begins[event + 1]], events.next_use[begin : events.begins[event + 1]]
+    base = layer * machine.caches.stats.num_experts
+    for d in range(machine.link_s.shape[0]):
+        cache, count = device_of(machine.caches, d), 0
+        for index in range(experts.shape[0]):
+            if machine.owners[base + experts[index]] == d:
+                machine.mine[count], machine.places[count] = experts[index], index
+                count += 1
+        mine, places = machine.mine[:count], machine.places[:count]
+        demand(cache, layer, mine, machine.found, machine.visit)
+        foresee(cache, layer, experts, next_use)
+        for index in range(count):
+            counts[event, 0] += machine.found[index] == RESIDENT
+            counts[event, 1] += machine.found[index] == LOADING
+            machine.ready[places[index]] = gate if machine.found[index] == RESIDENT else ABSENT_YET
+        counts[event, 2] += load_missing(machine, d, base, mine, places)
+
+
+@borrowing
+def _compute(machine, events, event, durations, start, counts):  # type: ignore[no-untyped-def]
+    """Every device computes its experts in ascending order as they come; returns when all are done, and the longest device's own
+    work."""
+    layer, begin, ready, ends_s, work_s = (
+        events.layers[event],
+        events.begins[event],
+        machine.ready,
+        machine.ends_s,
+        machine.work_s,
+    )
+    experts, base = events.demanded[begin : events.begins[event + 1]], layer * machine.caches.stats.num_experts
+    ends_s[:] = start
+    work_s[:] = 0.0
+    for index in range(experts.shape[0]):
+        d = machine.owners[base + experts[index]]
+        if ready[index] < 0:
+            load_in_turn(machine, d, index, layer, ends_s[d], experts)
+            counts[event, 2] += 1
+        if ready[index] > ends_s[d]:  # waits for it, and wakes up
+            ends_s[d] = ready[index] + machine.wake_s
+        ends_s[d] += durations.expert[begin + index]
+        work_s[d] += durations.expert[begin + index]
+    return max(start, _greatest(ends_s)), _greatest(work_s)

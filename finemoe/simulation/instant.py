@@ -1,16 +1,28 @@
-"""A replay's caches where loads take no time: exact accounting of hits and loads (DESIGN 4)."""
+"""A replay's caches where loads take no time: exact accounting of hits and loads (DESIGN 4).
+
+An expert is absent or resident, and nothing is late. State is kept between blocks of events, which bounds memory however long a
+trace is.
+"""
 
 import numpy as np
 
+from finemoe.cache import kernels, prefetch_queue, state
 from finemoe.cache.capacity import slots_per_device
-from finemoe.cache.compiled import CompiledCache, Events
+from finemoe.cache.kernels import admit, complete, demand, foresee, hear, release, start_iteration
 from finemoe.cache.placement import owners_of
+from finemoe.cache.prefetch_queue import NOTHING, post_prefetches, take_most_urgent
+from finemoe.cache.rules import EvictionRule
+from finemoe.cache.stale import forget_stale_kernels
+from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, empty_state, hold
+from finemoe.compiling import borrowing
 from finemoe.policies.base import Policy
 from finemoe.report import Report
-from finemoe.simulation.clockwork import Durations
+from finemoe.simulation.block import Durations, Events
 from finemoe.simulation.events import Iterations
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
+
+forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__)
 
 
 class InstantCache:
@@ -21,7 +33,7 @@ class InstantCache:
         trace: RoutingTrace,
         policy: Policy,
         expert_memory: float | int | str,
-        rule: str,
+        rule: EvictionRule,
         num_devices: int,
         expert_bytes: int | None,
     ) -> None:
@@ -30,29 +42,137 @@ class InstantCache:
         slots = slots_per_device(memory, expert_bytes, num_layers * num_experts, num_devices)
         self.rule, self._expert_bytes, self._memory_slots = rule, expert_bytes or 1, slots * num_devices
         self._owners = owners_of([num_experts] * num_layers, num_devices).reshape(-1)
-        self._caches = [CompiledCache(rule, num_layers, num_experts, slots) for _ in range(num_devices)]
+        self._devices = [InstantDevice(rule, num_layers, num_experts, slots) for _ in range(num_devices)]
         self._tally = Tally(trace)
         if policy.holds_everything:
-            for device, cache in enumerate(self._caches):
-                cache.hold(np.flatnonzero(self._owners == device))
+            for number, device in enumerate(self._devices):
+                device.hold(np.flatnonzero(self._owners == number))
 
     def foresee(self, first_uses: np.ndarray) -> None:
         """When every expert is demanded first, [L·J] event numbers."""
-        for cache in self._caches:
-            cache.foresee(first_uses)
+        for device in self._devices:
+            device.foresee(first_uses)
 
     def run(self, block: Iterations, events: Events, durations: Durations | None = None) -> None:
         """Go through a block of events; nothing takes time."""
-        if len(self._caches) == 1:
-            outcome = self._caches[0].run(events)
+        if len(self._devices) == 1:
+            outcome = self._devices[0].run(events)
         else:
-            parts = [events.part(self._owners == device) for device in range(len(self._caches))]
-            outcome = np.sum([cache.run(part) for cache, part in zip(self._caches, parts, strict=True)], axis=0)
+            parts = [events.part(self._owners == number) for number in range(len(self._devices))]
+            outcome = np.sum([device.run(part) for device, part in zip(self._devices, parts, strict=True)], axis=0)
         self._tally.add(block, events.begins, np.insert(outcome, 1, 0, axis=1))  # nothing is late
 
     def report(self, policy: str, recall: float) -> Report:
         """The counts so far."""
-        useful = sum(cache.num_useful for cache in self._caches)
-        unused = sum(cache.num_unused_resident for cache in self._caches)
+        useful = sum(device.num_useful for device in self._devices)
+        unused = sum(device.num_unused for device in self._devices)
         memory_bytes = self._memory_slots * self._expert_bytes
-        return self._tally.report(policy, self.rule, memory_bytes, self._expert_bytes, recall, useful, unused)
+        return self._tally.report(policy, self.rule.name, memory_bytes, self._expert_bytes, recall, useful, unused)
+
+
+class InstantDevice:
+    """One device's cache under one eviction rule.
+
+    Args:
+        num_layers, num_experts: L, J. num_slots: capacity in experts.
+    """
+
+    def __init__(self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int) -> None:
+        self._pointers, own = rule.pointers(), rule.own(num_experts)
+        self._cache = empty_state(num_layers, num_experts, num_slots, own, may_fetch_running=True)
+        self._found = np.zeros(num_experts, dtype=np.uint8)
+
+    def hold(self, experts: np.ndarray) -> None:
+        """Put experts (flat ids) into free slots, before anything runs; that counts as no load."""
+        hold(self._cache, experts)
+
+    def foresee(self, first_uses: np.ndarray) -> None:
+        """When every expert is demanded first, [L·J] event numbers."""
+        self._cache.stats.next_use[:] = first_uses
+
+    def run(self, events: Events) -> np.ndarray:
+        """Go through a block of events.
+
+        Returns:
+            [E, 4]: hits, loads on demand, loads ahead, and prefetched experts evicted unused, of each event.
+        """
+        outcome = np.zeros((len(events.layers), 4), dtype=np.int64)
+        run(self._cache, events, self._found, *self._pointers, outcome)
+        return outcome
+
+    @property
+    def num_useful(self) -> int:
+        """Prefetched experts that were demanded while resident."""
+        return int(self._cache.counts[USEFUL])
+
+    @property
+    def num_unused(self) -> int:
+        """Prefetched experts that are resident and were not demanded so far."""
+        return int(np.count_nonzero(self._cache.undemanded))
+
+
+@borrowing
+def run(cache, events, found, weigh, visit, outcome):  # type: ignore[no-untyped-def]
+    """The loop over events."""
+    for event in range(events.layers.shape[0]):
+        layer, span = events.layers[event], slice(events.begins[event], events.begins[event + 1])
+        experts, counts = events.demanded[span], cache.counts
+        demand_loads, prefetch_loads, wasted = counts[DEMAND_LOADS], counts[PREFETCH_LOADS], counts[WASTED]
+        if events.is_start[event]:
+            start_iteration(cache)
+            _listen(cache, events, 2 * event, weigh)
+        demand(cache, layer, experts, found, visit)
+        for index in range(experts.shape[0]):
+            outcome[event, 0] += found[index] == RESIDENT
+        foresee(cache, layer, experts, events.next_use[span])
+        _load_missing(cache, layer, experts, weigh)
+        _listen(cache, events, 2 * event + 1, weigh)
+        outcome[event, 1] = counts[DEMAND_LOADS] - demand_loads
+        outcome[event, 2] = counts[PREFETCH_LOADS] - prefetch_loads
+        outcome[event, 3] = counts[WASTED] - wasted
+
+
+@borrowing
+def _listen(cache, events, moment, weigh):  # type: ignore[no-untyped-def]
+    """What is predicted at a moment is heard, and all that is asked for is loaded."""
+    for update in range(events.update_begins[moment], events.update_begins[moment + 1]):
+        hear(cache, events.update_layers[update], events.rows[events.update_rows[update]])
+    post_prefetches(cache, events.prefetches[events.prefetch_begins[moment] : events.prefetch_begins[moment + 1]])
+    flat = take_most_urgent(cache)
+    while flat != NOTHING:
+        _load(cache, flat, True, weigh)
+        flat = take_most_urgent(cache)
+
+
+@borrowing
+def _load_missing(cache, layer, experts, weigh):  # type: ignore[no-untyped-def]
+    """On demand, in ascending order; a set larger than the cache streams through (DESIGN 4)."""
+    base = layer * cache.stats.num_experts
+    for expert in experts:
+        if cache.presence[base + expert] == ABSENT and not _load(cache, base + expert, False, weigh):
+            break
+    for position in range(experts.shape[0]):
+        flat = base + experts[position]
+        if cache.presence[flat] != ABSENT:
+            continue
+        release(cache, layer, experts[:position])
+        while not _load(cache, flat, False, weigh):
+            _give_up_last(cache, base, experts[position + 1 :])
+
+
+@borrowing
+def _load(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
+    """Bring an absent expert in; False where every slot holds an expert that must stay."""
+    slot, _, _ = admit(cache, flat, is_prefetch, weigh)
+    if slot >= 0:
+        complete(cache, flat)
+    return slot >= 0
+
+
+@borrowing
+def _give_up_last(cache, base, ahead):  # type: ignore[no-untyped-def]
+    """The hit that is needed last may go."""
+    for place in range(ahead.shape[0] - 1, -1, -1):
+        if cache.presence[base + ahead[place]] == RESIDENT:
+            cache.running[base + ahead[place]] = False
+            break

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from finemoe.cache.prefetch_queue import prefetch_priorities
 from finemoe.policies.predictions import Predictions
 
 
@@ -13,17 +14,17 @@ def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:
 
 
 def by_moment(predictions: Predictions, num_events: int, num_layers: int) -> tuple[np.ndarray, ...]:
-    """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in cache.compiled.Events.
+    """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in simulation.block.Events.
 
-    Prefetches of a moment are ordered by p / (layer - current layer), equal ones as they were asked for (section 4.5).
+    Prefetches of a moment are ordered by priority, equal ones as they were asked for (section 4.5).
     """
     num_moments = 2 * num_events
     updates = np.bincount(predictions.moments, minlength=num_moments)
     owners, experts = np.nonzero(predictions.selected)
     moments, layers = predictions.moments[owners], predictions.layers[owners]
     current = np.where(moments % 2 == 1, moments // 2 % num_layers, -1)
-    priorities = predictions.probabilities[owners, experts].astype(np.float64) / np.maximum(layers - current, 1)
-    order = np.lexsort((-priorities, moments))
+    probabilities = predictions.probabilities[owners, experts].astype(np.float64)
+    order = np.lexsort((-prefetch_priorities(probabilities, layers, current), moments))
     loads = np.bincount(moments, minlength=num_moments)
     return (
         np.concatenate([[0], np.cumsum(updates)]).astype(np.int64),

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from finemoe.cache.compiled import RULE_CODES, Events
+from finemoe.cache.rules import EvictionRule, rule_named
 from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.policies.predictions import Predictions
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.block import Events
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.events import Iterations, block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
@@ -47,7 +48,8 @@ def replay(
 
     Args:
         trace: recorded routing; its requests run one after the other over one cache, cold at the start.
-        policy: a system of the paper, "on-demand", "no-offload" or "oracle". eviction: overrides its rule, "belady" included.
+        policy: a system of the paper, "on-demand", "no-offload", "oracle", or one of your own (docs/add_a_system.md).
+        eviction: overrides its rule, "belady" included.
         expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where the size
             of an expert is known.
         hardware: a testbed's name in data/hardware, the path of a YAML file, or a Testbed, for virtual time; None, an instant
@@ -107,7 +109,7 @@ def sweep(
     setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
     system = make_policy(policy, setup, is_replay=True, **policy_options)
     choices = [
-        (memory, _known_rule(eviction or system.default_eviction))
+        (memory, rule_named(eviction or system.default_eviction, is_replay=True))
         for memory, eviction in itertools.product(expert_memories, evictions)
     ]
     if hardware is None:
@@ -132,7 +134,7 @@ def paced(
     trace: RoutingTrace,
     name: str,
     policy: Policy,
-    choices: Sequence[tuple[float | int | str, str]],
+    choices: Sequence[tuple[float | int | str, EvictionRule]],
     pace: Pace,
     progress: bool = False,
 ) -> list[Report]:
@@ -199,12 +201,6 @@ def _arranged(trace: RoutingTrace, batch_size: int) -> Arrangement:
     return Arrangement.one_by_one(trace) if batch_size == 1 else Arrangement.side_by_side(trace, batch_size)
 
 
-def _known_rule(name: str) -> str:
-    if name not in RULE_CODES:
-        raise FinemoeError(f"unknown eviction rule {name!r}; known: {', '.join(sorted(RULE_CODES))}")
-    return name
-
-
 def _run(
     trace: RoutingTrace,
     name: str,
@@ -215,7 +211,7 @@ def _run(
 ) -> list[Report]:
     recall = Recall(trace.num_layers)
     bar = tqdm(desc=name, total=trace.num_rows, unit="row", disable=not progress)
-    with bar, Future(trace, any(cache.rule == "belady" for cache in caches)) as future:
+    with bar, Future(trace, any(cache.rule.needs_future for cache in caches)) as future:
         if future.is_known:
             for cache in caches:
                 cache.foresee(future.first_uses)

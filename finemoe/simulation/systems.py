@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finemoe.errors import FinemoeError
-from finemoe.policies import POLICIES
+from finemoe.policies import policy_named
 from finemoe.traces import RoutingTrace
 
 
@@ -27,7 +27,7 @@ class System:
     def strides(self, prefetch_distance: int) -> tuple[int, ...]:
         """The lookahead strides that a trace must hold for it."""
         is_speculative = self.options.get("predictor") == "speculative"
-        return (prefetch_distance,) if is_speculative else POLICIES[self.policy].lookahead
+        return (prefetch_distance,) if is_speculative else policy_named(self.policy, is_replay=True).lookahead
 
 
 SYSTEMS = {

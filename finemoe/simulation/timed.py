@@ -6,16 +6,17 @@ from typing import Protocol
 import numpy as np
 
 from finemoe.cache.capacity import slots_per_device
-from finemoe.cache.compiled import Events
 from finemoe.cache.placement import owners_of
+from finemoe.cache.rules import EvictionRule
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.clockwork import Clockwork, Durations
+from finemoe.simulation.block import Durations, Events
+from finemoe.simulation.clockwork import Clockwork
 from finemoe.simulation.cost import CostModel
 from finemoe.simulation.events import Iterations, contexts_of, tokens_of
-from finemoe.simulation.links import AFTER_LAYER, AT_GATE, BESIDE
+from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
 from finemoe.units import format_bytes
@@ -153,7 +154,7 @@ class TimedCache:
         trace: RoutingTrace,
         policy: Policy,
         expert_memory: float | int | str,
-        rule: str,
+        rule: EvictionRule,
         pace: Pace,
     ) -> None:
         num_layers, num_experts, num_devices = trace.num_layers, trace.num_experts, pace.num_devices
@@ -183,4 +184,4 @@ class TimedCache:
     def report(self, policy: str, recall: float) -> Report:
         """The counts and times so far."""
         counts = (self._clockwork.num_useful, self._clockwork.num_unused)
-        return self._tally.report(policy, self.rule, self._memory_bytes, self._expert_bytes, recall, *counts)
+        return self._tally.report(policy, self.rule.name, self._memory_bytes, self._expert_bytes, recall, *counts)

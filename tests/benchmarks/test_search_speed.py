@@ -38,8 +38,8 @@ def test_incremental_search_of_a_layer(benchmark, geometry, capacity):
         search = TrajectorySearch(store, 1)
         for layer in range(guided):
             search.observe(layer, gates[layer])
-            records, _ = search.nearest()
-            search.guide(records, layer + DISTANCE)
+            neighbours, _ = search.nearest()
+            search.guide(neighbours, layer + DISTANCE)
 
     benchmark.extra_info["per_layer_divisor"] = guided
     benchmark.pedantic(iteration, rounds=30, warmup_rounds=3)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finemoe.cache.eviction import make_rule
-from finemoe.cache.expert_cache import ABSENT, RESIDENT, ExpertCache
+from finemoe.cache.expert_cache import ExpertCache
+from finemoe.cache.rules import rule_named
+from finemoe.cache.state import ABSENT, RESIDENT
 from finemoe.errors import FinemoeError
 
 LAYERS, EXPERTS = 3, 5
@@ -16,10 +17,10 @@ events = st.lists(
 
 
 def make_cache(rule: str, slots: int, expected: np.ndarray | None = None) -> ExpertCache:
-    made = make_rule(rule, LAYERS, EXPERTS)
-    if expected is not None:
-        made.expected[:] = expected
-    return ExpertCache(made, slots)
+    cache = ExpertCache(rule_named(rule), LAYERS, EXPERTS, slots)
+    for layer, probabilities in enumerate([] if expected is None else expected):
+        cache.hear(layer, probabilities)
+    return cache
 
 
 def serve(cache: ExpertCache, layer: int, experts: set[int]):

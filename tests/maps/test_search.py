@@ -32,11 +32,11 @@ def test_every_prefix_agrees_with_the_whole_prefix_cosine(seed, layers, experts,
     search = TrajectorySearch(store, rows)
     for layer in range(layers):
         search.observe(layer, np.ascontiguousarray(observed[:, layer]))
-        records, scores = search.nearest()
+        neighbours, scores = search.nearest()
         table = whole_prefix_cosines(store.maps()[:, : layer + 1], observed[:, : layer + 1])
         np.testing.assert_allclose(scores, table.max(axis=1), atol=2e-6)
-        np.testing.assert_allclose(table[np.arange(rows), records], table.max(axis=1), atol=2e-6)
-        np.testing.assert_array_equal(search.guide(records, layer), store.maps()[records, layer])
+        np.testing.assert_allclose(table[np.arange(rows), neighbours], table.max(axis=1), atol=2e-6)
+        np.testing.assert_array_equal(search.guide(neighbours, layer), store.maps()[neighbours, layer])
 
 
 def test_a_stored_map_finds_itself():
@@ -45,8 +45,8 @@ def test_a_stored_map_finds_itself():
     search = TrajectorySearch(store, 1)
     for layer in range(5):
         search.observe(layer, store.maps()[42:43, layer])
-    records, scores = search.nearest()
-    assert records.tolist() == [42]
+    neighbours, scores = search.nearest()
+    assert neighbours.tolist() == [42]
     assert scores[0] == pytest.approx(1.0, abs=1e-6)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.selection import prefetch_priority, select_experts, threshold_of
+from finemoe.maps.selection import select_experts, threshold_of
 
 
 def smallest_set_size(probs: np.ndarray, threshold: float, top_k: int) -> int:
@@ -54,13 +54,6 @@ def test_threshold_is_one_minus_score_clipped():
     assert threshold_of(np.array([1.0, 0.25, -0.5, 1.0000001])).tolist() == [0.0, 0.75, 1.0, 0.0]
 
 
-def test_priority_falls_with_distance():
-    assert prefetch_priority(0.6, layer=5, current_layer=2) == pytest.approx(0.2)
-    assert prefetch_priority(0.6, layer=0, current_layer=-1) == pytest.approx(0.6)
-
-
 def test_bad_input_is_named():
     with pytest.raises(FinemoeError, match=r"top_k is 5, must lie in 1..3"):
         select_experts(np.ones((1, 3), dtype=np.float32) / 3, np.zeros(1), 5)
-    with pytest.raises(FinemoeError, match="layer 2 is not ahead of layer 2"):
-        prefetch_priority(0.5, 2, 2)

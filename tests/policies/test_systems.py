@@ -159,10 +159,10 @@ def test_systems_load_as_section_3_says():
     synchronous = dict.fromkeys(("deepspeed-inference", "mixtral-offloading", "moe-infinity"), True)
     for name, is_synchronous in (synchronous | {"promoe": False, "finemoe": False}).items():
         with finemoe.offload(model, 0.5, name) as engine:
-            has_worker = engine.memories.memories[0]._worker is not None
+            has_worker = engine.memories.memories[0].worker.is_beside
         assert has_worker != is_synchronous, name
     with finemoe.offload(model, 0.5, "moe-infinity", asynchronous=True) as engine:
-        assert engine.memories.memories[0]._worker is not None
+        assert engine.memories.memories[0].worker.is_beside
 
 
 def test_no_offload_holds_everything_on_any_number_of_devices_and_after_an_interrupt():

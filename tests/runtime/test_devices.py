@@ -104,7 +104,7 @@ def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
                 caches = [memory.cache for memory in engine.memories.memories]
                 for memory in engine.memories.memories:
                     with memory.changed:
-                        memory.changed.wait_for(lambda memory=memory: not memory._is_copying, timeout=10)
+                        memory.changed.wait_for(lambda memory=memory: not memory.is_loading_ahead, timeout=10)
                         assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)
                 moved = sum(cache.num_admitted for cache in caches) * engine.records.record_bytes
                 assert moved >= report.demand_bytes + report.prefetched_bytes > 0

@@ -35,7 +35,7 @@ ATTACHING = {
     "devices.py",
     "matcher.py",
     "worker.py",
-    "reaper.py",
+    "lifetime.py",
     "observer.py",
     "guards.py",
 }
@@ -109,7 +109,7 @@ def test_an_interrupt_anywhere_in_attaching_leaves_the_model_as_it_was(kind, by_
         expected = model(**batch).logits
     before, at, step = facts_of(model), 1, 0
     functions = {"attach", "_attach", "__init__", "begin", "start"} if by_instruction else None
-    files = {"engine.py", "attachment.py", "worker.py", "reaper.py"} if by_instruction else ATTACHING
+    files = {"engine.py", "attachment.py", "worker.py", "lifetime.py"} if by_instruction else ATTACHING
     while offload_with(model, InterruptAt(at, files, functions, by_instruction), **OPTIONS[kind]):
         assert facts_of(model) == before, f"event {at}"
         left = [thread.name for thread in threading.enumerate() if thread.name.startswith("finemoe")]
@@ -205,21 +205,22 @@ def test_a_signal_while_the_experts_are_taken(layer, monkeypatch):
 def test_a_wait_that_a_signal_cuts_short_is_waited_again():
     """CPython 3.11 and 3.12 would take the thread for ended."""
     go_on = threading.Event()
-    worker = Worker(go_on.wait, "finemoe-test")
+    worker = Worker("finemoe-test", "the test")
     worker.join()  # one that was never started has nothing to wait for
     worker.start()
+    worker.do(go_on.wait)
     previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            worker.join()
+            worker.close()
     finally:
         signal.signal(signal.SIGALRM, previous)
     worker.join(0.01)
-    assert worker.is_alive()
+    assert worker.is_alive
     go_on.set()
     worker.join()
-    assert not worker.is_alive()
+    assert not worker.is_alive
 
 
 PROGRAM = """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import finemoe
-from finemoe.cache.expert_cache import LOADING
+from finemoe.cache.state import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
 from finemoe.models.layers import find_moe_layers

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from finemoe.cache.eviction import make_rule
-from finemoe.cache.expert_cache import RESIDENT, ExpertCache
+from finemoe.cache.expert_cache import ExpertCache
+from finemoe.cache.rules import rule_named
+from finemoe.cache.state import RESIDENT
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
-from finemoe.runtime.iteration import Iteration
+from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Completion, Link, _Done
-from finemoe.runtime.memory import ExpertMemory, Lease
+from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.records import Field, RecordLayout
 from finemoe.runtime.tiers import RecordStore
@@ -58,13 +59,13 @@ class Fixture:
         for layer in range(LAYERS):
             for expert in range(EXPERTS):
                 self.records.write(layer, expert, {"w": torch.full((256,), float(layer * EXPERTS + expert))})
-        rule = make_rule("lru", LAYERS, EXPERTS)
-        self.cache, self.link, self.counters = ExpertCache(rule, slots), ScriptedLink(), Counters(LAYERS)
+        self.cache = ExpertCache(rule_named("lru"), LAYERS, EXPERTS, slots)
+        self.link, self.counters = ScriptedLink(), Counters(LAYERS)
         pool = SlotPool(self.records.layouts, slots, torch.device("cpu"))
         timeline = Timeline()
         self.memory = ExpertMemory(self.cache, self.records, pool, self.link, self.counters, timeline, asynchronous)
         self.memory.start()
-        self.memory.start_iteration(Iteration(1))
+        self.memory.start_iteration(1)
 
     def post(self, *requests: tuple[int, int, float], iteration: int = 1) -> None:
         self.memory.post(iteration, [prediction(*request) for request in requests])
@@ -72,7 +73,7 @@ class Fixture:
     def settle(self) -> None:
         """Wait until the worker has nothing to do."""
         with self.memory.changed:
-            assert self.memory.changed.wait_for(lambda: not self.memory._pending and not self.memory._is_copying, timeout=10)
+            assert self.memory.changed.wait_for(lambda: not self.memory.is_loading_ahead, timeout=10)
 
     def order(self) -> list[int]:
         return list(dict.fromkeys(number for number, _ in self.link.log))
@@ -101,7 +102,7 @@ def use(memory: ExpertMemory, layer: int, experts: list[int]) -> list[int]:
 
 def test_prefetches_go_by_probability_over_distance(fixture):
     f = fixture(slots=12, asynchronous=False)
-    f.memory.iteration.layer = 0
+    f.memory.demand(0, np.array([], dtype=int))  # layer 0 runs
     f.post((4, 0, 0.9), (1, 1, 0.3), (2, 2, 0.5), (1, 3, 0.2))
     assert f.order() == [1 * 4 + 1, 2 * 4 + 2, 4 * 4 + 0, 1 * 4 + 3]  # 0.3, 0.25, 0.225, 0.2
 
@@ -209,7 +210,7 @@ def test_eviction_hears_every_prediction_also_where_nothing_is_loaded_for_it(fix
     late, passed, of_none = prediction(3, 0, 0.5), prediction(1, 1, 0.6), prediction(4, 2, 0.7)
     for iteration, one in ((0, late), (1, passed), (None, of_none)):
         f.memory.post(iteration, [one])
-        np.testing.assert_array_equal(f.cache.rule.expected[one.layer], one.probabilities)
+        np.testing.assert_array_equal(f.cache.expected[one.layer], one.probabilities)
     assert f.link.log == []
 
 
@@ -236,7 +237,7 @@ def test_reset_empties_the_cache_and_the_next_use_loads_again(fixture):
     f.memory.demand(1, np.array([0]))  # a forward that breaks off here
     f.memory.reset()
     assert not f.cache.state.any()
-    f.memory.start_iteration(Iteration(2))
+    f.memory.start_iteration(2)
     assert use(f.memory, 1, [0, 1, 2]) == [4, 5, 6]
     assert (f.cache.state == RESIDENT).sum() == f.cache.num_admitted - f.cache.num_evicted == f.cache.num_resident
 
@@ -245,7 +246,7 @@ def test_a_failing_link_is_raised_at_once_in_the_caller(fixture):
     f = fixture(slots=3)
     f.link.copy = lambda *_: (_ for _ in ()).throw(RuntimeError("cable cut"))
     f.post((1, 0, 0.9))
-    f.memory._worker.join(10)
+    f.memory.worker.join(10)
     with pytest.raises(EngineError, match="prefetch worker failed: cable cut"):
         f.memory.demand(1, np.array([0]))
 
@@ -277,7 +278,7 @@ def test_a_prefetch_that_lands_while_a_slot_is_looked_for_makes_room_by_itself(f
     """All slots are needed but that of a prefetch, which arrives just after an expert that is missing found no room."""
     f = fixture(slots=slots)
     use(f.memory, 1, hits)
-    f.memory.start_iteration(Iteration(1))
+    f.memory.start_iteration(1)
     f.link.held = 4 + 1  # of the running layer, and not demanded
     f.post((1, 1, 0.9))
     assert f.link.started.wait(10)
@@ -293,7 +294,7 @@ def test_a_prefetch_that_lands_while_a_slot_is_looked_for_makes_room_by_itself(f
     lease = f.memory.demand(1, np.array([0, *hits]))
     got = [int(lease.weights(expert)["w"][0]) for expert in (0, *hits)]
     assert got == [4 + expert for expert in (0, *hits)]
-    assert f.cache._running[1, np.array(hits, dtype=int)].all(), "hits that were handed out must not be victims"
+    assert f.cache.running[1, np.array(hits, dtype=int)].all(), "hits that were handed out must not be victims"
 
 
 def test_whoever_waits_for_an_expert_that_another_thread_preloads_is_told(fixture):

@@ -11,7 +11,9 @@ import torch
 
 import finemoe
 from finemoe.errors import EngineError
-from finemoe.runtime import reaper
+from finemoe.runtime import lifetime
+from finemoe.runtime.lifetime import Lifetime
+from finemoe.runtime.session import Session
 from tests.runtime.models import build, padded_batch
 
 WAIT_S = 20
@@ -124,7 +126,7 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(batch, host_memory):
             except EngineError as error:
                 answer = str(error)
             finally:
-                reaper._end_all()  # as at its exit
+                lifetime.end_all()  # as at its exit
                 os.write(writer, answer.encode())
                 os._exit(0)
         os.close(writer)
@@ -142,13 +144,13 @@ def test_an_engine_that_is_dropped_leaves_nothing(batch, policy):
         model(**batch)
     memory = engine.memories.memories[0]
     left = [weakref.ref(one) for one in (model, engine, engine.records, memory.pool)]
-    threads, lock = [thread for thread in (memory._worker, engine.parts.matcher._thread) if thread], memory.lock
+    ending, lock = [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")], memory.lock
     del memory
     with lock:  # which the worker needs to end: whoever happens to collect must not wait for it
         del model, engine
         gc.collect()
         assert [left[0](), left[1]()] == [None, None]
-    ending = [*threads, *(thread for thread in threading.enumerate() if thread.name == "finemoe-reaper")]
+    assert ending
     for thread in ending:
         thread.join(WAIT_S)
         assert not thread.is_alive()
@@ -200,35 +202,38 @@ def test_a_refused_forward_leaves_the_running_ones_padding_alone():
     assert learned == [45]
 
 
-def test_a_new_engine_keeps_the_thread_that_an_old_one_would_end(monkeypatch):
-    """Whoever closes must not wait for a thread that another engine needs from now on."""
+def keepers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "finemoe-keeper"]
 
-    class Owner:
-        pass
 
-    def watched(owner):
-        watch = reaper.Watch(owner)
-        watch.begin(lambda: None, lambda: None)
-        return watch
+def test_the_end_of_one_engine_leaves_another_its_own(batch):
+    """Whoever closes must not wait for a thread that another engine needs, though it begins in between."""
 
-    class Notes:
-        """A queue into which the last owner's farewell comes just after a new owner has arrived."""
+    class Parts:
+        """Stand in for what is stopped; `closed` says how often."""
 
-        def __init__(self, notes) -> None:
-            self._notes = notes
-            self.get = notes.get
+        def __init__(self) -> None:
+            self.closed = 0
 
-        def put(self, number: int) -> None:
-            watches.append(watched(new))
-            self._notes.put(number)
+        def close(self) -> None:
+            self.closed += 1
 
-    old, new, watches = Owner(), Owner(), []
-    first, notes = watched(old), reaper._notes
-    monkeypatch.setattr(reaper, "_notes", Notes(notes))
+    def watched() -> tuple[Session, Parts, Lifetime]:
+        session, parts = Session(), Parts()
+        watch = Lifetime(session, parts, parts, None)
+        watch.begin()
+        return session, parts, watch
+
+    old, old_parts, first = watched()
+    new, new_parts, _ = watched()
     closing = threading.Thread(target=first.cancel, daemon=True)
     closing.start()
     closing.join(WAIT_S)
     assert not closing.is_alive()
-    monkeypatch.setattr(reaper, "_notes", notes)
-    watches[0].cancel()
-    assert not any(thread.name == "finemoe-reaper" for thread in threading.enumerate())
+    assert len(keepers()) == 1
+    left = keepers()
+    del old, new
+    gc.collect()
+    for thread in left:
+        thread.join(WAIT_S)
+    assert (old_parts.closed, new_parts.closed, keepers()) == (0, 2, [])

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finemoe.cache.compiled import RULE_CODES, CompiledCache, Events
 from finemoe.cache.placement import owners_of
-from finemoe.simulation.clockwork import Clockwork, Durations
+from finemoe.cache.rules import OWN_RULES, rule_named
+from finemoe.simulation.block import Durations, Events
+from finemoe.simulation.clockwork import Clockwork
 from finemoe.simulation.future import FutureUses
-from finemoe.simulation.links import AFTER_LAYER, AT_GATE, BESIDE
+from finemoe.simulation.instant import InstantDevice
+from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE
 from tests.simulation import naive_timed
 
 LAYERS, EXPERTS = 3, 6
@@ -83,7 +85,7 @@ def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -
     return np.array([flat for _, flat in sorted(asked)], dtype=np.int64)
 
 
-@pytest.mark.parametrize("rule", sorted(RULE_CODES))
+@pytest.mark.parametrize("rule", OWN_RULES)
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -96,7 +98,9 @@ def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -
 def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wake_s, prefetch_s):
     events, durations, plain_events, plain_durations = random_run(seed)
     owners, slots = owners_of([EXPERTS] * LAYERS, num_devices), 3 + spare  # a layer's set and a transfer always fit
-    clockwork = Clockwork(rule, owners, num_devices, slots, LOAD_S, CHUNK_S, waits, wake_s, prefetch_s)
+    clockwork = Clockwork(
+        rule_named(rule, is_replay=True), owners, num_devices, slots, LOAD_S, CHUNK_S, waits, wake_s, prefetch_s
+    )
     if rule == "belady":
         first = FutureUses(LAYERS, EXPERTS)
         first.before(events.begins, events.demanded, 0)
@@ -114,16 +118,16 @@ def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wa
 def plain(seed: int = 0, **changes):
     events, durations, _, _ = random_run(seed, most=4)
     zeros = {"search": np.zeros_like(durations.search), "earliest": np.zeros_like(durations.earliest)}
-    return events, Durations(**{**durations.__dict__, **zeros, **changes})
+    return events, durations._replace(**{**zeros, **changes})
 
 
 @pytest.mark.parametrize("rule", ["lru", "lfu", "finemoe"])
 @pytest.mark.parametrize("slots", [4, 5, 9, 18])  # a layer's set fits
 def test_an_instant_link_is_the_untimed_replay(rule, slots):
-    """With loads that take no time (and no work of the policy's) hits and bytes are those of cache.compiled."""
+    """With loads that take no time (and no work of the policy's) hits and bytes are those of an instant replay."""
     events, durations = plain(3)
-    timed = Clockwork(rule, owners_of([EXPERTS] * LAYERS, 1), 1, slots, 0.0, CHUNK_S, AT_GATE).run(events, durations)
-    untimed = CompiledCache(rule, LAYERS, EXPERTS, slots).run(events)
+    timed = Clockwork(rule_named(rule), owners_of([EXPERTS] * LAYERS, 1), 1, slots, 0.0, CHUNK_S, AT_GATE).run(events, durations)
+    untimed = InstantDevice(rule_named(rule), LAYERS, EXPERTS, slots).run(events)
     assert timed.counts[:, 1].sum() == 0
     np.testing.assert_array_equal(timed.counts[:, [0, 2, 3, 4]], untimed)
     np.testing.assert_allclose(timed.stalls, 0.0, atol=1e-9)
@@ -131,7 +135,7 @@ def test_an_instant_link_is_the_untimed_replay(rule, slots):
 
 def test_everything_resident_takes_what_computing_takes():
     events, durations = plain(1)
-    clockwork = Clockwork("lru", owners_of([EXPERTS] * LAYERS, 1), 1, LAYERS * EXPERTS, LOAD_S, CHUNK_S)
+    clockwork = Clockwork(rule_named("lru"), owners_of([EXPERTS] * LAYERS, 1), 1, LAYERS * EXPERTS, LOAD_S, CHUNK_S)
     clockwork.hold(np.arange(LAYERS * EXPERTS))
     outcome = clockwork.run(events, durations)
     work = durations.before.sum() + durations.expert.sum() + durations.after.sum()
@@ -143,8 +147,8 @@ def test_one_slot_and_no_prediction_stalls_for_every_load():
     """Nothing is reused within a layer, and nothing overlaps with one slot: time = work + loads x load_s."""
     events, durations = plain(2)
     none = np.zeros_like(events.prefetch_begins)
-    events = Events(**{**events.__dict__, "prefetch_begins": none, "prefetches": np.zeros(0, dtype=np.int64)})
-    outcome = Clockwork("lru", owners_of([EXPERTS] * LAYERS, 1), 1, 1, LOAD_S, CHUNK_S).run(events, durations)
+    events = events._replace(prefetch_begins=none, prefetches=np.zeros(0, dtype=np.int64))
+    outcome = Clockwork(rule_named("lru"), owners_of([EXPERTS] * LAYERS, 1), 1, 1, LOAD_S, CHUNK_S).run(events, durations)
     loads = outcome.counts[:, 2].sum()
     work = durations.before.sum() + durations.expert.sum() + durations.after.sum()
     assert outcome.ends[-1] == pytest.approx(work + loads * LOAD_S)
@@ -156,7 +160,9 @@ def test_one_slot_and_no_prediction_stalls_for_every_load():
 def test_time_and_loads_are_conserved(seed, num_devices, slots, waits):
     """Also where a layer's set exceeds the cache: it ends, time goes forward, every load has an expert that left or is held."""
     events, durations, _, _ = random_run(seed, most=6)
-    clockwork = Clockwork("lfu", owners_of([EXPERTS] * LAYERS, num_devices), num_devices, slots, LOAD_S, CHUNK_S, waits)
+    clockwork = Clockwork(
+        rule_named("lfu"), owners_of([EXPERTS] * LAYERS, num_devices), num_devices, slots, LOAD_S, CHUNK_S, waits
+    )
     outcome = clockwork.run(events, durations)
     assert (outcome.ends >= outcome.starts).all()
     assert (outcome.starts[1:] >= outcome.ends[:-1] - 1e-9).all()
@@ -175,6 +181,6 @@ def test_a_demanded_load_waits_for_one_chunk_at_most():
         prefetch_begins=np.array([0, 1, 1, 1, 1, 1, 1]), prefetches=np.array([2 * EXPERTS + 2]),
     )  # fmt: skip
     durations = Durations(np.full(3, 0.4), np.full(3, 0.1), np.zeros(3), np.zeros(6), np.zeros(3))
-    outcome = Clockwork("lru", owners_of([EXPERTS] * 3, 1), 1, 9, LOAD_S, CHUNK_S).run(events, durations)
+    outcome = Clockwork(rule_named("lru"), owners_of([EXPERTS] * 3, 1), 1, 9, LOAD_S, CHUNK_S).run(events, durations)
     assert outcome.stalls[0] == pytest.approx((0.6 - 0.4) + LOAD_S)
     assert outcome.counts[2].tolist() == [1, 0, 0, 0, 0]  # the rest of it, 0.4 s, was moved meanwhile

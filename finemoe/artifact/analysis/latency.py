@@ -14,7 +14,7 @@ import pandas as pd
 from finemoe.errors import FinemoeError
 from finemoe.intervals import Interval, bounds, resample_counts
 from finemoe.paths import ROOT
-from finemoe.policies import POLICIES
+from finemoe.policies import policy_named
 from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
 from finemoe.simulation.cost import CostModel, size_of
@@ -179,7 +179,7 @@ def reduction(baseline: pd.DataFrame, system: pd.DataFrame, quantity: str, seed:
 
 
 def _fitting(cost: CostModel, system: System, expert_memories: Sequence[float | str]) -> list[float | str]:
-    holds_everything = POLICIES[system.policy].holds_everything
+    holds_everything = policy_named(system.policy, is_replay=True).holds_everything
     return [memory for memory in expert_memories if cost.fits(1.0 if holds_everything else memory)]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS
-from finemoe.artifact.measured import NOT_YET
+from finemoe.artifact.machines.measured import NOT_YET
 from finemoe.artifact.plotting import model_title, provenance, series_styles, use_style
 from finemoe.simulation.cost import PUBLISHED
 from finemoe.simulation.systems import SYSTEMS
@@ -38,9 +38,9 @@ def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, me
     """Draw what `analysis.latency.means` found for (model, dataset, system), and FineMoE's gains below.
 
     Args:
-        gains: as `analysis.verdicts.gains_table`; reported ones are drawn hollow where they are not NaN.
+        gains: as `verdicts.gains.gains_table`; reported ones are drawn hollow where they are not NaN.
         details: settings, for the line below the figure.
-        measured: for one more row, TPOT on a real GPU as `analysis.measured.tpot_on_gpu` found it; it may be empty.
+        measured: for one more row, TPOT on a real GPU as `machines.cells.tpot_on_gpu` found it; it may be empty.
     """
     import matplotlib.pyplot as plt
 

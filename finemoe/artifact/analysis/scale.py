@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finemoe.artifact.analysis.breakdown import busiest_device_s
 from finemoe.artifact.analysis.coverage import theory
+from finemoe.artifact.analysis.modelled_breakdown import busiest_device_s, trajectory_search_s
 from finemoe.maps.store import ExpertMapStore
 from finemoe.simulation.cost import CostModel, size_named
 from finemoe.simulation.replay import replay
@@ -53,7 +53,7 @@ def scale_table(
         )
         layer_s = float((cost.before_experts(np.ones(1), np.full(1, 256.0), np.full(1, 256.0)) + cost.exchange(np.ones(1)))[0])
         layer_s += busiest_device_s(cost, served)
-        search_s = float(cost.search(np.array([2.0 * store_capacity * size.num_experts]))[0])
+        search_s = trajectory_search_s(cost, store_capacity)
         for system, policy in SYSTEMS.items():
             options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
             report = replay(served, policy, share, testbed, history, model=model, **options)
@@ -89,7 +89,7 @@ def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str)
         asked = [(f"{100 * promised:.0f} % similar", capacity) for promised, capacity in wanted.items()]
         for kind, capacity in [("given", capacity) for capacity in capacities] + asked:
             per_map = ExpertMapStore(size.num_layers, size.num_experts, size.hidden_size, 1).nbytes
-            search_s = float(CostModel(size, Testbed.load(hardware)).search(np.array([2.0 * capacity * size.num_experts]))[0])
+            search_s = trajectory_search_s(CostModel(size, Testbed.load(hardware)), capacity)
             rows.append(
                 {
                     "model": model,

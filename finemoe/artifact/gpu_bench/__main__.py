@@ -115,7 +115,7 @@ def predict_command(
     """The simulator's answers, away from the device: for what was measured, or beforehand for a card."""
     from finemoe.artifact.gpu_bench.predict import foretell, predict
     from finemoe.artifact.gpu_bench.settings import settings_for
-    from finemoe.artifact.measured import foretold_path
+    from finemoe.artifact.machines.foretold import foretold_path
 
     if not before:
         rows = predict(folder, traces)
@@ -140,8 +140,8 @@ def predict_command(
 @app.command("show")
 def show_command(folder: Annotated[Path, typer.Argument(help="tables of one machine")]) -> None:
     """What was measured, in one page of text."""
-    from finemoe.artifact.analysis.measured_pages import machine_section
-    from finemoe.artifact.measured import Measured
+    from finemoe.artifact.machines.measured import Measured
+    from finemoe.artifact.machines.pages import machine_section
 
     typer.echo(machine_section(Measured.load(folder)))
 
@@ -176,8 +176,8 @@ def _changed(settings: Any, **given: Any) -> Any:
 
 
 def _say_plan(settings: Any, out: Path) -> None:
+    from finemoe.artifact.gpu_bench.agenda import chosen, parts
     from finemoe.artifact.gpu_bench.machine import compute_device
-    from finemoe.artifact.gpu_bench.plan import chosen, parts
     from finemoe.artifact.gpu_bench.subjects import Subjects
 
     whole = chosen(parts(settings, Subjects(settings, out, compute_device()), out), settings.groups)
@@ -189,7 +189,7 @@ def _say_plan(settings: Any, out: Path) -> None:
 def _measure(settings: Any, out: Path, minutes: float | None, alarm: Alarm, predicts: bool, again: bool) -> None:
     from transformers.utils.logging import disable_progress_bar
 
-    from finemoe.artifact.gpu_bench.plan import measure
+    from finemoe.artifact.gpu_bench.agenda import measure
 
     disable_progress_bar()
     outcome = measure(settings, out, minutes, typer.echo, alarm, predicts, again)

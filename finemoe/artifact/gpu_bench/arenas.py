@@ -9,7 +9,7 @@ from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.machine import available_bytes
 from finemoe.artifact.gpu_bench.settings import Settings
 from finemoe.artifact.gpu_bench.subjects import size_of_target
-from finemoe.artifact.measured import Arenas
+from finemoe.artifact.machines.schema import Arenas
 from finemoe.runtime.records import Field, RecordLayout
 from finemoe.runtime.tiers import RecordStore
 from finemoe.units import format_bytes

@@ -11,7 +11,7 @@ from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import Baselines
+from finemoe.artifact.machines.schema import Baselines
 from finemoe.traces import RoutingTrace
 
 SYSTEM = "accelerate"

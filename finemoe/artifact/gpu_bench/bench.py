@@ -13,7 +13,8 @@ from typing import Any
 
 from finemoe.artifact.gpu_bench.alarm import Alarm, NearDeadline, OutOfTime
 from finemoe.artifact.gpu_bench.calls import Calls
-from finemoe.artifact.measured import Skipped, write_table
+from finemoe.artifact.machines.rows import write_table
+from finemoe.artifact.machines.schema import Skipped
 
 Say = Callable[[str], None]
 _LEAST_LIMIT_S = 30.0

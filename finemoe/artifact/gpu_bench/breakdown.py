@@ -15,7 +15,7 @@ from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.software import resident_step_s, warm_step_s
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import Breakdown
+from finemoe.artifact.machines.schema import Breakdown
 from finemoe.traces import DECODE, RoutingTrace
 
 

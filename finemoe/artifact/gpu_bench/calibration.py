@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from finemoe.artifact.gpu_bench.software import RESIDENT
-from finemoe.artifact.measured import LAUNCHING, MAPPED, PREFETCHED
+from finemoe.artifact.machines.schema import LAUNCHING, MAPPED, PREFETCHED
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 from finemoe.simulation.cost import ModelSize

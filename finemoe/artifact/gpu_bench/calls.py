@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finemoe.artifact.measured import TABLES, Skipped
+from finemoe.artifact.machines.schema import TABLES, Skipped
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 

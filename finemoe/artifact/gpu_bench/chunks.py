@@ -9,7 +9,7 @@ from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.gpu_bench.systems import requests_of, serve
-from finemoe.artifact.measured import Chunks
+from finemoe.artifact.machines.schema import Chunks
 
 _POLICY = "finemoe"
 _IN_FLIGHT = 2

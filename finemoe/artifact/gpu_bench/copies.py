@@ -16,7 +16,7 @@ from finemoe.artifact.gpu_bench.arenas import record_bytes_of, require_room, sto
 from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.clock import finish, host_times_s
 from finemoe.artifact.gpu_bench.settings import Settings
-from finemoe.artifact.measured import CHUNKED, IDLE, LAUNCHING, MAPPED, PREFETCHED, QUEUED, Copies
+from finemoe.artifact.machines.schema import CHUNKED, IDLE, LAUNCHING, MAPPED, PREFETCHED, QUEUED, Copies
 from finemoe.runtime.link import Completion, Link, make_link
 from finemoe.runtime.tiers import RecordStore
 

@@ -13,7 +13,7 @@ import torch
 from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.delays import delay
 from finemoe.artifact.gpu_bench.settings import Settings, is_fast_enough
-from finemoe.artifact.measured import Correctness
+from finemoe.artifact.machines.schema import Correctness
 from finemoe.runtime.loading import load_model
 from finemoe.runtime.offloading import offload
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finemoe.artifact.measured import MEASURED
+from finemoe.artifact.machines.measured import MEASURED
 from finemoe.errors import FinemoeError
 from finemoe.simulation.testbed import Testbed, sourced
 

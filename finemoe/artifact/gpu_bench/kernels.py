@@ -12,7 +12,7 @@ from finemoe.artifact.gpu_bench.clock import host_times_s, kernel_time_s
 from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import Kernels
+from finemoe.artifact.machines.schema import Kernels
 from finemoe.artifact.pipeline.timing import no_arithmetic
 
 SHAPES = ((1, 64), (1, 512), (64, 0), (512, 0))  # tokens at once, context before them

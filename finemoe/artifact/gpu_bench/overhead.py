@@ -10,7 +10,7 @@ from finemoe.artifact.gpu_bench.bench import Part
 from finemoe.artifact.gpu_bench.settings import Settings, Target, is_fast_enough
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import Overhead
+from finemoe.artifact.machines.schema import Overhead
 from finemoe.runtime.replayed import ReplayedRouting
 
 OWN = ("eager", "grouped_mm", "batched_mm")  # the last is what Transformers decodes with on a GPU

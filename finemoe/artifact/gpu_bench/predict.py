@@ -17,7 +17,10 @@ from finemoe.artifact.gpu_bench.settings import Settings, Target, target_of
 from finemoe.artifact.gpu_bench.software import RESIDENT
 from finemoe.artifact.gpu_bench.subjects import size_of_target
 from finemoe.artifact.gpu_bench.systems import requests_of
-from finemoe.artifact.measured import Foretold, Measured, Predictions, foretold_path, write_foretold, write_table
+from finemoe.artifact.machines.foretold import foretold_path, write_foretold
+from finemoe.artifact.machines.measured import Measured
+from finemoe.artifact.machines.rows import write_table
+from finemoe.artifact.machines.schema import Foretold, Predictions
 from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.report import Report, RequestReport

@@ -10,7 +10,7 @@ from finemoe.artifact.gpu_bench.bench import Part
 from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import Software
+from finemoe.artifact.machines.schema import Software
 from finemoe.artifact.pipeline.timing import no_arithmetic
 from finemoe.artifact.pipeline.validation import search_times_s
 from finemoe.policies import make_policy

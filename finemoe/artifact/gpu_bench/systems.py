@@ -9,7 +9,7 @@ from finemoe.artifact.gpu_bench.bench import Part
 from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
-from finemoe.artifact.measured import Requests
+from finemoe.artifact.machines.schema import Requests
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.replayed import ReplayedRouting
 from finemoe.traces import RoutingTrace

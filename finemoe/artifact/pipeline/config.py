@@ -88,7 +88,21 @@ def _num_layers(model: str) -> int:
     return int(_read(file)["num_hidden_layers"]) if file.is_file() else sys.maxsize
 
 
+def _check_policies(names: list[str]) -> None:
+    from finemoe.policies import known_policies, policy_named
+
+    known = known_policies()
+    for name in names:
+        if name not in known and ":" not in name:
+            raise FinemoeError(f"config: unknown value {name!r} in policies; {_suggest(name, known)}")
+        try:
+            policy_named(name)
+        except FinemoeError as error:
+            raise FinemoeError(f"config: {error}") from error
+
+
 def _check_references(config: Mapping[str, Any]) -> None:
+    _check_policies(config["policies"])
     without = [model for model in config["models"] if model not in config["prefetch_distance"]]
     if without:
         raise FinemoeError(f"config: prefetch_distance has no entry for {without[0]!r}; add one (layers, e.g. 3)")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import finemoe
-from finemoe.cache.expert_cache import RESIDENT
+from finemoe.cache.state import RESIDENT
 from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
@@ -253,10 +253,8 @@ def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
 
 def _started_memory(engine: Any) -> Any:
     """The expert memory of the first device, in its first iteration."""
-    from finemoe.runtime.iteration import Iteration
-
     memory = engine.memories.memories[0]
-    memory.start_iteration(Iteration(1))
+    memory.start_iteration(1)
     return memory
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finemoe.artifact.analysis.breakdown import breakdown_claim, modelled_breakdown
 from finemoe.artifact.analysis.capacity import capacity_claim, gains_by_doubling, similarity_table
 from finemoe.artifact.analysis.exploring import Explorer
+from finemoe.artifact.analysis.modelled_breakdown import breakdown_claim, modelled_breakdown
 from finemoe.artifact.analysis.scale import scale_table, store_table
 from finemoe.maps.store import ExpertMapStore
 from finemoe.paths import HEADLESS

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from finemoe.artifact.gpu_bench.agenda import chosen
 from finemoe.artifact.gpu_bench.alarm import Alarm
 from finemoe.artifact.gpu_bench.bench import Bench, NotHere, Outcome, Part
 from finemoe.artifact.gpu_bench.calls import Calls
-from finemoe.artifact.gpu_bench.plan import chosen
-from finemoe.artifact.measured import IDLE, QUEUED, Copies, read_table
+from finemoe.artifact.machines.rows import read_table
+from finemoe.artifact.machines.schema import IDLE, QUEUED, Copies
 from finemoe.errors import FinemoeError
 
 

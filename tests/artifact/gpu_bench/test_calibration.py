@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from finemoe.artifact.gpu_bench.calibration import Calibration, write_testbed
-from finemoe.artifact.measured import IDLE, LAUNCHING
+from finemoe.artifact.machines.schema import IDLE, LAUNCHING
 from finemoe.errors import FinemoeError
 from finemoe.paths import MODEL_CONFIGS
 from finemoe.simulation.cost import CostModel, ModelSize

@@ -8,7 +8,7 @@ import torch
 
 from finemoe.artifact.gpu_bench.alarm import Alarm, OutOfTime
 from finemoe.artifact.gpu_bench.copies import _beside, _HostBytes
-from finemoe.artifact.measured import IDLE, LAUNCHING
+from finemoe.artifact.machines.schema import IDLE, LAUNCHING
 
 CPU = torch.device("cpu")
 

@@ -19,26 +19,18 @@ import pytest
 import torch
 
 import finemoe
-from finemoe.artifact.gpu_bench import plan
+from finemoe.artifact.gpu_bench import agenda
+from finemoe.artifact.gpu_bench.agenda import measure
 from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.correctness import check
-from finemoe.artifact.gpu_bench.plan import measure
 from finemoe.artifact.gpu_bench.predict import foretell, predict
 from finemoe.artifact.gpu_bench.settings import require_known, settings_for, target_of
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import size_of_target
 from finemoe.artifact.gpu_bench.systems import requests_of
-from finemoe.artifact.measured import (
-    CHUNKED,
-    PREFETCHED,
-    QUEUED,
-    TABLES,
-    Correctness,
-    Measured,
-    Overhead,
-    read_table,
-    write_table,
-)
+from finemoe.artifact.machines.measured import Measured
+from finemoe.artifact.machines.rows import read_table, write_table
+from finemoe.artifact.machines.schema import CHUNKED, PREFETCHED, QUEUED, TABLES, Correctness, Overhead
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import find_moe_layers
 from finemoe.paths import ROOT
@@ -257,7 +249,7 @@ def test_a_single_wrong_bit_is_a_failure_of_the_whole_measurement(tmp_path, monk
     off = Overhead("qwen-mini", "on-demand", 0, 0.1, False)
     other = Overhead("qwen-mini", "grouped_mm", 0, 0.1, False)  # Transformers' own, which may round differently
     part = Part("correctness", "phi-mini", 60.0, lambda: [wrong, off, other])
-    monkeypatch.setattr(plan, "parts", lambda *_: [part])
+    monkeypatch.setattr(agenda, "parts", lambda *_: [part])
     for _ in range(2):  # a part that is done is not forgiven
         outcome = measure(SETTINGS, tmp_path, None, print)
         assert [one.reason for one in outcome.failed] == [

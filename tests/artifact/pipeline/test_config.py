@@ -1,5 +1,4 @@
 import pytest
-import yaml
 
 from finemoe.artifact.pipeline.config import CONFIG, check, load
 from finemoe.errors import FinemoeError
@@ -63,9 +62,12 @@ def test_missing_and_malformed_files(tmp_path):
         load(tmp_path / "open.yaml")
 
 
-def test_schema_knows_the_policies_of_the_registry():
-    schema = yaml.safe_load((CONFIG / "schema.yaml").read_text())
-    assert set(schema["properties"]["policies"]["items"]["enum"]) == set(LIVE_POLICIES)
+def test_policies_are_those_of_the_registry(config):
+    check(config | {"policies": [*LIVE_POLICIES, "finemoe.policies.on_demand:OnDemand"]})
+    with pytest.raises(FinemoeError, match="config: unknown value 'oracle' in policies; known: deepspeed-inference, finemoe,"):
+        check(config | {"policies": ["oracle"]})
+    with pytest.raises(FinemoeError, match="config: policy 'nowhere:Mine' cannot be loaded from 'nowhere:Mine'"):
+        check(config | {"policies": ["nowhere:Mine"]})
 
 
 def test_every_setting_is_explained():

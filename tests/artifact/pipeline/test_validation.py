@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finemoe.artifact.pipeline.breakdown import measured_breakdown
+from finemoe.artifact.pipeline.live_breakdown import measured_breakdown
 from finemoe.artifact.pipeline.validation import Machine, MeasuredPace, measure_machine, validation_table
 from finemoe.paths import MINIATURES
 from finemoe.runtime.loading import load_model

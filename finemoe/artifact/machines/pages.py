@@ -1,0 +1,328 @@
+"""What README, docs/gpu.md and the shipped claims say of `data/measured`, made from its tables lest a page quote old ones.
+
+`python -m finemoe.artifact.machines.pages` renews them.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from finemoe.artifact.claims import between_marks, pipe_table, to_markdown
+from finemoe.artifact.machines.aims import BITS, checked_steps, shown, targets_table
+from finemoe.artifact.machines.cells import SHARE_BOUND, SYSTEM_NAMES, TPOT_BOUND, cells_table, foretold_table, link_peak
+from finemoe.artifact.machines.foretold import read_all_foretold
+from finemoe.artifact.machines.measured import MEASURED, NOT_YET, Measured, machines_in
+from finemoe.artifact.machines.schema import LAUNCHING, PREFETCHED
+from finemoe.files import atomic_path
+from finemoe.paths import REFERENCE_FIGURES, ROOT
+from finemoe.units import format_bytes
+
+README, GPU_PAGE, CLAIMS = ROOT / "README.md", ROOT / "docs" / "gpu.md", REFERENCE_FIGURES / "claims.md"
+_QUOTED_SHARE = 0.25  # of the experts, as most of the paper's figures
+
+
+def write_pages() -> None:
+    """Renew every page that says what lies in `data/measured`."""
+    for path, text in renewed_pages().items():
+        if path.read_text(encoding="utf-8") != text:
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: renewed")
+
+
+def renewed_pages(folder: Path = MEASURED) -> dict[Path, str]:
+    """Those pages as they should be."""
+    machines, cards = machines_in(folder), read_all_foretold(folder)
+    blocks = {
+        README: {"machines": machine_lines(machines, cards), "simulator": simulator_lines(machines)},
+        GPU_PAGE: {"predictions": foretold_section(cards), "measurements": measured_section(machines)},
+    }
+    pages = {path: path.read_text(encoding="utf-8") for path in blocks}
+    for path, texts in blocks.items():
+        for name, text in texts.items():
+            pages[path] = between_marks(pages[path], name, text)
+    claims = pd.read_csv(CLAIMS.with_suffix(".csv"), keep_default_na=False)
+    return pages | {CLAIMS: to_markdown(claims, claims_section(machines))}
+
+
+def machine_lines(machines: Sequence[Measured], cards: pd.DataFrame) -> str:
+    """For the README: a line for each machine; without a GPU, what is predicted of one."""
+    gpus = [one for one in machines if one.is_gpu]
+    lines = [f"- {_gpu_line(one)}" for one in gpus] or [
+        f"**{_sentence(NOT_YET)}**\n",
+        *(f"- {line}" for line in _foretold_lines(cards)),
+    ]
+    return "\n".join([*lines, *(f"- {_cpu_line(one)}" for one in machines if not one.is_gpu)]) + "\n"
+
+
+def _foretold_lines(cards: pd.DataFrame) -> Iterator[str]:
+    for (card, model), part in _groups(cards[cards.expert_memory == _QUOTED_SHARE], "card", "model"):
+        yield f"{card}: {model} at {_share(_QUOTED_SHARE)} of its experts is predicted to take {_tpots(part)} a token"
+
+
+def _tpots(cells: pd.DataFrame) -> str:
+    """TPOT of every system, fastest first."""
+    ordered = cells.sort_values("tpot_s")
+    named = zip(ordered.policy, ordered.tpot_s, strict=True)
+    return ", ".join(f"{SYSTEM_NAMES[policy]} {_ms(tpot_s)}" for policy, tpot_s in named)
+
+
+def _gpu_line(machine: Measured) -> str:
+    return f"`{machine.folder.name}`, {machine.title}: " + "; ".join([*_tpots_by_model(machine), *_rest(machine), _link(machine)])
+
+
+def _cpu_line(machine: Measured) -> str:
+    parts = "; ".join([*_rest(machine), _effort(machine)])
+    return f"`{machine.folder.name}`, {machine.title}, which shows that all of it runs and not how fast a GPU is: {parts}"
+
+
+def _tpots_by_model(machine: Measured) -> Iterator[str]:
+    cells = cells_table(machine)
+    for model, part in _groups(cells[cells.expert_memory == _QUOTED_SHARE], "model"):
+        yield f"{model} at {_share(_QUOTED_SHARE)} of its experts takes {_tpots(part)} a token"
+    if cells.empty:
+        yield f"TPOT {NOT_YET.partition(' on')[0]}"
+
+
+def _rest(machine: Measured) -> Iterator[str]:
+    """Errors of the predictions of before, and whether the bits are eager's."""
+    if len(compared := foretold_table(machine)):
+        yield f"predicted beforehand: {_error_summary(compared.tpot_s_error)}"
+    yield _bits(machine)
+
+
+def _bits(machine: Measured) -> str:
+    steps, different = checked_steps(machine)
+    if not steps:
+        return "no step was compared with eager"
+    return (
+        f"{different:,} of {steps:,} steps differ from eager"
+        if different
+        else f"all {steps:,} steps checked are eager's bit for bit"
+    )
+
+
+def _link(machine: Measured) -> str:
+    peak = link_peak(machine)
+    return "link not measured" if pd.isna(peak) else f"link {peak / 1e9:.1f} GB/s at its peak"
+
+
+def _effort(machine: Measured) -> str:
+    calls = machine.facts.get("calls", [])
+    minutes, count = sum(one["seconds"] for one in calls) / 60, len(calls)
+    codes = len({one["code"] for one in calls})
+    mixed = f", {codes} versions of the code" if codes > 1 else ""
+    return f"measured in {minutes:.0f} minutes, {count} call{'s' if count != 1 else ''}{mixed}"
+
+
+def _error_summary(errors: pd.Series) -> str:
+    """Of TPOT."""
+    size = errors.abs()
+    within = f"{int((size <= TPOT_BOUND).sum())} of {len(size)} cells within {_percent(TPOT_BOUND)}"
+    return f"TPOT within {_percent(size.max())}, {_percent(size.mean())} on average, {within}"
+
+
+def simulator_lines(machines: Sequence[Measured]) -> str:
+    """For the README: how far the calibrated simulator is off on each machine that was measured."""
+    lines = [line for one in machines for line in _calibrated(one)]
+    if not any(one.is_gpu and len(one.tables["predictions"]) for one in machines):
+        lines.append(f"- Against a GPU: {NOT_YET}.")
+    return "\n".join(lines) + "\n"
+
+
+def _calibrated(machine: Measured) -> Iterator[str]:
+    predictions = machine.tables["predictions"]
+    if predictions.empty:
+        return
+    size, models = predictions.error.abs(), ", ".join(dict.fromkeys(predictions.model))
+    worst: Any = predictions.iloc[int(size.to_numpy().argmax())]
+    yield (
+        f"- `data/measured/{machine.folder.name}/predictions.csv` ({machine.title}): {len(size)} cells of"
+        f" {predictions.policy.nunique()} systems on {models}; {int((size <= 0.1).sum())} are within 10 %, the mean error is"
+        f" {_percent(size.mean())}, the largest {_percent(size.max())}"
+        f" ({SYSTEM_NAMES[worst.policy]} at {_share(worst.expert_memory)})."
+    )
+
+
+def foretold_section(cards: pd.DataFrame) -> str:
+    """For docs/gpu.md: every card's predictions, a table each."""
+    parts = []
+    for (card, model), cells in _groups(cards, "card", "model"):
+        parts.append(f"{card}, {model}: {_wide(cells)}")
+    return "\n".join(parts) or "Nothing was predicted.\n"
+
+
+def _wide(cells: pd.DataFrame) -> str:
+    """Cells as a table: a row for each system, a column for each memory size."""
+    said = [f"{_ms(one.tpot_s)}, {_percent(one.hit_rate)}, {_percent(one.link_use)}" for one in _rows(cells)]
+    order = list(dict.fromkeys(cells.policy))
+    table = cells.assign(said=said).pivot(index="policy", columns="expert_memory", values="said").reindex(order).fillna("-")
+    shares: list[Any] = table.columns.tolist()
+    table.columns = pd.Index([_share(share) for share in shares])
+    table.insert(0, "system", [SYSTEM_NAMES[policy] for policy in order])
+    return f"TPOT, hit rate and link use by experts in the cache.\n\n{pipe_table(table)}\n"
+
+
+def measured_section(machines: Sequence[Measured]) -> str:
+    """For docs/gpu.md: what each machine found, and on a GPU what is aimed at and what became of the predictions."""
+    parts = [] if any(one.is_gpu for one in machines) else [f"**{_sentence(NOT_YET)}**\n"]
+    return "\n".join([*parts, *(machine_section(one) for one in machines)])
+
+
+def machine_section(machine: Measured) -> str:
+    """What one machine found, also for whoever stands beside it."""
+    return "\n".join(_section(machine))
+
+
+def _section(machine: Measured) -> Iterator[str]:
+    yield f"### {machine.title} (`{machine.folder.name}`)\n"
+    yield f"torch {machine.facts['torch']}, transformers {machine.facts['transformers']}; {_effort(machine)}.\n"
+    yield "\n".join(f"- {line}" for line in _findings(machine)) + "\n"
+    for model, cells in _groups(cells_table(machine), "model"):
+        yield f"{model}: {_wide(cells)}"
+    if machine.is_gpu:
+        yield f"What is aimed at:\n\n{pipe_table(_targets(machine))}\n"
+        yield from _refuted(machine)
+
+
+def _findings(machine: Measured) -> Iterator[str]:
+    """What a table of its own would be too much for."""
+    tables = machine.tables
+    yield _sentence(_bits(machine))
+    for one in _rows(tables["arenas"]):
+        pinned = f", {_percent(one.pinned_bytes / one.num_bytes)} page-locked" if machine.is_gpu else ""
+        yield f"{format_bytes(one.num_bytes)} of host memory are ready in {one.seconds:.2f} s{pinned}."
+    yield from _copied(machine)
+    for (model, size), part in _groups(tables["chunks"], "model", "chunk_bytes"):
+        yield f"FineMoE on {model} with prefetches in chunks of {format_bytes(size)}: TPOT {_ms(part.tpot_s.mean())}."
+    for model, part in _groups(tables["overhead"], "model"):
+        seconds = part.groupby("variant", sort=False).seconds_per_token.median()
+        if "eager" in seconds:
+            ratios = ", ".join(f"{name} {one / seconds['eager']:.2f}" for name, one in seconds.items() if name != "eager")
+            yield f"{model}, every expert resident: eager takes {_ms(seconds['eager'])} a token; in its time: {ratios}."
+    for one in _rows(tables["baselines"]):
+        yield f"{one.model} under {one.system} at {_share(one.expert_memory)} of the experts: TPOT {_ms(one.tpot_s)}."
+    yield from _missing(tables["skipped"])
+
+
+def _missing(skipped: pd.DataFrame) -> Iterator[str]:
+    """What was not measured, by reason."""
+    for reason, some in _groups(skipped, "reason"):
+        names = [f"{one.group} {one.part}" for one in _rows(some)]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        yield f"Not measured ({reason}): {', '.join(names[:4])}{more}."
+
+
+def _copied(machine: Measured) -> Iterator[str]:
+    yield _sentence(_link(machine))
+    copies = machine.tables["copies"]
+    for one in _rows(copies[copies["mode"] == PREFETCHED]):
+        way = f"chunks of {format_bytes(one.chunk_bytes)}, {one.chunks_in_flight} in flight"
+        share = _percent(one.bytes_per_s / link_peak(machine))
+        yield f"Prefetches as the engine makes them ({way}) reach {share} of it while inference is {one.main_thread}."
+    beside = copies[copies.main_thread == LAUNCHING].sort_values("bytes_per_s").tail(1)
+    for one in _rows(beside):
+        yield f"The best beside inference: {one.bytes_per_s / 1e9:.1f} GB/s in chunks of {format_bytes(one.chunk_bytes)}."
+
+
+def _targets(machine: Measured) -> pd.DataFrame:
+    table = targets_table(machine)
+    reached = [shown(target, value) for target, value in zip(table.target, table.reached, strict=True)]
+    checked, _ = checked_steps(machine)
+    of_all = [
+        f"{value} of {checked:,}" if name == BITS and checked else value
+        for name, value in zip(table.target, reached, strict=True)
+    ]
+    return table.assign(reached=of_all)
+
+
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    return iter(table.itertuples(index=False))
+
+
+def _groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The rows of each value, or of each tuple of values, in order of appearance."""
+    return iter(table.groupby(columns[0] if len(columns) == 1 else list(columns), sort=False))
+
+
+def _refuted(machine: Measured) -> Iterator[str]:
+    """Where the predictions of before were wrong by more than they may be."""
+    compared = foretold_table(machine)
+    if compared.empty:
+        yield "Nothing that had been predicted was measured.\n"
+        return
+    yield f"Predicted beforehand: {_error_summary(compared.tpot_s_error)}. What was predicted, measured, and the error:\n"
+    yield pipe_table(_errors(compared)) + "\n"
+    bounds = f"TPOT off by more than {_percent(TPOT_BOUND)}, hit rate or link use by more than {SHARE_BOUND:g}"
+    yield f"Refuted ({bounds}): {_wrong(compared)}.\n"
+    yield "\n".join(f"- {line}" for line in _orders(compared)) + "\n"
+
+
+def _errors(compared: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "model": one.model,
+            "system": SYSTEM_NAMES[str(one.policy)],
+            "experts in the cache": _share(one.expert_memory),
+            "TPOT": f"{_ms(one.foretold_tpot_s)}, {_ms(one.tpot_s)}, {one.tpot_s_error:+.0%}",
+            "hit rate": f"{one.foretold_hit_rate:.2f}, {one.hit_rate:.2f}, {one.hit_rate_error:+.2f}",
+            "link use": f"{one.foretold_link_use:.2f}, {one.link_use:.2f}, {one.link_use_error:+.2f}".replace("nan", "-"),
+        }
+        for one in _rows(compared)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _wrong(compared: pd.DataFrame) -> str:
+    bounds = {
+        "TPOT": ("tpot_s_error", TPOT_BOUND),
+        "hit rate": ("hit_rate_error", SHARE_BOUND),
+        "link use": ("link_use_error", SHARE_BOUND),
+    }
+    return ", ".join(
+        f"{name} in {int((compared[column].abs() > bound).sum())} of {len(compared)} cells"
+        for name, (column, bound) in bounds.items()
+    )
+
+
+def _orders(compared: pd.DataFrame) -> Iterator[str]:
+    """Which system was to be how fast, and was."""
+    for (model, share), part in _groups(compared.sort_values("expert_memory"), "model", "expert_memory"):
+        said, found = ([SYSTEM_NAMES[name] for name in part.sort_values(by).policy] for by in ("foretold_tpot_s", "tpot_s"))
+        where = f"{model} at {_share(share)}, fastest first"
+        yield (
+            f"{where}: {', '.join(found)}, as predicted"
+            if said == found
+            else f"{where}: predicted {', '.join(said)}; measured {', '.join(found)}"
+        )
+
+
+def claims_section(machines: Sequence[Measured]) -> str:
+    """For claims.md: what is aimed at on a GPU and what became of it."""
+    gpus = [one for one in machines if one.is_gpu]
+    return (
+        "\n".join(f"{one.title} (`data/measured/{one.folder.name}`):\n\n{pipe_table(_targets(one))}\n" for one in gpus)
+        or f"{NOT_YET}\n"
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _percent(rate: float) -> str:
+    return "-" if pd.isna(rate) else f"{100 * rate:.0f} %"
+
+
+def _share(expert_memory: float) -> str:
+    return f"{100 * expert_memory:g} %"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:,.0f} ms"
+
+
+if __name__ == "__main__":
+    write_pages()

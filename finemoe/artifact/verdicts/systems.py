@@ -1,0 +1,109 @@
+"""The claims on systems side by side: Figs. 10 and 13."""
+
+import pandas as pd
+
+from finemoe.artifact.claims import Claim, Statement
+from finemoe.artifact.verdicts.gains import (
+    NAMES,
+    REAL,
+    REPORTED_GAINS,
+    entries_of,
+    exceptions_in,
+    mean_gains,
+    panel_of,
+    panels_of,
+)
+
+
+def systems_claim(id_: str, artefact: str, gains: pd.DataFrame, floor: str = "") -> Claim:
+    """FineMoE has lower TTFT and TPOT than all baselines and hits more than the last three.
+
+    Args:
+        floor: what `against_on_demand` says.
+    """
+    is_ahead, is_latency = gains.low > 0, gains.quantity != "hit_rate"
+    real = gains.model == REAL
+    behind = gains[~is_ahead]
+    return Claim.judged(
+        [
+            Statement.of(
+                f"{NAMES[of]} {'above' if of == 'hit_rate' else 'below'} a baseline's", name, panel[panel.quantity == of].low > 0
+            )
+            for name, panel in panels_of(gains)
+            for of in dict.fromkeys(panel.quantity)
+        ],
+        id=id_,
+        artefact=artefact,
+        claim="FineMoE has lower TTFT and TPOT than the four other offloading systems, and a higher hit rate than three of them",
+        reported=_per_baseline(REPORTED_GAINS),
+        reproduced="; ".join(f"{name}: {_per_baseline(mean_gains(part))}" for name, part in panels_of(gains)),
+        panel=panel_of(gains),
+        executor="simulated",
+        why=f"{int(is_ahead.sum())} of {len(gains)} comparisons have their whole interval on FineMoE's side; for latency alone "
+        f"{int((is_ahead & is_latency).sum())} of {int(is_latency.sum())}, on real routing "
+        f"{int((is_ahead & is_latency & real).sum())} of {int((is_latency & real).sum())}. {exceptions_in(behind)} "
+        "Real routing has neither prefills nor routers applied ahead, so TTFT and Mixtral-Offloading are not tested there."
+        + (f" {floor}" if floor else ""),
+    )
+
+
+def high_end_claim(both: pd.DataFrame, floor: str = "") -> Claim:
+    """On the A100 the gains are smaller, in the same order.
+
+    Args:
+        both: gains here (gain, low) and on the paper's testbed (gain_paper_testbed). floor: what `against_on_demand` says.
+    """
+    latency = both[both.quantity != "hit_rate"]
+    panels = dict(panels_of(latency))
+    means = {
+        name: part.groupby(["quantity", "baseline"], sort=False)[["gain", "gain_paper_testbed"]].mean()
+        for name, part in panels.items()
+    }
+    # What is no gain on either testbed cannot be a smaller one.
+    is_smaller = {name: (mean.gain < mean.gain_paper_testbed) & (mean.gain_paper_testbed > 0) for name, mean in means.items()}
+    orders = {name: (_order(mean.gain), _order(mean.gain_paper_testbed)) for name, mean in means.items()}
+    is_same_order = {name: [here[quantity] == there[quantity] for quantity in here] for name, (here, there) in orders.items()}
+    is_ahead = latency.low > 0
+    return Claim.judged(
+        [Statement.of("a mean gain, smaller than on the six RTX 3090", name, flags) for name, flags in is_smaller.items()]
+        + [Statement.of("the baselines in the same order", name, flags) for name, flags in is_same_order.items()],
+        id="F13",
+        artefact="Fig. 13",
+        claim="On an A100 FineMoE's gains in latency are smaller than on the six RTX 3090, in the same order",
+        reported="smaller gains, same order; FineMoE behind MoE-Infinity on Mixtral as read off the plot; no number",
+        reproduced="; ".join(
+            f"{name}: "
+            + ", ".join(
+                f"{NAMES[quantity]} against {baseline} {-row.gain:+.0%} (6 x RTX 3090: {-row.gain_paper_testbed:+.0%})"
+                for (quantity, baseline), row in entries_of(mean)
+            )
+            for name, mean in means.items()
+        ),
+        panel=panel_of(latency),
+        executor="simulated",
+        why="; ".join(
+            f"{name}: there is a mean gain, and a smaller one, for {int(is_smaller[name].sum())} of {len(mean)} pairs of quantity"
+            f" and baseline, the order of the baselines {'the same' if all(is_same_order[name]) else 'another one'}"
+            for name, mean in means.items()
+        )
+        + f". FineMoE is ahead with its whole interval in {int(is_ahead.sum())} of {len(latency)} comparisons. "
+        f"{exceptions_in(latency[~is_ahead])}" + (f" {floor}" if floor else ""),
+    )
+
+
+def _order(gains: "pd.Series[float]") -> dict[str, tuple[str, ...]]:
+    """The baselines of every quantity from the smallest gain to the largest."""
+    return {str(name): tuple(part.sort_values().index.get_level_values("baseline")) for name, part in gains.groupby(level=0)}
+
+
+def _per_baseline(gains: dict[str, dict[str, float]]) -> str:
+    return ", ".join(
+        f"{NAMES[quantity]} "
+        + "/".join(f"{_signed(quantity, share):+.0%}" for share in by_baseline.values())
+        + f" ({', '.join(by_baseline)})"
+        for quantity, by_baseline in gains.items()
+    )
+
+
+def _signed(quantity: str, gain: float) -> float:
+    return gain if quantity == "hit_rate" else -gain

@@ -1,0 +1,82 @@
+"""The prefetches that wait for a device's link: who is next, and who waits in vain (section 4.5)."""
+
+import numpy as np
+
+from finemoe.cache.state import ABSENT, AHEAD, LAYER, NUM_PENDING
+from finemoe.compiling import borrowing, njit
+
+NOTHING = -1
+
+
+@borrowing
+def prefetch_priority(probability, layer, running):  # type: ignore[no-untyped-def]
+    """p / (l - l_now); `running` is the layer that runs, -1 before the first. A running layer's own experts come as the next
+    layer's do."""
+    return probability / max(layer - running, 1)
+
+
+@njit(cache=True)
+def prefetch_priorities(probabilities, layers, running):  # type: ignore[no-untyped-def]
+    """The same of many, [n] each."""
+    priorities = np.empty(len(layers))
+    for index in range(len(layers)):
+        priorities[index] = prefetch_priority(probabilities[index], layers[index], running[index])
+    return priorities
+
+
+@borrowing
+def post_prefetches(cache, wanted):  # type: ignore[no-untyped-def]
+    """Let absent experts wait, [n] flat ids in the order asked for, as probable as they are expected to be; those that are here
+    or on their way are awaited instead. Whatever waits already keeps its place."""
+    for flat in wanted:
+        if _is_late(cache, flat):
+            continue
+        if cache.presence[flat] != ABSENT:
+            if cache.stats.layer_of[flat] > cache.counts[LAYER]:
+                cache.awaiting[flat] = True
+            continue
+        if cache.urgency[flat] < 0:
+            cache.pending[cache.counts[NUM_PENDING]] = flat
+            cache.counts[NUM_PENDING] += 1
+        cache.urgency[flat] = cache.stats.expected[flat]
+
+
+@borrowing
+def _is_late(cache, flat):  # type: ignore[no-untyped-def]
+    """Whether the expert's layer has come."""
+    return cache.stats.layer_of[flat] < cache.counts[LAYER] + cache.counts[AHEAD]
+
+
+@borrowing
+def take_most_urgent(cache):  # type: ignore[no-untyped-def]
+    """Take the prefetch of highest priority, the first asked for among equals, out of the queue, and those that are stale;
+    returns its flat id, or NOTHING."""
+    pending, urgency = cache.pending, cache.urgency
+    kept, best, best_priority = 0, NOTHING, -1.0
+    for place in range(cache.counts[NUM_PENDING]):
+        flat = pending[place]
+        if _is_late(cache, flat) or cache.presence[flat] != ABSENT:
+            urgency[flat] = -1.0
+            continue
+        pending[kept] = flat
+        priority = prefetch_priority(urgency[flat], cache.stats.layer_of[flat], cache.counts[LAYER])
+        if priority > best_priority:
+            best, best_priority = kept, priority
+        kept += 1
+    if best == NOTHING:
+        cache.counts[NUM_PENDING] = kept
+        return NOTHING
+    taken = pending[best]
+    for place in range(best, kept - 1):
+        pending[place] = pending[place + 1]
+    urgency[taken] = -1.0
+    cache.counts[NUM_PENDING] = kept - 1
+    return taken
+
+
+@borrowing
+def forget_prefetches(cache):  # type: ignore[no-untyped-def]
+    """Empty the queue."""
+    for place in range(cache.counts[NUM_PENDING]):
+        cache.urgency[cache.pending[place]] = -1.0
+    cache.counts[NUM_PENDING] = 0

@@ -1,0 +1,158 @@
+"""What the expert cache of one device is: arrays that compiled transitions change (`cache.kernels`, `cache.prefetch_queue`).
+
+Experts go by flat id, layer·J + expert, of which there are N = L·J; a slot is a number below S.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finemoe.compiling import borrowing
+
+ABSENT, LOADING, RESIDENT = 0, 1, 2
+# Places in `CacheState.counts`: the slots in use; the layer that runs; whether `worth` is up to date, but for this one slot; how
+# many layers ahead of the running one a prefetch must be; how many prefetches wait; and what happened so far.
+HELD, LAYER, IS_WEIGHED, UNWEIGHED, AHEAD, NUM_PENDING, NUM_RESIDENT = range(7)
+ADMITTED, EVICTED, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_COUNTS = range(7, 14)
+TIME, PASS, LAST_LAYER = range(3)  # places in `Statistics.clock`
+
+
+class Statistics(NamedTuple):
+    """What eviction rules read of a device's experts.
+
+    Attributes:
+        num_experts: J. layer_of: [N] each expert's layer. frequency: [N] 1 + all demand visits so far, kept across evictions.
+        last_visit: [N] the event of the last one, 0 before there is any. last_pass, last_turn: [N] likewise the pass through the
+            layers, and the turn of the expert's own layer; -1 before.
+        turns: [L] how often each layer ran. clock: events so far; passes so far (one begins when a layer runs that is not behind
+            the last one); the layer that ran last, or -1.
+        expected: [N] float32 probability in the last prediction of the expert's layer, 1/J before there is any.
+        next_use: [N] number of the next event that demands it; only a replay knows.
+        own: [R, N] float64 what the rule keeps for itself.
+    """
+
+    num_experts: int
+    layer_of: np.ndarray
+    frequency: np.ndarray
+    last_visit: np.ndarray
+    last_pass: np.ndarray
+    last_turn: np.ndarray
+    turns: np.ndarray
+    clock: np.ndarray
+    expected: np.ndarray
+    next_use: np.ndarray
+    own: np.ndarray
+
+
+class CacheState(NamedTuple):
+    """One device's cache; or those of D devices, each array with a leading axis [D] (see `device_of`).
+
+    Attributes:
+        presence: [N] uint8 ABSENT, LOADING or RESIDENT. slot_of: [N] its slot, or -1. held: [S] the expert in each slot.
+        undemanded: [N] prefetched and not demanded since. awaiting: [N] prefetched for a layer that has not come yet.
+        running: [N] demanded by the running layer and still needed.
+        worth: [S] what the rule says each held expert is worth. counts: [NUM_COUNTS] see the constants.
+        pending: [N] the prefetches that wait, as they were asked for. urgency: [N] probability of what waits, else -1.
+        stats: what the rule reads.
+    """
+
+    presence: np.ndarray
+    slot_of: np.ndarray
+    held: np.ndarray
+    undemanded: np.ndarray
+    awaiting: np.ndarray
+    running: np.ndarray
+    worth: np.ndarray
+    counts: np.ndarray
+    pending: np.ndarray
+    urgency: np.ndarray
+    stats: Statistics
+
+
+def empty_state(
+    num_layers: int,
+    num_experts: int,
+    num_slots: int,
+    own: tuple[float, ...] = (),
+    may_fetch_running: bool = False,
+    num_devices: int | None = None,
+) -> CacheState:
+    """A cache that nothing has happened to.
+
+    Args:
+        own: with what each of the rule's own rows begins. may_fetch_running: whether prefetches may still bring other experts of
+            the layer that runs. num_devices: None for one device's cache, without the leading axis.
+    """
+    lead = () if num_devices is None else (num_devices,)
+    experts, slots = (*lead, num_layers * num_experts), (*lead, num_slots)
+    counts = np.zeros((*lead, NUM_COUNTS), dtype=np.int64)
+    counts[..., LAYER], counts[..., UNWEIGHED], counts[..., AHEAD] = -1, -1, not may_fetch_running
+    clock = np.zeros((*lead, 3), dtype=np.int64)
+    clock[..., LAST_LAYER] = -1
+    rows = np.zeros((*lead, len(own), experts[-1]))
+    rows[:] = np.array(own)[:, None]
+    statistics = Statistics(
+        num_experts=num_experts,
+        layer_of=np.broadcast_to(np.repeat(np.arange(num_layers), num_experts), experts).copy(),
+        frequency=np.ones(experts, dtype=np.int64),
+        last_visit=np.zeros(experts, dtype=np.int64),
+        last_pass=np.full(experts, -1),
+        last_turn=np.full(experts, -1),
+        turns=np.zeros((*lead, num_layers), dtype=np.int64),
+        clock=clock,
+        expected=np.full(experts, 1.0 / num_experts, dtype=np.float32),
+        next_use=np.zeros(experts, dtype=np.int64),
+        own=rows,
+    )
+    return CacheState(
+        presence=np.zeros(experts, dtype=np.uint8),
+        slot_of=np.full(experts, -1),
+        held=np.zeros(slots, dtype=np.int64),
+        undemanded=np.zeros(experts, dtype=np.bool_),
+        awaiting=np.zeros(experts, dtype=np.bool_),
+        running=np.zeros(experts, dtype=np.bool_),
+        worth=np.zeros(slots),
+        counts=counts,
+        pending=np.zeros(experts, dtype=np.int64),
+        urgency=np.full(experts, -1.0),
+        stats=statistics,
+    )
+
+
+@borrowing
+def device_of(caches, device):  # type: ignore[no-untyped-def]
+    """One device's cache out of those of several."""
+    stats = caches.stats
+    return CacheState(
+        caches.presence[device],
+        caches.slot_of[device],
+        caches.held[device],
+        caches.undemanded[device],
+        caches.awaiting[device],
+        caches.running[device],
+        caches.worth[device],
+        caches.counts[device],
+        caches.pending[device],
+        caches.urgency[device],
+        Statistics(
+            stats.num_experts,
+            stats.layer_of[device],
+            stats.frequency[device],
+            stats.last_visit[device],
+            stats.last_pass[device],
+            stats.last_turn[device],
+            stats.turns[device],
+            stats.clock[device],
+            stats.expected[device],
+            stats.next_use[device],
+            stats.own[device],
+        ),
+    )
+
+
+def hold(cache: CacheState, experts: np.ndarray, device: Any = ...) -> None:
+    """Put experts (flat ids) into a device's free slots, before anything runs; that counts as no load."""
+    cache.held[device][: len(experts)] = experts
+    cache.slot_of[device][experts] = np.arange(len(experts))
+    cache.presence[device][experts] = RESIDENT
+    cache.counts[device][[HELD, NUM_RESIDENT]] = len(experts)

@@ -1,0 +1,92 @@
+"""Things chosen by name: those that finemoe brings, and those of anybody else, which need no change to finemoe.
+
+One from outside has a name once it was registered in the running process, or where an installed package declares an entry point
+for it. Without either it is named by the place where it is written, "module:Name".
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from finemoe.errors import FinemoeError, first_line
+
+T = TypeVar("T")
+_PLACE = re.compile(r"[\w.]+:[\w.]+")
+
+
+class Registry(Generic[T]):
+    """The things of one kind.
+
+    Args:
+        kind: what messages call them. group: of the entry points. given: finemoe's own by name, each as "module:Name", which is
+            loaded when it is chosen. require: raises a FinemoeError of what is none of them: (what to call it, it).
+    """
+
+    def __init__(self, kind: str, group: str, given: Mapping[str, str], require: Callable[[str, Any], None]) -> None:
+        self._kind, self._group, self._given, self._require = kind, group, given, require
+        self.registered: dict[str, T] = {}
+
+    def register(self, name: str, found: T) -> None:
+        """Give it a name in this process.
+
+        Raises:
+            FinemoeError: the name is taken or no plain name, or it is of another kind.
+        """
+        if not isinstance(name, str) or not name or ":" in name:
+            raise FinemoeError(f"{name!r} is no name for {_a(self._kind)}; give a text without a colon")
+        if origins := self._origins(name):
+            raise FinemoeError(f"{self._kind} {name!r} is registered already, by {origins[0]}; choose another name")
+        self._require(f"{self._kind} {name!r}", found)
+        self.registered[name] = found
+
+    def names(self) -> list[str]:
+        """Every name that means something, in alphabetical order."""
+        return sorted({*self._given, *self.registered, *(point.name for point in _points(self._group))})
+
+    def find(self, name: str) -> T | None:
+        """What has that name or place; None where nothing has.
+
+        Raises:
+            FinemoeError: several have the name, or it cannot be loaded, or is of another kind.
+        """
+        if isinstance(name, str) and _PLACE.fullmatch(name):
+            return self._loaded(EntryPoint(name, name, self._group))
+        origins = self._origins(name)
+        if len(origins) > 1:
+            raise FinemoeError(f"{self._kind} {name!r} is registered {len(origins)} times, by {' and '.join(origins)}; keep one")
+        if name in self.registered or not origins:
+            return self.registered.get(name)
+        if name in self._given:
+            return self._loaded(EntryPoint(name, self._given[name], self._group))
+        return self._loaded(next(point for point in _points(self._group) if point.name == name))
+
+    def _origins(self, name: str) -> list[str]:
+        """Who has registered a name."""
+        origins = ["finemoe"] * (name in self._given) + ["register"] * (name in self.registered)
+        return origins + [f"the entry point {point.value!r}" for point in _points(self._group) if point.name == name]
+
+    def _loaded(self, point: EntryPoint) -> T:
+        try:
+            found: T = point.load()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise FinemoeError(f"{self._kind} {point.name!r} cannot be loaded from {point.value!r} ({reason})") from error
+        self._require(f"{self._kind} {point.name!r}", found)
+        return found
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _points(group: str) -> tuple[EntryPoint, ...]:
+    return _points_on(group, tuple(sys.path))
+
+
+@cache
+def _points_on(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of the packages on a path, each once; finding them reads every package's metadata."""
+    return tuple(dict.fromkeys(entry_points(group=group)))

@@ -1,0 +1,68 @@
+"""A block of layer events as compiled replays take it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Events(NamedTuple):
+    """Layer events in order, E of them.
+
+    Attributes:
+        layers: [E] which MoE layer runs. is_start: [E] whether it begins an iteration.
+        begins, demanded: the demanded experts of event e are demanded[begins[e]:begins[e + 1]], ascending ids within the layer.
+        next_use: for each entry of `demanded`, the number of the next event that demands it (only Belady reads it).
+        update_begins, update_layers, update_rows, rows: predictions that come to be known before (2e) and after (2e + 1) the
+            demand of event e: of layer update_layers[u] the distribution rows[update_rows[u]], for u in
+            update_begins[2e]:update_begins[2e + 1].
+        prefetch_begins, prefetches: flat ids (layer·J + expert) asked for then, in order.
+    """
+
+    layers: np.ndarray
+    is_start: np.ndarray
+    begins: np.ndarray
+    demanded: np.ndarray
+    next_use: np.ndarray
+    update_begins: np.ndarray
+    update_layers: np.ndarray
+    update_rows: np.ndarray
+    rows: np.ndarray
+    prefetch_begins: np.ndarray
+    prefetches: np.ndarray
+
+    def part(self, is_mine: np.ndarray) -> "Events":
+        """What of it concerns one device; is_mine: [L·J] whether an expert is that device's."""
+        num_experts = self.rows.shape[1]
+        owners = np.repeat(np.arange(len(self.layers)), np.diff(self.begins))
+        demanded = is_mine[self.layers[owners] * num_experts + self.demanded]
+        prefetched = is_mine[self.prefetches]
+        return self._replace(
+            begins=_counted(demanded)[self.begins],
+            demanded=self.demanded[demanded],
+            next_use=self.next_use[demanded],
+            prefetch_begins=_counted(prefetched)[self.prefetch_begins],
+            prefetches=self.prefetches[prefetched],
+        )
+
+
+class Durations(NamedTuple):
+    """How long things take in a block of events, in seconds.
+
+    Attributes:
+        before: [E] from the end of the layer before to the gate: attention, norms, router, overhead.
+        expert: for every entry of `Events.demanded`, its computation. after: [E] what follows the experts, and after the last
+            layer the head.
+        search: [2E] the policy's own work before what it asks for at a moment (numbered as in `Events`) can be loaded.
+        earliest: [E] an iteration that starts with this event does so no earlier.
+    """
+
+    before: np.ndarray
+    expert: np.ndarray
+    after: np.ndarray
+    search: np.ndarray
+    earliest: np.ndarray
+
+
+def _counted(flags: np.ndarray) -> np.ndarray:
+    """How many flags are set before each place and at the end, [n + 1]."""
+    return np.concatenate([[0], np.cumsum(flags)]).astype(np.int64)

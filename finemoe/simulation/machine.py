@@ -1,0 +1,91 @@
+"""What a machine in virtual time is: the caches of its devices, their links, and the clock (see clockwork.py)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finemoe.cache.prefetch_queue import NOTHING
+from finemoe.cache.rules import EvictionRule
+from finemoe.cache.state import CacheState, empty_state, hold
+
+BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches; waits before the layer computes; after it
+
+
+class Machine(NamedTuple):
+    """Everything that changes, and what it is told: D devices of S slots, N = L·J experts by flat id.
+
+    Attributes:
+        weigh, visit: the eviction rule. waits, load_s, prefetch_s, chunk_s, wake_s: see Clockwork.
+        owners: [N] each expert's device.
+        caches: of all devices.
+        link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes. flying: [D] the expert
+            in flight, or NOTHING.
+        clock: [2] when the last layer ended, when the matcher is free.
+        ready: [J] when each demanded expert of the running layer is there, by its place in the set; see transfers.py.
+        found, mine, places: [J] room for one device's part of a demanded set: where each was, its id, its place in the set.
+        ends_s, work_s: [D] room for when each device has computed, and what of that was work.
+    """
+
+    weigh: Any
+    visit: Any
+    waits: int
+    load_s: float
+    prefetch_s: float
+    chunk_s: float
+    wake_s: float
+    owners: np.ndarray
+    caches: CacheState
+    link_s: np.ndarray
+    rest_s: np.ndarray
+    flying: np.ndarray
+    clock: np.ndarray
+    ready: np.ndarray
+    found: np.ndarray
+    mine: np.ndarray
+    places: np.ndarray
+    ends_s: np.ndarray
+    work_s: np.ndarray
+
+
+def idle_machine(
+    rule: EvictionRule,
+    owners: np.ndarray,
+    num_devices: int,
+    num_slots: int,
+    waits: int,
+    load_s: float,
+    prefetch_s: float,
+    chunk_s: float,
+    wake_s: float,
+) -> Machine:
+    """A machine that nothing has happened to; arguments as in Clockwork."""
+    num_layers, num_experts = owners.shape
+    weigh, visit = rule.pointers()
+    own = rule.own(num_experts)
+    return Machine(
+        weigh=weigh,
+        visit=visit,
+        waits=waits,
+        load_s=load_s,
+        prefetch_s=prefetch_s,
+        chunk_s=chunk_s,
+        wake_s=wake_s,
+        owners=np.ascontiguousarray(owners.reshape(-1)),
+        caches=empty_state(num_layers, num_experts, num_slots, own, waits == AFTER_LAYER, num_devices),
+        link_s=np.zeros(num_devices),
+        rest_s=np.zeros(num_devices),
+        flying=np.full(num_devices, NOTHING),
+        clock=np.zeros(2),
+        ready=np.zeros(num_experts),
+        found=np.zeros(num_experts, dtype=np.uint8),
+        mine=np.zeros(num_experts, dtype=np.int64),
+        places=np.zeros(num_experts, dtype=np.int64),
+        ends_s=np.zeros(num_devices),
+        work_s=np.zeros(num_devices),
+    )
+
+
+def hold_on_devices(machine: Machine, experts: np.ndarray) -> None:
+    """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""
+    for device in range(len(machine.link_s)):
+        hold(machine.caches, experts[machine.owners[experts] == device], device)
