@@ -1,23 +1,40 @@
 """The ways that three things take through the package, as the files they pass: `python -m tests.journeys`.
 
-A generated token whose experts are there (in the thread that computes), a prefetch (from the policy's answer to the bytes in their
-slot) and a replayed row are followed as the program runs, on a model of two MoE layers, with the compiled functions as Python so
-that their files are seen, too. A stop is a file one of whose functions is called with something in hand: a tensor, an array, or an
-object made on the way (to be asked for a property, such as a size, is none). What a loop does again counts once. A return is a stop in a file that had been left.
+A generated token whose experts are there (in the thread that computes), a prefetch (from the policy's answer to the bytes in
+their slot) and a replayed row (from the trace to the report) are followed as the program runs, on a model of two MoE layers.
+A stop is a file one of whose functions is called with something in hand: a tensor, an array, or an object made on the way (to
+be asked for a property, such as a size, is none). Compiled functions are seen, too, but not what they call among themselves,
+which is one piece of machine code. What a loop does again counts once. A return is a stop in a file that had been left.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
-if __name__ == "__main__":
-    os.environ["NUMBA_DISABLE_JIT"] = "1"
+import numba
+
+COMPILED: set[CodeType] = set()
+
+
+def as_python(**_: Any) -> Callable[[Any], Any]:
+    """Instead of `numba.njit`: leaves a function as it is, but notes that it would be compiled."""
+
+    def note(function: Any) -> Any:
+        COMPILED.add(function.__code__)
+        return function
+
+    return note
+
+
+if __name__ == "__main__":  # before anything is compiled
     os.environ["OMP_NUM_THREADS"] = "1"
+    numba.njit = as_python
 
 import numpy as np
 import torch
@@ -58,10 +75,11 @@ class Steps:
         if what == "call" and code.co_name == "__init__" and code.co_varnames:
             made = frame.f_locals[code.co_varnames[0]]
             self._made[id(made)] = made
-        if what in ("call", "return") and code.co_filename.startswith(str(PACKAGE)):
-            if what == "return" or self._is_in_hand(frame):
-                file = str(Path(code.co_filename).relative_to(PACKAGE))
-                self._events.append((threading.current_thread().name, what, file, code.co_name))
+        is_inner = code in COMPILED and frame.f_back is not None and frame.f_back.f_code in COMPILED
+        is_stop = what == "call" and not is_inner and self._is_in_hand(frame)
+        if code.co_filename.startswith(str(PACKAGE)) and (what == "return" or is_stop):
+            file = str(Path(code.co_filename).relative_to(PACKAGE))
+            self._events.append((threading.current_thread().name, what, file, code.co_name))
 
     def of(self, thread: str) -> list[tuple[str, str, str]]:
         """(what, file, function) of the thread of that name."""
@@ -70,7 +88,7 @@ class Steps:
     def _is_in_hand(self, frame: FrameType) -> bool:
         code = frame.f_code
         values = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
-        is_size = bool(values) and isinstance(getattr(type(values[0]), code.co_name, None), property)
+        is_size = bool(values) and isinstance(getattr(type(values[0]), code.co_name, None), property | cached_property)
         return not is_size and any(self._is_of_it(value) for value in values)
 
     def _is_of_it(self, value: Any) -> bool:
@@ -107,8 +125,8 @@ def journeys() -> dict[str, list[str]]:
 
 
 def live() -> tuple[list[str], list[str]]:
-    """Of one decode step under FineMoE's policy, with three quarters of the experts in memory, where all that is demanded is there
-    and something is prefetched."""
+    """Of one decode step under FineMoE's policy, with three quarters of the experts in memory, where all that is demanded is
+    there and something is prefetched."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = MixtralConfig(**sizes, vocab_size=96, intermediate_size=48, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K)
@@ -153,7 +171,8 @@ def replayed() -> list[str]:
     steps = Steps()
     with steps.taken():
         finemoe.replay(served, "finemoe", 0.5, history=store, prefetch_distance=1)
-    return stops([file for what, file, _ in steps.of("MainThread") if what == "call"])
+    files = [file for what, file, _ in steps.of("MainThread") if what == "call"]
+    return stops(files[files.index("simulation/events.py") :])  # where rows leave the trace
 
 
 def main() -> None:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 import finemoe
-from finemoe.maps.kernels import gather_rows, nearest_neighbours, select_rows
+from finemoe.maps.kernels import gather_rows, nearest_neighbours
 from finemoe.maps.ranking import rank_as_selected
+from finemoe.maps.selection import select_rows
 from finemoe.policies import POLICIES
 from finemoe.policies.predictors import weigh
 from finemoe.traces import RoutingTrace

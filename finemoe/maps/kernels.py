@@ -8,7 +8,6 @@ what bounds it at large C.
 import numpy as np
 
 from finemoe.compiling import njit
-from finemoe.maps.ranking import rank_as_selected
 
 MAP_SCALE = np.float32(1.0 / 65535.0)
 EMBEDDING_SCALE = np.float32(1.0 / 32767.0)
@@ -76,34 +75,3 @@ def gather_rows(codes, neighbours, rows):  # type: ignore[no-untyped-def]
     for b in range(neighbours.shape[0]):
         for j in range(codes.shape[0]):
             rows[b, j] = np.float32(codes[j, neighbours[b]]) * MAP_SCALE
-
-
-@njit(cache=True, nogil=True)
-def select_rows(probs, thresholds, top_k, selected):  # type: ignore[no-untyped-def]
-    """Eqs. 7-8 for every row: probs [B, J], thresholds [B] -> selected [B, J] bool (all False on entry)."""
-    num_experts = probs.shape[1]
-    for row in range(probs.shape[0]):
-        total = np.float64(0.0)  # which a sum with float32 stays, compiled or not
-        for count in range(num_experts):
-            best = -1
-            for j in range(num_experts):
-                if not selected[row, j] and (best < 0 or probs[row, j] > probs[row, best]):
-                    best = j
-            if count >= top_k and (total >= thresholds[row] or probs[row, best] <= 0):
-                break
-            selected[row, best] = True
-            total += probs[row, best]
-
-
-def warm_up() -> None:
-    """Compile every kernel (or load it from the cache on disk), so that the first search does not wait for it."""
-    codes, embeddings = np.zeros((4, 8), dtype=np.uint16), np.zeros((4, 8), dtype=np.int16)
-    probs, squares = np.full((1, 4), 0.25, dtype=np.float32), np.zeros(1, dtype=np.float32)
-    dots, neighbours, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    accumulate_dots(codes, probs[0], 8, dots[0])
-    accumulate_dots(embeddings, probs[0], 8, dots[0])
-    advance_prefix(codes, probs, dots, squares)
-    nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
-    gather_rows(codes, neighbours, probs)
-    select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
-    rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))

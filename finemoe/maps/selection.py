@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from finemoe.compiling import njit
 from finemoe.errors import FinemoeError
-from finemoe.maps.kernels import select_rows
 
 
 def threshold_of(scores: np.ndarray) -> np.ndarray:
@@ -29,3 +29,20 @@ def select_experts(probs: np.ndarray, thresholds: np.ndarray, top_k: int) -> np.
     selected = np.zeros(probs.shape, dtype=np.bool_)
     select_rows(np.ascontiguousarray(probs, dtype=np.float32), np.asarray(thresholds, dtype=np.float64), top_k, selected)
     return selected
+
+
+@njit(cache=True, nogil=True)
+def select_rows(probs, thresholds, top_k, selected):  # type: ignore[no-untyped-def]
+    """Eqs. 7-8 for every row: probs [B, J], thresholds [B] -> selected [B, J] bool (all False on entry)."""
+    num_experts = probs.shape[1]
+    for row in range(probs.shape[0]):
+        total = np.float64(0.0)  # which a sum with float32 stays, compiled or not
+        for count in range(num_experts):
+            best = -1
+            for j in range(num_experts):
+                if not selected[row, j] and (best < 0 or probs[row, j] > probs[row, best]):
+                    best = j
+            if count >= top_k and (total >= thresholds[row] or probs[row, best] <= 0):
+                break
+            selected[row, best] = True
+            total += probs[row, best]

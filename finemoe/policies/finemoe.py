@@ -7,10 +7,10 @@ the next one starts.
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.kernels import warm_up
 from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.selection import threshold_of
 from finemoe.maps.store import ExpertMapStore, semantic_search_bytes, trajectory_search_bytes
+from finemoe.maps.warm_up import warm_up
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
@@ -73,12 +73,17 @@ class FineMoE(Policy):
             return None
         distance, parts = self.setup.prefetch_distance, []
         if self._searches_embeddings and block.embeddings is not None:
-            found = self.store.nearest_embeddings(block.embeddings)
-            parts = [self._guided_in_block(block, block.at_start, layer, *found) for layer in range(distance)]
+            neighbours, scores = self.store.nearest_embeddings(block.embeddings)
+            for layer in range(distance):
+                probs = guide(self.store, neighbours, layer)
+                parts.append(self.wanted_in_block(block, block.at_start, layer, probs, self._thresholds(scores)))
         search = TrajectorySearch(self.store, block.gates.shape[1])
         for layer in range(self.setup.num_layers - distance if len(self.store) else 0):
             search.observe(layer, block.gates[layer])
-            parts.append(self._guided_in_block(block, block.at_gate(layer), layer + distance, *search.nearest()))
+            neighbours, scores = search.nearest()
+            probs = search.guide(neighbours, layer + distance)
+            moments = block.at_gate(layer)
+            parts.append(self.wanted_in_block(block, moments, layer + distance, probs, self._thresholds(scores)))
         return Predictions.of(parts, self.setup.num_experts)
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
@@ -100,11 +105,6 @@ class FineMoE(Policy):
 
     def _guided(self, layer: int, neighbours: np.ndarray, scores: np.ndarray) -> Prediction:
         return self.wanted(layer, guide(self.store, neighbours, layer), self._thresholds(scores))
-
-    def _guided_in_block(
-        self, block: Block, moments: np.ndarray, layer: int, neighbours: np.ndarray, scores: np.ndarray
-    ) -> Predictions:
-        return self.wanted_in_block(block, moments, layer, guide(self.store, neighbours, layer), self._thresholds(scores))
 
 
 def store_from(setup: PolicySetup) -> ExpertMapStore:

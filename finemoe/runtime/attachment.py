@@ -11,7 +11,7 @@ from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
 from finemoe.cache.rules import rule_named
 from finemoe.interrupts import interrupts_wait
-from finemoe.maps.kernels import warm_up
+from finemoe.maps.warm_up import warm_up
 from finemoe.models.layers import MoELayer
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup

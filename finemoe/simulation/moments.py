@@ -1,9 +1,10 @@
-"""When a block's predictions come to be known, as the compiled cache and the recall take them (`Predictions.moments`)."""
+"""What is demanded and what is predicted, moment by moment (see Predictions), as compiled replays and the recall take it."""
 
 import numpy as np
 
 from finemoe.cache.prefetch_queue import prefetch_priorities
 from finemoe.policies.predictions import Predictions
+from finemoe.simulation.block import Events
 
 
 def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:
@@ -13,24 +14,38 @@ def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:
     return np.where(2 * targets + 1 > predictions.moments, targets, -1)
 
 
-def by_moment(predictions: Predictions, num_events: int, num_layers: int) -> tuple[np.ndarray, ...]:
-    """(update_begins, update_layers, update_rows, rows, prefetch_begins, prefetches) as in simulation.block.Events.
+def events_of(
+    num_layers: int, begins: np.ndarray, demanded: np.ndarray, next_use: np.ndarray, predictions: Predictions
+) -> Events:
+    """A block's layer events, with what is predicted between them.
 
     Prefetches of a moment are ordered by priority, equal ones as they were asked for (section 4.5).
+
+    Args:
+        begins, demanded, next_use: as in Events.
     """
-    num_moments = 2 * num_events
-    updates = np.bincount(predictions.moments, minlength=num_moments)
+    layers = np.arange(len(begins) - 1) % num_layers
+    num_moments = 2 * len(layers)
     owners, experts = np.nonzero(predictions.selected)
-    moments, layers = predictions.moments[owners], predictions.layers[owners]
+    moments, wanted = predictions.moments[owners], predictions.layers[owners]
     current = np.where(moments % 2 == 1, moments // 2 % num_layers, -1)
     probabilities = predictions.probabilities[owners, experts].astype(np.float64)
-    order = np.lexsort((-prefetch_priorities(probabilities, layers, current), moments))
-    loads = np.bincount(moments, minlength=num_moments)
-    return (
-        np.concatenate([[0], np.cumsum(updates)]).astype(np.int64),
-        predictions.layers,
-        np.arange(len(predictions.layers)),
-        predictions.probabilities,
-        np.concatenate([[0], np.cumsum(loads)]).astype(np.int64),
-        (layers * predictions.probabilities.shape[1] + experts)[order],
+    order = np.lexsort((-prefetch_priorities(probabilities, wanted, current), moments))
+    return Events(
+        layers=layers,
+        is_start=layers == 0,
+        begins=begins,
+        demanded=demanded,
+        next_use=next_use,
+        update_begins=_begins(predictions.moments, num_moments),
+        update_layers=predictions.layers,
+        update_rows=np.arange(len(predictions.layers)),
+        rows=predictions.probabilities,
+        prefetch_begins=_begins(moments, num_moments),
+        prefetches=(wanted * predictions.probabilities.shape[1] + experts)[order],
     )
+
+
+def _begins(moments: np.ndarray, num_moments: int) -> np.ndarray:
+    """Where what belongs to each moment begins among things ordered by moment, and the end, [num_moments + 1]."""
+    return np.concatenate([[0], np.cumsum(np.bincount(moments, minlength=num_moments))]).astype(np.int64)

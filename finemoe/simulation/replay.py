@@ -16,16 +16,14 @@ from finemoe.cache.rules import EvictionRule, rule_named
 from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
-from finemoe.policies.predictions import Predictions
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.block import Events
 from finemoe.simulation.cost import CostModel, size_of
-from finemoe.simulation.events import Iterations, block_rows, demanded_sets, iteration_blocks
+from finemoe.simulation.events import block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
 from finemoe.simulation.hearing import hear
 from finemoe.simulation.instant import InstantCache
-from finemoe.simulation.moments import by_moment
+from finemoe.simulation.moments import events_of, targets_of
 from finemoe.simulation.tally import Recall
 from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import ModelledPace, Pace, TimedCache
@@ -209,7 +207,7 @@ def _run(
     pace: Pace | None = None,
     progress: bool = False,
 ) -> list[Report]:
-    recall = Recall(trace.num_layers)
+    recall = Recall()
     bar = tqdm(desc=name, total=trace.num_rows, unit="row", disable=not progress)
     with bar, Future(trace, any(cache.rule.needs_future for cache in caches)) as future:
         if future.is_known:
@@ -217,26 +215,14 @@ def _run(
                 cache.foresee(future.first_uses)
         for block in iteration_blocks(trace, block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
-            hidden_size = 0 if pace is None else pace.hidden_size
-            predictions, read_bytes = hear(policy, trace, block, begins, demanded, hidden_size)
-            recall.add(begins, demanded, predictions)
-            events = _events(trace, block, begins, demanded, future.take(len(demanded)), predictions)
+            next_use = future.take(len(demanded))
+            predictions, read_bytes = hear(policy, trace, block, begins, demanded, 0 if pace is None else pace.hidden_size)
+            targets = targets_of(predictions, trace.num_layers)
+            events = events_of(trace.num_layers, begins, demanded, next_use, predictions)
             durations = None if pace is None else pace.durations(trace, block, begins, demanded, read_bytes)
             for cache in caches:
                 cache.run(block, events, durations)
+            recall.add(begins, demanded, targets, predictions.probabilities)
             bar.update(block.rows.stop - block.rows.start)
             trace.release_pages()
     return [cache.report(name, recall.value) for cache in caches]
-
-
-def _events(
-    trace: RoutingTrace,
-    block: Iterations,
-    begins: np.ndarray,
-    demanded: np.ndarray,
-    next_use: np.ndarray,
-    predictions: Predictions,
-) -> Events:
-    num_events = len(block) * trace.num_layers
-    layers = np.tile(np.arange(trace.num_layers), len(block))
-    return Events(layers, layers == 0, begins, demanded, next_use, *by_moment(predictions, num_events, trace.num_layers))

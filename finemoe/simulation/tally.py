@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from finemoe.policies.predictions import Predictions
 from finemoe.report import Report, RequestReport
 from finemoe.simulation.events import Iterations
-from finemoe.simulation.moments import targets_of
 from finemoe.traces import PREFILL, RoutingTrace
 
 _NAN = float("nan")
@@ -15,13 +13,12 @@ class Recall:
     """recall_at_k of DESIGN 4: the share of demanded experts among as many that the last prediction before the gate ranks
     highest, over the layers predicted."""
 
-    def __init__(self, num_layers: int) -> None:
-        self._num_layers = num_layers
+    def __init__(self) -> None:
         self._recalled = self._ranked = 0
 
-    def add(self, begins: np.ndarray, demanded: np.ndarray, told: Predictions) -> None:
-        """A block's demanded sets and predictions."""
-        targets = targets_of(told, self._num_layers)
+    def add(self, begins: np.ndarray, demanded: np.ndarray, targets: np.ndarray, probabilities: np.ndarray) -> None:
+        """A block's demanded sets, and its predictions: the event that each is about (`targets_of`), [n], and what it says,
+        [n, J]."""
         predictions = np.flatnonzero(targets >= 0)
         if not len(predictions):
             return
@@ -30,7 +27,7 @@ class Recall:
         last[targets[predictions]] = predictions  # the later of equal targets stays
         owners = np.repeat(np.arange(len(counts)), counts)
         known = last[owners] >= 0
-        ranks = _ranks(told.probabilities)[last[owners[known]], demanded[known]]
+        ranks = _ranks(probabilities)[last[owners[known]], demanded[known]]
         self._recalled += int((ranks < counts[owners[known]]).sum())
         self._ranked += int(known.sum())
 

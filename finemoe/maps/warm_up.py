@@ -1,0 +1,21 @@
+"""Compiles what searches, selects and ranks, before anybody waits for it."""
+
+import numpy as np
+
+from finemoe.maps.kernels import accumulate_dots, advance_prefix, gather_rows, nearest_neighbours
+from finemoe.maps.ranking import rank_as_selected
+from finemoe.maps.selection import select_rows
+
+
+def warm_up() -> None:
+    """Compile every kernel (or load it from the cache on disk), so that the first search does not wait for it."""
+    codes, embeddings = np.zeros((4, 8), dtype=np.uint16), np.zeros((4, 8), dtype=np.int16)
+    probs, squares = np.full((1, 4), 0.25, dtype=np.float32), np.zeros(1, dtype=np.float32)
+    dots, neighbours, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    accumulate_dots(codes, probs[0], 8, dots[0])
+    accumulate_dots(embeddings, probs[0], 8, dots[0])
+    advance_prefix(codes, probs, dots, squares)
+    nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
+    gather_rows(codes, neighbours, probs)
+    select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
+    rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))
