@@ -11,6 +11,11 @@ def threshold_of(scores: np.ndarray) -> np.ndarray:
     return np.clip(1.0 - np.asarray(scores, dtype=np.float64), 0.0, 1.0)
 
 
+def thresholds_of(scores: np.ndarray | None, num_rows: int) -> np.ndarray:
+    """Eq. 6 for rows with scores [B]; where they have none, what K experts always reach."""
+    return np.zeros(num_rows) if scores is None else threshold_of(scores)
+
+
 def select_experts(probs: np.ndarray, thresholds: np.ndarray, top_k: int) -> np.ndarray:
     """Eqs. 7-8: the smallest set of most probable experts whose summed probability reaches the threshold, at least K.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.selection import select_experts
+from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
@@ -174,32 +174,31 @@ class Policy(ABC):
         read[:, 1 : 1 + self.setup.num_layers - distance] = num_bytes[:, None]
         return read
 
-    def wanted(self, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None) -> Prediction:
+    def wanted(self, layer: int, probs: np.ndarray, scores: np.ndarray | None = None) -> Prediction:
         """The prediction of `layer` from one distribution per row, with the union of what they select.
 
         Args:
-            probs: [B, J]. thresholds: [B] summed probability that a row's experts must reach (Eq. 7); None for K a row.
+            probs: [B, J]. scores: [B] how similar each row was to what its distribution is from, so that a poor match asks for
+                more than K experts (Eqs. 6-8); None for K a row.
         """
-        thresholds = np.zeros(len(probs)) if thresholds is None else thresholds
-        selected = select_experts(probs, thresholds, self.setup.top_k)
+        selected = select_experts(probs, thresholds_of(scores, len(probs)), self.setup.top_k)
         is_one_row = len(probs) == 1  # as in decode, where reducing costs more than searching
         probabilities = probs[0] if is_one_row else probs.max(axis=0)
         experts = np.flatnonzero(selected[0] if is_one_row else selected.any(axis=0))
         return Prediction(layer, probabilities.astype(np.float32), experts)  # a copy, whatever becomes of the rows
 
     def wanted_in_block(
-        self, block: Block, moments: np.ndarray, layer: int, probs: np.ndarray, thresholds: np.ndarray | None = None
+        self, block: Block, moments: np.ndarray, layer: int, probs: np.ndarray, scores: np.ndarray | None = None
     ) -> Predictions:
         """As `wanted`, for every iteration of a block at once.
 
         Args:
-            moments: [n] when each iteration's prediction is made. probs: [B, J] of all rows. thresholds: [B].
+            moments: [n] when each iteration's prediction is made. probs: [B, J] of all rows. scores: [B].
         """
-        thresholds = np.zeros(len(probs)) if thresholds is None else thresholds
-        selected = select_experts(probs, thresholds, self.setup.top_k)
+        selected = select_experts(probs, thresholds_of(scores, len(probs)), self.setup.top_k)
         probabilities = np.maximum.reduceat(probs, block.starts[:-1]).astype(np.float32, copy=False)
         chosen = np.logical_or.reduceat(selected, block.starts[:-1])
-        return Predictions(moments, np.full(len(block), layer), probabilities, chosen)
+        return Predictions(moments, np.full(len(moments), layer), probabilities, chosen)
 
 
 def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:

@@ -13,17 +13,25 @@ class Block:
     Args:
         trace: where they are recorded. rows: the rows of it that they cover.
         starts: [n + 1] first row of each iteration, counted from the block's first, and the end.
-        is_prefill, starts_request: [n] as in policies.base.Context.
+        requests: [n] the request of each. is_prefill, starts_request: [n] as in policies.base.Context.
     """
 
     def __init__(
-        self, trace: RoutingTrace, rows: slice, starts: np.ndarray, is_prefill: np.ndarray, starts_request: np.ndarray
+        self,
+        trace: RoutingTrace,
+        rows: slice,
+        starts: np.ndarray,
+        requests: np.ndarray,
+        is_prefill: np.ndarray,
+        starts_request: np.ndarray,
     ) -> None:
-        self._trace, self._rows = trace, rows
-        self.starts, self.is_prefill, self.starts_request = starts, is_prefill, starts_request
+        self._trace, self.rows = trace, rows
+        self.starts, self.requests, self.is_prefill, self.starts_request = starts, requests, is_prefill, starts_request
 
-    def __len__(self) -> int:
-        return len(self.is_prefill)
+    @property
+    def num_iterations(self) -> int:
+        """n."""
+        return len(self.requests)
 
     @property
     def num_rows(self) -> np.ndarray:
@@ -33,18 +41,18 @@ class Block:
     @cached_property
     def gates(self) -> np.ndarray:
         """What every gate said of every row, [L, B, J] float32: the expert maps, layer by layer."""
-        return np.ascontiguousarray(self._trace.maps(self._rows).transpose(1, 0, 2))
+        return np.ascontiguousarray(self._trace.maps(self.rows).transpose(1, 0, 2))
 
     @cached_property
     def experts(self) -> np.ndarray:
         """The experts that the model selected, [B, L, K] int64."""
-        ids: np.ndarray = self._trace.expert_ids[self._rows].astype(np.int64)
+        ids: np.ndarray = self._trace.expert_ids[self.rows].astype(np.int64)
         return ids
 
     @cached_property
     def embeddings(self) -> np.ndarray | None:
         """Semantic embeddings of the rows, [B, h] float32; None where none were recorded."""
-        return None if self._trace.embedding_table is None else self._trace.embeddings(self._rows)
+        return None if self._trace.embedding_table is None else self._trace.embeddings(self.rows)
 
     def lookahead(self, stride: int) -> np.ndarray:
         """What the router `stride` layers ahead said of the residual stream after each layer, [B, L, J]; zeros past the last.
@@ -52,13 +60,14 @@ class Block:
         Raises:
             FinemoeError: the trace holds no such stride.
         """
-        return self._trace.lookahead(self._rows, stride)
+        return self._trace.lookahead(self.rows, stride)
 
     @property
     def at_start(self) -> np.ndarray:
         """The moment at which each iteration starts, [n] (see Predictions)."""
-        return 2 * np.arange(len(self)) * self._trace.num_layers
+        return 2 * np.arange(self.num_iterations) * self._trace.num_layers
 
-    def at_gate(self, layer: int) -> np.ndarray:
-        """The moment at which the gate of `layer` has spoken in each iteration, [n]."""
-        return self.at_start + 2 * layer + 1
+    @property
+    def at_first_gate(self) -> np.ndarray:
+        """The moment at which the gate of the first layer has spoken, [n]; that of layer l comes 2 l later."""
+        return self.at_start + 1

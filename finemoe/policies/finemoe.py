@@ -8,7 +8,6 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.search import TrajectorySearch, guide
-from finemoe.maps.selection import threshold_of
 from finemoe.maps.store import ExpertMapStore, semantic_search_bytes, trajectory_search_bytes
 from finemoe.maps.warm_up import warm_up
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
@@ -74,16 +73,16 @@ class FineMoE(Policy):
         distance, parts = self.setup.prefetch_distance, []
         if self._searches_embeddings and block.embeddings is not None:
             neighbours, scores = self.store.nearest_embeddings(block.embeddings)
+            told = scores if self._is_similarity_aware else None
             for layer in range(distance):
                 probs = guide(self.store, neighbours, layer)
-                parts.append(self.wanted_in_block(block, block.at_start, layer, probs, self._thresholds(scores)))
+                parts.append(self.wanted_in_block(block, block.at_start, layer, probs, told))
         search = TrajectorySearch(self.store, block.gates.shape[1])
         for layer in range(self.setup.num_layers - distance if len(self.store) else 0):
             search.observe(layer, block.gates[layer])
             neighbours, scores = search.nearest()
-            probs = search.guide(neighbours, layer + distance)
-            moments = block.at_gate(layer)
-            parts.append(self.wanted_in_block(block, moments, layer + distance, probs, self._thresholds(scores)))
+            probs, told = search.guide(neighbours, layer + distance), scores if self._is_similarity_aware else None
+            parts.append(self.wanted_in_block(block, block.at_first_gate + 2 * layer, layer + distance, probs, told))
         return Predictions.of(parts, self.setup.num_experts)
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
@@ -99,12 +98,8 @@ class FineMoE(Policy):
         """Whether semantic search has something to search."""
         return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
-    def _thresholds(self, scores: np.ndarray) -> np.ndarray:
-        """Summed probability that each row's prefetches must reach, [B]: delta of Eq. 6."""
-        return threshold_of(scores) if self._is_similarity_aware else np.zeros(len(scores))
-
     def _guided(self, layer: int, neighbours: np.ndarray, scores: np.ndarray) -> Prediction:
-        return self.wanted(layer, guide(self.store, neighbours, layer), self._thresholds(scores))
+        return self.wanted(layer, guide(self.store, neighbours, layer), scores if self._is_similarity_aware else None)
 
 
 def store_from(setup: PolicySetup) -> ExpertMapStore:

@@ -74,7 +74,7 @@ class ProMoE(Policy):
             return None
         parts = [
             self.wanted_in_block(
-                block, block.at_gate(layer), layer + distance, self.predictors.predict(layer + distance, block.gates)
+                block, block.at_first_gate + 2 * layer, layer + distance, self.predictors.predict(layer + distance, block.gates)
             )
             for layer in range(self.setup.num_layers - distance if self.predictors.is_fitted else 0)
         ]

@@ -16,7 +16,7 @@ def speculate_block(policy: Policy, block: Block, stride: int) -> Predictions:
     """The predictions of a policy that wants what the router `stride` layers ahead says at every gate, for a whole block."""
     ahead = block.lookahead(stride)
     parts = [
-        policy.wanted_in_block(block, block.at_gate(layer), layer + stride, np.ascontiguousarray(ahead[:, layer]))
+        policy.wanted_in_block(block, block.at_first_gate + 2 * layer, layer + stride, np.ascontiguousarray(ahead[:, layer]))
         for layer in range(policy.setup.num_layers - stride)
     ]
     return Predictions.of(parts, policy.setup.num_experts)

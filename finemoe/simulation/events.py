@@ -1,32 +1,13 @@
 """A routing trace as layer events: what every iteration demands at every layer, as unions over its rows (DESIGN 4)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from finemoe.policies.block import Block
 from finemoe.traces import PREFILL, RoutingTrace
 
 _MOST_ROWS, _MOST_VALUES = 4096, 1 << 23  # of a block: rows, and gate values in them
-
-
-@dataclass(frozen=True)
-class Iterations:
-    """Consecutive iterations of a trace.
-
-    Attributes:
-        rows: the trace rows they cover. starts: [n + 1] first row of each iteration, counted from the first of them, and the end.
-        requests: [n] the request of each. is_prefill: [n]. starts_request: [n] whether it is the first of its request.
-    """
-
-    rows: slice
-    starts: np.ndarray
-    requests: np.ndarray
-    is_prefill: np.ndarray
-    starts_request: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.requests)
 
 
 def block_rows(trace: RoutingTrace) -> int:
@@ -34,8 +15,9 @@ def block_rows(trace: RoutingTrace) -> int:
     return max(64, min(_MOST_ROWS, _MOST_VALUES // (trace.num_layers * trace.num_experts)))
 
 
-def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Iterations]:
-    """The trace's iterations in order, in blocks of about `block_rows` rows (an iteration is never split)."""
+def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Block]:
+    """The trace's iterations in order, in blocks of about `block_rows` rows (an iteration is never split). Memory that a
+    mapped trace took for a block is given back before the next."""
     owners = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
     is_first = np.ones(trace.num_rows, dtype=np.bool_)
     is_first[1:] = (np.diff(owners) != 0) | (np.diff(trace.step) != 0)
@@ -45,17 +27,19 @@ def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Iteration
         end = max(begin + 1, int(np.searchsorted(firsts, firsts[begin] + block_rows, side="right")) - 1)
         bounds = firsts[begin : end + 1]
         starts = bounds[:-1]
-        yield Iterations(
+        yield Block(
+            trace,
             rows=slice(int(bounds[0]), int(bounds[-1])),
             starts=bounds - bounds[0],
             requests=owners[starts],
             is_prefill=trace.phase[starts] == PREFILL,
             starts_request=np.isin(starts, trace.offsets[:-1]),
         )
+        trace.release_pages()
         begin = end
 
 
-def demanded_sets(trace: RoutingTrace, block: Iterations) -> tuple[np.ndarray, np.ndarray]:
+def demanded_sets(trace: RoutingTrace, block: Block) -> tuple[np.ndarray, np.ndarray]:
     """What every event of a block demands, iteration by iteration and layer by layer.
 
     Returns:
@@ -63,30 +47,30 @@ def demanded_sets(trace: RoutingTrace, block: Iterations) -> tuple[np.ndarray, n
     """
     num_layers, num_experts = trace.num_layers, trace.num_experts
     ids = trace.expert_ids[block.rows].astype(np.int64)
-    owners = np.repeat(np.arange(len(block)), np.diff(block.starts))
-    if len(owners) == len(block):  # one row an iteration, as in decode: its experts are the set
+    owners = np.repeat(np.arange(block.num_iterations), np.diff(block.starts))
+    if len(owners) == block.num_iterations:  # one row an iteration, as in decode: its experts are the set
         demanded = np.sort(ids.reshape(-1, ids.shape[2]), axis=1)
         return np.arange(len(demanded) + 1) * ids.shape[2], demanded.reshape(-1)
     events = owners[:, None] * num_layers + np.arange(num_layers)[None]
     keys = np.unique(events[:, :, None] * num_experts + ids)
-    counts = np.bincount(keys // num_experts, minlength=len(block) * num_layers)
+    counts = np.bincount(keys // num_experts, minlength=block.num_iterations * num_layers)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), keys % num_experts
 
 
-def tokens_of(trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray) -> np.ndarray:
+def tokens_of(trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray) -> np.ndarray:
     """How many rows selected each demanded expert, one entry per entry of `demanded`."""
-    if len(demanded) == len(block) * trace.num_layers * trace.top_k and block.starts[-1] == len(block):
+    if len(demanded) == block.num_iterations * trace.num_layers * trace.top_k and block.starts[-1] == block.num_iterations:
         return np.ones(len(demanded), dtype=np.int64)  # one row an iteration, as in decode
     ids = trace.expert_ids[block.rows].astype(np.int64)
-    owners = np.repeat(np.arange(len(block)), np.diff(block.starts))
+    owners = np.repeat(np.arange(block.num_iterations), np.diff(block.starts))
     events = owners[:, None] * trace.num_layers + np.arange(trace.num_layers)[None]
     keys = (events[:, :, None] * trace.num_experts + ids).reshape(-1)
-    counts = np.bincount(keys, minlength=len(block) * trace.num_layers * trace.num_experts)
+    counts = np.bincount(keys, minlength=block.num_iterations * trace.num_layers * trace.num_experts)
     tokens: np.ndarray = counts[np.repeat(np.arange(len(begins) - 1), np.diff(begins)) * trace.num_experts + demanded]
     return tokens
 
 
-def contexts_of(contexts: np.ndarray, block: Iterations) -> np.ndarray:
+def contexts_of(contexts: np.ndarray, block: Block) -> np.ndarray:
     """Tokens that each iteration attends to, summed over its rows, [n]; contexts: [T] of every row of the trace."""
     sums: np.ndarray = np.add.reduceat(contexts[block.rows], block.starts[:-1])
     return sums

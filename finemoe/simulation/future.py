@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from finemoe.simulation.events import Iterations, block_rows, demanded_sets, iteration_blocks
+from finemoe.policies.block import Block
+from finemoe.simulation.events import block_rows, demanded_sets, iteration_blocks
 from finemoe.traces import RoutingTrace
 
 NEVER = np.iinfo(np.int64).max
@@ -52,7 +53,7 @@ class Future:
     future of a long trace does not fit into memory.
 
     Args:
-        is_known: whether anybody asks; else nothing is computed and all next uses are zero.
+        is_known: whether anybody asks; else nothing is computed.
     """
 
     def __init__(self, trace: RoutingTrace, is_known: bool) -> None:
@@ -70,8 +71,6 @@ class Future:
 
     def take(self, count: int) -> np.ndarray:
         """The next uses of the next `count` demanded experts, in the trace's order."""
-        if not self.is_known:
-            return np.zeros(count, dtype=np.int64)
         self._file.seek(-8 * count, os.SEEK_CUR)
         found = np.frombuffer(self._file.read(8 * count), dtype=np.int64)
         self._file.seek(-8 * count, os.SEEK_CUR)
@@ -79,7 +78,7 @@ class Future:
 
     def _look_ahead(self, trace: RoutingTrace) -> None:
         blocks = list(iteration_blocks(trace, block_rows(trace)))
-        firsts = np.cumsum([0, *(len(block) * trace.num_layers for block in blocks)])
+        firsts = np.cumsum([0, *(block.num_iterations * trace.num_layers for block in blocks)])
         future = FutureUses(trace.num_layers, trace.num_experts)
         for block, first_event in _backwards(blocks, firsts):
             self._file.write(future.before(*demanded_sets(trace, block), first_event).tobytes())
@@ -87,5 +86,5 @@ class Future:
         self.first_uses = future.first_uses
 
 
-def _backwards(blocks: list[Iterations], firsts: np.ndarray) -> Iterator[tuple[Iterations, int]]:
+def _backwards(blocks: list[Block], firsts: np.ndarray) -> Iterator[tuple[Block, int]]:
     return zip(reversed(blocks), reversed(firsts[:-1].tolist()), strict=True)

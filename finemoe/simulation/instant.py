@@ -16,9 +16,9 @@ from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, empty_state, hold
 from finemoe.compiling import borrowing
 from finemoe.policies.base import Policy
+from finemoe.policies.block import Block
 from finemoe.report import Report
 from finemoe.simulation.block import Durations, Events
-from finemoe.simulation.events import Iterations
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
 
@@ -53,7 +53,7 @@ class InstantCache:
         for device in self._devices:
             device.foresee(first_uses)
 
-    def run(self, block: Iterations, events: Events, durations: Durations | None = None) -> None:
+    def run(self, block: Block, events: Events, durations: Durations | None = None) -> None:
         """Go through a block of events; nothing takes time."""
         if len(self._devices) == 1:
             outcome = self._devices[0].run(events)

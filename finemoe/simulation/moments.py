@@ -30,6 +30,7 @@ def events_of(
     moments, wanted = predictions.moments[owners], predictions.layers[owners]
     current = np.where(moments % 2 == 1, moments // 2 % num_layers, -1)
     probabilities = predictions.probabilities[owners, experts].astype(np.float64)
+    update_begins, prefetch_begins = _begins(predictions.moments, num_moments), _begins(moments, num_moments)
     order = np.lexsort((-prefetch_priorities(probabilities, wanted, current), moments))
     return Events(
         layers=layers,
@@ -37,11 +38,11 @@ def events_of(
         begins=begins,
         demanded=demanded,
         next_use=next_use,
-        update_begins=_begins(predictions.moments, num_moments),
+        update_begins=update_begins,
         update_layers=predictions.layers,
         update_rows=np.arange(len(predictions.layers)),
         rows=predictions.probabilities,
-        prefetch_begins=_begins(moments, num_moments),
+        prefetch_begins=prefetch_begins,
         prefetches=(wanted * predictions.probabilities.shape[1] + experts)[order],
     )
 

@@ -215,14 +215,15 @@ def _run(
                 cache.foresee(future.first_uses)
         for block in iteration_blocks(trace, block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
-            next_use = future.take(len(demanded))
-            predictions, read_bytes = hear(policy, trace, block, begins, demanded, 0 if pace is None else pace.hidden_size)
+            next_use = future.take(len(demanded)) if future.is_known else np.zeros(len(demanded), dtype=np.int64)
+            predictions, read_bytes = hear(policy, block, begins, demanded, None if pace is None else pace.hidden_size)
             targets = targets_of(predictions, trace.num_layers)
             events = events_of(trace.num_layers, begins, demanded, next_use, predictions)
-            durations = None if pace is None else pace.durations(trace, block, begins, demanded, read_bytes)
+            durations = None
+            if pace is not None and read_bytes is not None:
+                durations = pace.durations(trace, block, begins, demanded, read_bytes)
             for cache in caches:
                 cache.run(block, events, durations)
             recall.add(begins, demanded, targets, predictions.probabilities)
             bar.update(block.rows.stop - block.rows.start)
-            trace.release_pages()
     return [cache.report(name, recall.value) for cache in caches]

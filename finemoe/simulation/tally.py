@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from finemoe.policies.block import Block
 from finemoe.report import Report, RequestReport
-from finemoe.simulation.events import Iterations
 from finemoe.traces import PREFILL, RoutingTrace
 
 _NAN = float("nan")
@@ -48,16 +48,16 @@ class Tally:
         self._seconds = np.full((trace.num_requests, 2), _NAN)  # of them
         self._stalls = np.zeros(trace.num_requests)
 
-    def add(self, block: Iterations, begins: np.ndarray, counts: np.ndarray) -> None:
+    def add(self, block: Block, begins: np.ndarray, counts: np.ndarray) -> None:
         """A block's counts [E, 5]: hits, late, loads on demand, loads ahead, and evicted unused, of each event."""
-        shape = (len(block), self._hits.shape[1])
+        shape = (block.num_iterations, self._hits.shape[1])
         np.add.at(self._hits, block.requests, counts[:, 0].reshape(shape))
         np.add.at(self._late, block.requests, counts[:, 1].reshape(shape))
         np.add.at(self._moved, block.requests, counts[:, 2:].reshape(*shape, 3).sum(axis=1))
         np.add.at(self._accesses, block.requests, np.diff(begins).reshape(shape))
         np.add.at(self._steps, (block.requests, np.where(block.is_prefill, 0, 1)), 1)
 
-    def add_times(self, block: Iterations, durations_s: np.ndarray, stalls_s: np.ndarray) -> None:
+    def add_times(self, block: Block, durations_s: np.ndarray, stalls_s: np.ndarray) -> None:
         """How long each iteration of a block took, and how much of it was waiting for weights, [n] each."""
         places = (block.requests, np.where(block.is_prefill, 0, 1))
         self._seconds[places] = np.nan_to_num(self._seconds[places])

@@ -10,12 +10,13 @@ from finemoe.cache.placement import owners_of
 from finemoe.cache.rules import EvictionRule
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
+from finemoe.policies.block import Block
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.block import Durations, Events
 from finemoe.simulation.clockwork import Clockwork
 from finemoe.simulation.cost import CostModel
-from finemoe.simulation.events import Iterations, contexts_of, tokens_of
+from finemoe.simulation.events import contexts_of, tokens_of
 from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
@@ -66,7 +67,7 @@ class Pace(Protocol):
     def hidden_size(self) -> int: ...
 
     def durations(
-        self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
+        self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
         """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`hear`)."""
 
@@ -124,7 +125,7 @@ class ModelledPace:
             )
 
     def durations(
-        self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
+        self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
         """Of every event of a block."""
         num_layers, num_rows = trace.num_layers, np.diff(block.starts).astype(float)
@@ -135,7 +136,7 @@ class ModelledPace:
         before = self.cost.before_experts(num_rows, contexts, kept)
         after = np.repeat(self.cost.exchange(num_rows), num_layers)
         after[num_layers - 1 :: num_layers] += self.cost.head()
-        search, work_s = np.zeros((len(block), num_layers, 2)), self.cost.search(read_bytes)
+        search, work_s = np.zeros((block.num_iterations, num_layers, 2)), self.cost.search(read_bytes)
         search[:, 0, 0], search[:, :, 1] = work_s[:, 0], work_s[:, 1:]
         return Durations(
             before=np.repeat(before, num_layers),
@@ -172,11 +173,11 @@ class TimedCache:
         """When every expert is demanded first, [L·J] event numbers."""
         self._clockwork.foresee(first_uses)
 
-    def run(self, block: Iterations, events: Events, durations: Durations | None) -> None:
+    def run(self, block: Block, events: Events, durations: Durations | None) -> None:
         """Go through a block of events."""
         assert durations is not None
         outcome = self._clockwork.run(events, durations)
-        per_iteration = (len(block), -1)
+        per_iteration = (block.num_iterations, -1)
         begins, ends = outcome.starts.reshape(per_iteration)[:, 0], outcome.ends.reshape(per_iteration)[:, -1]
         self._tally.add(block, events.begins, outcome.counts)
         self._tally.add_times(block, ends - begins, outcome.stalls.reshape(per_iteration).sum(axis=1))

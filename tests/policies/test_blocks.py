@@ -38,7 +38,7 @@ def heard(policy: Policy, trace: RoutingTrace) -> list[tuple]:
     """What it predicts and reads, in blocks of some rows."""
     blocks = [(block, *demanded_sets(trace, block)) for block in iteration_blocks(trace, 20)]
     assert len(blocks) > 1
-    return [hear(policy, trace, *block, hidden_size=64) for block in blocks]
+    return [hear(policy, *block, hidden_size=64) for block in blocks]
 
 
 @pytest.mark.parametrize("has_history", [False, True], ids=["online", "offline"])

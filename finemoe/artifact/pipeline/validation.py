@@ -25,10 +25,10 @@ from finemoe.artifact.pipeline.timing import (
 from finemoe.cache.rules import rule_named
 from finemoe.policies import make_policy
 from finemoe.policies.base import Context, Policy
+from finemoe.policies.block import Block
 from finemoe.report import Report
 from finemoe.runtime.loading import load_model
 from finemoe.simulation.block import Durations
-from finemoe.simulation.events import Iterations
 from finemoe.simulation.replay import paced, replay_setup
 from finemoe.traces import RoutingTrace
 
@@ -84,21 +84,21 @@ class MeasuredPace:
         return self.machine.wake_s
 
     def durations(
-        self, trace: RoutingTrace, block: Iterations, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
+        self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
         """Of every event of a block; the policy's own work was measured, whatever it reads."""
         num_layers, machine = trace.num_layers, self.machine
         per_layer = np.where(block.is_prefill, machine.prefill_s, machine.decode_s) / num_layers
         experts_s = machine.expert_s * np.diff(begins)
         before = np.repeat(per_layer, num_layers) + machine.engine_s[self.policy] - experts_s
-        search = np.zeros((len(block), num_layers, 2))
+        search = np.zeros((block.num_iterations, num_layers, 2))
         search[:, 0, 0], search[:, :, 1] = self.search_s
         return Durations(
             before=np.maximum(before, 0.0),
             expert=np.full(len(demanded), machine.expert_s),
-            after=np.zeros(len(block) * num_layers),
+            after=np.zeros(block.num_iterations * num_layers),
             search=search.reshape(-1),
-            earliest=np.zeros(len(block) * num_layers),
+            earliest=np.zeros(block.num_iterations * num_layers),
         )
 
 
