@@ -17,7 +17,7 @@ from finemoe.policies.no_offload import NoOffload
 from finemoe.policies.on_demand import OnDemand
 from finemoe.policies.oracle import Oracle
 from finemoe.policies.promoe import ProMoE
-from finemoe.registry import Registry
+from finemoe.registry import Registry, derived_from
 
 POLICIES: dict[str, type[Policy]] = {
     "deepspeed-inference": DeepSpeedInference,
@@ -32,16 +32,7 @@ POLICIES: dict[str, type[Policy]] = {
 LIVE_POLICIES = sorted(name for name, policy in POLICIES.items() if not policy.needs_future)
 
 
-def _require_policy(title: str, found: Any) -> None:
-    base = f"{Policy.__module__}.{Policy.__qualname__}"
-    if not isinstance(found, type) or not issubclass(found, Policy):
-        raise FinemoeError(f"{title} is {found!r}; it must be a class derived from {base}")
-    if inspect.isabstract(found):
-        raise FinemoeError(f"{title} lacks {', '.join(sorted(found.__abstractmethods__))}, which {base} asks for")
-
-
-_PLACES = {name: f"{policy.__module__}:{policy.__qualname__}" for name, policy in POLICIES.items()}
-_REGISTRY: Registry[type[Policy]] = Registry("policy", "finemoe.policies", _PLACES, _require_policy)
+_REGISTRY = Registry("policy", "finemoe.policies", derived_from(Policy), POLICIES)  # type: ignore[type-abstract]
 
 
 def register(name: str, policy: type[Policy]) -> None:

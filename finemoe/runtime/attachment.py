@@ -168,10 +168,10 @@ class Attachment:
         )
 
     def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
-        devices, rule, memories = self._options.devices, rule_named(self.eviction), []
+        devices, memories = self._options.devices, []
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         for device, pool, name in zip(devices, pools, names, strict=True):
-            cache = ExpertCache(rule, self._setup.num_layers, self._setup.num_experts, pool.num_slots)
+            cache = ExpertCache(rule_named(self.eviction), self._setup.num_layers, self._setup.num_experts, pool.num_slots)
             link = make_link(device, self._options.link)
             memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.callback(memory.close)

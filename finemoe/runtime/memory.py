@@ -67,7 +67,7 @@ class ExpertMemory:
         self.worker.start()
 
     def start_iteration(self, iteration: int) -> None:
-        """Forget prefetches of earlier iterations and what they were waiting for."""
+        """Forget prefetches of earlier iterations and what they were waiting for; iteration: the number of the new one."""
         with self.lock:
             self._iteration = iteration
             self.cache.start_iteration()
@@ -85,7 +85,7 @@ class ExpertMemory:
                 self.cache.hear(prediction.layer, prediction.probabilities)
                 if iteration == self._iteration:
                     self.cache.post(prediction.layer, prediction.experts)
-            is_wanted = self.cache.num_pending > 0
+            is_wanted = iteration == self._iteration and self.cache.num_pending > 0
         waited_s = self.worker.do(self._load_pending) if is_wanted else 0.0
         if waited_s:  # in line; beside, this is not the thread that counts
             self.counters.stall_s += waited_s

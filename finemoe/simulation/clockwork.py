@@ -13,7 +13,7 @@ import numpy as np
 from finemoe.cache import kernels, prefetch_queue, state
 from finemoe.cache.kernels import demand, foresee, hear, start_iteration
 from finemoe.cache.prefetch_queue import post_prefetches
-from finemoe.cache.rules import EvictionRule
+from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, device_of
 from finemoe.compiling import borrowing

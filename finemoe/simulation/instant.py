@@ -11,7 +11,8 @@ from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.kernels import admit, complete, demand, foresee, hear, release, start_iteration
 from finemoe.cache.placement import owners_of
 from finemoe.cache.prefetch_queue import NOTHING, post_prefetches, take_most_urgent
-from finemoe.cache.rules import EvictionRule
+from finemoe.cache.rules import rule_named
+from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, empty_state, hold
 from finemoe.compiling import borrowing
@@ -26,21 +27,29 @@ forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.
 
 
 class InstantCache:
-    """The caches of all devices under one rule, at one size, with their counts."""
+    """The caches of all devices under one rule, at one size, with their counts.
+
+    Args:
+        eviction: the rule's name.
+    Attributes:
+        needs_future: whether the rule must be told the future (`foresee`).
+    """
 
     def __init__(
         self,
         trace: RoutingTrace,
         policy: Policy,
         expert_memory: float | int | str,
-        rule: EvictionRule,
+        eviction: str,
         num_devices: int,
         expert_bytes: int | None,
     ) -> None:
         num_layers, num_experts = trace.num_layers, trace.num_experts
         memory = 1.0 if policy.holds_everything else expert_memory
         slots = slots_per_device(memory, expert_bytes, num_layers * num_experts, num_devices)
-        self.rule, self._expert_bytes, self._memory_slots = rule, expert_bytes or 1, slots * num_devices
+        rule, self._eviction = rule_named(eviction, is_replay=True), eviction
+        self.needs_future = rule.needs_future
+        self._expert_bytes, self._memory_slots = expert_bytes or 1, slots * num_devices
         self._owners = owners_of([num_experts] * num_layers, num_devices).reshape(-1)
         self._devices = [InstantDevice(rule, num_layers, num_experts, slots) for _ in range(num_devices)]
         self._tally = Tally(trace)
@@ -67,7 +76,7 @@ class InstantCache:
         useful = sum(device.num_useful for device in self._devices)
         unused = sum(device.num_unused for device in self._devices)
         memory_bytes = self._memory_slots * self._expert_bytes
-        return self._tally.report(policy, self.rule.name, memory_bytes, self._expert_bytes, recall, useful, unused)
+        return self._tally.report(policy, self._eviction, memory_bytes, self._expert_bytes, recall, useful, unused)
 
 
 class InstantDevice:

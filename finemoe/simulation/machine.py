@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finemoe.cache.prefetch_queue import NOTHING
-from finemoe.cache.rules import EvictionRule
+from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.state import CacheState, empty_state, hold
 
 BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches; waits before the layer computes; after it
@@ -16,8 +16,7 @@ class Machine(NamedTuple):
 
     Attributes:
         weigh, visit: the eviction rule. waits, load_s, prefetch_s, chunk_s, wake_s: see Clockwork.
-        owners: [N] each expert's device.
-        caches: of all devices.
+        owners: [N] each expert's device. caches: of all devices.
         link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes. flying: [D] the expert
             in flight, or NOTHING.
         clock: [2] when the last layer ended, when the matcher is free.

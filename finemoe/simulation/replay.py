@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from finemoe.cache.rules import EvictionRule, rule_named
+from finemoe.cache.rules import rule_named
 from finemoe.errors import FinemoeError
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
@@ -107,9 +107,10 @@ def sweep(
     setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
     system = make_policy(policy, setup, is_replay=True, **policy_options)
     choices = [
-        (memory, rule_named(eviction or system.default_eviction, is_replay=True))
-        for memory, eviction in itertools.product(expert_memories, evictions)
+        (memory, eviction or system.default_eviction) for memory, eviction in itertools.product(expert_memories, evictions)
     ]
+    for _, eviction in choices:
+        rule_named(eviction, is_replay=True)  # or there is none
     if hardware is None:
         num_devices = 1 if devices is None else devices
         return _run(
@@ -132,7 +133,7 @@ def paced(
     trace: RoutingTrace,
     name: str,
     policy: Policy,
-    choices: Sequence[tuple[float | int | str, EvictionRule]],
+    choices: Sequence[tuple[float | int | str, str]],
     pace: Pace,
     progress: bool = False,
 ) -> list[Report]:
@@ -209,7 +210,7 @@ def _run(
 ) -> list[Report]:
     recall = Recall()
     bar = tqdm(desc=name, total=trace.num_rows, unit="row", disable=not progress)
-    with bar, Future(trace, any(cache.rule.needs_future for cache in caches)) as future:
+    with bar, Future(trace, any(cache.needs_future for cache in caches)) as future:
         if future.is_known:
             for cache in caches:
                 cache.foresee(future.first_uses)

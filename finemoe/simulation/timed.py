@@ -7,7 +7,7 @@ import numpy as np
 
 from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.placement import owners_of
-from finemoe.cache.rules import EvictionRule
+from finemoe.cache.rules import rule_named
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
 from finemoe.policies.block import Block
@@ -148,20 +148,28 @@ class ModelledPace:
 
 
 class TimedCache:
-    """The caches and links of a machine under one rule, at one size, with their counts and times."""
+    """The caches and links of a machine under one rule, at one size, with their counts and times.
+
+    Args:
+        eviction: the rule's name.
+    Attributes:
+        needs_future: whether the rule must be told the future (`foresee`).
+    """
 
     def __init__(
         self,
         trace: RoutingTrace,
         policy: Policy,
         expert_memory: float | int | str,
-        rule: EvictionRule,
+        eviction: str,
         pace: Pace,
     ) -> None:
         num_layers, num_experts, num_devices = trace.num_layers, trace.num_experts, pace.num_devices
         memory = 1.0 if policy.holds_everything else expert_memory
         slots = slots_per_device(memory, pace.expert_bytes, num_layers * num_experts, num_devices)
-        self.rule, self._expert_bytes, self._memory_bytes = rule, pace.expert_bytes, slots * num_devices * pace.expert_bytes
+        rule, self._eviction = rule_named(eviction, is_replay=True), eviction
+        self.needs_future = rule.needs_future
+        self._expert_bytes, self._memory_bytes = pace.expert_bytes, slots * num_devices * pace.expert_bytes
         owners = owners_of([num_experts] * num_layers, num_devices)
         pace_of_link = pace.load_s, pace.chunk_s, waits_of(policy), pace.wake_s, pace.prefetch_s
         self._clockwork = Clockwork(rule, owners, num_devices, slots, *pace_of_link)
@@ -185,4 +193,4 @@ class TimedCache:
     def report(self, policy: str, recall: float) -> Report:
         """The counts and times so far."""
         counts = (self._clockwork.num_useful, self._clockwork.num_unused)
-        return self._tally.report(policy, self.rule.name, self._memory_bytes, self._expert_bytes, recall, *counts)
+        return self._tally.report(policy, self._eviction, self._memory_bytes, self._expert_bytes, recall, *counts)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemoe.cache.expert_cache import ExpertCache as LiveCache
-from finemoe.cache.rules import OWN_RULES, rule_named
+from finemoe.cache.rules import RULES, rule_named
 from finemoe.simulation.block import Events
 from finemoe.simulation.future import FutureUses
 from finemoe.simulation.instant import InstantDevice
@@ -99,7 +99,7 @@ class Plain:
 
 
 def test_every_rule_has_a_readable_twin():
-    assert set(OWN_RULES) == set(readable.RULES)
+    assert set(RULES) == set(readable.RULES)
 
 
 @pytest.mark.parametrize("rule", sorted(readable.RULES))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemoe.cache.placement import owners_of
-from finemoe.cache.rules import OWN_RULES, rule_named
+from finemoe.cache.rules import RULES, rule_named
 from finemoe.simulation.block import Durations, Events
 from finemoe.simulation.clockwork import Clockwork
 from finemoe.simulation.future import FutureUses
@@ -85,7 +85,7 @@ def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -
     return np.array([flat for _, flat in sorted(asked)], dtype=np.int64)
 
 
-@pytest.mark.parametrize("rule", OWN_RULES)
+@pytest.mark.parametrize("rule", sorted(RULES))
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

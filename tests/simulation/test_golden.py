@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 import finemoe
-from finemoe.cache.rules import OWN_RULES
+from finemoe.cache import rules
 from finemoe.policies import POLICIES
 from finemoe.traces import RoutingTrace
 from tests.simulation import naive
@@ -58,7 +58,7 @@ def counts(system: str, rule: str | None = None, slots: int = SLOTS) -> dict[str
 
 def test_the_counts_cover_every_system_and_rule():
     assert {name.split()[0] for name in SYSTEMS} == set(POLICIES)
-    assert set(RULES) == set(OWN_RULES) == set(naive.RULES)
+    assert set(RULES) == set(rules.RULES) == set(naive.RULES)
 
 
 @pytest.mark.parametrize("system", sorted(SYSTEMS))

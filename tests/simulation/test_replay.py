@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finemoe
-from finemoe.cache.rules import OWN_RULES
+from finemoe.cache.rules import RULES
 from finemoe.errors import FinemoeError
 from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.policies import LIVE_POLICIES
@@ -18,7 +18,7 @@ from tests.runtime.models import build
 from tests.runtime.test_lossless import WordTokenizer
 
 SPECULATIVE = {"predictor": "speculative"}
-CAUSAL = sorted(set(OWN_RULES) - {"belady"})
+CAUSAL = sorted(set(RULES) - {"belady"})
 
 
 def small_trace(seed: int = 0, rows: int = 60, layers: int = 3, experts: int = 6, top_k: int = 2) -> RoutingTrace:
@@ -31,7 +31,7 @@ def small_trace(seed: int = 0, rows: int = 60, layers: int = 3, experts: int = 6
     return RoutingTrace.from_topk(np.array(picks), probs, [0, rows // 3, 2 * rows // 3, rows], experts)
 
 
-@pytest.mark.parametrize("rule", OWN_RULES)
+@pytest.mark.parametrize("rule", sorted(RULES))
 def test_counts_add_up(rule):
     trace = small_trace()
     report = finemoe.replay(trace, "on-demand", 0.4, eviction=rule, expert_bytes=10)
@@ -46,7 +46,7 @@ def test_counts_add_up(rule):
 def test_golden_counts_of_every_rule():
     """Literal hits on one small trace at 7 of 18 slots: a changed rule changes one of them."""
     trace = small_trace(seed=5)
-    found = {rule: finemoe.replay(trace, "on-demand", 7 / 18, eviction=rule).hits for rule in OWN_RULES}
+    found = {rule: finemoe.replay(trace, "on-demand", 7 / 18, eviction=rule).hits for rule in sorted(RULES)}
     assert found == GOLDEN
 
 

@@ -22,7 +22,6 @@ from finemoe.artifact.pipeline.timing import (
     software_time_s,
     wake_time_s,
 )
-from finemoe.cache.rules import rule_named
 from finemoe.policies import make_policy
 from finemoe.policies.base import Context, Policy
 from finemoe.policies.block import Block
@@ -180,7 +179,7 @@ def _predict(
     search_s = start_s, max(gate_s, machine.engine_s[policy] - machine.engine_s["on-demand"])
     system = make_policy(policy, setup, is_replay=True)
     pace = MeasuredPace(machine, policy, *link_s, search_s)
-    return paced(trace, policy, system, [(share, rule_named(system.default_eviction, is_replay=True))], pace)[0]
+    return paced(trace, policy, system, [(share, system.default_eviction)], pace)[0]
 
 
 def _measure(

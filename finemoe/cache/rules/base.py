@@ -32,7 +32,6 @@ class EvictionRule:
     Its functions are compiled by this class; they may call nothing but compiled functions and NumPy.
 
     Attributes:
-        name: by which it is chosen.
         weigh: (stats, experts, worth): fill worth [n] float64 with what it is worth to keep each of `experts`, [n] flat ids. It
             reads `stats` only, and is asked when somebody must go.
         visit: (stats, layer, experts): a layer demands its set, [n] ids within the layer, once per event; `stats` do not count it
@@ -41,7 +40,6 @@ class EvictionRule:
         needs_future: whether it reads `stats.next_use`, so that it can only run where the future is known (replay).
     """
 
-    name: str
     weigh: Weigh
     visit: Visit = learn_nothing
     own: Callable[[int], tuple[float, ...]] = keep_nothing

@@ -12,4 +12,4 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         worth[place] = -stats.next_use[experts[place]]
 
 
-RULE = EvictionRule("belady", weigh, needs_future=True)
+RULE = EvictionRule(weigh, needs_future=True)

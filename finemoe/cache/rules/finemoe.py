@@ -13,4 +13,4 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         worth[place] = stats.expected[flat] * stats.frequency[flat]
 
 
-RULE = EvictionRule("finemoe", weigh)
+RULE = EvictionRule(weigh)

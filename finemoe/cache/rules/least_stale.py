@@ -20,4 +20,4 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         worth[place] = is_fresh * num_layers + (num_layers - 1 - until)
 
 
-RULE = EvictionRule("least-stale", weigh)
+RULE = EvictionRule(weigh)

@@ -35,4 +35,4 @@ def own(num_experts: int) -> tuple[float, ...]:
     return (float(num_experts),)
 
 
-RULE = EvictionRule("least-stale-interval", weigh, visit, own)
+RULE = EvictionRule(weigh, visit, own)

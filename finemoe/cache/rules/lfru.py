@@ -13,4 +13,4 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         worth[place] = stats.frequency[flat] / (stats.clock[TIME] + 1 - stats.last_visit[flat])
 
 
-RULE = EvictionRule("lfru", weigh)
+RULE = EvictionRule(weigh)

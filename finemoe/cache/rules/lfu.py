@@ -12,4 +12,4 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         worth[place] = stats.frequency[experts[place]]
 
 
-RULE = EvictionRule("lfu", weigh)
+RULE = EvictionRule(weigh)

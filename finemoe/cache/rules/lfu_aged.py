@@ -29,4 +29,4 @@ def own(num_experts: int) -> tuple[float, ...]:
     return (0.0,)
 
 
-RULE = EvictionRule("lfu-aged", weigh, visit, own)
+RULE = EvictionRule(weigh, visit, own)

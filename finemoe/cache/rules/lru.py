@@ -12,4 +12,4 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         worth[place] = stats.last_visit[experts[place]]
 
 
-RULE = EvictionRule("lru", weigh)
+RULE = EvictionRule(weigh)

@@ -6,7 +6,7 @@ import pytest
 
 import finemoe
 from finemoe.artifact.analysis.system_tables import ABLATION, EVICTIONS, eviction_systems, gain, system_table
-from finemoe.cache.rules import OWN_RULES
+from finemoe.cache.rules import RULES
 from finemoe.errors import FinemoeError
 from finemoe.simulation.comparison import system_reports
 from finemoe.simulation.systems import SYSTEMS, chosen_systems, left_out
@@ -65,4 +65,4 @@ def test_systems_are_chosen_by_name():
     assert list(chosen_systems(["FineMoE", "ProMoE"])) == ["FineMoE", "ProMoE"]
     with pytest.raises(FinemoeError, match=r"unknown system 'vLLM'; known: on-demand \(LRU\)"):
         chosen_systems(["vLLM"])
-    assert set(EVICTIONS) == set(OWN_RULES)
+    assert set(EVICTIONS) == set(RULES)

@@ -1,13 +1,11 @@
 """An eviction rule from elsewhere: what was demanded last goes first."""
 
-import numpy as np
-
-from finemoe.cache.rules import EvictionRule
+from finemoe.cache.rules.base import EvictionRule
 
 
-def weigh(stats, experts: np.ndarray, worth: np.ndarray) -> None:
+def weigh(stats, experts, worth):
     for place in range(len(experts)):
         worth[place] = -stats.last_visit[experts[place]]
 
 
-NEWEST_FIRST = EvictionRule("newest-first", weigh)
+RULE = EvictionRule(weigh)
