@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from finemoe.chunks import CHUNK_BYTES, CUDA_CHUNK_BYTES, paced_chunk_bytes
 from finemoe.errors import FinemoeError
 from finemoe.units import parse_rate
-
-_PACED_CHUNK_S = 1e-3
-_LEAST_CHUNK_BYTES = 4 << 10
 
 
 class Completion(ABC):
@@ -46,7 +44,7 @@ class Link(ABC):
             are as long as an on-demand load may have to wait.
     """
 
-    chunk_bytes = 4 << 20
+    chunk_bytes = CHUNK_BYTES
     chunks_in_flight = 1
 
     @abstractmethod
@@ -108,7 +106,7 @@ class PacedLink(Link):
         if bytes_per_s <= 0:
             raise FinemoeError(f"a paced link needs a positive bandwidth, not {bytes_per_s} bytes/s")
         self._bytes_per_s = bytes_per_s
-        self.chunk_bytes = min(max(int(bytes_per_s * _PACED_CHUNK_S), _LEAST_CHUNK_BYTES), Link.chunk_bytes)
+        self.chunk_bytes = paced_chunk_bytes(bytes_per_s)
         self._lock = threading.Lock()
         self._free_at_s = 0.0
 
@@ -137,7 +135,7 @@ class CudaLink(Link):
     Two chunks are in flight, so that the link goes on while the host learns that one has arrived.
     """
 
-    chunk_bytes = 2 << 20
+    chunk_bytes = CUDA_CHUNK_BYTES
     chunks_in_flight = 2
 
     def __init__(self, device: torch.device) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.placement import owners_of
 from finemoe.cache.rules import rule_named
+from finemoe.chunks import CHUNK_BYTES
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
 from finemoe.policies.block import Block
@@ -21,8 +22,6 @@ from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
 from finemoe.units import format_bytes
-
-CHUNK_BYTES = 4 << 20  # of a prefetch
 
 
 def waits_of(policy: Policy) -> int:

@@ -9,11 +9,11 @@ import yaml
 
 from finemoe.artifact.gpu_bench.software import RESIDENT
 from finemoe.artifact.machines.schema import LAUNCHING, MAPPED, PREFETCHED
+from finemoe.chunks import CHUNK_BYTES
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.testbed import Testbed
-from finemoe.simulation.timed import CHUNK_BYTES
 
 _BASE = "h200"  # for what one device never uses: the interconnect
 _ENDLESS = 1e30

@@ -22,6 +22,7 @@ from finemoe.artifact.pipeline.timing import (
     software_time_s,
     wake_time_s,
 )
+from finemoe.chunks import PACED_CHUNK_S
 from finemoe.policies import make_policy
 from finemoe.policies.base import Context, Policy
 from finemoe.policies.block import Block
@@ -31,7 +32,6 @@ from finemoe.simulation.block import Durations
 from finemoe.simulation.replay import paced, replay_setup
 from finemoe.traces import RoutingTrace
 
-_CHUNK_S = 1e-3  # of a paced link
 _LOAD_S = 2e-3  # a wait of the usual length
 
 
@@ -76,7 +76,7 @@ class MeasuredPace:
 
     @property
     def chunk_s(self) -> float:
-        return self.prefetch_s / max(1, round(self.load_s / _CHUNK_S))
+        return self.prefetch_s / max(1, round(self.load_s / PACED_CHUNK_S))
 
     @property
     def wake_s(self) -> float:
