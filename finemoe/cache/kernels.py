@@ -4,7 +4,7 @@ Accounting only: a slot is a number. Access is event-atomic (DESIGN 4): the unio
 once, hits are judged before anything is admitted, and none of the set can be a victim while the layer runs.
 """
 
-from finemoe.cache import prefetch_queue
+from finemoe.cache import prefetch_queue, state
 from finemoe.cache.prefetch_queue import forget_prefetches
 from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import (
@@ -28,7 +28,7 @@ from finemoe.cache.state import (
 )
 from finemoe.compiling import borrowing
 
-forget_stale_kernels(__file__, prefetch_queue.__file__)
+forget_stale_kernels(__file__, prefetch_queue.__file__, state.__file__)
 
 
 @borrowing

@@ -17,12 +17,14 @@ from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, device_of
 from finemoe.compiling import borrowing
+from finemoe.simulation import machine as machines
 from finemoe.simulation import transfers
 from finemoe.simulation.block import Durations, Events
 from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE, hold_on_devices, idle_machine
 from finemoe.simulation.transfers import ABSENT_YET, advance, drain, load_in_turn, load_missing
 
-forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__, transfers.__file__)
+_SOURCES = kernels, prefetch_queue, state, machines, transfers
+forget_stale_kernels(__file__, *(module.__file__ for module in _SOURCES))
 
 
 @dataclass(frozen=True)

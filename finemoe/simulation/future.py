@@ -72,7 +72,7 @@ class Future:
     def take(self, count: int) -> np.ndarray:
         """The next uses of the next `count` demanded experts, in the trace's order."""
         self._file.seek(-8 * count, os.SEEK_CUR)
-        found = np.frombuffer(self._file.read(8 * count), dtype=np.int64)
+        found = np.frombuffer(bytearray(self._file.read(8 * count)), dtype=np.int64)
         self._file.seek(-8 * count, os.SEEK_CUR)
         return found
 

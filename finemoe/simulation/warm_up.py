@@ -3,6 +3,8 @@
 Without it the first processes that need them compile them all, each for itself.
 """
 
+from finemoe.cache.expert_cache import ExpertCache
+from finemoe.cache.rules import RULES
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 
@@ -10,12 +12,15 @@ _SIZES = (32, 8, 2)  # of a published model, so that it has a size on a testbed
 
 
 def warm_up() -> None:
-    """Replay a little made-up routing with an instant link and in virtual time."""
+    """Replay a little made-up routing with an instant link and in virtual time, and make a live cache under every rule."""
     trace = synthetic_trace(Recipe(0.2, 0.3, 0.4, 8), *_SIZES, num_requests=4, tokens_per_request=3)
     history, served = trace.split("history"), trace.split("served")
     for hardware in (None, "6x-rtx3090"):
         for policy in ("finemoe", "promoe", "deepspeed-inference"):
             sweep(served, policy, [0.1], ["belady"], history=history, hardware=hardware)
+    for rule in RULES.values():
+        rule.pointers()
+        ExpertCache(rule, num_layers=1, num_experts=1, num_slots=1)
 
 
 if __name__ == "__main__":

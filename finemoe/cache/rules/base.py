@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from finemoe.cache import state
+from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import Statistics, empty_state
 from finemoe.compiling import njit, pointer
 
@@ -49,6 +51,7 @@ class EvictionRule:
         for name in ("weigh", "visit"):
             function = getattr(self, name)
             if not hasattr(function, "py_func"):
+                forget_stale_kernels(function.__code__.co_filename, state.__file__)
                 object.__setattr__(self, name, njit(function, cache=True))
 
     @property
