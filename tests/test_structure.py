@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import finemoe
+from finemoe.policies import POLICIES
 
 PACKAGE = Path(finemoe.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -90,11 +91,18 @@ def imported(node: ast.AST) -> set[str]:
 
 
 def test_nobody_asks_which_system_it_has():
-    """`type(x) is FineMoE` and its like: what systems differ in is theirs to say."""
+    """`type(x) is FineMoE`, `isinstance(x, FineMoE)`: what systems differ in is theirs to say."""
+    systems = {policy.__name__ for policy in POLICIES.values()}
     found = [
-        f"{file.relative_to(PACKAGE)}:{node.lineno}"
+        f"{file.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
         for file in FILES
         for node in ast.walk(parsed(file))
-        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and ast.unparse(node.left.func) == "type"
+        if isinstance(node, ast.Compare | ast.Call)
+        and {"type", "isinstance", "issubclass"} & names_in(node)
+        and systems & names_in(node)
     ]
     assert found == []
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}

@@ -71,13 +71,13 @@ class ExpertCache:
             raise FinemoeError("the expert memory holds less than one expert; give every device at least one expert's bytes")
         _compile(rule)
         self.rule, self.num_slots, self._num_experts = rule, num_slots, num_experts
-        self._cache = empty_state(num_layers, num_experts, num_slots, rule.own(num_experts))
-        self._counts = self._cache.counts
+        self._arrays = empty_state(num_layers, num_experts, num_slots, rule.own(num_experts))
+        self._counts = self._arrays.counts
         self._found = np.zeros(num_experts, dtype=np.uint8)
         shape = num_layers, num_experts
-        self.state, self.slot_of = self._cache.presence.reshape(shape), self._cache.slot_of.reshape(shape)
-        self.expected, self.running = self._cache.stats.expected.reshape(shape), self._cache.running.reshape(shape)
-        self._undemanded = self._cache.undemanded.reshape(shape)
+        self.state, self.slot_of = self._arrays.presence.reshape(shape), self._arrays.slot_of.reshape(shape)
+        self.expected, self.running = self._arrays.stats.expected.reshape(shape), self._arrays.running.reshape(shape)
+        self._undemanded = self._arrays.undemanded.reshape(shape)
 
     @property
     def layer(self) -> int:
@@ -118,11 +118,11 @@ class ExpertCache:
     def reset(self) -> None:
         """Forget what the slots hold and what waits: every expert is absent, and what was held counts as evicted. The rule keeps
         its memory."""
-        kernels.reset(self._cache)
+        kernels.reset(self._arrays)
 
     def start_iteration(self) -> None:
         """A new iteration: no layer runs, and no prefetch of an earlier one waits or is awaited any more."""
-        kernels.start_iteration(self._cache)
+        kernels.start_iteration(self._arrays)
 
     def demand(self, layer: int, experts: np.ndarray) -> Access:
         """Access a layer's demanded set at once; the layer runs from now on.
@@ -132,8 +132,8 @@ class ExpertCache:
         """
         wanted, found = np.array(experts, dtype=np.int64), self._found[: len(experts)]
         if self.rule.learns:
-            self.rule.visit(self._cache.stats, layer, wanted)
-        kernels.access(self._cache, layer, wanted, found)
+            self.rule.visit(self._arrays.stats, layer, wanted)
+        kernels.access(self._arrays, layer, wanted, found)
         return Access(layer, wanted[found == RESIDENT], wanted[found == LOADING], wanted[found == ABSENT])
 
     def use(self, layer: int, experts: list[int]) -> None:
@@ -142,7 +142,7 @@ class ExpertCache:
 
     def release(self, layer: int, experts: np.ndarray) -> None:
         """Experts of the running set that have been used in this call and may now be victims."""
-        kernels.release(self._cache, layer, np.array(experts, dtype=np.int64))
+        kernels.release(self._arrays, layer, np.array(experts, dtype=np.int64))
 
     def admit(self, layer: int, expert: int, prefetched: bool) -> Admission | None:
         """Give an absent expert a slot, evicting if none is free; its state becomes LOADING.
@@ -150,7 +150,7 @@ class ExpertCache:
         Returns:
             None where every slot holds an expert that must stay.
         """
-        cache, flat = self._cache, layer * self._num_experts + expert
+        cache, flat = self._arrays, layer * self._num_experts + expert
         assert cache.presence[flat] == ABSENT
         if self._counts[HELD] == self.num_slots:
             self.rule.weigh(cache.stats, cache.held, cache.worth)
@@ -160,7 +160,7 @@ class ExpertCache:
     def complete(self, layer: int, expert: int) -> None:
         """The expert's load has ended."""
         assert self.state[layer, expert] == LOADING
-        kernels.complete(self._cache, layer * self._num_experts + expert)
+        kernels.complete(self._arrays, layer * self._num_experts + expert)
 
     def hear(self, layer: int, probabilities: np.ndarray) -> None:
         """A layer's distribution is predicted, [J]."""
@@ -171,22 +171,22 @@ class ExpertCache:
         """Prefetches of a layer, [n] ids, after `hear`: those of absent experts wait, unless their layer has come; who is here or
         on the way is awaited until then."""
         if len(experts):
-            post_prefetches(self._cache, layer * self._num_experts + np.array(experts, dtype=np.int64))
+            post_prefetches(self._arrays, layer * self._num_experts + np.array(experts, dtype=np.int64))
 
     def forget_prefetches(self) -> None:
         """Let none wait any longer."""
-        forget_prefetches(self._cache)
+        forget_prefetches(self._arrays)
 
     def take_most_urgent(self) -> tuple[int, int] | None:
         """(layer, expert) of the waiting prefetch with the highest priority, which then waits no longer; None if there is none
         left that is still wanted."""
-        flat = take_most_urgent(self._cache)
+        flat = take_most_urgent(self._arrays)
         return None if flat == NOTHING else divmod(int(flat), self._num_experts)
 
     @property
     def can_evict(self) -> bool:
         """Whether any expert may be a victim now."""
-        return bool(kernels.can_evict(self._cache))
+        return bool(kernels.can_evict(self._arrays))
 
 
 @functools.cache

@@ -7,13 +7,13 @@ in: after an update old kernels would go on running.
 from pathlib import Path
 
 
-def forget_stale_kernels(file: str, *sources: str) -> None:
+def forget_stale_kernels(file: str, *sources: str | None) -> None:
     """Remove the kernels compiled from a file if one of the sources it takes functions from is younger.
 
     Args:
-        file: of the module that holds the kernels. sources: files of the modules whose functions they call.
+        file: of the module that holds the kernels. sources: files (`__file__`) of the modules whose functions they call.
     """
-    youngest = max(Path(source).stat().st_mtime for source in sources)
+    youngest = max(Path(source).stat().st_mtime for source in sources if source is not None)
     for index in (Path(file).parent / "__pycache__").glob(f"{Path(file).stem}.*.nbi"):
         try:
             if index.stat().st_mtime < youngest:

@@ -88,16 +88,16 @@ class InstantDevice:
 
     def __init__(self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int) -> None:
         self._pointers, own = rule.pointers(), rule.own(num_experts)
-        self._cache = empty_state(num_layers, num_experts, num_slots, own, may_fetch_running=True)
+        self._arrays = empty_state(num_layers, num_experts, num_slots, own, may_fetch_running=True)
         self._found = np.zeros(num_experts, dtype=np.uint8)
 
     def hold(self, experts: np.ndarray) -> None:
         """Put experts (flat ids) into free slots, before anything runs; that counts as no load."""
-        hold(self._cache, experts)
+        hold(self._arrays, experts)
 
     def foresee(self, first_uses: np.ndarray) -> None:
         """When every expert is demanded first, [L·J] event numbers."""
-        self._cache.stats.next_use[:] = first_uses
+        self._arrays.stats.next_use[:] = first_uses
 
     def run(self, events: Events) -> np.ndarray:
         """Go through a block of events.
@@ -106,18 +106,18 @@ class InstantDevice:
             [E, 4]: hits, loads on demand, loads ahead, and prefetched experts evicted unused, of each event.
         """
         outcome = np.zeros((len(events.layers), 4), dtype=np.int64)
-        run(self._cache, events, self._found, *self._pointers, outcome)
+        run(self._arrays, events, self._found, *self._pointers, outcome)
         return outcome
 
     @property
     def num_useful(self) -> int:
         """Prefetched experts that were demanded while resident."""
-        return int(self._cache.counts[USEFUL])
+        return int(self._arrays.counts[USEFUL])
 
     @property
     def num_unused(self) -> int:
         """Prefetched experts that are resident and were not demanded so far."""
-        return int(np.count_nonzero(self._cache.undemanded))
+        return int(np.count_nonzero(self._arrays.undemanded))
 
 
 @borrowing

@@ -1,13 +1,14 @@
 """A policy and a rule that lie outside the package are chosen by name like its own, and nothing of it is touched."""
 
+import importlib
 import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import finemoe
@@ -35,7 +36,7 @@ def _nothing_stays(monkeypatch):
     for registry in (finemoe.policies._REGISTRY, finemoe.cache.rules._REGISTRY):
         monkeypatch.setattr(registry, "registered", {})
     yield
-    for name in ("repeat_last", "repeat_last_twin", "newest_first", "broken"):
+    for name in ("repeat_last", "repeat_last_twin", "newest_first", "newest_noted", "broken"):
         sys.modules.pop(name, None)
 
 
@@ -112,19 +113,54 @@ def test_the_command_line_finds_it_in_the_working_folder(monkeypatch):
     assert f"{POLICY} / lfu" in done.output
 
 
-def test_an_eviction_rule_from_elsewhere_runs_live(folder):
-    import newest_first
+def newest_first(log, key):
+    """The outside rules' naive twin."""
+    return -max(log.times(key), default=0)
 
-    finemoe.register_eviction("newest-first", newest_first.RULE)
-    assert "newest-first" not in RULES
-    model, hits = build("mixtral"), {}
-    for name in ("lru", "newest-first", RULE):
-        with finemoe.offload(model, 0.5, "on-demand", eviction=name) as engine, torch.no_grad():
-            model.generate(torch.arange(3, 20)[None], max_new_tokens=8, min_new_tokens=8, do_sample=False)
-            report = engine.report()
-        assert report.eviction == name
-        hits[name] = report.hits
-    assert hits["lru"] != hits["newest-first"] == hits[RULE]
+
+def assert_it_is_newest_first(name: str, monkeypatch) -> None:
+    """Replayed it counts what its naive twin does, and live what it counts in a replay."""
+    monkeypatch.setitem(naive.RULES, name, newest_first)
+    for slots in (6, SLOTS, 13):
+        assert counts("finemoe", name, slots) == naive.replay(SERVED, "finemoe", name, slots, HISTORY, DISTANCE)
+    assert counts("finemoe", name) != counts("finemoe", "lru")
+    for policy in ("on-demand", "finemoe"):
+        assert_live_and_replay_agree(policy, 0.3, eviction=name)
+    assert finemoe.replay(SERVED, "on-demand", eviction=name).eviction == name
+    assert name not in RULES
+
+
+@pytest.mark.parametrize("module", ["newest_first", "newest_noted"])
+def test_a_registered_eviction_rule_is_replayed_and_run(folder, monkeypatch, module):
+    finemoe.register_eviction("newest-first", importlib.import_module(module).RULE)
+    assert_it_is_newest_first("newest-first", monkeypatch)
+
+
+def test_an_installed_package_brings_an_eviction_rule(package, monkeypatch):
+    package(f"newest-first = {RULE}", group="finemoe.eviction_rules")
+    assert_it_is_newest_first("newest-first", monkeypatch)
+
+
+def test_an_eviction_rule_is_named_by_its_place(folder, monkeypatch):
+    assert_it_is_newest_first(RULE, monkeypatch)
+
+
+def test_what_is_no_eviction_rule_is_named_in_a_line(folder):
+    import newest_first as outside
+
+    for name, message in {
+        "newest_first:weigh": "eviction rule 'newest_first:weigh' is <function weigh .*; it must be a finemoe.cache.rules",
+        "newest_first:NONE": "eviction rule 'newest_first:NONE' cannot be loaded .*AttributeError",
+        "mru": "unknown eviction rule 'mru'; known: belady, finemoe, least-stale",
+    }.items():
+        with pytest.raises(FinemoeError, match=message) as caught:
+            finemoe.replay(SERVED, "on-demand", eviction=name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FinemoeError, match="eviction rule 'lru' is registered already, by finemoe"):
+        finemoe.register_eviction("lru", outside.RULE)
+    finemoe.register_eviction("seer", replace(outside.RULE, needs_future=True))
+    with pytest.raises(FinemoeError, match="eviction rule 'seer' must know the future"):
+        finemoe.offload(build("mixtral"), 0.5, eviction="seer")
 
 
 def test_mistakes_are_named_in_a_line(folder, package, tmp_path):
@@ -181,19 +217,21 @@ def blocks_of(language: str, page: str) -> list[str]:
 
 @pytest.mark.timeout(300)  # programs that load a model
 def test_the_page_says_what_is_tested(tmp_path):
-    """docs/add_a_system.md: its policy and its twin are those of this folder, and its commands run."""
+    """docs/add_a_system.md: its policy, its twin and its rule are those of this folder, and its commands run."""
     page = (ROOT / "docs" / "add_a_system.md").read_text(encoding="utf-8")
-    policy, twin, _ = blocks_of("python", page)
+    policy, twin, _, rule = blocks_of("python", page)
     assert policy == (OUTSIDE / "repeat_last.py").read_text()
+    assert rule == (OUTSIDE / "newest_first.py").read_text()
     assert (OUTSIDE / "repeat_last_twin.py").read_text().endswith(twin)
     assert 'repeat-last = "repeat_last:RepeatLast"' in blocks_of("toml", page)[0]
     hits, misses, ahead, wasted = GOLDEN_COUNTS
     assert f"`hits` {hits}, `misses` {misses}, `prefetched (experts)` {ahead} and `wasted (experts)` {wasted}" in page
     (tmp_path / "repeat_last.py").write_text(policy)
+    (tmp_path / "newest_first.py").write_text(rule)
     for name in ("tests", "data", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
     commands = [line for text in blocks_of("sh", page) for line in text.splitlines() if line.startswith("finemoe ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         arguments = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
         done = subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
