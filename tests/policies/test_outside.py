@@ -181,19 +181,21 @@ def blocks_of(language: str, page: str) -> list[str]:
 
 @pytest.mark.timeout(300)  # programs that load a model
 def test_the_page_says_what_is_tested(tmp_path):
-    """docs/add_a_system.md: its policy and its twin are those of this folder, and its commands run."""
+    """docs/add_a_system.md: its policy, twin and rule are those of this folder, and its commands run."""
     page = (ROOT / "docs" / "add_a_system.md").read_text(encoding="utf-8")
-    policy, twin, _ = blocks_of("python", page)
+    policy, twin, _, rule = blocks_of("python", page)
     assert policy == (OUTSIDE / "repeat_last.py").read_text()
     assert (OUTSIDE / "repeat_last_twin.py").read_text().endswith(twin)
     assert 'repeat-last = "repeat_last:RepeatLast"' in blocks_of("toml", page)[0]
     hits, misses, ahead, wasted = GOLDEN_COUNTS
     assert f"`hits` {hits}, `misses` {misses}, `prefetched (experts)` {ahead} and `wasted (experts)` {wasted}" in page
+    assert rule == (OUTSIDE / "newest_first.py").read_text()
     (tmp_path / "repeat_last.py").write_text(policy)
+    (tmp_path / "newest_first.py").write_text(rule)
     for name in ("tests", "data", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
     commands = [line for text in blocks_of("sh", page) for line in text.splitlines() if line.startswith("finemoe ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         arguments = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
         done = subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
