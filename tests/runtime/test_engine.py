@@ -11,6 +11,7 @@ from finemoe.errors import EngineError, FinemoeError
 from finemoe.models.layers import find_moe_layers
 from finemoe.policies.base import PolicySetup
 from finemoe.policies.on_demand import OnDemand
+from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.timeline import Timeline
@@ -252,3 +253,22 @@ def test_a_request_whose_first_iteration_was_left_out_still_begins():
         assert matcher.publish_start(iteration, None, is_prefill=False, starts_request=False, rows=None)
         matcher.publish_end()
     assert told == [True, False]
+
+
+def test_eviction_hears_what_is_predicted_of_a_layer_that_did_not_run_and_nothing_is_loaded_for_it():
+    """Where a layer stands idle (of another modality), the policy is told that every expert is alike."""
+    posted: list[tuple[int | None, list[int]]] = []
+
+    class NextLayer(OnDemand):
+        def on_gate(self, layer, probs, experts, lookahead=None):
+            return [self.wanted(layer + 1, probs)] if layer + 1 < 4 else []
+
+    policy = NextLayer(PolicySetup(4, 2, 1, prefetch_distance=1))
+    matcher = Matcher(
+        policy, lambda number, told: posted.append((number, [one.layer for one in told])), Timeline(), asynchronous=False
+    )
+    matcher.publish_start(7, None, is_prefill=False, starts_request=True, rows=None)
+    for layer in (0, 3):
+        scores, selected = torch.tensor([[1.0, 0.0]]), np.array([[0]])
+        matcher.publish_gate(7, layer, GateOutput(layer, 2, 2, scores, selected, torch.ones(1, 1)), selected, rows=None)
+    assert posted == [(7, []), (7, [1]), (None, [2]), (None, [3]), (7, [])]
