@@ -92,7 +92,7 @@ class Steps:
         return not is_size and any(self._is_of_it(value) for value in values)
 
     def _is_of_it(self, value: Any) -> bool:
-        if isinstance(value, tuple | list):
+        if type(value) in (tuple, list):  # not a cache's state, which is a tuple of its arrays
             return any(self._is_of_it(item) for item in value[:4])
         return isinstance(value, torch.Tensor | np.ndarray | RoutingTrace) or id(value) in self._made
 

@@ -8,9 +8,7 @@ get.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
@@ -78,18 +76,6 @@ def _require_own_weights(model: nn.Module, layers: list[MoELayer]) -> None:
     parameters = [id(parameter) for layer in layers for parameter in layer.expert_parameters().values()]
     if len(set(parameters)) < len(parameters):
         raise FinemoeError(f"{type(model).__name__} shares experts between its layers, which finemoe does not support yet")
-
-
-def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | None:
-    """The gate's logits or probabilities in what a router returned, or None unless that router chose these experts.
-
-    Args:
-        router_output: whatever the module returned, by convention (scores [T, J], weights [T, K], index [T, K], ...).
-        top_k_index: [T, K], what the experts were called with.
-    """
-    if isinstance(router_output, tuple) and any(item is top_k_index for item in router_output):
-        return router_output[0] if isinstance(router_output[0], torch.Tensor) else None
-    return None
 
 
 def is_experts(module: nn.Module) -> bool:

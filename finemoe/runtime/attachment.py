@@ -21,7 +21,7 @@ from finemoe.runtime.compute_stream import ComputeStream
 from finemoe.runtime.devices import DeviceMemories
 from finemoe.runtime.forecasts import Forecasts
 from finemoe.runtime.guards import Guards
-from finemoe.runtime.iterations import Iterations
+from finemoe.runtime.iteration import Iterations
 from finemoe.runtime.layer_runner import LayerRunner
 from finemoe.runtime.lifetime import Lifetime
 from finemoe.runtime.link import make_link

@@ -10,7 +10,6 @@ import torch
 
 from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prediction
-from finemoe.runtime.grouped import can_group
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.records import copied_in_phase
@@ -34,6 +33,11 @@ class DeviceMemories:
     def is_all_resident(self) -> bool:
         """Whether every expert is on the home device for good: nothing will be loaded or evicted any more."""
         return self._is_local and sum(memory.cache.num_resident for memory in self.memories) == self._num_experts
+
+    @property
+    def running_layer(self) -> int:
+        """The layer that has demanded its experts last, -1 before the first of an iteration."""
+        return self.memories[0].cache.layer
 
     def resident_weights(self, layer: int) -> list[dict[str, torch.Tensor]]:
         """Every expert's weights of a layer, by expert and parameter name; only while everything is resident."""
@@ -72,8 +76,10 @@ class DeviceMemories:
         for memory, part in zip(self.memories, self.split(layer, np.arange(self.counts[layer])), strict=True):
             memory.complete_layer(layer, part)
 
-    def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray) -> "Leases":
+    def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray) -> "Lease | Leases":
         """Access a layer's demanded set on all devices at once; experts [n] ascending, aside as in ExpertMemory."""
+        if self._is_local and len(self.memories) == 1:
+            return Lease(self.memories[0], layer, experts, aside)
         return Leases(self, layer, experts, aside)
 
     def check(self) -> None:
@@ -128,7 +134,7 @@ class Leases:
     """A layer's demanded experts on all devices while the layer runs."""
 
     def __init__(self, memories: DeviceMemories, layer: int, experts: np.ndarray, aside: np.ndarray) -> None:
-        self._memories, self._layer, self._experts, self._aside = memories, layer, experts, aside
+        self._memories, self._layer = memories, layer
         parts = zip(memories.memories, memories.split(layer, experts), memories.split(layer, aside), strict=True)
         self._leases: list[Lease] = [memory.demand(layer, part, other) for memory, part, other in parts]
         self._brought: tuple[int, dict[str, torch.Tensor]] = (-1, {})  # the expert last copied to the home device
@@ -140,27 +146,15 @@ class Leases:
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
         """The expert's weights by parameter name, on the home device, complete and safe to read."""
-        if len(self._leases) == 1:
-            return self._leases[0].weights(expert)
         if self._brought[0] != expert:  # a model's own forward asks for each of an expert's parameters apart
             index = self._memories.owner(self._layer, expert)
             device = self._memories.memories[index].pool.device
             self._brought = expert, to_home(self._leases[index].weights(expert), device, self._memories.home)
         return self._brought[1]
 
-    def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
-        """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
-        every expert [J]; None where they are on several devices, take turns, lie too far apart, begin unlike each other, or are
-        served past the cache."""
-        memory = self._memories.memories[0]
-        is_one = len(self._leases) == 1 and memory.pool.device == self._memories.home and memory.pool.can_stack(self._layer)
-        slots = self._leases[0].slots() if is_one and not len(self._aside) else None
-        if slots is None or not can_group(slots):
-            return None
-        first = int(slots.min())
-        entries = np.zeros(self._memories.counts[self._layer], dtype=np.int64)
-        entries[self._experts] = slots - first
-        return memory.pool.stacked(self._layer, first, int(slots.max()) - first + 1), entries
+    def stacked(self) -> None:
+        """No view has them all: they lie on several devices."""
+        return None
 
     def end(self) -> None:
         """The layer's compute has been issued."""

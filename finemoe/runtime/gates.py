@@ -1,5 +1,7 @@
 """What a layer's gate said, as a distribution over all experts that ranks as the router selects (DESIGN 5, "Traps")."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -30,7 +32,8 @@ class GateOutput:
         weights: torch.Tensor,
         buffers: HostBuffers | None = None,
     ) -> None:
-        self._layer, self._num_experts, self._width, self._selected = layer, num_experts, width, selected
+        self.layer, self.selected = layer, selected
+        self._num_experts, self._width = num_experts, width
         self._is_whole = router_output is not None and router_output.shape[-1] >= num_experts
         self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights, buffers)
 
@@ -47,13 +50,25 @@ class GateOutput:
         Raises:
             EngineError: the router emitted NaN.
         """
-        values, selected = self._values.rows(rows), self._selected if rows is None else self._selected[rows]
+        values, selected = self._values.rows(rows), self.selected if rows is None else self.selected[rows]
         if self._is_whole:
-            probs = distribution_of(values, selected, self._num_experts, self._layer)
+            probs = distribution_of(values, selected, self._num_experts, self.layer)
         else:
-            probs = sparse_distribution(values, selected, self._num_experts, self._layer)
+            probs = sparse_distribution(values, selected, self._num_experts, self.layer)
         missing = self._width - probs.shape[1]
         return np.pad(probs, ((0, 0), (0, missing))) if missing else probs
+
+
+def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | None:
+    """The gate's logits or probabilities in what a router returned, or None unless that router chose these experts.
+
+    Args:
+        router_output: whatever the module returned, by convention (scores [T, J], weights [T, K], index [T, K], ...).
+        top_k_index: [T, K], what the experts were called with.
+    """
+    if isinstance(router_output, tuple) and any(item is top_k_index for item in router_output):
+        return router_output[0] if isinstance(router_output[0], torch.Tensor) else None
+    return None
 
 
 def as_recorded(values: np.ndarray) -> np.ndarray:

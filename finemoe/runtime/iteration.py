@@ -1,26 +1,28 @@
-"""One forward of an attached model as its engine sees it."""
+"""An attached model's forwards as its engine sees them: one object for each, and their course, in which each is begun, published,
+counted and ended; what broke off is left behind."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from finemoe.errors import EngineError
+from finemoe.maps.expert_map import lookahead_width
 from finemoe.models.layers import MoELayer
+from finemoe.runtime.durations import Durations
 from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.lookahead import AheadOutput, Choice
 from finemoe.runtime.phases import Forward, Phase
 
+if TYPE_CHECKING:
+    from finemoe.runtime.observer import Observer
+    from finemoe.runtime.parts import Parts
+
 _NOTHING_KNOWN = Forward(Phase.UNKNOWN, 0, False)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a layer's gate said, not yet published; selected: [rows, K] expert ids."""
-
-    layer: int
-    output: GateOutput
-    selected: np.ndarray
 
 
 class Iteration:
@@ -33,7 +35,7 @@ class Iteration:
         rows: [n] indices of the token rows that count, or None where all do.
         begin_s: when it began (time.perf_counter).
         is_open: whether more of it may come; is_published: whether the policy sees it.
-        router_output: what the last router returned; gate: what it said, until that is published.
+        router_output: what the last router returned; gate: what a layer's gate said, as long as that waits to be published.
     """
 
     def __init__(self, number: int, forward: Forward = _NOTHING_KNOWN, num_rows: int = 0) -> None:
@@ -43,7 +45,7 @@ class Iteration:
         self.begin_s = time.perf_counter()
         self.is_open, self.is_published = number > 0, False
         self.router_output: object = None
-        self.gate: Gate | None = None
+        self.gate: GateOutput | None = None
         self._router_weights: dict[int, torch.Tensor] = {}
 
     @property
@@ -63,15 +65,10 @@ class Iteration:
         chosen = everyones.intersection(selected[self.rows].ravel().tolist())
         return chosen, everyones - chosen
 
-    def take_gate(self) -> Gate | None:
+    def take_gate(self) -> GateOutput | None:
         """The gate that is not yet published, once."""
         gate, self.gate = self.gate, None
         return gate
-
-    def take_router_output(self) -> object:
-        """What the last router returned, once."""
-        output, self.router_output = self.router_output, None
-        return output
 
     def require_numbers(self) -> None:
         """A router's NaN spoils all that follows, so that looking at the last layer finds it; then the first such layer is named.
@@ -89,3 +86,149 @@ class Iteration:
         if self.rows is not None and len(weights) > self.rows.max(initial=0):
             weights = weights[torch.from_numpy(self.rows).to(weights.device)]
         return bool(weights.isnan().any())
+
+
+class Iterations:
+    """Told by the observer, by the routers applied ahead and by the layers that run; tells matcher and memories.
+
+    Args:
+        parts: the engine's.
+    Attributes:
+        current: the iteration that runs, or ran last.
+        durations: how long they took.
+    """
+
+    def __init__(self, parts: "Parts") -> None:
+        self._parts, self._session = parts, parts.session
+        self._kept = lookahead_width(parts.setup.num_experts, parts.setup.top_k)
+        self.current = Iteration(0)
+        self.durations = Durations(parts.counters)
+        self._is_moving = False
+
+    def on_forward_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model's forward begins (called by the observer, as all that is called on_...).
+
+        Raises:
+            EngineError: another thread is inside it, or a worker failed.
+        """
+        if self._session.enter():  # else it was closed while this forward waited, which goes on with the model as it was
+            self.recover()
+            self.raise_failures()
+            self.current.is_open = False
+
+    def on_start(self, embeddings: torch.Tensor, forward: Forward) -> None:
+        """The embedding layer has run: a new iteration, unless it is used twice before the first MoE layer."""
+        is_used_twice = self.current.is_open and self.current.layer < 0
+        if self._session.depth and not self._session.is_closed and not is_used_twice:
+            self._start(embeddings, forward, len(embeddings))
+
+    def on_router(self, layer: int, output: Any) -> None:
+        """A router has run, perhaps by itself and elsewhere."""
+        if not self._session.is_anothers:
+            self.current.router_output = output
+
+    def wants_ahead(self, layer: int) -> bool:
+        """Whether the routers are to be applied ahead once the decoder layer of an MoE layer has run."""
+        gate = self.current.gate
+        return gate is not None and gate.layer == layer and not self._session.is_anothers
+
+    def on_ahead(self, layer: int, choices: Sequence[Choice | None], targets: Sequence[int]) -> None:
+        """The routers applied ahead have spoken (called where the policy looks ahead): now they are published with the gate."""
+        with self.moving():
+            self.publish_gate(AheadOutput(choices, targets, self._parts.setup.num_experts, self._kept, self._parts.buffers))
+
+    def on_forward_complete(self) -> None:
+        """The model's forward returns, after its last layer.
+
+        Raises:
+            EngineError: a worker failed, or a router emitted NaN.
+        """
+        if self._session.depth:
+            self._end()
+
+    def on_forward_end(self) -> None:
+        """The model's forward is over, complete or not; a thread that was refused comes here, too."""
+        self._session.leave(0)
+
+    def enter_layer(self, layer: int, num_rows: int, observer: "Observer") -> None:
+        """A layer begins; observer: who knows the forward that it is in."""
+        current = self.current
+        # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
+        if layer <= current.layer or not current.is_open or self._is_moving:
+            self._start_past_the_embedding(num_rows, observer)
+        self.current.layer = layer
+        self._is_moving = True
+
+    def leave_layer(self, layer: int) -> None:
+        """It is done, and what it needed has been moved."""
+        self._is_moving = False
+        self._parts.forecasts.note_run(layer)
+
+    def publish_gate(self, ahead: AheadOutput | None = None) -> None:
+        """What a gate said and that waits goes to the matcher."""
+        gate = self.current.take_gate()
+        if gate is not None:
+            self._parts.matcher.publish_gate(self.current.number, gate, self.current.rows, ahead)
+
+    def recover(self) -> None:
+        """After something that broke off while experts were moved (an interrupt, an error) start from an empty cache."""
+        if self._is_moving:
+            self.current.is_open = self.current.is_published = False
+            self._parts.matcher.forget()
+            self._parts.memories.reset()
+            self._is_moving = False  # not before: an interrupt in here must not leave the cache half emptied
+            if self._parts.policy.holds_everything:
+                with self.moving():
+                    self._parts.memories.preload(is_counted=False)
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Loads in the calling thread: if they break off, the next use recovers as after a layer that broke off."""
+        self._is_moving = True
+        yield
+        self._is_moving = False
+
+    def raise_failures(self) -> None:
+        """Raise what a worker failed with, in the caller."""
+        self._parts.matcher.check()
+        self._parts.memories.check()
+
+    def _start(self, embeddings: torch.Tensor | None, forward: Forward, num_rows: int) -> None:
+        self.recover()
+        self._end_publishing()
+        self.raise_failures()
+        self.current = iteration = Iteration(self.current.number + 1, forward, num_rows)
+        self._parts.counters.enter_request(forward.request)
+        # With everything resident there is nothing to prefetch, so nothing is searched; nor for a batch that is all padding.
+        is_idle = self._parts.memories.is_all_resident and not self._parts.probe.always_accounts
+        iteration.is_published = self._parts.policy.needs_context and iteration.has_rows and not is_idle
+        self._parts.memories.start_iteration(iteration.number)
+        if iteration.is_published:
+            with self.moving():
+                told = forward.phase.is_prefill, forward.starts_request
+                is_seen = self._parts.matcher.publish_start(iteration.number, embeddings, *told, iteration.rows)
+            self._parts.counters.skipped_iterations += not is_seen
+
+    def _start_past_the_embedding(self, num_rows: int, observer: "Observer") -> None:
+        before, forward, is_inside = self.current, observer.forward, observer.is_inside
+        goes_on = is_inside and before.is_open and not self._is_moving  # layers that a forward runs again
+        before.is_open = False
+        self._start(None, replace(forward, starts_request=False) if goes_on else forward, num_rows)
+        if goes_on:
+            self.current.begin_s = before.begin_s
+        self._parts.counters.num_unknown_steps += not is_inside  # a layer called by itself, of which nobody will see the end
+
+    def _end(self) -> None:
+        self._end_publishing()
+        self.raise_failures()
+        iteration = self.current
+        if iteration.is_open:
+            iteration.is_open = False
+            iteration.require_numbers()
+            self.durations.count(iteration.forward, time.perf_counter() - iteration.begin_s)
+            self._parts.timeline.add("compute", f"iteration {iteration.number}", iteration.begin_s)
+
+    def _end_publishing(self) -> None:
+        if self.current.is_published:
+            self.current.is_published = False
+            self._parts.matcher.publish_end()

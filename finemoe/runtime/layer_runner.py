@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from finemoe.errors import EngineError
-from finemoe.models.layers import MoELayer, scores_of
+from finemoe.models.layers import MoELayer
 from finemoe.runtime import seam
 from finemoe.runtime.compute_stream import ComputeStream
 from finemoe.runtime.devices import Leases
-from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.gates import GateOutput, scores_of
 from finemoe.runtime.grouped import grouped_forward
-from finemoe.runtime.iteration import Gate, Iteration
-from finemoe.runtime.iterations import Iterations
+from finemoe.runtime.iteration import Iteration, Iterations
 from finemoe.runtime.lean import is_common
+from finemoe.runtime.lease import Lease
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.parts import Parts
 
@@ -77,8 +77,8 @@ class LayerRunner:
         else:
             output = seam.eager_forward(module, self._names, source, hidden_states, top_k_index, top_k_weights)
         source.end()
-        if not parts.policy.lookahead:
-            self._iterations.publish_gate(None)
+        if iteration.gate is not None and not parts.policy.lookahead:
+            self._iterations.publish_gate()
         if parts.policy.loads_whole_layers:
             parts.memories.complete_layer(index)
         self._iterations.leave_layer(index)
@@ -92,7 +92,7 @@ class LayerRunner:
         top_k_index: torch.Tensor,
         top_k_weights: torch.Tensor,
         needs_slots: bool,
-    ) -> "Leases | _Resident":
+    ) -> "Lease | Leases | _Resident":
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         parts, index = self._parts, self._layer.index
         chosen, aside = iteration.chosen(self._layer, selected)
@@ -103,27 +103,27 @@ class LayerRunner:
             parts.memories.use(index, list(chosen))
             return _Resident(parts.memories.resident_weights(index))
         demanded = np.array(sorted(chosen), dtype=np.int64)
-        parts.forecasts.count_recall(index, demanded)
-        leases = parts.memories.demand(index, demanded, np.array(sorted(aside), dtype=np.int64))
-        for access in leases.accesses:
+        lease = parts.memories.demand(index, demanded, np.array(sorted(aside), dtype=np.int64))
+        parts.forecasts.count_recall(iteration.number, index, demanded)
+        for access in lease.accesses:
             parts.counters.hits[index] += len(access.hits)
             parts.counters.late[index] += len(access.late)
             parts.counters.misses[index] += len(access.misses)
         if iteration.is_published:
             self._hear_gate(iteration, selected, top_k_index, top_k_weights)
-        return leases
+        return lease
 
     def _hear_gate(
         self, iteration: Iteration, selected: np.ndarray, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> None:
-        """Keep what the gate said, and publish it at once where the matcher works beside inference."""
-        parts, layer = self._parts, self._layer
-        scores = scores_of(iteration.take_router_output(), top_k_index)
-        width = parts.setup.num_experts
-        output = GateOutput(layer.index, layer.num_experts, width, scores, selected, top_k_weights, parts.buffers)
-        iteration.gate = Gate(layer.index, output, selected)
+        """What the gate said is published at once where the matcher works beside inference, else when the layer is done."""
+        parts, layer, width = self._parts, self._layer, self._parts.setup.num_experts
+        scores, iteration.router_output = scores_of(iteration.router_output, top_k_index), None
+        gate = GateOutput(layer.index, layer.num_experts, width, scores, selected, top_k_weights, parts.buffers)
         if parts.matcher.is_asynchronous and not parts.policy.lookahead:
-            self._iterations.publish_gate(None)
+            parts.matcher.publish_gate(iteration.number, gate, iteration.rows)
+        else:
+            iteration.gate = gate
 
 
 class _Resident:

@@ -8,6 +8,7 @@ import torch
 
 from finemoe.cache.expert_cache import Access
 from finemoe.cache.state import LOADING, RESIDENT
+from finemoe.runtime.grouped import can_group
 from finemoe.runtime.link import Completion
 
 if TYPE_CHECKING:
@@ -52,13 +53,26 @@ class Lease:
             memory.timeline.add("compute", f"wait {self._layer}.{expert}", begin_s)
         return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]), expert)
 
-    def slots(self) -> np.ndarray | None:
-        """The slot of every demanded expert, [n], all complete and safe to read at once; None where they must take turns."""
-        if self._missing:
+    @property
+    def accesses(self) -> list[Access]:
+        """What was found, device by device."""
+        return [self.access]
+
+    def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
+        """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
+        every expert [J]; None where they take turns, lie too far apart, begin unlike each other, or are served past the cache."""
+        pool, cache = self._memory.pool, self._memory.cache
+        if self._missing or self._aside or not pool.can_stack(self._layer):
             return None
         for expert in self._experts.tolist():
             self.weights(expert)
-        return self._memory.cache.slot_of[self._layer, self._experts].copy()
+        slots = cache.slot_of[self._layer, self._experts].copy()
+        if not can_group(slots):
+            return None
+        first = int(slots.min())
+        entries = np.zeros(cache.state.shape[1], dtype=np.int64)
+        entries[self._experts] = slots - first
+        return pool.stacked(self._layer, first, int(slots.max()) - first + 1), entries
 
     def end(self) -> None:
         """The layer's compute has been issued: mark when its slots may be overwritten."""

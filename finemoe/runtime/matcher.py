@@ -77,15 +77,13 @@ class Matcher:
     def publish_gate(
         self,
         iteration: int,
-        layer: int,
         gate: GateOutput,
-        experts: np.ndarray,
         rows: np.ndarray | None,
         ahead: AheadOutput | None = None,
     ) -> None:
-        """A gate has spoken; experts: [rows, K] what the model selected; ahead: the routers applied ahead, if wanted."""
+        """A gate has spoken; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
-            self._worker.do(lambda: self._gate(iteration, layer, gate, experts, rows, ahead))
+            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead))
 
     def publish_end(self) -> None:
         """The last layer has run."""
@@ -129,13 +127,11 @@ class Matcher:
     def _gate(
         self,
         iteration: int,
-        layer: int,
         gate: GateOutput,
-        experts: np.ndarray,
         rows: np.ndarray | None,
         ahead: AheadOutput | None,
     ) -> None:
-        begin_s = time.perf_counter()
+        begin_s, layer, experts = time.perf_counter(), gate.layer, gate.selected
         rows = rows if rows is not None and len(experts) > rows.max(initial=0) else None
         probs = gate.distribution(rows)
         self._num_rows = self._num_rows or len(probs)

@@ -13,8 +13,8 @@ from torch import nn
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.expert_map import lookahead_width, top_ids
-from finemoe.models.layers import MoELayer, scores_of
-from finemoe.runtime.gates import GateOutput
+from finemoe.models.layers import MoELayer
+from finemoe.runtime.gates import GateOutput, scores_of
 from finemoe.runtime.lookahead import AheadOutput, Choice, RoutersAhead
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.phases import Forward

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from finemoe.models.layers import find_moe_layers, scores_of
+from finemoe.models.layers import find_moe_layers
+from finemoe.runtime.gates import scores_of
 from finemoe.traces import RoutingTrace
 
 TOLERANCE = 2e-3  # half precision, and another order of summation

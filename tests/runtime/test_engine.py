@@ -270,5 +270,5 @@ def test_eviction_hears_what_is_predicted_of_a_layer_that_did_not_run_and_nothin
     matcher.publish_start(7, None, is_prefill=False, starts_request=True, rows=None)
     for layer in (0, 3):
         scores, selected = torch.tensor([[1.0, 0.0]]), np.array([[0]])
-        matcher.publish_gate(7, layer, GateOutput(layer, 2, 2, scores, selected, torch.ones(1, 1)), selected, rows=None)
+        matcher.publish_gate(7, GateOutput(layer, 2, 2, scores, selected, torch.ones(1, 1)), rows=None)
     assert posted == [(7, []), (7, [1]), (None, [2]), (None, [3]), (7, [])]
