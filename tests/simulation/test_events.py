@@ -32,7 +32,7 @@ def test_blocks_cover_the_iterations_and_sets_are_unions(seed, block_rows):
     for block in iteration_blocks(trace, block_rows):
         begins, demanded = demanded_sets(trace, block)
         sets += [demanded[a:b].tolist() for a, b in pairwise(begins)]
-        for number in range(len(block)):
+        for number in range(block.num_iterations):
             rows = slice(block.rows.start + int(block.starts[number]), block.rows.start + int(block.starts[number + 1]))
             found.append((int(block.requests[number]), rows))
             assert block.is_prefill[number] == (trace.phase[rows.start] == 0)
@@ -46,7 +46,7 @@ def test_the_future_is_what_comes_next(seed, block_rows):
     trace = mixed_trace(seed)
     blocks = list(iteration_blocks(trace, block_rows))
     sets = [demanded_sets(trace, block) for block in blocks]
-    firsts = np.cumsum([0, *(len(block) * 3 for block in blocks)])
+    firsts = np.cumsum([0, *(block.num_iterations * 3 for block in blocks)])
     future = FutureUses(3, 5)
     found = [future.before(*sets[number], int(firsts[number])) for number in reversed(range(len(blocks)))][::-1]
     flat = [(event % 3, e) for (begins, d), first in zip(sets, firsts, strict=False) for event, e in _entries(begins, d, first)]

@@ -110,7 +110,7 @@ def test_tokens_and_contexts_are_counted():
         begins, demanded = demanded_sets(trace, block)
         found, place = tokens_of(trace, block, begins, demanded), 0
         contexts = contexts_of(Arrangement.one_by_one(trace).contexts, block)
-        for number in range(len(block)):
+        for number in range(block.num_iterations):
             rows = range(block.rows.start + int(block.starts[number]), block.rows.start + int(block.starts[number + 1]))
             first = int(trace.offsets[block.requests[number]])
             assert contexts[number] == sum(row - first + 1 for row in rows)
@@ -180,7 +180,7 @@ def test_a_policy_reads_what_it_has_learned_so_far():
     """FineMoE online: nothing in the first iteration, then one record more for every row, up to C; none past layer L - d."""
     block = next(iteration_blocks(SERVED, 10**6))
     policy = make_policy("finemoe", replay_setup(SERVED, prefetch_distance=1, store_capacity=20))
-    _, read = hear(policy, SERVED, block, *demanded_sets(SERVED, block), hidden_size=64)
+    _, read = hear(policy, block, *demanded_sets(SERVED, block), hidden_size=64)
     num_rows = np.diff(block.starts)
     known = np.minimum(np.concatenate([[0], np.cumsum(num_rows)[:-1]]), 20)
     np.testing.assert_array_equal(read[:, 0], num_rows * known * 2 * 64)

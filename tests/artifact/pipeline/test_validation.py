@@ -31,9 +31,9 @@ def test_a_measured_pace_spends_what_was_measured():
     pace = MeasuredPace(machine, "finemoe", load_s=0.005, prefetch_s=0.006, search_s=(0.02, 0.03))
     block = next(iteration_blocks(trace, 100))
     begins, demanded = demanded_sets(trace, block)
-    durations = pace.durations(trace, block, begins, demanded, np.zeros((len(block), 1 + trace.num_layers)))
+    durations = pace.durations(trace, block, begins, demanded, np.zeros((block.num_iterations, 1 + trace.num_layers)))
     experts = np.add.reduceat(durations.expert, begins[:-1])
-    per_iteration = (durations.before + experts + durations.after).reshape(len(block), trace.num_layers).sum(axis=1)
+    per_iteration = (durations.before + experts + durations.after).reshape(block.num_iterations, trace.num_layers).sum(axis=1)
     np.testing.assert_allclose(per_iteration, np.where(block.is_prefill, 0.4, 0.1) + 4 * 0.01)
     assert durations.search.reshape(-1, trace.num_layers, 2)[0, 0].tolist() == [0.02, 0.03]
     assert pace.chunk_s == pytest.approx(0.006 / 5)
