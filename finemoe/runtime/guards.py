@@ -85,12 +85,12 @@ class Guards:
         self._handles += [module.register_load_state_dict_pre_hook(loading) for module in self._guarded]
 
     def lift(self) -> None:
-        """Allow everything again."""
+        """Allow everything again; lifting twice is harmless."""
         for handle in self._handles:
             handle.remove()
         for module in self._guarded:
             for name in (*_COPYING, "_apply"):
-                del module.__dict__[name]
+                module.__dict__.pop(name, None)
 
 
 def _path_to(name: str) -> list[str]:

@@ -229,10 +229,11 @@ class DiskFile:
 
     def _lane(self) -> _Lane:
         if not hasattr(self._local, "lane"):
-            self._local.lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
-            self._lanes.add(self._local.lane)
-        lane: _Lane = self._local.lane
-        return lane
+            lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
+            self._lanes.add(lane)  # before it is used, so that `close` knows it
+            self._local.lane = lane
+        found: _Lane = self._local.lane
+        return found
 
     def _new_buffer(self) -> torch.Tensor:
         return torch.empty(self._largest, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)
