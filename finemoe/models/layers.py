@@ -92,6 +92,12 @@ def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | N
     return None
 
 
+def names_above(name: str) -> list[str]:
+    """Names of all that contain a module, the model itself ("") first: "a.b.c" -> "", "a", "a.b"."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts))]
+
+
 def is_experts(module: nn.Module) -> bool:
     """Whether a module's forward goes through Transformers' experts registry."""
     return hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(type(module).forward, "__wrapped__")

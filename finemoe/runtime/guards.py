@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
-from finemoe.models.layers import MoELayer
+from finemoe.models.layers import MoELayer, names_above
 from finemoe.runtime import seam
 
 _CLOSE_FIRST = "call engine.close() first"
@@ -75,7 +75,7 @@ class Guards:
         remedy = _CLOSE_FIRST if holds_weights else _NEVER_HELD
         refusals = {name: _refuse(f"so it cannot be copied or pickled; {remedy}") for name in _COPYING}
         modules = dict(model.named_modules())
-        names = {name for layer in layers for name in _path_to(layer.name)}
+        names = {name for layer in layers for name in (*names_above(layer.name), layer.name)}
         self._guarded = [modules[name] for name in sorted(names)]
         for module in self._guarded:
             module.__dict__.update(refusals)
@@ -91,12 +91,6 @@ class Guards:
         for module in self._guarded:
             for name in (*_COPYING, "_apply"):
                 module.__dict__.pop(name, None)
-
-
-def _path_to(name: str) -> list[str]:
-    """Names of a module and of all that contain it, the model itself ("") included: "a.b" -> "", "a", "a.b"."""
-    parts = name.split(".")
-    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 _COPYING = ("__deepcopy__", "__reduce_ex__")
