@@ -40,6 +40,6 @@ def shared_data() -> Path:
 def clock(monkeypatch) -> VirtualClock:
     """The runtime's clock, made to stand still but for waiting."""
     clock = VirtualClock()
-    for name in ("iteration", "iterations", "layer_runner", "lease", "link", "memory", "timeline", "worker"):
+    for name in ("iteration", "layer_runner", "lease", "link", "memory", "timeline", "worker"):
         monkeypatch.setattr(f"finemoe.runtime.{name}.time", clock)
     return clock

@@ -1,7 +1,7 @@
 """What attaching an engine does to a model and to the machine, step by step, and how it is undone (DESIGN 5)."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import nn
@@ -39,6 +39,7 @@ from finemoe.runtime.snapshot import host_buffers
 from finemoe.runtime.takeover import ModulesAsTheyWere, Takeover, is_empty
 from finemoe.runtime.tiers import RecordStore
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.undo import UndoStack
 
 
 class Attachment:
@@ -62,7 +63,7 @@ class Attachment:
         self._counts = [layer.num_experts for layer in layers]
         self._counters, self._timeline = Counters(setup.num_layers), Timeline()
         self._session = Session()
-        self._undo = ExitStack()
+        self._undo = UndoStack()
 
     def attach(self, records: RecordStore | None, keeps_records: bool) -> None:
         """Do it, or, if anything breaks off, nothing.
@@ -72,9 +73,9 @@ class Attachment:
             keeps_records: whether a given store is this engine's to close; otherwise it is lent, and stays for the next one.
         """
         if records is not None and keeps_records:
-            self._undo.callback(_refuse_runs, self._model, self._layers)
+            self._undo.push(partial(_refuse_runs, self._model, self._layers))
         before = ModulesAsTheyWere(self._model)
-        self._undo.callback(before.restore)  # whatever an interrupt left of what the steps after this one do
+        self._undo.push(before.restore)  # whatever an interrupt left of what the steps after this one do
         try:
             with torch.inference_mode(False):  # whose tensors neither the workers' threads nor a later training could use
                 self._attach(records, keeps_records)
@@ -84,7 +85,8 @@ class Attachment:
             raise
 
     def undo(self) -> None:
-        """Stop the threads and give the model back exactly as it was."""
+        """Stop the threads and give the model back exactly as it was. An interrupt may come at any moment: either nothing is done
+        then, or everything."""
         try:
             self._close()
         except BaseException:
@@ -93,9 +95,15 @@ class Attachment:
             raise
 
     def _close(self) -> None:
+        try:
+            self._run_undo()
+        finally:  # once more, for what an interrupt left
+            self._run_undo()
+
+    def _run_undo(self) -> None:
         with torch.inference_mode(False), interrupts_wait():
             self._session.is_closed = True
-            self._undo.close()
+            self._undo.run()
 
     def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
         """Everything that `undo` takes back, in the opposite order.
@@ -111,13 +119,13 @@ class Attachment:
             records = RecordStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
         self.records = records
         if keeps_records:
-            self._undo.callback(records.close)
+            self._undo.push(records.close)
         takeover = Takeover(self._model, self._layers, records, home, holds_weights)
-        self._undo.callback(takeover.undo)
+        self._undo.push(takeover.undo)
         takeover.begin()
         self.parts = parts = self._make_parts(policy, pools)
-        self._undo.callback(parts.memories.close)  # first of all the slots, so that the device has room for what comes back
-        self._undo.callback(parts.matcher.close)
+        self._undo.push(parts.memories.close)  # first of all the slots, so that the device has room for what comes back
+        self._undo.push(parts.matcher.close)
         parts.memories.start()
         parts.matcher.start()
         self.iterations = Iterations(parts)
@@ -126,7 +134,7 @@ class Attachment:
             parts.memories.preload(is_counted=False)
         # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
         lifetime = Lifetime(self._session, parts.matcher, parts.memories, records if keeps_records else None)
-        self._undo.callback(lifetime.cancel)
+        self._undo.push(lifetime.cancel)
         lifetime.begin()
 
     def _make_policy(self) -> Policy:
@@ -150,7 +158,7 @@ class Attachment:
         num_snapshots = 1 + setup.num_layers * (1 + 2 * len(policy.lookahead))  # of one iteration
         buffers = host_buffers(home, num_snapshots if policy.needs_context else 0)
         if buffers is not None:
-            self._undo.callback(buffers.close)
+            self._undo.push(buffers.close)
         forecasts = Forecasts(memories, self._counters, setup.num_layers)
         is_beside = is_asynchronous and policy.needs_context
         return Parts(
@@ -174,7 +182,7 @@ class Attachment:
             cache = ExpertCache(rule_named(self.eviction), self._setup.num_layers, self._setup.num_experts, pool.num_slots)
             link = make_link(device, self._options.link)
             memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
-            self._undo.callback(memory.close)
+            self._undo.push(memory.close)
             memories.append(memory)
         return DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, devices[0])
 
@@ -183,14 +191,14 @@ class Attachment:
         model, layers, parts, iterations = self._model, self._layers, self.parts, self.iterations
         if parts.policy.lookahead:
             ahead = RoutersAhead(model, layers, parts.policy.lookahead, iterations)
-            self._undo.callback(ahead.detach)
+            self._undo.push(ahead.detach)
             ahead.attach()
         observer, stream = Observer(model, layers, iterations, gates=parts.policy.needs_context), ComputeStream()
         for layer in layers:
             runner = LayerRunner(layer, parts, iterations, observer, stream)
-            self._undo.callback(seam.connect(layer.experts, runner))
-        self._undo.callback(Guards(model, layers, holds_weights).lift)
-        self._undo.callback(observer.detach)
+            self._undo.push(seam.connect(layer.experts, runner))
+        self._undo.push(Guards(model, layers, holds_weights).lift)
+        self._undo.push(observer.detach)
         observer.attach()
 
 

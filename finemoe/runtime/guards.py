@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from finemoe.errors import FinemoeError
-from finemoe.models.layers import MoELayer
+from finemoe.models.layers import MoELayer, names_above
 from finemoe.runtime import seam
 
 _CLOSE_FIRST = "call engine.close() first"
@@ -75,7 +75,7 @@ class Guards:
         remedy = _CLOSE_FIRST if holds_weights else _NEVER_HELD
         refusals = {name: _refuse(f"so it cannot be copied or pickled; {remedy}") for name in _COPYING}
         modules = dict(model.named_modules())
-        names = {name for layer in layers for name in _path_to(layer.name)}
+        names = {name for layer in layers for name in (*names_above(layer.name), layer.name)}
         self._guarded = [modules[name] for name in sorted(names)]
         for module in self._guarded:
             module.__dict__.update(refusals)
@@ -85,18 +85,12 @@ class Guards:
         self._handles += [module.register_load_state_dict_pre_hook(loading) for module in self._guarded]
 
     def lift(self) -> None:
-        """Allow everything again."""
+        """Allow everything again; lifting twice is harmless."""
         for handle in self._handles:
             handle.remove()
         for module in self._guarded:
             for name in (*_COPYING, "_apply"):
-                del module.__dict__[name]
-
-
-def _path_to(name: str) -> list[str]:
-    """Names of a module and of all that contain it, the model itself ("") included: "a.b" -> "", "a", "a.b"."""
-    parts = name.split(".")
-    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
+                module.__dict__.pop(name, None)
 
 
 _COPYING = ("__deepcopy__", "__reduce_ex__")

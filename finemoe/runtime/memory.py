@@ -118,7 +118,7 @@ class ExpertMemory:
                 return
             if is_prefetch:
                 self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
-        self._copy_in_chunks(layer, expert, admission.slot)
+        self.copy_in_chunks(layer, expert, admission.slot)
         with self.lock:
             self.cache.complete(layer, expert)
             self.changed.notify_all()
@@ -219,7 +219,7 @@ class ExpertMemory:
             self._copier = threading.get_ident()
             self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
         begin_s = time.perf_counter()
-        self._copy_in_chunks(layer, expert, admission.slot)
+        self.copy_in_chunks(layer, expert, admission.slot)
         with self.lock:
             self._copier = None
             self.cache.complete(layer, expert)
@@ -227,7 +227,8 @@ class ExpertMemory:
         self.timeline.add(self.name, f"prefetch {layer}.{expert}", begin_s)
         return True
 
-    def _copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
+    def copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
+        """Copy an expert that is not yet demanded into its slot and wait for it; what is demanded meanwhile goes first."""
         record, target = self.records.record(layer, expert), self.pool.bytes_of(layer, slot)
         size = self.link.chunk_bytes
         under_way: deque[Completion] = deque()

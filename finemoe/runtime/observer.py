@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from finemoe.models.layers import MoELayer
+from finemoe.models.layers import MoELayer, names_above
 from finemoe.runtime.phases import Call, Forward, Phase, Requests, cache_of
 
 
@@ -194,19 +194,13 @@ def embedding_of(model: nn.Module) -> nn.Module | None:
 
 
 def _callable_with_tokens(model: nn.Module, layers: Sequence[MoELayer], embedding: nn.Module | None) -> Iterator[nn.Module]:
-    parents = [set(_parents(layer.name)) for layer in layers]
+    parents = [set(names_above(layer.name)) for layer in layers]
     names = {"", *set.intersection(*parents)}
     for name, module in model.named_modules():
         if module is embedding:
-            names.update(_parents(name))
+            names.update(names_above(name))
     modules = dict(model.named_modules())
     yield from (modules[name] for name in sorted(names, key=len) if type(modules[name]).forward is not nn.Module.forward)
-
-
-def _parents(name: str) -> list[str]:
-    """Names of all that contain a module: "a.b.c" -> "", "a", "a.b"."""
-    parts = name.split(".")
-    return [".".join(parts[:depth]) for depth in range(len(parts))]
 
 
 def _together(calls: Sequence[Call], batch: int, num_tokens: int) -> Call:

@@ -30,7 +30,8 @@ from transformers.utils import logging as transformers_logging
 
 from finemoe.errors import FinemoeError, first_line
 from finemoe.models.layers import find_moe_layers
-from finemoe.runtime.checkpoint import Checkpoint, Shards
+from finemoe.runtime.checkpoint import Checkpoint
+from finemoe.runtime.shards import Shards
 
 _AUTO: tuple[tuple[Any, Any], ...] = (
     (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),

@@ -82,7 +82,7 @@ def eager_forward(
 
 
 def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
-    """Send this experts module's calls to `function`; returns what undoes it.
+    """Send this experts module's calls to `function`; returns what undoes it, also when called again.
 
     The module gets a private copy of its configuration, since two models built from one configuration share it.
     """
@@ -96,7 +96,7 @@ def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
     def disconnect() -> None:
         module.config = original
         if previous is None:
-            delattr(module, _ATTRIBUTE)
+            module.__dict__.pop(_ATTRIBUTE, None)
         else:
             setattr(module, _ATTRIBUTE, previous)
 

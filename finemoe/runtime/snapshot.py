@@ -81,6 +81,11 @@ class HostBuffers:
         for buffer in self._free:
             buffer.warm(device)
 
+    @property
+    def num_free(self) -> int:
+        """How many are there to be taken."""
+        return len(self._free)
+
     def take(self, num_bytes: int) -> HostBuffer:
         """A buffer with room for so many bytes."""
         if num_bytes > _BUFFER_BYTES:

@@ -102,18 +102,16 @@ def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.buffers()
 
 
+_HOOKS = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict) and "_hooks" in name]
+
+
 class ModulesAsTheyWere:
     """A model's modules and their hooks at one moment, to be had back if what follows breaks off; the data of its tensors is not
     in it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._attributes = {module: dict(module.__dict__) for module in model.modules()}
-        self._hooks = {
-            (module, name): dict(value)
-            for module, attributes in self._attributes.items()
-            for name, value in attributes.items()
-            if isinstance(value, dict) and name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
-        }
+        self._hooks = {(module, name): dict(module.__dict__[name]) for module in self._attributes for name in _HOOKS}
 
     def restore(self) -> None:
         """Make them what they were."""

@@ -37,6 +37,8 @@ class RecordStore:
         pinned: page-lock the arena as far as the machine lets it.
         disk_folder: where the file of the disk tier lies; None is the system's folder for temporary files.
         is_sure: the host has the room, whatever it says; see Arena.
+    Attributes:
+        host_bytes, disk_bytes: of the experts that wait here and there. disk: the disk's share, if there is one.
     Raises:
         FinemoeError: the budget is negative, or memory or disk cannot be had.
     """
@@ -58,7 +60,7 @@ class RecordStore:
         self._sizes, self._is_host = sizes.tolist(), is_host.tolist()
         self._places = places.tolist()  # the number of a record in the arena, or where it begins in the file
         self.host_bytes, self.disk_bytes = int(sizes[is_host].sum()), int(sizes[~is_host].sum())
-        self._file = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
+        self.disk = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
         self._arena = Arena(sizes[is_host].tolist(), pinned, is_sure)  # last, since what is page-locked must be let go again
 
     @property
@@ -90,8 +92,8 @@ class RecordStore:
         index = self._first[layer] + expert
         if self._is_host[index]:
             return self._arena.record(self._places[index])
-        assert self._file is not None
-        return self._file.read(self._places[index], self._sizes[index])
+        assert self.disk is not None
+        return self.disk.read(self._places[index], self._sizes[index])
 
     def write(self, layer: int, expert: int, weights: dict[str, torch.Tensor]) -> None:
         """Put one expert's weights, by parameter name and without the expert axis, where they wait."""
@@ -101,14 +103,14 @@ class RecordStore:
         for field in self.layouts[layer].fields:
             field.view(record, expert).copy_(weights[field.name])
         if not is_host:
-            assert self._file is not None
-            self._file.write(place, record)
+            assert self.disk is not None
+            self.disk.write(place, record)
 
     def close(self) -> None:
         """Give memory and disk back."""
         self._arena.close()
-        if self._file:
-            self._file.close()
+        if self.disk:
+            self.disk.close()
 
     def __enter__(self) -> "RecordStore":
         return self
@@ -162,16 +164,25 @@ class DiskFile:
         self._local = threading.local()
         self._lanes: weakref.WeakSet[_Lane] = weakref.WeakSet()
 
+    @property
+    def num_lanes(self) -> int:
+        """How many threads have a way of their own to it."""
+        return len(self._lanes)
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._file.fileno()
+
     def write(self, start: int, record: torch.Tensor) -> None:
         """Write one record, [n] uint8, and note its checksum."""
         data = memoryview(record.numpy().data)
         self._checksums[start] = xxhash.xxh3_64_intdigest(data)
         written = 0
         while written < len(data):
-            written += os.pwrite(self._file.fileno(), data[written:], start + written)
+            written += os.pwrite(self.fileno(), data[written:], start + written)
         self._unflushed_bytes += len(data)
         if self._unflushed_bytes >= _FLUSH_BYTES:
-            os.fdatasync(self._file.fileno())
+            os.fdatasync(self.fileno())
             self._forget(0, 0)  # only what is on the disk can leave the page cache
             self._unflushed_bytes = 0
 
@@ -219,20 +230,21 @@ class DiskFile:
         lane.readers.shutdown(wait=False, cancel_futures=True)
 
     def _read_part(self, part: memoryview, offset: int) -> int:
-        count = os.preadv(self._file.fileno(), [part], offset)
+        count = os.preadv(self.fileno(), [part], offset)
         self._forget(offset, len(part))
         return count
 
     def _forget(self, start: int, size: int) -> None:
         """Keep the page cache free for others: what is read here is kept in slots, and would only push programs out."""
-        os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
     def _lane(self) -> _Lane:
         if not hasattr(self._local, "lane"):
-            self._local.lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
-            self._lanes.add(self._local.lane)
-        lane: _Lane = self._local.lane
-        return lane
+            lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
+            self._lanes.add(lane)  # before it is used, so that `close` knows it
+            self._local.lane = lane
+        found: _Lane = self._local.lane
+        return found
 
     def _new_buffer(self) -> torch.Tensor:
         return torch.empty(self._largest, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)

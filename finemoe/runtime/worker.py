@@ -1,5 +1,6 @@
 """Who does the work that inference leaves to others: a thread, or the caller itself."""
 
+import math
 import queue
 import threading
 import time
@@ -104,12 +105,14 @@ class _Thread(threading.Thread):
     """A thread whose end can be awaited again and again.
 
     CPython 3.11 and 3.12 take a thread for ended when a signal cuts a wait for it short; here the wait is for a lock that the
-    thread itself lets go. One that was never started has ended.
+    thread itself lets go. An interrupt may keep it from being handed on to others who wait, so that they look, too.
+    One that was never started has ended.
     """
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
+        self._has_ended = False
         self._running = threading.Lock()
         self._running.acquire()
 
@@ -118,9 +121,13 @@ class _Thread(threading.Thread):
             self._work()
         finally:
             del self._work  # as a thread does: whoever still holds it holds nothing of what it worked on
+            self._has_ended = True
             self._running.release()
 
     def join(self, timeout: float | None = None) -> None:
-        if self.ident is not None and self._running.acquire(timeout=-1 if timeout is None else timeout):
-            self._running.release()
+        end_s = math.inf if timeout is None else time.perf_counter() + timeout
+        while self.ident is not None and not self._has_ended and (left_s := end_s - time.perf_counter()) > 0:
+            if self._running.acquire(timeout=min(left_s, _PATIENCE_S)):
+                self._running.release()
+        if self._has_ended:
             super().join(timeout)

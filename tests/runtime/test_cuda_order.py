@@ -92,8 +92,8 @@ def run(monkeypatch, family: str, policy: str, share: float, link: type[NotedLin
     monkeypatch.setattr(SlotPool, "weights", weights)
     with finemoe.offload(model, share, policy) as engine, torch.no_grad():
         assert torch.equal(model.generate(**batch, max_new_tokens=6, min_new_tokens=6), expected)
-        slots = engine.memories.memories[0].pool._bytes
-        return list(notes.lines), slots.data_ptr(), slots.shape[1]
+        first = engine.memories.memories[0].pool.bytes_of(0, 0)
+        return list(notes.lines), first.data_ptr(), engine.records.record_bytes
 
 
 def check(lines: list[tuple], begin: int, slot_bytes: int) -> int:

@@ -1,8 +1,5 @@
 """Beginnings and ends at bad moments: an interrupt while an engine is attached, a process that ends while a thread generates."""
 
-import dis
-import functools
-import itertools
 import signal
 import subprocess
 import sys
@@ -18,110 +15,7 @@ from finemoe.paths import ROOT
 from finemoe.runtime.worker import Worker
 from tests.runtime.models import build, padded_batch
 from tests.runtime.recordings import Characters
-
-RUNTIME = str(ROOT / "finemoe" / "runtime")
-OPTIONS = {
-    "finemoe": {"policy": "finemoe"},
-    "looks ahead": {"policy": "mixtral-offloading"},
-    "on disk": {"policy": "finemoe", "host_memory": 0, "devices": 2},
-    "everything": {"policy": "no-offload"},
-}
-# What attaching calls that is not of the model's own: their lines are where interrupts strike.
-ATTACHING = {
-    "engine.py",
-    "attachment.py",
-    "takeover.py",
-    "memory.py",
-    "devices.py",
-    "matcher.py",
-    "worker.py",
-    "lifetime.py",
-    "observer.py",
-    "guards.py",
-}
-
-
-@functools.cache
-def exits_of_withs(code) -> frozenset[int]:
-    """Offsets of instructions that call a `with` statement's `__exit__` after its block has ended well: a tracer can raise there,
-    and the exit is never called; a signal is heard at calls and jumps only, which are inside the block."""
-    found: set[int] = set()
-    instructions = list(dis.get_instructions(code))
-    for place in range(len(instructions) - 3):
-        three = instructions[place : place + 3]
-        if all(one.opname == "LOAD_CONST" and one.argval is None for one in three):
-            rest = itertools.takewhile(lambda one: one.opname != "POP_TOP", instructions[place:])
-            found.update(one.offset for one in rest)
-    return frozenset(found)
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at the n-th traced event (a line or a single instruction) of attaching, once."""
-
-    def __init__(self, at: int, files: set[str], functions: set[str] | None, by_instruction: bool) -> None:
-        self.remaining, self._files, self._functions, self._by_instruction = at, files, functions, by_instruction
-        self._is_attaching = False
-
-    def __call__(self, frame, event, argument):
-        name, function = frame.f_code.co_filename, frame.f_code.co_name
-        is_first = function == "__init__" and name.endswith("runtime/engine.py")
-        self._is_attaching = (self._is_attaching or is_first) and function != "forget"  # the engine's last step: it is attached
-        is_ours = name.startswith(RUNTIME) and name.rsplit("/", 1)[-1] in self._files
-        if not (self._is_attaching and is_ours) or (self._functions is not None and function not in self._functions):
-            return self if self._functions is None else None
-        frame.f_trace_opcodes = self._by_instruction
-        if event == ("opcode" if self._by_instruction else "line"):
-            self.remaining -= 1
-            if self.remaining <= 0 and frame.f_lasti not in exits_of_withs(frame.f_code):
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self
-
-
-def facts_of(model) -> dict:
-    """What must be as before: attributes and hooks of every module, and where weights lie."""
-    facts = {}
-    for name, module in model.named_modules():
-        hooks = {key: list(value) for key, value in module.__dict__.items() if "_hooks" in key and isinstance(value, dict)}
-        facts[name] = (set(module.__dict__), id(module.__dict__.get("config")), hooks)
-    facts["parameters"] = [(id(one), one.shape, one.untyped_storage().nbytes() >= one.nbytes) for one in model.parameters()]
-    return facts
-
-
-def offload_with(model, tracer, **options) -> bool:
-    """Whether attaching was interrupted."""
-    previous = sys.gettrace()
-    sys.settrace(tracer)
-    try:
-        engine = finemoe.offload(model, 0.3, **options)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(previous)
-    engine.close()
-    return False
-
-
-@pytest.mark.parametrize(("kind", "by_instruction"), [*((kind, False) for kind in OPTIONS), ("looks ahead", True)], ids=str)
-def test_an_interrupt_anywhere_in_attaching_leaves_the_model_as_it_was(kind, by_instruction):
-    model, batch = build("mixtral"), padded_batch(1)
-    with torch.no_grad():
-        expected = model(**batch).logits
-    before, at, step = facts_of(model), 1, 0
-    functions = {"attach", "_attach", "__init__", "begin", "start"} if by_instruction else None
-    files = {"engine.py", "attachment.py", "worker.py", "lifetime.py"} if by_instruction else ATTACHING
-    while offload_with(model, InterruptAt(at, files, functions, by_instruction), **OPTIONS[kind]):
-        assert facts_of(model) == before, f"event {at}"
-        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("finemoe")]
-        assert left == [], f"event {at}"
-        with torch.no_grad():
-            assert torch.equal(model(**batch).logits, expected), f"event {at}"
-        step += 1
-        at += 1 + at // 12  # every event at first, then fewer of the many alike
-    assert step > 20
-    with torch.no_grad(), finemoe.offload(model, 0.3, **OPTIONS[kind]):
-        assert torch.equal(model(**batch).logits, expected)
-
+from tests.runtime.test_interrupts import facts_of
 
 RECORDING = {"recorder.py", "tape.py", "following.py", "observer.py", "lookahead.py", "interrupts.py"}
 

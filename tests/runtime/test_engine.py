@@ -162,7 +162,7 @@ def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeyp
     if broken == "search":
         monkeypatch.setattr(engine.policy, "on_gate", fail)
     else:
-        monkeypatch.setattr(engine.memories.memories[0], "_copy_in_chunks", fail)
+        monkeypatch.setattr(engine.memories.memories[0], "copy_in_chunks", fail)
     with engine, torch.no_grad(), pytest.raises(EngineError, match="moon") as raised:
         model.generate(**batch, max_new_tokens=100, min_new_tokens=100)
     assert isinstance(raised.value.__cause__, RuntimeError)
@@ -245,14 +245,23 @@ def test_a_request_whose_first_iteration_was_left_out_still_begins():
             return []
 
     policy = Listening(PolicySetup(1, 2, 1, prefetch_distance=1))
-    matcher = Matcher(policy, lambda *_: None, Timeline(), asynchronous=False)
-    matcher._published = 9  # far ahead of what is finished
-    assert not matcher.publish_start(1, None, is_prefill=True, starts_request=True, rows=None)
-    matcher._finished = 9
-    for iteration in (2, 3):
-        assert matcher.publish_start(iteration, None, is_prefill=False, starts_request=False, rows=None)
+    matcher = Matcher(policy, lambda *_: None, Timeline(), asynchronous=True)
+
+    def publish(starts_request: bool) -> bool:
+        is_seen = matcher.publish_start(1, None, is_prefill=False, starts_request=starts_request, rows=None)
         matcher.publish_end()
-    assert told == [True, False]
+        return is_seen
+
+    num_seen = 0
+    while publish(starts_request=False):  # as long as it does not begin to work, it falls behind
+        num_seen += 1
+    assert not publish(starts_request=True)
+    matcher.start()
+    matcher.flush()
+    assert publish(starts_request=False)
+    assert publish(starts_request=False)
+    matcher.close()
+    assert told == [*[False] * num_seen, True, False]
 
 
 def test_eviction_hears_what_is_predicted_of_a_layer_that_did_not_run_and_nothing_is_loaded_for_it():

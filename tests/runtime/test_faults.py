@@ -92,7 +92,7 @@ def test_a_disk_that_fails_for_a_while(policy, monkeypatch):
 def test_a_disk_that_lost_the_experts(policy, fault):
     model, batch = build("mixtral"), padded_batch()
     engine = finemoe.offload(model, 0.2, policy, host_memory=0)
-    file = engine.records._file._file.fileno()
+    file = engine.records.disk.fileno()
     if fault == "short":
         os.ftruncate(file, 10)
     else:
@@ -233,7 +233,7 @@ def test_an_interrupt_while_prefetching_in_line_and_then_again(at, monkeypatch):
     with finemoe.offload(model, 0.2, asynchronous=False) as engine:
         model.generate(**batch, **GENERATION)  # there is something to predict from
         memory = engine.memories.memories[0]
-        monkeypatch.setattr(memory, "_copy_in_chunks", Interrupts(memory._copy_in_chunks, at))
+        monkeypatch.setattr(memory, "copy_in_chunks", Interrupts(memory.copy_in_chunks, at))
         with pytest.raises(KeyboardInterrupt):
             model.generate(**batch, **GENERATION)
         monkeypatch.undo()
@@ -307,7 +307,7 @@ def test_an_inner_module_called_after_an_interrupt_before_the_first_layer(embeds
         with finemoe.offload(model, 0.2, asynchronous=False) as engine:
             model.model(**batch)  # there is something to predict from
             memory = engine.memories.memories[0]
-            monkeypatch.setattr(memory, "_copy_in_chunks", Interrupts(memory._copy_in_chunks, 1))
+            monkeypatch.setattr(memory, "copy_in_chunks", Interrupts(memory.copy_in_chunks, 1))
             with pytest.raises(KeyboardInterrupt):
                 model.model(**batch)
             assert engine.iteration.layer < 0, "the interrupt was to strike while the first layers are prefetched"

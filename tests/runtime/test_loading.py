@@ -14,9 +14,9 @@ import finemoe
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.models.layers import find_moe_layers
 from finemoe.paths import MINIATURES
-from finemoe.runtime.checkpoint import Shards
 from finemoe.runtime.loading import load_model, load_tokenizer
 from finemoe.runtime.pretrained import LoadingStep
+from finemoe.runtime.shards import Shards
 from tests.runtime import families
 from tests.runtime.models import build, padded_batch
 from tests.runtime.test_families import CHOSEN, UNSUPPORTED, assert_equal, outputs

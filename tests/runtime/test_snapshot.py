@@ -229,8 +229,8 @@ def test_an_engine_has_buffers_for_its_first_layers(cuda, monkeypatch, policy):
             assert (len(cuda.allocated), cuda.num_events) == made
             assert torch.equal(model.generate(**batch, max_new_tokens=6, min_new_tokens=6), tokens)
             engine.report()  # the matcher gives the last ones back when it has read them
-            assert len(engine.parts.buffers._free) == len(cuda.allocated)
-        assert len(engine.parts.buffers._free) == 0
+            assert engine.parts.buffers.num_free == len(cuda.allocated)
+        assert engine.parts.buffers.num_free == 0
 
 
 def test_an_engine_on_a_cpu_has_none(monkeypatch):

@@ -69,7 +69,7 @@ def test_a_failing_disk_is_an_error(monkeypatch):
 def test_a_short_read_is_an_error():
     store, _ = filled(host_bytes=0)
     with store:
-        os.ftruncate(store._file._file.fileno(), 100)
+        os.ftruncate(store.disk.fileno(), 100)
         with pytest.raises(EngineError, match="gave 100 of 1024 bytes"):
             store.record(0, 0)
 
@@ -77,7 +77,7 @@ def test_a_short_read_is_an_error():
 def test_changed_bytes_are_an_error():
     store, _ = filled(host_bytes=0)
     with store:
-        os.pwrite(store._file._file.fileno(), b"\x01\x02", 7)
+        os.pwrite(store.disk.fileno(), b"\x01\x02", 7)
         with pytest.raises(EngineError, match="checksum"):
             store.record(0, 0)
         store.record(0, 1)
@@ -148,4 +148,4 @@ def test_a_thread_s_readers_and_buffer_end_with_it():
             thread.start()
             thread.join(10)
         gc.collect()
-        assert len(store._file._lanes) == 0
+        assert store.disk.num_lanes == 0
