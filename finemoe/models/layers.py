@@ -78,6 +78,12 @@ def _require_own_weights(model: nn.Module, layers: list[MoELayer]) -> None:
         raise FinemoeError(f"{type(model).__name__} shares experts between its layers, which finemoe does not support yet")
 
 
+def names_above(name: str) -> list[str]:
+    """Names of all that contain a module, the model itself ("") first: "a.b.c" -> "", "a", "a.b"."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts))]
+
+
 def is_experts(module: nn.Module) -> bool:
     """Whether a module's forward goes through Transformers' experts registry."""
     return hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(type(module).forward, "__wrapped__")
