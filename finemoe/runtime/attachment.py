@@ -193,13 +193,14 @@ class Attachment:
             ahead = RoutersAhead(model, layers, parts.policy.lookahead, iterations)
             self._undo.push(ahead.detach)
             ahead.attach()
-        observer, stream = Observer(model, layers, iterations, gates=parts.policy.needs_context), ComputeStream()
-        for layer in layers:
-            runner = LayerRunner(layer, parts, iterations, observer, stream)
+        observer, stream = Observer(model, layers, iterations), ComputeStream()
+        runners = [LayerRunner(layer, parts, iterations, observer, stream) for layer in layers]
+        for layer, runner in zip(layers, runners, strict=True):
             self._undo.push(seam.connect(layer.experts, runner))
         self._undo.push(Guards(model, layers, holds_weights).lift)
         self._undo.push(observer.detach)
-        observer.attach()
+        wants_gates = parts.policy.needs_context
+        observer.attach({layer.index: runner.hear_router for layer, runner in zip(layers, runners, strict=True) if wants_gates})
 
 
 def require_possible(

@@ -12,8 +12,7 @@ import torch
 
 from finemoe.errors import EngineError
 from finemoe.maps.expert_map import lookahead_width
-from finemoe.models.layers import MoELayer
-from finemoe.runtime.durations import Durations
+from finemoe.report import Counters
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.lookahead import AheadOutput, Choice
 from finemoe.runtime.phases import Forward, Phase
@@ -35,7 +34,8 @@ class Iteration:
         rows: [n] indices of the token rows that count, or None where all do.
         begin_s: when it began (time.perf_counter).
         is_open: whether more of it may come; is_published: whether the policy sees it.
-        router_output: what the last router returned; gate: what a layer's gate said, as long as that waits to be published.
+        gate: what a layer's gate said, as long as that waits to be published.
+        router_weights: by layer, what its router gave the selected experts, [rows, K].
     """
 
     def __init__(self, number: int, forward: Forward = _NOTHING_KNOWN, num_rows: int = 0) -> None:
@@ -44,26 +44,13 @@ class Iteration:
         self.layer = -1
         self.begin_s = time.perf_counter()
         self.is_open, self.is_published = number > 0, False
-        self.router_output: object = None
         self.gate: GateOutput | None = None
-        self._router_weights: dict[int, torch.Tensor] = {}
+        self.router_weights: dict[int, torch.Tensor] = {}
 
     @property
     def has_rows(self) -> bool:
         """Whether any row counts."""
         return self.num_rows > 0 if self.rows is None else len(self.rows) > 0
-
-    def keep_router_weights(self, layer: int, weights: torch.Tensor) -> None:
-        """What `require_numbers` looks at, [rows, K]."""
-        self._router_weights[layer] = weights
-
-    def chosen(self, layer: MoELayer, selected: np.ndarray) -> tuple[set[int], set[int]]:
-        """The experts that rows which count selected, and those that only padding did; selected: [rows, K]."""
-        everyones = set(selected.ravel().tolist()) - {layer.num_experts}  # expert parallelism marks foreign experts with J
-        if self.rows is None or len(selected) != self.num_rows:
-            return everyones, set()
-        chosen = everyones.intersection(selected[self.rows].ravel().tolist())
-        return chosen, everyones - chosen
 
     def take_gate(self) -> GateOutput | None:
         """The gate that is not yet published, once."""
@@ -76,16 +63,49 @@ class Iteration:
         Raises:
             EngineError: a router emitted NaN.
         """
-        if not self._router_weights or not self._has_nan(max(self._router_weights)):
+        if not self.router_weights or not self._has_nan(max(self.router_weights)):
             return
-        first = next(layer for layer in sorted(self._router_weights) if self._has_nan(layer))
+        first = next(layer for layer in sorted(self.router_weights) if self._has_nan(layer))
         raise EngineError(f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite")
 
     def _has_nan(self, layer: int) -> bool:
-        weights = self._router_weights[layer]
+        weights = self.router_weights[layer]
         if self.rows is not None and len(weights) > self.rows.max(initial=0):
             weights = weights[torch.from_numpy(self.rows).to(weights.device)]
         return bool(weights.isnan().any())
+
+
+class Durations:
+    """Puts an iteration's duration where it belongs; a prompt that is fed in pieces is one prefill.
+
+    Args:
+        counters: where it is counted.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._prefills_s: dict[int, float] = {}  # how long its prefill took, of requests that ran nothing since
+
+    def reset(self) -> None:
+        """Forget prefills; what is fed of their prompts from now on is nothing known."""
+        self._prefills_s.clear()
+
+    def count(self, forward: Forward, duration_s: float) -> None:
+        """An iteration has ended."""
+        counters, phase, request = self._counters, forward.phase, forward.request
+        prefill_s = self._prefills_s.pop(request, None)
+        if prefill_s is not None and phase in (Phase.PIECE, Phase.SEVERAL):  # several may be the rest of its prompt, or drafts
+            counters.correct_prefill(prefill_s, duration_s if phase is Phase.PIECE else None)
+        if phase is Phase.PREFILL:
+            counters.count_prefill(duration_s)
+            self._prefills_s[request] = duration_s
+        elif phase is Phase.PIECE and prefill_s is not None:
+            self._prefills_s[request] = prefill_s + duration_s
+        elif phase is Phase.DECODE:
+            counters.count_decode_step(duration_s)
+        else:  # also a piece whose beginning was not seen, or before a reset
+            counters.num_decode_steps += phase is Phase.SEVERAL
+            counters.num_unknown_steps += 1
 
 
 class Iterations:
@@ -121,11 +141,6 @@ class Iterations:
         is_used_twice = self.current.is_open and self.current.layer < 0
         if self._session.depth and not self._session.is_closed and not is_used_twice:
             self._start(embeddings, forward, len(embeddings))
-
-    def on_router(self, layer: int, output: Any) -> None:
-        """A router has run, perhaps by itself and elsewhere."""
-        if not self._session.is_anothers:
-            self.current.router_output = output
 
     def wants_ahead(self, layer: int) -> bool:
         """Whether the routers are to be applied ahead once the decoder layer of an MoE layer has run."""

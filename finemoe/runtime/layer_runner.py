@@ -1,6 +1,7 @@
 """What happens when Transformers calls an offloaded layer's experts: their weights are leased, and the layer is computed."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class LayerRunner:
     def __init__(self, layer: MoELayer, parts: Parts, iterations: Iterations, observer: Observer, stream: ComputeStream) -> None:
         self._layer, self._parts, self._iterations, self._observer = layer, parts, iterations, observer
         self._stream = stream
+        self._router_output: Any = None  # what the router returned last
         self._names = tuple(layer.expert_parameters())
         self._is_lean = is_common(type(layer.experts))  # type: ignore[arg-type]
 
@@ -48,6 +50,11 @@ class LayerRunner:
         finally:  # once more, should an interrupt have come right before it
             session.leave(depth)
 
+    def hear_router(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The layer's router has run, perhaps by itself and elsewhere."""
+        if not self._parts.session.is_anothers:
+            self._router_output = output
+
     def _enter(self, hidden_states: torch.Tensor) -> None:
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise EngineError(
@@ -65,7 +72,7 @@ class LayerRunner:
     ) -> torch.Tensor:
         begin_s = time.perf_counter()
         iteration, parts, index = self._iterations.current, self._parts, self._layer.index
-        iteration.keep_router_weights(index, top_k_weights)
+        iteration.router_weights[index] = top_k_weights
         selected = top_k_index.cpu().numpy()
         groups = self._is_lean and parts.grouped_from is not None and len(selected) >= parts.grouped_from
         source = self._open_source(iteration, selected, top_k_index, top_k_weights, groups)
@@ -95,7 +102,8 @@ class LayerRunner:
     ) -> "Lease | Leases | _Resident":
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         parts, index = self._parts, self._layer.index
-        chosen, aside = iteration.chosen(self._layer, selected)
+        router_output, self._router_output = self._router_output, None  # which nobody is to keep alive
+        chosen, aside = self._chosen(iteration, selected)
         parts.counters.padding_accesses += len(aside)
         is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
         if is_idle and not iteration.is_published and not needs_slots:
@@ -110,20 +118,22 @@ class LayerRunner:
             parts.counters.late[index] += len(access.late)
             parts.counters.misses[index] += len(access.misses)
         if iteration.is_published:
-            self._hear_gate(iteration, selected, top_k_index, top_k_weights)
+            scores = scores_of(router_output, top_k_index)
+            sizes = index, self._layer.num_experts, parts.setup.num_experts
+            gate = GateOutput(*sizes, scores, selected, top_k_weights, parts.buffers)
+            if parts.matcher.is_asynchronous and not parts.policy.lookahead:
+                parts.matcher.publish_gate(iteration.number, gate, iteration.rows)
+            else:  # when the layer is done
+                iteration.gate = gate
         return lease
 
-    def _hear_gate(
-        self, iteration: Iteration, selected: np.ndarray, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> None:
-        """What the gate said is published at once where the matcher works beside inference, else when the layer is done."""
-        parts, layer, width = self._parts, self._layer, self._parts.setup.num_experts
-        scores, iteration.router_output = scores_of(iteration.router_output, top_k_index), None
-        gate = GateOutput(layer.index, layer.num_experts, width, scores, selected, top_k_weights, parts.buffers)
-        if parts.matcher.is_asynchronous and not parts.policy.lookahead:
-            parts.matcher.publish_gate(iteration.number, gate, iteration.rows)
-        else:
-            iteration.gate = gate
+    def _chosen(self, iteration: Iteration, selected: np.ndarray) -> tuple[set[int], set[int]]:
+        """The experts that rows which count selected, and those that only padding did; selected: [rows, K]."""
+        everyones = set(selected.ravel().tolist()) - {self._layer.num_experts}  # expert parallelism marks foreign ones with J
+        if iteration.rows is None or len(selected) != iteration.num_rows:
+            return everyones, set()
+        chosen = everyones.intersection(selected[iteration.rows].ravel().tolist())
+        return chosen, everyones - chosen
 
 
 class _Resident:

@@ -5,7 +5,7 @@ after a forward are left out where an interrupt breaks it off, a `finally` is no
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ from torch import nn
 from finemoe.models.layers import MoELayer, names_above
 from finemoe.runtime.phases import Call, Forward, Phase, Requests, cache_of
 
+Hook = Callable[[nn.Module, Any, Any], None]  # (module, args, output)
+
 
 class Listener(Protocol):
     """Who is told of the outermost forward of each thread. `on_forward_end` comes last, whether the forward was complete or not,
@@ -25,8 +27,6 @@ class Listener(Protocol):
 
     def on_start(self, embeddings: torch.Tensor, forward: Forward) -> None: ...
 
-    def on_router(self, layer: int, output: Any) -> None: ...
-
     def on_forward_complete(self) -> None: ...
 
     def on_forward_end(self) -> None: ...
@@ -34,31 +34,35 @@ class Listener(Protocol):
 
 class Observer:
     """Stands, from `attach` to `detach`, around the forward of the modules that may be called with tokens (the model, and those
-    inside it that hold its embedding layer or all of its MoE layers), and behind that of the embedding layer and the routers. The
-    outermost that a thread calls is its forward.
+    inside it that hold its embedding layer or all of its MoE layers), and behind that of the embedding layer. The outermost that
+    a thread calls is its forward.
 
     Args:
-        model: a Transformers model; layers: its MoE layers; listener: who is told; gates: whether gate outputs are wanted.
+        model: a Transformers model; layers: its MoE layers; listener: who is told.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[MoELayer], listener: Listener, gates: bool = True) -> None:
-        self._listener = listener
+    def __init__(self, model: nn.Module, layers: Sequence[MoELayer], listener: Listener) -> None:
+        self._listener, self._layers = listener, layers
         self._requests = Requests()
         self._of_thread = _Calls()
         self._embedding = embedding_of(model)
         self._modules = list(_callable_with_tokens(model, layers, self._embedding))
-        self._routers = [(layer.index, layer.router) for layer in layers if gates and layer.router is not None]
         self._undo: list[Callable[[], None]] = []
 
-    def attach(self) -> None:
-        """Begin to observe."""
+    def attach(self, router_hooks: Mapping[int, Hook]) -> None:
+        """Begin to observe.
+
+        Args:
+            router_hooks: by layer's index, what is called when its router has run.
+        """
         # Where `generate` compiles the forward (static cache), what is observed is no part of the graph.
         for module in self._modules:
             self._undo.append(wrap_forward(module, self._run))
         if self._embedding is not None:
             self._hook(self._embedding, self._after_embedding)
-        for index, router in self._routers:
-            self._hook(router, self._gate_hook(index))
+        for layer in self._layers:
+            if layer.router is not None and layer.index in router_hooks:
+                self._hook(layer.router, router_hooks[layer.index])
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -66,7 +70,7 @@ class Observer:
             self._undo[-1]()
             self._undo.pop()
 
-    def _hook(self, module: nn.Module, hook: Callable[..., None]) -> None:
+    def _hook(self, module: nn.Module, hook: Hook) -> None:
         self._undo.append(module.register_forward_hook(torch.compiler.disable(hook)).remove)
 
     @property
@@ -138,12 +142,6 @@ class Observer:
         if self._of_thread.forward is None:
             self._of_thread.forward = self._requests.forward(_together(calls, batch, num_tokens), batch, num_tokens)
         self._listener.on_start(rows, self._of_thread.forward)
-
-    def _gate_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._listener.on_router(layer, output)
-
-        return hook
 
 
 class _Calls(threading.local):

@@ -83,7 +83,7 @@ class Tape:
                 ahead.attach()
             observer = Observer(self._model, self._layers, self)
             undo.callback(observer.detach)
-            observer.attach()
+            observer.attach({layer.index: self._hear_router for layer in self._layers})
             for layer in self._layers:
                 undo.callback(layer.experts.register_forward_pre_hook(self._experts_hook(layer)).remove)
             self._undo = undo.pop_all()
@@ -119,7 +119,7 @@ class Tape:
         if self._fed is not None and len(embeddings) == self._fed.num_rows:
             self._keep("embeddings", 0, embeddings[self._fed.new].float().cpu().numpy().astype(np.float16))
 
-    def on_router(self, layer: int, output: Any) -> None:
+    def _hear_router(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._is_own_thread():
             self._router_output = output
 
