@@ -160,7 +160,7 @@ class ExpertCache:
     def complete(self, layer: int, expert: int) -> None:
         """The expert's load has ended."""
         assert self.state[layer, expert] == LOADING
-        kernels.complete(self._arrays, layer * self._num_experts + expert)
+        kernels.settle(self._arrays.presence, self._counts, layer * self._num_experts + expert)
 
     def hear(self, layer: int, probabilities: np.ndarray) -> None:
         """A layer's distribution is predicted, [J]."""
@@ -180,7 +180,7 @@ class ExpertCache:
     def take_most_urgent(self) -> tuple[int, int] | None:
         """(layer, expert) of the waiting prefetch with the highest priority, which then waits no longer; None if there is none
         left that is still wanted."""
-        flat = take_most_urgent(self._arrays)
+        flat = take_most_urgent(self._arrays) if self._counts[NUM_PENDING] else NOTHING
         return None if flat == NOTHING else divmod(int(flat), self._num_experts)
 
     @property
@@ -198,7 +198,7 @@ def _compile(rule: EvictionRule) -> None:
     rule.visit(cache.stats, 0, one)
     kernels.access(cache, 0, one, found)
     kernels.give_slot(cache, 0, False)
-    kernels.complete(cache, 0)
+    kernels.settle(cache.presence, cache.counts, 0)
     kernels.release(cache, 0, one)
     post_prefetches(cache, one + 2)
     take_most_urgent(cache)
