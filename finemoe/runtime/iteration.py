@@ -34,6 +34,7 @@ class Iteration:
         begin_s: when it began (time.perf_counter).
         is_open: whether more of it may come; is_published: whether the policy sees it.
         router_output: what the last router returned; gate: what it said, until that is published.
+        router_weights: [rows, K] by layer, for `require_numbers`.
     """
 
     def __init__(self, number: int, forward: Forward = _NOTHING_KNOWN, num_rows: int = 0) -> None:
@@ -44,16 +45,12 @@ class Iteration:
         self.is_open, self.is_published = number > 0, False
         self.router_output: object = None
         self.gate: Gate | None = None
-        self._router_weights: dict[int, torch.Tensor] = {}
+        self.router_weights: dict[int, torch.Tensor] = {}
 
     @property
     def has_rows(self) -> bool:
         """Whether any row counts."""
         return self.num_rows > 0 if self.rows is None else len(self.rows) > 0
-
-    def keep_router_weights(self, layer: int, weights: torch.Tensor) -> None:
-        """What `require_numbers` looks at, [rows, K]."""
-        self._router_weights[layer] = weights
 
     def chosen(self, layer: MoELayer, selected: np.ndarray) -> tuple[set[int], set[int]]:
         """The experts that rows which count selected, and those that only padding did; selected: [rows, K]."""
@@ -62,11 +59,6 @@ class Iteration:
             return everyones, set()
         chosen = everyones.intersection(selected[self.rows].ravel().tolist())
         return chosen, everyones - chosen
-
-    def take_gate(self) -> Gate | None:
-        """The gate that is not yet published, once."""
-        gate, self.gate = self.gate, None
-        return gate
 
     def take_router_output(self) -> object:
         """What the last router returned, once."""
@@ -79,13 +71,13 @@ class Iteration:
         Raises:
             EngineError: a router emitted NaN.
         """
-        if not self._router_weights or not self._has_nan(max(self._router_weights)):
+        if not self.router_weights or not self._has_nan(max(self.router_weights)):
             return
-        first = next(layer for layer in sorted(self._router_weights) if self._has_nan(layer))
+        first = next(layer for layer in sorted(self.router_weights) if self._has_nan(layer))
         raise EngineError(f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite")
 
     def _has_nan(self, layer: int) -> bool:
-        weights = self._router_weights[layer]
+        weights = self.router_weights[layer]
         if self.rows is not None and len(weights) > self.rows.max(initial=0):
             weights = weights[torch.from_numpy(self.rows).to(weights.device)]
         return bool(weights.isnan().any())

@@ -95,8 +95,9 @@ class Iterations:
 
     def publish_gate(self, ahead: AheadOutput | None) -> None:
         """What the last gate said goes to the matcher: at once where it works beside inference, else when the layer is done."""
-        gate = self.current.take_gate()
+        gate = self.current.gate
         if gate is not None:
+            self.current.gate = None
             self._parts.matcher.publish_gate(
                 self.current.number, gate.layer, gate.output, gate.selected, self.current.rows, ahead
             )

@@ -45,15 +45,15 @@ class LayerRunner:
                 return self._run(module, hidden_states, top_k_index, top_k_weights)
             finally:
                 session.leave(depth)
-        finally:  # once more, should an interrupt have come right before it
-            session.leave(depth)
+        finally:
+            if not depth:  # once more, should an interrupt have come right before it; from inside a forward that does so
+                session.leave(0)
 
     def _enter(self, hidden_states: torch.Tensor) -> None:
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise EngineError(
                 "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
             )
-        self._parts.session.require_process()
         self._iterations.raise_failures()
         if not self._parts.session.enter():  # inner modules may be called directly, past the model's own forward
             raise EngineError("this engine was closed while the layer waited; call the model again")
@@ -65,7 +65,7 @@ class LayerRunner:
     ) -> torch.Tensor:
         begin_s = time.perf_counter()
         iteration, parts, index = self._iterations.current, self._parts, self._layer.index
-        iteration.keep_router_weights(index, top_k_weights)
+        iteration.router_weights[index] = top_k_weights
         selected = top_k_index.cpu().numpy()
         groups = self._is_lean and parts.grouped_from is not None and len(selected) >= parts.grouped_from
         source = self._open_source(iteration, selected, top_k_index, top_k_weights, groups)
