@@ -52,11 +52,6 @@ class Iteration:
         """Whether any row counts."""
         return self.num_rows > 0 if self.rows is None else len(self.rows) > 0
 
-    def take_gate(self) -> GateOutput | None:
-        """The gate that is not yet published, once."""
-        gate, self.gate = self.gate, None
-        return gate
-
     def require_numbers(self) -> None:
         """A router's NaN spoils all that follows, so that looking at the last layer finds it; then the first such layer is named.
 
@@ -181,8 +176,9 @@ class Iterations:
 
     def publish_gate(self, ahead: AheadOutput | None = None) -> None:
         """What a gate said and that waits goes to the matcher."""
-        gate = self.current.take_gate()
+        gate = self.current.gate
         if gate is not None:
+            self.current.gate = None
             self._parts.matcher.publish_gate(self.current.number, gate, self.current.rows, ahead)
 
     def recover(self) -> None:

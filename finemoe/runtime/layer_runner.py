@@ -47,8 +47,9 @@ class LayerRunner:
                 return self._run(module, hidden_states, top_k_index, top_k_weights)
             finally:
                 session.leave(depth)
-        finally:  # once more, should an interrupt have come right before it
-            session.leave(depth)
+        finally:
+            if not depth:  # once more, should an interrupt have come right before it; from inside a forward that does so
+                session.leave(0)
 
     def hear_router(self, module: nn.Module, args: Any, output: Any) -> None:
         """The layer's router has run, perhaps by itself and elsewhere."""
@@ -60,7 +61,6 @@ class LayerRunner:
             raise EngineError(
                 "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
             )
-        self._parts.session.require_process()
         self._iterations.raise_failures()
         if not self._parts.session.enter():  # inner modules may be called directly, past the model's own forward
             raise EngineError("this engine was closed while the layer waited; call the model again")

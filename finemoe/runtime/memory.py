@@ -150,7 +150,8 @@ class ExpertMemory:
                 threading.Event().wait()
             self._told.add(thread)
             raise EngineError(PROCESS_ENDS)
-        self.worker.check()
+        if self.worker.failure is not None:  # asked in every layer
+            self.worker.check()
 
     def reset(self) -> None:
         """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""

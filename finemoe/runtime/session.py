@@ -57,13 +57,16 @@ class Session:
         Raises:
             EngineError: another thread is inside, or this process was forked.
         """
+        me = threading.get_ident()
+        if self._owner == me and not self.is_closed:  # whom nobody can have overtaken
+            self._depth += 1
+            return True
         self.require_process()  # before the door, which another thread may have held when this process was forked
         with self.door:
             if self.is_closed:
                 return False
             self.require_turn()
-            self._depth = self.depth + 1
-            self._owner = threading.get_ident()
+            self._depth, self._owner = 1, me
             return True
 
     def leave(self, depth: int) -> None:
@@ -94,7 +97,7 @@ class Session:
             owner.join(_FAREWELL_S)
 
     def _note_fork(self) -> None:
-        self._is_forked = True
+        self._is_forked, self._owner = True, None
 
 
 _sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
