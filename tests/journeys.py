@@ -7,6 +7,7 @@ be asked for a property, such as a size, is none). Compiled functions are seen, 
 which is one piece of machine code. What a loop does again counts once. A return is a stop in a file that had been left.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -52,17 +53,18 @@ LAYERS, EXPERTS, TOP_K = 2, 8, 2
 class Steps:
     """Calls into the package's files with something in hand, and returns from them, by thread, in order.
 
-    In hand is what the journey is about: tensors, arrays, and whatever object was made since it began.
+    In hand is what the journey is about: tensors and arrays that no object of the package held before, and what was made since.
     """
 
     def __init__(self) -> None:
         self._events: list[tuple[str, str, str, str]] = []  # thread's name, what, file, function
         self._made: dict[int, Any] = {}
+        self._old: set[int] = set()  # arrays and tensors that the package's objects hold from before
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Take down what the calling thread does in here, and what other threads do from now on until this is entered again."""
-        self._events, self._made = [], {}
+        self._events, self._made, self._old = [], {}, set(_held_by_the_package())
         sys.setprofile(self.note)
         try:
             yield
@@ -94,7 +96,15 @@ class Steps:
     def _is_of_it(self, value: Any) -> bool:
         if type(value) in (tuple, list):  # not a cache's state, which is a tuple of its arrays
             return any(self._is_of_it(item) for item in value[:4])
-        return isinstance(value, torch.Tensor | np.ndarray | RoutingTrace) or id(value) in self._made
+        is_new = isinstance(value, torch.Tensor | np.ndarray) and id(value) not in self._old
+        return is_new or isinstance(value, RoutingTrace) or id(value) in self._made
+
+
+def _held_by_the_package() -> Iterator[int]:
+    for held in gc.get_objects():
+        if str(type(held).__module__).startswith("finemoe"):
+            values = held if isinstance(held, tuple) else getattr(held, "__dict__", {}).values()
+            yield from (id(value) for value in values if isinstance(value, torch.Tensor | np.ndarray))
 
 
 def stops(files: list[str]) -> list[str]:

@@ -121,7 +121,9 @@ class Lease:
             admission = memory.cache.admit(layer, expert, prefetched=False)
             if admission is None:
                 return False
-            memory.counters.demanded(memory.records.layouts[layer].nbytes, memory.wasted_by(admission))
+            memory.counters.demanded(
+                memory.records.layouts[layer].nbytes, memory.bytes_wasted(admission.evicted) if admission.wasted else 0
+            )
             fence = memory.fences.get(admission.slot)
         begin_s = time.perf_counter()
         record, slot = memory.records.record(layer, expert), memory.pool.bytes_of(layer, admission.slot)

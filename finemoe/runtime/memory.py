@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from finemoe.cache.expert_cache import Admission, ExpertCache
+from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.state import ABSENT
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
@@ -117,7 +117,9 @@ class ExpertMemory:
             if admission is None:
                 return
             if is_prefetch:
-                self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
+                self.counters.prefetched(
+                    self.records.layouts[layer].nbytes, self.bytes_wasted(admission.evicted) if admission.wasted else 0
+                )
         self.copy_in_chunks(layer, expert, admission.slot)
         with self.lock:
             self.cache.complete(layer, expert)
@@ -137,10 +139,9 @@ class ExpertMemory:
         counts = self.cache.num_unused.tolist()
         return sum(count * layout.nbytes for count, layout in zip(counts, self.records.layouts, strict=True))
 
-    def wasted_by(self, admission: Admission) -> int:
-        """Bytes of the expert that made room, if it had been prefetched in vain."""
-        layer = admission.evicted // self.cache.state.shape[1]
-        return self.records.layouts[layer].nbytes if admission.wasted else 0
+    def bytes_wasted(self, evicted: int) -> int:
+        """Bytes of an expert that had been prefetched in vain, by flat id."""
+        return self.records.layouts[evicted // self.cache.state.shape[1]].nbytes
 
     def check(self) -> None:
         """Raise what the worker failed with, in the caller."""
@@ -218,7 +219,9 @@ class ExpertMemory:
             if admission is None:
                 return True
             self._copier = threading.get_ident()
-            self.counters.prefetched(self.records.layouts[layer].nbytes, self.wasted_by(admission))
+            self.counters.prefetched(
+                self.records.layouts[layer].nbytes, self.bytes_wasted(admission.evicted) if admission.wasted else 0
+            )
         begin_s = time.perf_counter()
         self.copy_in_chunks(layer, expert, admission.slot)
         with self.lock:
