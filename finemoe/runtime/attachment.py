@@ -19,6 +19,7 @@ from finemoe.report import Counters
 from finemoe.runtime import seam
 from finemoe.runtime.compute_stream import ComputeStream
 from finemoe.runtime.devices import DeviceMemories
+from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.forecasts import Forecasts
 from finemoe.runtime.guards import Guards
 from finemoe.runtime.iteration import Iterations
@@ -33,11 +34,10 @@ from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.parts import Parts
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.probe import Probe
-from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.session import Session
 from finemoe.runtime.snapshot import host_buffers
 from finemoe.runtime.takeover import ModulesAsTheyWere, Takeover, is_empty
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
 from finemoe.runtime.undo import UndoStack
 
@@ -54,7 +54,7 @@ class Attachment:
 
     parts: Parts
     iterations: Iterations
-    records: RecordStore
+    records: ExpertStore
     eviction: str
     expert_memory_bytes: int
 
@@ -65,7 +65,7 @@ class Attachment:
         self._session = Session()
         self._undo = UndoStack()
 
-    def attach(self, records: RecordStore | None, keeps_records: bool) -> None:
+    def attach(self, records: ExpertStore | None, keeps_records: bool) -> None:
         """Do it, or, if anything breaks off, nothing.
 
         Args:
@@ -105,18 +105,18 @@ class Attachment:
             self._session.is_closed = True
             self._undo.run()
 
-    def _attach(self, records: RecordStore | None, keeps_records: bool) -> None:
+    def _attach(self, records: ExpertStore | None, keeps_records: bool) -> None:
         """Everything that `undo` takes back, in the opposite order.
 
         An interrupt may come between any two steps: what undoes threads or weights is noted before they begin.
         """
         options, home = self._options, self._options.devices[0]
-        layouts = records.layouts if records else [RecordLayout.in_place(layer, home) for layer in self._layers]
+        layouts = records.layouts if records else [ExpertLayout.in_place(layer, home) for layer in self._layers]
         policy = self._make_policy()
         pools = self._make_pools(policy, layouts)
         holds_weights = records is None
         if records is None:
-            records = RecordStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
+            records = ExpertStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
         self.records = records
         if keeps_records:
             self._undo.push(records.close)
@@ -144,7 +144,7 @@ class Attachment:
         self.eviction = self._options.eviction or policy.default_eviction
         return policy
 
-    def _make_pools(self, policy: Policy, layouts: Sequence[RecordLayout]) -> list[SlotPool]:
+    def _make_pools(self, policy: Policy, layouts: Sequence[ExpertLayout]) -> list[SlotPool]:
         devices, slot_bytes = self._options.devices, max(layout.nbytes for layout in layouts)
         wanted = _wanted_memory(policy, self._options)
         slots = slots_per_device(wanted, slot_bytes, sum(self._counts), len(devices))
@@ -204,7 +204,7 @@ class Attachment:
 
 
 def require_possible(
-    layers: Sequence[MoELayer], layouts: Sequence[RecordLayout], setup: PolicySetup, options: EngineOptions
+    layers: Sequence[MoELayer], layouts: Sequence[ExpertLayout], setup: PolicySetup, options: EngineOptions
 ) -> None:
     """Refuse what attaching would refuse, before the weights of a checkpoint are read.
 

@@ -23,9 +23,9 @@ from transformers.core_model_loading import (
 )
 
 from finemoe.models.layers import MoELayer
-from finemoe.runtime.records import LINE_BYTES, phase_of
+from finemoe.runtime.expert_layout import LINE_BYTES, phase_of
 from finemoe.runtime.shards import Shards
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ class Checkpoint:
         return self._shards.lazily(lambda name: self._target_of.get(name) in parameters)
 
     def phases(self, layer: MoELayer) -> dict[str, int]:
-        """Phases (see `records`) that from_pretrained gives a layer's parameters on the CPU: that of its file where it leaves one
-        mapped."""
+        """Phases (see `expert_layout`) that from_pretrained gives a layer's parameters on the CPU: that of its file where it
+        leaves one mapped."""
         return {name: self._phases_of(self._maker(full))[full] for name, full in _full_names(layer).items()}
 
-    def load_experts(self, layers: Sequence[MoELayer], records: RecordStore, progress: bool) -> None:
+    def load_experts(self, layers: Sequence[MoELayer], records: ExpertStore, progress: bool) -> None:
         """Put all layers' experts into their records, one by one where their tensors come apart by expert.
 
         Raises:
@@ -191,7 +191,7 @@ class Checkpoint:
     def _odd_shape(self, name: str, usual: tuple[int, ...]) -> str:
         return f"the checkpoint has shape {self._shards.shape(name)}, not {usual}, for {name} ({self._shards.file_of(name)})"
 
-    def _write(self, layer: MoELayer, expert: int, made: dict[str, torch.Tensor], row: int, records: RecordStore) -> None:
+    def _write(self, layer: MoELayer, expert: int, made: dict[str, torch.Tensor], row: int, records: ExpertStore) -> None:
         weights = {name: made[full][row] for name, full in _full_names(layer).items()}
         for name, parameter in layer.expert_parameters().items():
             assert weights[name].shape == parameter.shape[1:], f"{layer.name}.{name} of expert {expert}"

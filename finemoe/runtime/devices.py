@@ -10,9 +10,9 @@ import torch
 
 from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prediction
+from finemoe.runtime.expert_layout import copied_in_phase
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.memory import ExpertMemory
-from finemoe.runtime.records import copied_in_phase
 
 
 class DeviceMemories:

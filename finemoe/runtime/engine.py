@@ -18,7 +18,7 @@ from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.parts import Parts
 from finemoe.runtime.probe import Probe
 from finemoe.runtime.session import Session
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 
 
 class Engine:
@@ -38,7 +38,7 @@ class Engine:
         layers: list[MoELayer],
         setup: PolicySetup,
         options: EngineOptions,
-        records: RecordStore | None = None,
+        records: ExpertStore | None = None,
         keeps_records: bool = True,
     ) -> None:
         self.model, self.layers, self.setup, self.options = model, layers, setup, options
@@ -61,7 +61,7 @@ class Engine:
         return self.parts.memories
 
     @property
-    def records(self) -> RecordStore:
+    def records(self) -> ExpertStore:
         """Where experts wait."""
         return self._attachment.records
 

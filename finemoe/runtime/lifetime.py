@@ -13,7 +13,7 @@ from typing import Any
 from finemoe.runtime.devices import DeviceMemories
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.session import Session
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.worker import Worker
 
 _living: set["Lifetime"] = set()
@@ -27,7 +27,7 @@ class Lifetime:
         matcher, memories: what is then stopped and given back; records: also closed, unless they are lent (None).
     """
 
-    def __init__(self, session: Session, matcher: Matcher, memories: DeviceMemories, records: RecordStore | None) -> None:
+    def __init__(self, session: Session, matcher: Matcher, memories: DeviceMemories, records: ExpertStore | None) -> None:
         self._session, self._matcher, self._memories, self._records = weakref.ref(session), matcher, memories, records
         self._keeper = Worker("finemoe-keeper", "the keeper")
         self._finalizer: weakref.finalize[..., Any] | None = None

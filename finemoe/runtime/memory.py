@@ -19,7 +19,7 @@ from finemoe.report import Counters
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Completion, Link
 from finemoe.runtime.pool import SlotPool
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
 from finemoe.runtime.worker import InlineWorker, Worker
 
@@ -41,7 +41,7 @@ class ExpertMemory:
     def __init__(
         self,
         cache: ExpertCache,
-        records: RecordStore,
+        records: ExpertStore,
         pool: SlotPool,
         link: Link,
         counters: Counters,

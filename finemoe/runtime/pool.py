@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from finemoe.errors import FinemoeError
-from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.expert_layout import ExpertLayout
 
 
 class SlotPool:
@@ -17,7 +17,7 @@ class SlotPool:
         FinemoeError: the device has no room for that many slots.
     """
 
-    def __init__(self, layouts: Sequence[RecordLayout], num_slots: int, device: torch.device) -> None:
+    def __init__(self, layouts: Sequence[ExpertLayout], num_slots: int, device: torch.device) -> None:
         self.device, self.num_slots = device, num_slots
         slot_bytes = max(layout.nbytes for layout in layouts)
         try:
@@ -26,7 +26,7 @@ class SlotPool:
             total = num_slots * slot_bytes
             raise FinemoeError(f"{total} bytes for experts cannot be had on {device}; lower expert_memory") from error
         self._layouts = layouts
-        views: dict[RecordLayout, dict[int, dict[str, torch.Tensor]]] = {layout: {} for layout in layouts}
+        views: dict[ExpertLayout, dict[int, dict[str, torch.Tensor]]] = {layout: {} for layout in layouts}
         self._views = [views[layout] for layout in layouts]  # layers of equal layouts share theirs
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from finemoe.models.geometry import config_of
 from finemoe.models.layers import MoELayer
 from finemoe.runtime.pretrained import class_of, reason_of, type_of
 from finemoe.runtime.skeleton import Skeleton
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 
 _DEVIATION = 0.02  # of the weights, as in Transformers' own initialisation
 
@@ -46,7 +46,7 @@ class RandomModel(Skeleton):
         return {}
 
     @torch.no_grad()
-    def _read(self, records: RecordStore, progress: bool) -> None:
+    def _read(self, records: ExpertStore, progress: bool) -> None:
         """Random values instead of a checkpoint's, made on the GPU where there is one, which is a hundred times faster at it; all
         but the experts stays there."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,12 +12,12 @@ from finemoe.models.layers import MoELayer, find_moe_layers
 from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
 from finemoe.runtime.engine import Engine
+from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.pretrained import model_without_experts
-from finemoe.runtime.records import RecordLayout
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 
 
 class Skeleton:
@@ -62,10 +62,10 @@ class Skeleton:
         disk_folder: str | Path | None = None,
         progress: bool = False,
         is_sure: bool = False,
-    ) -> RecordStore:
-        """The experts, in a store; arguments as RecordStore's."""
+    ) -> ExpertStore:
+        """The experts, in a store; arguments as ExpertStore's."""
         counts = [layer.num_experts for layer in self.layers]
-        records = RecordStore(self._layouts(pinned), counts, host_bytes, pinned, disk_folder, is_sure)
+        records = ExpertStore(self._layouts(pinned), counts, host_bytes, pinned, disk_folder, is_sure)
         try:
             self._read(records, progress)
         except BaseException:
@@ -73,15 +73,15 @@ class Skeleton:
             raise
         return records
 
-    def _layouts(self, is_cuda: bool) -> list[RecordLayout]:
-        return [RecordLayout.of(layer, None if is_cuda else self._phases(layer)) for layer in self.layers]
+    def _layouts(self, is_cuda: bool) -> list[ExpertLayout]:
+        return [ExpertLayout.of(layer, None if is_cuda else self._phases(layer)) for layer in self.layers]
 
     def _phases(self, layer: MoELayer) -> dict[str, int]:
-        """Where the CPU would read a layer's weights had Transformers loaded them, by parameter name (see `records`)."""
+        """Where the CPU would read a layer's weights had Transformers loaded them, by parameter name (see `expert_layout`)."""
         return self._checkpoint.phases(layer)
 
     @torch.no_grad()
-    def _read(self, records: RecordStore, progress: bool) -> None:
+    def _read(self, records: ExpertStore, progress: bool) -> None:
         self._checkpoint.load_experts(self.layers, records, progress)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from finemoe.models.layers import MoELayer
-from finemoe.runtime.records import room_for
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.expert_layout import room_for
+from finemoe.runtime.tiers import ExpertStore
 
 
 def empty(layer: MoELayer, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Takeover:
     """
 
     def __init__(
-        self, model: nn.Module, layers: list[MoELayer], records: RecordStore, device: torch.device, holds_weights: bool
+        self, model: nn.Module, layers: list[MoELayer], records: ExpertStore, device: torch.device, holds_weights: bool
     ) -> None:
         self._model, self._layers, self._records, self._device, self._holds_weights = (
             model,
@@ -86,7 +86,7 @@ class Takeover:
                 tensor.data = tensor.data.to(device)
 
 
-def restore(layer: MoELayer, records: RecordStore, device: torch.device) -> None:
+def restore(layer: MoELayer, records: ExpertStore, device: torch.device) -> None:
     """Give a layer's expert parameters their weights back, on a device."""
     layout, parameters = records.layouts[layer.index], layer.expert_parameters()
     weights = {field.name: room_for(field, layer.num_experts, device) for field in layout.fields}

@@ -21,14 +21,14 @@ import xxhash
 
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.runtime.arena import Arena
-from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.expert_layout import ExpertLayout
 
 _READ_CHUNK_BYTES = 1 << 20
 _NUM_READERS = 4
 _FLUSH_BYTES = 64 << 20
 
 
-class RecordStore:
+class ExpertStore:
     """All experts of a model outside the device.
 
     Args:
@@ -45,7 +45,7 @@ class RecordStore:
 
     def __init__(
         self,
-        layouts: Sequence[RecordLayout],
+        layouts: Sequence[ExpertLayout],
         counts: Sequence[int],
         host_bytes: int | None = None,
         pinned: bool = False,
@@ -112,7 +112,7 @@ class RecordStore:
         if self.disk:
             self.disk.close()
 
-    def __enter__(self) -> "RecordStore":
+    def __enter__(self) -> "ExpertStore":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from finemoe.models.layers import find_moe_layers
-from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.expert_layout import ExpertLayout
 
 pytestmark = pytest.mark.timeout(900)  # more than the memory
 
@@ -63,7 +63,7 @@ def checkpoint(tmp_path_factory):
         model = MixtralForCausalLM._from_config(MixtralConfig(**sizes, **heads, **tokens), dtype=torch.bfloat16).eval()
     model.set_experts_implementation("eager")
     layers = find_moe_layers(model)
-    expert_bytes = sum(RecordLayout.of(layer).nbytes * layer.num_experts for layer in layers)
+    expert_bytes = sum(ExpertLayout.of(layer).nbytes * layer.num_experts for layer in layers)
     rest_bytes = sum(p.numel() * p.element_size() for p in model.parameters()) - expert_bytes
     model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}

@@ -34,8 +34,8 @@ from transformers import (
 import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import find_moe_layers
+from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.pretrained import whole_model
-from finemoe.runtime.records import RecordLayout
 from tests.runtime import families
 from tests.runtime.models import _COMMON, build
 
@@ -1061,7 +1061,7 @@ def _compare(model: PreTrainedModel, engine: Any, reference: PreTrainedModel) ->
     _assert_same(*rest)
     assert _shared(rest[0]) == _shared(rest[1]), "tied differently"
     layers = find_moe_layers(reference)
-    layouts = [RecordLayout.in_place(layer, torch.device("cpu")) for layer in layers]
+    layouts = [ExpertLayout.in_place(layer, torch.device("cpu")) for layer in layers]
     assert engine.records.layouts == layouts, "types, shapes or phases of the experts differ"
     for layer in layers:
         for expert in range(layer.num_experts):

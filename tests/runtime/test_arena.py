@@ -12,8 +12,8 @@ import torch
 from finemoe.errors import FinemoeError
 from finemoe.runtime import arena as arena_module
 from finemoe.runtime.arena import Arena
-from finemoe.runtime.records import Field, RecordLayout
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.expert_layout import ExpertLayout, Field
+from finemoe.runtime.tiers import ExpertStore
 
 PAGE_BYTES, HUGE_PAGE_BYTES = 4096, 2 << 20
 BLOCK_BYTES = 10 * PAGE_BYTES
@@ -300,8 +300,8 @@ def test_ordinary_memory_needs_no_cuda_and_is_one_block_whose_pages_are_taken_as
 @pytest.mark.parametrize("pinned", [False, True])
 def test_a_store_says_how_much_is_page_locked(install, pinned):
     cudart = install(FakeCudart())
-    layout = RecordLayout((Field("up", 0, 0, (64,), torch.float32),), 256)
-    with RecordStore([layout] * 2, [4, 4], host_bytes=5 * 256, pinned=pinned) as store:
+    layout = ExpertLayout((Field("up", 0, 0, (64,), torch.float32),), 256)
+    with ExpertStore([layout] * 2, [4, 4], host_bytes=5 * 256, pinned=pinned) as store:
         assert store.host_bytes in (4 * 256, 5 * 256)
         assert store.pinned_bytes == (store.host_bytes if pinned else 0) == sum(cudart.registered.values())
     assert cudart.registered == {}

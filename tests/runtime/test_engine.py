@@ -11,9 +11,9 @@ from finemoe.errors import EngineError, FinemoeError
 from finemoe.models.layers import find_moe_layers
 from finemoe.policies.base import PolicySetup
 from finemoe.policies.on_demand import OnDemand
+from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.matcher import Matcher
-from finemoe.runtime.records import RecordLayout
 from finemoe.runtime.timeline import Timeline
 from tests.runtime.models import FAMILIES, build, padded_batch
 
@@ -75,7 +75,7 @@ def test_the_counters_add_up_to_what_was_demanded():
     for handle in handles:
         handle.remove()
     assert report.accesses == sum(demanded) == report.hits + report.late + report.misses
-    record_bytes = RecordLayout.of(find_moe_layers(model)[0]).nbytes
+    record_bytes = ExpertLayout.of(find_moe_layers(model)[0]).nbytes
     assert report.demand_bytes == report.misses * record_bytes
     assert report.prefetched_bytes == report.wasted_bytes == report.late == 0
     assert (report.num_prefills, report.num_decode_steps) == (1, 4)

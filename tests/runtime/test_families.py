@@ -15,7 +15,7 @@ import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import find_moe_layers
 from finemoe.policies import LIVE_POLICIES, POLICIES
-from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.expert_layout import ExpertLayout
 from tests.parts import NUM_PARTS, part
 from tests.runtime import families
 
@@ -74,7 +74,7 @@ def compare_with_eager(name: str, dtype: torch.dtype) -> None:
     model = families.build(name, dtype)
     layers = find_moe_layers(model)
     num_experts = sum(layer.num_experts for layer in layers)
-    record_bytes = max(RecordLayout.of(layer).nbytes for layer in layers)
+    record_bytes = max(ExpertLayout.of(layer).nbytes for layer in layers)
     for policy in LIVE_POLICIES:
         if POLICIES[policy].lookahead and name in NO_LOOKAHEAD:
             with pytest.raises(FinemoeError, match="cannot be applied ahead"):

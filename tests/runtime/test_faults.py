@@ -14,7 +14,7 @@ from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
 from finemoe.models.layers import find_moe_layers
 from finemoe.runtime import attachment, lean
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 from tests.runtime.models import build, padded_batch
 
 GENERATION = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -128,14 +128,14 @@ def test_a_failure_while_the_experts_are_taken_gives_them_back(monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     with torch.no_grad():
         expected = model(**batch).logits
-    write = RecordStore.write
+    write = ExpertStore.write
 
     def fail_late(self, layer, expert, weights):
         if (layer, expert) == (2, 3):
             raise OSError("no space")
         write(self, layer, expert, weights)
 
-    monkeypatch.setattr(RecordStore, "write", fail_late)
+    monkeypatch.setattr(ExpertStore, "write", fail_late)
     with pytest.raises(OSError, match="no space"):
         finemoe.offload(model, 0.5)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 
 import finemoe
 from finemoe.models.layers import find_moe_layers
-from finemoe.runtime.records import RecordLayout
+from finemoe.runtime.expert_layout import ExpertLayout
 from tests.runtime.models import FAMILIES, build, padded_batch
 
 pytestmark = pytest.mark.timeout(300)  # every cache size
@@ -16,7 +16,7 @@ GENERATION = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 def sizes(model) -> tuple[int, int]:
     """(bytes of one expert's record, number of experts)."""
     layers = find_moe_layers(model)
-    return RecordLayout.of(layers[0]).nbytes, sum(layer.num_experts for layer in layers)
+    return ExpertLayout.of(layers[0]).nbytes, sum(layer.num_experts for layer in layers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -12,16 +12,16 @@ from finemoe.cache.state import RESIDENT
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
+from finemoe.runtime.expert_layout import ExpertLayout, Field
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Completion, Link, _Done
 from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.pool import SlotPool
-from finemoe.runtime.records import Field, RecordLayout
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
 
 LAYERS, EXPERTS, CHUNKS = 5, 4, 4
-LAYOUT = RecordLayout((Field("w", 0, 0, (256,), torch.float32),), 1024)
+LAYOUT = ExpertLayout((Field("w", 0, 0, (256,), torch.float32),), 1024)
 
 
 class ScriptedLink(Link):
@@ -55,7 +55,7 @@ class Fixture:
     """Records hold their number, layer·EXPERTS + expert, in every place."""
 
     def __init__(self, slots: int, asynchronous: bool = True) -> None:
-        self.records = RecordStore([LAYOUT] * LAYERS, [EXPERTS] * LAYERS)
+        self.records = ExpertStore([LAYOUT] * LAYERS, [EXPERTS] * LAYERS)
         for layer in range(LAYERS):
             for expert in range(EXPERTS):
                 self.records.write(layer, expert, {"w": torch.full((256,), float(layer * EXPERTS + expert))})

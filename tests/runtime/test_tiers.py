@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.runtime import tiers
-from finemoe.runtime.records import Field, RecordLayout
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.expert_layout import ExpertLayout, Field
+from finemoe.runtime.tiers import ExpertStore
 
-LAYOUT = RecordLayout((Field("up", 0, 0, (3, 5), torch.float32), Field("down", 512, 0, (5,), torch.bfloat16)), 1024)
-WIDE = RecordLayout((Field("up", 0, 0, (3, 400), torch.float32),), 5120)
+LAYOUT = ExpertLayout((Field("up", 0, 0, (3, 5), torch.float32), Field("down", 512, 0, (5,), torch.bfloat16)), 1024)
+WIDE = ExpertLayout((Field("up", 0, 0, (3, 400), torch.float32),), 5120)
 
 
-def filled(**options) -> tuple[RecordStore, dict[tuple[int, int], dict[str, torch.Tensor]]]:
+def filled(**options) -> tuple[ExpertStore, dict[tuple[int, int], dict[str, torch.Tensor]]]:
     """A store of two layers, 6 experts of one layout and 4 of another, and what was put in."""
-    store = RecordStore([LAYOUT, WIDE], [6, 4], **options)
+    store = ExpertStore([LAYOUT, WIDE], [6, 4], **options)
     generator = torch.Generator().manual_seed(0)
     content = {}
     for layer, (layout, count) in enumerate(zip(store.layouts, store.counts, strict=True)):
@@ -44,7 +44,7 @@ def test_every_record_comes_back(host_bytes):
 
 @given(st.integers(0, 30_000))
 def test_the_host_keeps_within_its_budget_and_nothing_is_lost(host_bytes):
-    with RecordStore([LAYOUT, WIDE], [6, 4], host_bytes=host_bytes) as store:
+    with ExpertStore([LAYOUT, WIDE], [6, 4], host_bytes=host_bytes) as store:
         total = 6 * 1024 + 4 * 5120
         assert store.host_bytes <= host_bytes
         assert store.host_bytes + store.disk_bytes == total
@@ -53,7 +53,7 @@ def test_the_host_keeps_within_its_budget_and_nothing_is_lost(host_bytes):
 
 
 def test_the_host_share_is_spread_over_the_model():
-    with RecordStore([LAYOUT] * 8, [6] * 8, host_bytes=8 * 6 * 1024 // 2) as store:
+    with ExpertStore([LAYOUT] * 8, [6] * 8, host_bytes=8 * 6 * 1024 // 2) as store:
         on_disk = np.array([[store.on_disk(layer, expert) for expert in range(6)] for layer in range(8)])
     assert (on_disk.sum(axis=1) == 3).all()
 
@@ -86,12 +86,12 @@ def test_changed_bytes_are_an_error():
 def test_no_room_on_disk_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(FinemoeError, match=r"bytes of disk cannot be had in .*No space left.*set disk_folder"):
-        RecordStore([LAYOUT], [6], host_bytes=0)
+        ExpertStore([LAYOUT], [6], host_bytes=0)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FinemoeError, match="set disk_folder"):
-        RecordStore([LAYOUT], [6], host_bytes=0, disk_folder=tmp_path / "none")
+        ExpertStore([LAYOUT], [6], host_bytes=0, disk_folder=tmp_path / "none")
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -101,9 +101,9 @@ def test_nothing_is_left_behind(tmp_path):
 
 
 def test_a_record_does_not_queue_up_behind_one_that_another_thread_reads(monkeypatch):
-    big = RecordLayout((Field("up", 0, 0, (6 << 20,), torch.uint8),), 6 << 20)  # more parts than there are readers
+    big = ExpertLayout((Field("up", 0, 0, (6 << 20,), torch.uint8),), 6 << 20)  # more parts than there are readers
     read, go_on, started = os.preadv, threading.Event(), threading.Event()
-    with RecordStore([big, LAYOUT], [1, 1], host_bytes=0) as store:
+    with ExpertStore([big, LAYOUT], [1, 1], host_bytes=0) as store:
         store.write(0, 0, {"up": torch.ones(6 << 20, dtype=torch.uint8)})
         store.write(1, 0, {"up": torch.ones(3, 5), "down": torch.ones(5, dtype=torch.bfloat16)})
 
@@ -129,12 +129,12 @@ def test_without_room_on_disk_no_memory_is_page_locked(monkeypatch):
     monkeypatch.setattr(tiers, "Arena", lambda sizes, pinned: made.append(sizes))
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(FinemoeError, match="set disk_folder"):
-        RecordStore([LAYOUT], [6], host_bytes=1024)
+        ExpertStore([LAYOUT], [6], host_bytes=1024)
     assert made == []
 
 
 def test_records_wait_in_host_memory_whatever_the_default_device():
-    with torch.device("meta"), RecordStore([LAYOUT], [6], host_bytes=1024) as store:
+    with torch.device("meta"), ExpertStore([LAYOUT], [6], host_bytes=1024) as store:
         for expert in range(6):
             store.write(0, expert, {name: torch.ones(shape, device="cpu") for name, shape in (("up", (3, 5)), ("down", (5,)))})
         assert store.record(0, 0).device.type == store.record(0, 5).device.type == "cpu"

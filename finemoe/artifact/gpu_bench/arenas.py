@@ -10,8 +10,8 @@ from finemoe.artifact.gpu_bench.machine import available_bytes
 from finemoe.artifact.gpu_bench.settings import Settings
 from finemoe.artifact.gpu_bench.subjects import size_of_target
 from finemoe.artifact.machines.schema import Arenas
-from finemoe.runtime.records import Field, RecordLayout
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.expert_layout import ExpertLayout, Field
+from finemoe.runtime.tiers import ExpertStore
 from finemoe.units import format_bytes
 
 _GUESSED_BYTES_PER_S = 2e9  # touched and page-locked
@@ -45,10 +45,10 @@ def record_bytes_of(settings: Settings) -> int:
     return size_of_target(settings.targets()[0]).expert_bytes
 
 
-def store_of(num_bytes: int, record_bytes: int, device: torch.device) -> RecordStore:
+def store_of(num_bytes: int, record_bytes: int, device: torch.device) -> ExpertStore:
     """An arena with room for at least one record, as the engine makes it for models on that device."""
-    layout = RecordLayout((Field("weight", 0, 0, (record_bytes,), torch.uint8),), record_bytes)
-    return RecordStore([layout], [max(1, num_bytes // record_bytes)], pinned=device.type == "cuda", is_sure=True)
+    layout = ExpertLayout((Field("weight", 0, 0, (record_bytes,), torch.uint8),), record_bytes)
+    return ExpertStore([layout], [max(1, num_bytes // record_bytes)], pinned=device.type == "cuda", is_sure=True)
 
 
 def measure(num_bytes: int, record_bytes: int, device: torch.device) -> Arenas:

@@ -18,7 +18,7 @@ from finemoe.artifact.gpu_bench.clock import finish, host_times_s
 from finemoe.artifact.gpu_bench.settings import Settings
 from finemoe.artifact.machines.schema import CHUNKED, IDLE, LAUNCHING, MAPPED, PREFETCHED, QUEUED, Copies
 from finemoe.runtime.link import Completion, Link, make_link
-from finemoe.runtime.tiers import RecordStore
+from finemoe.runtime.tiers import ExpertStore
 
 _EXPERTS = 8  # copied one after the other
 _LAUNCHES = 30  # of a layer, after which inference waits for the device
@@ -62,7 +62,7 @@ def _ways(settings: Settings, link: Link, record_bytes: int) -> Iterator[_Way]:
                     yield _Way(CHUNKED, chunk, in_flight, main_thread)
 
 
-def _filled(settings: Settings, device: torch.device) -> RecordStore:
+def _filled(settings: Settings, device: torch.device) -> ExpertStore:
     """The smallest arena, full of random bytes."""
     record_bytes, num_bytes = record_bytes_of(settings), min(settings.arena_mib) << 20
     require_room(num_bytes, settings)
@@ -73,7 +73,7 @@ def _filled(settings: Settings, device: torch.device) -> RecordStore:
     return store
 
 
-def _measured(way: _Way, link: Link, store: RecordStore, slots: torch.Tensor, rounds: int) -> Copies:
+def _measured(way: _Way, link: Link, store: ExpertStore, slots: torch.Tensor, rounds: int) -> Copies:
     times_s: list[float] = []
     random = np.random.default_rng(0)
 

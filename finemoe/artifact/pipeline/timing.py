@@ -231,9 +231,9 @@ def _layers_s(engine: Any) -> float:
 def one_expert_bytes(model: Any) -> int:
     """What a record of one expert takes."""
     from finemoe.models.layers import find_moe_layers
-    from finemoe.runtime.records import RecordLayout
+    from finemoe.runtime.expert_layout import ExpertLayout
 
-    return max(RecordLayout.of(layer).nbytes for layer in find_moe_layers(model))
+    return max(ExpertLayout.of(layer).nbytes for layer in find_moe_layers(model))
 
 
 def paced_link(bytes_per_s: float) -> str:

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 import finemoe
 from finemoe.models.layers import find_moe_layers
 from finemoe.models.shipped import resolve
+from finemoe.runtime.expert_layout import ExpertLayout, copied_in_phase, phase_of, room_for
 from finemoe.runtime.pool import SlotPool
-from finemoe.runtime.records import RecordLayout, copied_in_phase, phase_of, room_for
 from tests.runtime import families
 from tests.runtime.models import ODD_FAMILY, build, padded_batch
 
@@ -45,7 +45,7 @@ def test_every_experts_weights_lie_apart_and_where_the_fused_parameter_has_them(
     parameters = {}
     for number, (size, phase) in enumerate(weights):
         parameters[str(number)] = torch.empty(20 * size + LINE_BYTES)[phase // 4 :][: 20 * size].view(20, size)
-    layout = RecordLayout.in_place(SimpleNamespace(expert_parameters=lambda: parameters), torch.device("cpu"))
+    layout = ExpertLayout.in_place(SimpleNamespace(expert_parameters=lambda: parameters), torch.device("cpu"))
     assert layout.nbytes % 256 == 0
     record = torch.zeros(layout.nbytes + LINE_BYTES, dtype=torch.uint8)
     record = record[-record.data_ptr() % LINE_BYTES :]
@@ -105,7 +105,7 @@ def test_on_cuda_experts_of_odd_sizes_begin_as_in_the_fused_parameter(dtype):
     fused = {name: fused_on_cuda(parameter) for name, parameter in layers[0].expert_parameters().items()}
     assert len(fused) == 4
     assert all(parameter[0].nbytes % LINE_BYTES for parameter in fused.values())
-    layouts = [RecordLayout.in_place(layer, torch.device("cuda", 0)) for layer in layers]
+    layouts = [ExpertLayout.in_place(layer, torch.device("cuda", 0)) for layer in layers]
     assert len(set(layouts)) == 1
     pool = SlotPool(layouts, 3, torch.device("cpu"))
     begin = pool.bytes_of(0, 0).data_ptr()  # a multiple of 512 on CUDA
@@ -120,10 +120,10 @@ def test_odd_sizes_cost_less_than_256_bytes_a_weight():
     for layer in find_moe_layers(build(ODD_FAMILY)):
         weights = layer.expert_parameters().values()
         padded_bytes = sum(-(-parameter[0].nbytes // CUDA_PHASES) * CUDA_PHASES for parameter in weights)
-        assert RecordLayout.of(layer).nbytes <= padded_bytes + len(weights) * CUDA_PHASES
+        assert ExpertLayout.of(layer).nbytes <= padded_bytes + len(weights) * CUDA_PHASES
     for layer in find_moe_layers(build("mixtral")):  # and even ones nothing
-        assert RecordLayout.of(layer).nbytes == sum(parameter[0].nbytes for parameter in layer.expert_parameters().values())
-        assert RecordLayout.of(layer).period == 1
+        assert ExpertLayout.of(layer).nbytes == sum(parameter[0].nbytes for parameter in layer.expert_parameters().values())
+        assert ExpertLayout.of(layer).period == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

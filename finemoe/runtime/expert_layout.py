@@ -61,14 +61,14 @@ class Field:
 
 
 @dataclass(frozen=True)
-class RecordLayout:
+class ExpertLayout:
     """How one layer's experts lie in their records; layers of equal shapes and phases have equal layouts."""
 
     fields: tuple[Field, ...]
     nbytes: int
 
     @classmethod
-    def of(cls, layer: MoELayer, phases: Mapping[str, int] | None = None) -> "RecordLayout":
+    def of(cls, layer: MoELayer, phases: Mapping[str, int] | None = None) -> "ExpertLayout":
         """The layout of a layer's records; phases: by parameter name, bytes; 0 for what is not named."""
         fields, offset = [], 0
         for name, parameter in layer.expert_parameters().items():
@@ -78,7 +78,7 @@ class RecordLayout:
         return cls(tuple(fields), offset)
 
     @classmethod
-    def in_place(cls, layer: MoELayer, device: torch.device) -> "RecordLayout":
+    def in_place(cls, layer: MoELayer, device: torch.device) -> "ExpertLayout":
         """The layout that keeps the phases of weights which eager would read where they are, on `device`."""
         parameters = layer.expert_parameters()
         return cls.of(layer, {name: phase_of(one) for name, one in parameters.items() if one.device == device})
