@@ -59,12 +59,12 @@ class Steps:
     def __init__(self) -> None:
         self._events: list[tuple[str, str, str, str]] = []  # thread's name, what, file, function
         self._made: dict[int, Any] = {}
-        self._old: set[int] = set()  # arrays and tensors that the package's objects hold from before
+        self._old: dict[int, Any] = {}  # arrays and tensors that the package's objects hold from before
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Take down what the calling thread does in here, and what other threads do from now on until this is entered again."""
-        self._events, self._made, self._old = [], {}, set(_held_by_the_package())
+        self._events, self._made, self._old = [], {}, {id(value): value for value in _held_by_the_package()}
         sys.setprofile(self.note)
         try:
             yield
@@ -100,11 +100,11 @@ class Steps:
         return is_new or isinstance(value, RoutingTrace) or id(value) in self._made
 
 
-def _held_by_the_package() -> Iterator[int]:
+def _held_by_the_package() -> Iterator[Any]:
     for held in gc.get_objects():
         if str(type(held).__module__).startswith("finemoe"):
             values = held if isinstance(held, tuple) else getattr(held, "__dict__", {}).values()
-            yield from (id(value) for value in values if isinstance(value, torch.Tensor | np.ndarray))
+            yield from (value for value in values if isinstance(value, torch.Tensor | np.ndarray))
 
 
 def stops(files: list[str]) -> list[str]:
