@@ -184,3 +184,16 @@ def test_a_demanded_load_waits_for_one_chunk_at_most():
     outcome = Clockwork(rule_named("lru"), owners_of([EXPERTS] * 3, 1), 1, 9, LOAD_S, CHUNK_S).run(events, durations)
     assert outcome.stalls[0] == pytest.approx((0.6 - 0.4) + LOAD_S)
     assert outcome.counts[2].tolist() == [1, 0, 0, 0, 0]  # the rest of it, 0.4 s, was moved meanwhile
+
+
+def test_a_late_expert_is_loaded_once_also_where_others_of_its_set_find_no_slot():
+    """Two slots: expert 5 of layer 1 is on its way into one when the layer demands 1, 2 and 5; 2 takes the slot of 1 in its turn."""
+    row = np.full((1, EXPERTS), 1 / EXPERTS, dtype=np.float32)
+    events = Events(
+        layers=np.arange(3), is_start=np.arange(3) == 0, begins=np.array([0, 1, 4, 5]), demanded=np.array([0, 1, 2, 5, 0]),
+        next_use=np.zeros(5, int), update_begins=np.array([0, 1, 1, 1, 1, 1, 1]), update_layers=np.array([1]),
+        update_rows=np.array([0]), rows=row, prefetch_begins=np.array([0, 1, 1, 1, 1, 1, 1]), prefetches=np.array([EXPERTS + 5]),
+    )  # fmt: skip
+    durations = Durations(np.array([0.4, 0.1, 0.1]), np.full(5, 0.1), np.zeros(3), np.zeros(6), np.zeros(3))
+    outcome = Clockwork(rule_named("lru"), owners_of([EXPERTS] * 3, 1), 1, 2, LOAD_S, CHUNK_S).run(events, durations)
+    assert outcome.counts[1].tolist() == [0, 1, 2, 0, 0]
