@@ -4,8 +4,8 @@
 # leaves another entry there, without end. Where the caller's signature names a FunctionType instead, the second process finds what the first
 # compiled; but then a call from Python turns the function into a pointer each time, which takes about 100 microseconds: 119 to 135 times as
 # long as calling the function itself (seen; asked for here: more than 5 times).
-# finemoe's eviction rules are such functions: its replays take them under declared signatures, once per block of events, and its live cache
-# calls them from Python directly (finemoe/cache/rules).
+# finemoe's eviction rules are such functions: its replays take them by an address that is found once (finemoe/kernel_pointer.py), and its
+# live cache calls them from Python directly (finemoe/cache/expert_cache.py).
 # Needs python3 3.11-3.13 and a package index; fails if the behaviour is not what is said here.
 set -euo pipefail
 folder=$(mktemp -d)
