@@ -187,7 +187,7 @@ def test_a_demanded_load_waits_for_one_chunk_at_most():
 
 
 def test_a_late_expert_is_loaded_once_also_where_others_of_its_set_find_no_slot():
-    """Two slots: expert 5 of layer 1 is on its way into one when the layer demands 1, 2 and 5; 2 takes the slot of 1 in its turn."""
+    """Two slots: expert 5 of layer 1 is on its way into one when 1, 2 and 5 are demanded; 2 takes the slot of 1 in its turn."""
     row = np.full((1, EXPERTS), 1 / EXPERTS, dtype=np.float32)
     events = Events(
         layers=np.arange(3), is_start=np.arange(3) == 0, begins=np.array([0, 1, 4, 5]), demanded=np.array([0, 1, 2, 5, 0]),
