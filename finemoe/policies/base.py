@@ -125,10 +125,15 @@ class Policy(ABC):
         self.setup = setup
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A class with steps of its own is asked step by step, unless it has its own `predict_block`, too."""
+        """A class that does anything in its own way, itself or by a mixin, is asked step by step, unless it says for itself what
+        it predicts of a block."""
         super().__init_subclass__(**options)
-        if "predict_block" not in vars(cls) and {"start_iteration", "on_gate", "end_iteration"} & vars(cls).keys():
-            cls.predict_block = Policy.predict_block  # type: ignore[method-assign]
+        for kind in cls.__mro__:
+            if "predict_block" in vars(kind):
+                break
+            if any(callable(value) for name, value in vars(kind).items() if not name.startswith("__")):
+                cls.predict_block = Policy.predict_block  # type: ignore[method-assign]
+                break
 
     @abstractmethod
     def start_iteration(self, context: Context) -> list[Prediction]:

@@ -159,8 +159,8 @@ class ExpertMemory:
         with self.lock:
             self.cache.forget_prefetches()
             self.num_demanding = 0
-            if self._copier == threading.get_ident():
-                self._copier = None  # in line, it was the caller who broke off
+            if not self.worker.is_beside:
+                self._copier = None  # in line, it was a caller who broke off, perhaps in another thread
             self.changed.notify_all()
             self.changed.wait_for(lambda: self.is_over or self._copier is None)
             self.counters.wasted_bytes += self.unused_bytes

@@ -116,3 +116,25 @@ def test_steps_of_ones_own_are_never_left_out():
     policy = Silent(replay_setup(trace, history, distance))
     assert policy.predict_block is not None
     assert all((found.moments % 2 == 0).all() for found, _ in heard(policy, trace))
+
+
+class _Mixin:
+    def on_gate(self, *_):
+        return []
+
+
+def test_whoever_differs_from_its_base_is_asked_step_by_step():
+    """Else a replay would count what the base predicts, and a live run what the class does."""
+
+    class Overriding(FineMoE):
+        def wanted(self, layer, probs, scores=None):
+            return super().wanted(layer, probs, scores).with_experts(np.empty(0, dtype=np.int64))
+
+    class Mixed(_Mixin, FineMoE):
+        pass
+
+    class Named(FineMoE):
+        default_eviction = "lru"
+
+    assert Overriding.predict_block is Mixed.predict_block is Policy.predict_block
+    assert Named.predict_block is FineMoE.predict_block

@@ -307,3 +307,19 @@ def test_whoever_waits_for_an_expert_that_another_thread_preloads_is_told(fixtur
     threading.Timer(0.05, f.link.go_on.set).start()
     assert int(lease.weights(0)["w"][0]) == 4
     thread.join(10)
+
+
+def test_a_load_that_broke_off_in_one_thread_does_not_hold_up_another(fixture, monkeypatch):
+    f = fixture(slots=12, asynchronous=False)
+    monkeypatch.setattr(f.link, "copy", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+
+    def fail() -> None:
+        with pytest.raises(OSError, match="gone"):
+            f.post((4, 0, 0.9))
+
+    breaking = threading.Thread(target=fail)
+    breaking.start()
+    breaking.join()
+    monkeypatch.undo()
+    f.memory.reset()
+    assert not f.cache.state.any()
