@@ -164,8 +164,8 @@ def _of_one_prefetch(searching: list[tuple[str, str, str]], loading: list[tuple[
         n for n, (what, file, name) in enumerate(searching) if (what, name) == ("return", "on_gate") and "policies" in file
     )
     files = [searching[begin][1]]
-    for what, file, _ in searching[begin + 1 :]:
-        if what == "call" and ("matcher" in file or "policies" in file):  # the next that it hears
+    for what, file, name in searching[begin + 1 :]:
+        if what == "call" and ("matcher" in file or name in ("on_gate", "end_iteration")):  # the next that it hears
             break
         files += [file] if what == "call" else []
     return files + [file for what, file, _ in loading if what == "call"]

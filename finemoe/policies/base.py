@@ -206,6 +206,34 @@ class Policy(ABC):
         return Predictions(moments, np.full(len(moments), layer), probabilities, chosen)
 
 
+def checked(answer: Sequence[Prediction], setup: PolicySetup) -> list[Prediction]:
+    """What a policy answered, in arrays of the executor's own: compiled code indexes by it without looking.
+
+    Raises:
+        FinemoeError: it predicts a layer twice or one that the model lacks, or says something impossible of it.
+    """
+    layers = [prediction.layer for prediction in answer]
+    if len(set(layers)) < len(layers):
+        raise FinemoeError(f"a policy predicted layers {layers} in one answer; it may predict each only once")
+    return [_checked(prediction, setup.num_layers, setup.num_experts) for prediction in answer]
+
+
+def _checked(prediction: Prediction, num_layers: int, num_experts: int) -> Prediction:
+    layer, experts = prediction.layer, np.asarray(prediction.experts)
+    probabilities = np.array(prediction.probabilities, dtype=np.float32)
+    if not (is_whole(layer) and 0 <= layer < num_layers):
+        raise FinemoeError(f"a policy predicted layer {layer!r}; the model's layers are 0..{num_layers - 1}")
+    if probabilities.shape != (num_experts,) or not (np.isfinite(probabilities).all() and (probabilities >= 0).all()):
+        raise FinemoeError(
+            f"a policy predicted {probabilities!r:.80} of layer {layer}; takes {num_experts} finite probabilities, none below 0"
+        )
+    if experts.ndim != 1 or (
+        len(experts) and (experts.dtype.kind not in "iu" or experts.min() < 0 or experts.max() >= num_experts)
+    ):
+        raise FinemoeError(f"a policy asked for experts {experts!r:.80} of layer {layer}; their ids are 0..{num_experts - 1}")
+    return Prediction(int(layer), probabilities, experts.astype(np.int64))
+
+
 def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:
     """The history from which a system takes what it knows beforehand.
 

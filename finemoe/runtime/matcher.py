@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from finemoe.policies.base import Context, Policy, Prediction
+from finemoe.policies.base import Context, Policy, Prediction, checked
 from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
@@ -122,7 +122,8 @@ class Matcher:
         vectors = None if embeddings is None else as_recorded(embeddings.rows(rows))
         self._is_following, self._next_layer = True, 0
         self._num_rows = 0 if vectors is None else len(vectors)
-        self._post(iteration, self._policy.start_iteration(Context(vectors, is_prefill, starts_request, self._num_rows or 1)))
+        answer = self._policy.start_iteration(Context(vectors, is_prefill, starts_request, self._num_rows or 1))
+        self._post(iteration, checked(answer, self._policy.setup))
         self._timeline.add("matcher", "semantic search", begin_s)
 
     def _gate(
@@ -142,14 +143,16 @@ class Matcher:
             self._fill_idle_layers(layer, probs)
             lookahead = None if ahead is None else ahead.distributions(rows, len(probs))
             experts = experts if rows is None else experts[rows]
-            self._post(iteration, self._policy.on_gate(layer, probs, experts, lookahead))
+            answer = self._policy.on_gate(layer, probs, experts, lookahead)
+            self._post(iteration, checked(answer, self._policy.setup))
             self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
 
     def _fill_idle_layers(self, layer: int, probs: np.ndarray) -> None:
         """Layers that did not run (of another modality) said nothing: every expert alike, and nothing is loaded for it."""
         nothing = np.full_like(probs, 1.0 / probs.shape[1])
         for idle in range(self._next_layer, layer):
-            self._post(None, self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64)))
+            answer = self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64))
+            self._post(None, checked(answer, self._policy.setup))
         self._next_layer = layer + 1
 
     def _end(self) -> None:

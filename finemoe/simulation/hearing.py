@@ -7,7 +7,7 @@ while it works, for a store that fills takes longer to search from iteration to 
 
 import numpy as np
 
-from finemoe.policies.base import Context, Policy, Prediction
+from finemoe.policies.base import Context, Policy, Prediction, checked
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
 
@@ -83,13 +83,13 @@ def _step_by_step(
             policy.foresee(sets[first_event : first_event + num_layers])
         embeddings = None if block.embeddings is None else block.embeddings[begin:end]
         context = Context(embeddings, bool(block.is_prefill[number]), bool(block.starts_request[number]), end - begin)
-        notes.add(2 * first_event, policy.start_iteration(context))
+        notes.add(2 * first_event, checked(policy.start_iteration(context), policy.setup))
         if hidden_size is not None:  # now, for what it knows may grow from iteration to iteration
             read_bytes.append(policy.read_bytes(block.num_rows[number : number + 1], hidden_size))
         for layer in range(num_layers):
             lookahead = None if ahead is None else ahead[:, begin:end, layer]
             answer = policy.on_gate(layer, block.gates[layer, begin:end], block.experts[begin:end, layer], lookahead)
-            notes.add(2 * (first_event + layer) + 1, answer)
+            notes.add(2 * (first_event + layer) + 1, checked(answer, policy.setup))
         policy.end_iteration()
     return notes.predictions(), np.concatenate(read_bytes) if read_bytes else None
 

@@ -1,5 +1,7 @@
 """What the other systems know and learn, piece by piece; their decisions as a whole are in tests/simulation/test_golden.py."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.policies import LIVE_POLICIES, POLICIES, make_policy
-from finemoe.policies.base import Context, PolicySetup
+from finemoe.policies.base import Context, PolicySetup, Prediction, checked
 from finemoe.policies.moe_infinity import representatives, request_counts
 from finemoe.policies.predictors import LayerPredictors
 from finemoe.traces import RoutingTrace
@@ -193,3 +195,31 @@ def test_waiting_for_loads_ahead_is_stalling(policy, clock):
     assert (report.prefetched_bytes > 0) == (policy != "moe-infinity")
     assert report.stall_s == pytest.approx((report.demand_bytes + report.prefetched_bytes) / 4e6, rel=1e-9)
     assert report.ttft_s + report.num_decode_steps * report.tpot_s == pytest.approx(report.stall_s, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ([(4, [0.25] * 6, [1])], "predicted layer 4; the model's layers are 0..3"),
+        ([(-1, [0.25] * 6, [1])], "predicted layer -1"),
+        ([(1, [0.25] * 5, [1])], "takes 6 finite probabilities"),
+        ([(1, [-3.0] * 6, [1])], "none below 0"),
+        ([(1, [float("nan")] * 6, [1])], "finite"),
+        ([(1, [0.25] * 6, [6])], "their ids are 0..5"),
+        ([(1, [0.25] * 6, [0.5])], "their ids are 0..5"),
+        ([(1, [0.25] * 6, [0]), (1, [0.25] * 6, [1])], "may predict each only once"),
+    ],
+)
+def test_an_impossible_answer_is_refused(predictions, message):
+    """Compiled code would take it for an address."""
+    answer = [Prediction(layer, np.array(row), np.array(experts)) for layer, row, experts in predictions]
+    with pytest.raises(FinemoeError, match=re.escape(message)):
+        checked(answer, PolicySetup(num_layers=4, num_experts=6, top_k=2))
+
+
+def test_an_answer_is_the_executors_own():
+    row = np.full(6, 0.25)
+    (prediction,) = checked([Prediction(1, row, [])], PolicySetup(num_layers=4, num_experts=6, top_k=2))
+    row[:] = 0
+    assert prediction.probabilities.tolist() == [0.25] * 6
+    assert prediction.experts.dtype == np.int64
