@@ -5,10 +5,14 @@ Loops are written to give the same results either way: where Numba computes in 6
 
 import functools
 import importlib
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from finemoe.errors import FinemoeError
 from finemoe.interrupts import interrupts_wait
 from finemoe.uncached import warn_uncached
 
@@ -24,6 +28,7 @@ except Exception as error:  # a NumPy newer than it knows is refused, or fails, 
         stacklevel=2,
     )
 IS_COMPILED = numba is not None
+_reporting = threading.Lock()  # of who asks what cannot be raised
 
 
 def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **options: Any) -> Any:
@@ -56,6 +61,34 @@ def _keep(dispatcher: Any) -> None:
         dispatcher._cache = KernelCache(dispatcher.py_func)
     except Exception as error:  # no source file, a setting that names no place there is, or a Numba that caches otherwise
         warn_uncached(error)
+
+
+@contextmanager
+def failures_raised(title: str) -> Iterator[None]:
+    """Raise, at the end, what a function that compiled code called by address has raised: it cannot pass that code.
+
+    Args:
+        title: what the message calls the function.
+    Raises:
+        FinemoeError: it failed; what was computed meanwhile means nothing.
+    """
+    failures: list[BaseException | None] = []
+    with _reporting:
+        before, thread = sys.unraisablehook, threading.get_ident()
+
+        def note(report: Any) -> None:
+            if threading.get_ident() != thread:
+                before(report)
+            elif not failures:  # of which there may be many
+                failures.append(report.exc_value)
+
+        sys.unraisablehook = note
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+    if failures:
+        raise FinemoeError(f"{title} failed: {type(failures[0]).__name__}: {failures[0]}") from failures[0]
 
 
 def pointer(function: Any, *examples: Any) -> Any:

@@ -21,7 +21,7 @@ from finemoe.maps.kernels import gather_rows, nearest_neighbours
 from finemoe.maps.ranking import rank_as_selected
 from finemoe.maps.selection import select_rows
 from finemoe.policies import POLICIES
-from finemoe.policies.predictors import weigh
+from finemoe.policies.predictors import add_products
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
 from tests.simulation.test_hardware import SIZE
@@ -53,7 +53,7 @@ def kernels() -> dict[str, Any]:
     selected = np.zeros(probs.shape, dtype=np.bool_)
     select_rows(probs, thresholds, 3, selected)
     scores = np.zeros((4, 20), dtype=np.float32)
-    weigh(probs[:4], rng.normal(size=(100, 20)).astype(np.float32), scores)
+    add_products(probs[:4], rng.normal(size=(100, 20)).astype(np.float32), scores)
     codes, records = rng.integers(0, 1 << 16, (20, 9)).astype(np.uint16), rng.integers(0, 9, 4)
     rows = np.zeros((4, 20), dtype=np.float32)
     gather_rows(codes, records, rows)

@@ -107,7 +107,7 @@ class Policy(ABC):
         lookahead: strides s for which it needs the routers applied ahead (the router of layer l + s on the residual stream after
             layer l), which `on_gate` then gets.
         is_synchronous: whether inference waits for what is loaded ahead (section 3).
-        loads_whole_layers: whether a layer that runs brings in all of its experts, activated or not.
+        loads_whole_layers: whether a layer that runs brings in all of its experts, activated or not; such a policy predicts none.
         holds_everything: whether every expert stays on the device, whatever the expert memory.
         needs_future: whether it can only run where the future is known (replay).
         default_eviction: name of the system's own eviction rule.
@@ -128,6 +128,8 @@ class Policy(ABC):
         """A class that does anything in its own way, itself or by a mixin, is asked step by step, unless it says for itself what
         it predicts of a block."""
         super().__init_subclass__(**options)
+        if cls.loads_whole_layers and cls.needs_context:
+            raise FinemoeError(f"{cls.__name__} loads whole layers, so that it predicts none: set needs_context = False")
         for kind in cls.__mro__:
             if "predict_block" in vars(kind):
                 break

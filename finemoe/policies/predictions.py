@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finemoe.errors import FinemoeError
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -43,3 +45,26 @@ class Predictions:
             np.concatenate([part.probabilities for part in parts])[order],
             np.concatenate([part.selected for part in parts])[order],
         )
+
+    def checked(self, num_layers: int, num_experts: int, num_iterations: int) -> "Predictions":
+        """Itself, if it is possible for a block of n iterations: compiled code indexes by it without looking.
+
+        Raises:
+            FinemoeError: it is not.
+        """
+        count, last = len(self.moments), 2 * num_layers * num_iterations - 1
+        if self.layers.shape != (count,) or {self.probabilities.shape, self.selected.shape} != {(count, num_experts)}:
+            raise FinemoeError(f"a policy's predictions of a block are of unequal lengths, or not of {num_experts} experts each")
+        if not (
+            _are_within(self.moments, last) and _are_within(self.layers, num_layers - 1) and (np.diff(self.moments) >= 0).all()
+        ):
+            raise FinemoeError(
+                f"a policy's predictions of a block must come at rising moments 0..{last} and be of 0..{num_layers - 1}"
+            )
+        if not (np.isfinite(self.probabilities).all() and (self.probabilities >= 0).all()):
+            raise FinemoeError("a policy's predictions of a block must be finite probabilities, none below 0")
+        return self
+
+
+def _are_within(values: np.ndarray, last: int) -> bool:
+    return not len(values) or bool(values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= last)

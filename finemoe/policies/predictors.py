@@ -12,7 +12,7 @@ _RIDGE = 1e-3  # of the mean square of a feature
 
 
 @njit(cache=True, nogil=True)
-def weigh(features, weights, scores):  # type: ignore[no-untyped-def]
+def add_products(features, weights, scores):  # type: ignore[no-untyped-def]
     """scores += features @ weights, summed feature by feature; features [B, n], weights [n, J], scores [B, J].
 
     A library's product rounds otherwise for one row than for many, so that a replay which asks for many at once would differ from
@@ -35,7 +35,7 @@ class LayerPredictors:
     def __init__(self, num_layers: int, num_experts: int, distance: int, num_recent: int = 8) -> None:
         self._num_layers, self._num_experts, self._distance = num_layers, num_experts, distance
         self._num_recent = num_recent
-        weigh(*np.zeros((3, 1, 1), dtype=np.float32))  # compiled (or loaded) before anyone waits for it
+        add_products(*np.zeros((3, 1, 1), dtype=np.float32))  # compiled (or loaded) before anyone waits for it
         sizes = [1 + num_experts * len(self._sources(target)) for target in range(distance, num_layers)]
         self._squares = [np.zeros((size, size)) for size in sizes]
         self._products = [np.zeros((size, num_experts)) for size in sizes]
@@ -78,7 +78,7 @@ class LayerPredictors:
         A row's is the same whichever rows are beside it.
         """
         scores = np.zeros((len(gates[0]), self._num_experts), dtype=np.float32)
-        weigh(self._features(target, gates), self._weights[target - self._distance], scores)
+        add_products(self._features(target, gates), self._weights[target - self._distance], scores)
         np.maximum(scores, 0.0, out=scores)
         scores += 1e-9
         scores /= scores.sum(axis=1, keepdims=True)

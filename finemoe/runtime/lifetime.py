@@ -74,7 +74,10 @@ class Lifetime:
 def end_all() -> None:
     """The process ends."""
     for lifetime in list(_living):
-        lifetime.abandon()
+        try:
+            lifetime.abandon()
+        except Exception as error:  # the others are to hear of it all the same
+            print(f"finemoe: an engine could not be stopped at the end of the process: {error}", file=sys.stderr)
 
 
 os.register_at_fork(after_in_child=_living.clear)  # whose threads and memory are the parent's

@@ -165,7 +165,7 @@ def router_inputs(model: nn.Module, layers: Sequence[MoELayer], decoders: Sequen
     Raises:
         FinemoeError: the model does not run on a token alone, a router reads something else, or does not say what it selects.
     """
-    probes = [_Probe(model, layer, decoder) for layer, decoder in zip(layers, decoders, strict=True)]
+    probes = [_InputSearch(model, layer, decoder) for layer, decoder in zip(layers, decoders, strict=True)]
     with ExitStack() as undo:
         for probe in probes:
             probe.attach(undo)
@@ -177,7 +177,7 @@ def router_inputs(model: nn.Module, layers: Sequence[MoELayer], decoders: Sequen
     return [probe.found() for probe in probes]
 
 
-class _Probe:
+class _InputSearch:
     """Watches one decoder layer while a token runs: which module's output its router reads, and what that module reads."""
 
     def __init__(self, model: nn.Module, layer: MoELayer, decoder: nn.Module) -> None:

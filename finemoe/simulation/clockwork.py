@@ -19,7 +19,7 @@ from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, USEFUL, WASTE
 from finemoe.compiling import borrowing
 from finemoe.simulation import machine as machines
 from finemoe.simulation import transfers
-from finemoe.simulation.block import Durations, Events
+from finemoe.simulation.kernel_inputs import Durations, Events
 from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE, hold_on_devices, idle_machine
 from finemoe.simulation.transfers import ABSENT_YET, advance, drain, load_in_turn, load_missing
 

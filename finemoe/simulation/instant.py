@@ -15,11 +15,11 @@ from finemoe.cache.rules import rule_named
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, empty_state, hold
-from finemoe.compiling import borrowing
+from finemoe.compiling import borrowing, failures_raised
 from finemoe.policies.base import Policy
 from finemoe.policies.block import Block
 from finemoe.report import Report
-from finemoe.simulation.block import Durations, Events
+from finemoe.simulation.kernel_inputs import Durations, Events
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
 
@@ -64,10 +64,9 @@ class InstantCache:
 
     def run(self, block: Block, events: Events, durations: Durations | None = None) -> None:
         """Go through a block of events; nothing takes time."""
-        if len(self._devices) == 1:
-            outcome = self._devices[0].run(events)
-        else:
-            parts = [events.part(self._owners == number) for number in range(len(self._devices))]
+        is_one = len(self._devices) == 1
+        parts = [events] if is_one else [events.part(self._owners == number) for number in range(len(self._devices))]
+        with failures_raised(f"eviction rule {self._eviction!r}"):
             outcome = np.sum([device.run(part) for device, part in zip(self._devices, parts, strict=True)], axis=0)
         self._tally.add(block, events.begins, np.insert(outcome, 1, 0, axis=1))  # nothing is late
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from finemoe.cache.prefetch_queue import prefetch_priorities
 from finemoe.policies.predictions import Predictions
-from finemoe.simulation.block import Events
+from finemoe.simulation.kernel_inputs import Events
 
 
 def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:

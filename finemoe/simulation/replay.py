@@ -18,10 +18,10 @@ from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.asking import ask
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.events import block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
-from finemoe.simulation.hearing import hear
 from finemoe.simulation.instant import InstantCache
 from finemoe.simulation.moments import events_of, targets_of
 from finemoe.simulation.tally import Recall
@@ -217,7 +217,7 @@ def _run(
         for block in iteration_blocks(trace, block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
             next_use = future.take(len(demanded)) if future.is_known else np.zeros(len(demanded), dtype=np.int64)
-            predictions, read_bytes = hear(policy, block, begins, demanded, None if pace is None else pace.hidden_size)
+            predictions, read_bytes = ask(policy, block, begins, demanded, None if pace is None else pace.hidden_size)
             targets = targets_of(predictions, trace.num_layers)
             events = events_of(trace.num_layers, begins, demanded, next_use, predictions)
             durations = None

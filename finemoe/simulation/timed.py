@@ -9,15 +9,16 @@ from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.placement import owners_of
 from finemoe.cache.rules import rule_named
 from finemoe.chunks import CHUNK_BYTES
+from finemoe.compiling import failures_raised
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy
 from finemoe.policies.block import Block
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.block import Durations, Events
 from finemoe.simulation.clockwork import Clockwork
 from finemoe.simulation.cost import CostModel
 from finemoe.simulation.events import contexts_of, tokens_of
+from finemoe.simulation.kernel_inputs import Durations, Events
 from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE
 from finemoe.simulation.tally import Tally
 from finemoe.traces import RoutingTrace
@@ -68,7 +69,7 @@ class Pace(Protocol):
     def durations(
         self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
-        """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`hear`)."""
+        """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`ask`)."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class TimedCache:
     def run(self, block: Block, events: Events, durations: Durations | None) -> None:
         """Go through a block of events."""
         assert durations is not None
-        outcome = self._clockwork.run(events, durations)
+        with failures_raised(f"eviction rule {self._eviction!r}"):
+            outcome = self._clockwork.run(events, durations)
         per_iteration = (block.num_iterations, -1)
         begins, ends = outcome.starts.reshape(per_iteration)[:, 0], outcome.ends.reshape(per_iteration)[:, -1]
         self._tally.add(block, events.begins, outcome.counts)

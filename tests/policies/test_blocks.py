@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from finemoe.errors import FinemoeError
 from finemoe.policies import POLICIES, make_policy
 from finemoe.policies.base import Policy
 from finemoe.policies.finemoe import FineMoE
+from finemoe.policies.predictions import Predictions
 from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.asking import ask
 from finemoe.simulation.events import demanded_sets, iteration_blocks
-from finemoe.simulation.hearing import hear
 from finemoe.simulation.replay import replay_setup
 from finemoe.traces import RoutingTrace
 from tests.simulation.golden import FILE
@@ -38,7 +40,7 @@ def heard(policy: Policy, trace: RoutingTrace) -> list[tuple]:
     """What it predicts and reads, in blocks of some rows."""
     blocks = [(block, *demanded_sets(trace, block)) for block in iteration_blocks(trace, 20)]
     assert len(blocks) > 1
-    return [hear(policy, *block, hidden_size=64) for block in blocks]
+    return [ask(policy, *block, hidden_size=64) for block in blocks]
 
 
 @pytest.mark.parametrize("has_history", [False, True], ids=["online", "offline"])
@@ -138,3 +140,27 @@ def test_whoever_differs_from_its_base_is_asked_step_by_step():
 
     assert Overriding.predict_block is Mixed.predict_block is Policy.predict_block
     assert Named.predict_block is FineMoE.predict_block
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": np.array([0, 4])}, "be of 0..3"),
+        ({"layers": np.array([0])}, "of unequal lengths"),
+        ({"moments": np.array([0, 24])}, "rising moments 0..23"),
+        ({"moments": np.array([3, 1])}, "rising moments"),
+        ({"probabilities": np.full((2, 5), 0.2, dtype=np.float32)}, "not of 6 experts"),
+        ({"probabilities": np.full((2, 6), -1, dtype=np.float32)}, "none below 0"),
+        ({"probabilities": np.full((2, 6), np.nan, dtype=np.float32)}, "finite"),
+    ],
+)
+def test_impossible_predictions_of_a_block_are_refused(changes, message):
+    whole = Predictions(np.array([0, 3]), np.array([0, 3]), np.zeros((2, 6), np.float32), np.zeros((2, 6), np.bool_))
+    assert whole.checked(4, 6, 3) is whole
+    with pytest.raises(FinemoeError, match=message):
+        replace(whole, **changes).checked(4, 6, 3)
+
+
+def test_who_loads_whole_layers_predicts_none():
+    with pytest.raises(FinemoeError, match="Both loads whole layers, so that it predicts none"):
+        type("Both", (FineMoE,), {"loads_whole_layers": True})

@@ -12,12 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import finemoe
-from finemoe.cache.rules import RULES
+from finemoe.cache.rules import RULES, EvictionRule
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 from finemoe.policies import POLICIES, known_policies, make_policy, policy_named
 from finemoe.simulation.replay import replay_setup
+from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from tests.runtime.models import build
 from tests.simulation import naive
 from tests.simulation.golden import FILE
@@ -161,6 +162,23 @@ def test_what_is_no_eviction_rule_is_named_in_a_line(folder):
     finemoe.register_eviction("seer", replace(outside.RULE, needs_future=True))
     with pytest.raises(FinemoeError, match="eviction rule 'seer' must know the future"):
         finemoe.offload(build("mixtral"), 0.5, eviction="seer")
+
+
+@pytest.mark.parametrize("hardware", [None, "6x-rtx3090"])
+def test_a_rule_that_fails_in_a_replay_is_heard_of(monkeypatch, hardware):
+    """Compiled code calls it by address, past which nothing can be raised."""
+
+    def weigh(stats, experts, worth):
+        for place in range(len(experts)):
+            worth[place] = 1 / (stats.frequency[experts[place]] - stats.frequency[experts[place]])
+
+    finemoe.register_eviction("failing", EvictionRule(weigh))
+    trace = SERVED if hardware is None else synthetic_trace(Recipe(0.2, 0.3, 0.4, 8), 32, 8, 2, 2, 3)
+    before = sys.unraisablehook
+    with pytest.raises(FinemoeError, match="eviction rule 'failing' failed: ZeroDivisionError: division by zero"):
+        finemoe.replay(trace, "on-demand", 0.1, eviction="failing", hardware=hardware)
+    assert sys.unraisablehook is before
+    assert finemoe.replay(SERVED, "on-demand", 0.5, eviction="lru").accesses > 0
 
 
 def test_mistakes_are_named_in_a_line(folder, package, tmp_path):

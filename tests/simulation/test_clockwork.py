@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from finemoe.cache.placement import owners_of
 from finemoe.cache.rules import RULES, rule_named
-from finemoe.simulation.block import Durations, Events
 from finemoe.simulation.clockwork import Clockwork
 from finemoe.simulation.future import FutureUses
 from finemoe.simulation.instant import InstantDevice
+from finemoe.simulation.kernel_inputs import Durations, Events
 from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE
 from tests.simulation import naive_timed
 

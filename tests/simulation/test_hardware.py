@@ -11,9 +11,9 @@ from finemoe.errors import FinemoeError
 from finemoe.paths import MODEL_CONFIGS
 from finemoe.policies import make_policy
 from finemoe.simulation.arrangement import Arrangement
+from finemoe.simulation.asking import ask
 from finemoe.simulation.cost import CostModel, ModelSize
 from finemoe.simulation.events import contexts_of, demanded_sets, iteration_blocks, tokens_of
-from finemoe.simulation.hearing import hear
 from finemoe.simulation.replay import replay_setup
 from finemoe.simulation.testbed import FOLDER, known_testbeds
 from finemoe.simulation.testbed import Testbed as Machine  # pytest takes what begins with Test for tests
@@ -180,7 +180,7 @@ def test_a_policy_reads_what_it_has_learned_so_far():
     """FineMoE online: nothing in the first iteration, then one record more for every row, up to C; none past layer L - d."""
     block = next(iteration_blocks(SERVED, 10**6))
     policy = make_policy("finemoe", replay_setup(SERVED, prefetch_distance=1, store_capacity=20))
-    _, read = hear(policy, block, *demanded_sets(SERVED, block), hidden_size=64)
+    _, read = ask(policy, block, *demanded_sets(SERVED, block), hidden_size=64)
     num_rows = np.diff(block.starts)
     known = np.minimum(np.concatenate([[0], np.cumsum(num_rows)[:-1]]), 20)
     np.testing.assert_array_equal(read[:, 0], num_rows * known * 2 * 64)

@@ -28,7 +28,7 @@ from finemoe.policies.base import Context, Policy
 from finemoe.policies.block import Block
 from finemoe.report import Report
 from finemoe.runtime.loading import load_model
-from finemoe.simulation.block import Durations
+from finemoe.simulation.kernel_inputs import Durations
 from finemoe.simulation.replay import paced, replay_setup
 from finemoe.traces import RoutingTrace
 

@@ -35,7 +35,8 @@ class EvictionRule:
 
     Attributes:
         weigh: (stats, experts, worth): fill worth [n] float64 with what it is worth to keep each of `experts`, [n] flat ids. It
-            reads `stats` only, and is asked when somebody must go.
+            reads `stats` only, and is asked when somebody must go: of any of the held experts, all at once or one alone, so that
+            an expert's worth must not depend on which others it is shown.
         visit: (stats, layer, experts): a layer demands its set, [n] ids within the layer, once per event; `stats` do not count it
             yet. A rule that learns something writes into its own rows, `stats.own` [R, N].
         own: the value that each own row begins with, by the number of experts J.

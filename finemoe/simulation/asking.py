@@ -1,4 +1,4 @@
-"""Hears a policy on a block of recorded routing: what it predicts, and what its own work reads.
+"""Asks a policy about a block of recorded routing: what it predicts, and what its own work reads.
 
 Predictions never depend on what is resident, so that a policy can be heard first and caches of any size be run afterwards; and
 where what it knows is frozen, it may answer for the whole block at once (`Policy.predict_block`). What its work reads is asked
@@ -12,7 +12,7 @@ from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
 
 
-def hear(
+def ask(
     policy: Policy, block: Block, begins: np.ndarray, demanded: np.ndarray, hidden_size: int | None = None
 ) -> tuple[Predictions, np.ndarray | None]:
     """The policy's predictions for every iteration of a block, and the bytes it reads for them.
@@ -28,6 +28,7 @@ def hear(
         sets = np.split(demanded, begins[1:-1]) if policy.needs_future else []
         predictions, read_bytes = _step_by_step(policy, block, sets, hidden_size)
     else:
+        predictions = predictions.checked(policy.setup.num_layers, policy.setup.num_experts, block.num_iterations)
         read_bytes = None if hidden_size is None else policy.read_bytes(block.num_rows, hidden_size)
     if policy.loads_whole_layers:
         predictions = Predictions.of([predictions, _whole_layers(policy, block.num_iterations)], policy.setup.num_experts)
@@ -70,7 +71,7 @@ class Notes:
 def _step_by_step(
     policy: Policy, block: Block, sets: list[np.ndarray], hidden_size: int | None
 ) -> tuple[Predictions, np.ndarray | None]:
-    """As `hear`, in the order of a live run: start, every gate, end, iteration after iteration.
+    """As `ask`, in the order of a live run: start, every gate, end, iteration after iteration.
 
     Args:
         sets: what every event demands, for who needs the future.
