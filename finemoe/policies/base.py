@@ -85,8 +85,8 @@ class Prediction:
 
     Attributes:
         layer: the layer predicted.
-        probabilities: [J] float32, the distribution predicted for it (maximum over rows), which nobody changes afterwards.
-            Eviction may read it, and its recall is measured when the layer's gate fires.
+        probabilities: [J] float32, the distribution predicted for it (maximum over rows). Eviction may read it, and its recall is
+            measured when the layer's gate fires.
         experts: [n] ascending ids to be loaded ahead.
     """
 
@@ -192,7 +192,7 @@ class Policy(ABC):
         is_one_row = len(probs) == 1  # as in decode, where reducing costs more than searching
         probabilities = probs[0] if is_one_row else probs.max(axis=0)
         experts = np.flatnonzero(selected[0] if is_one_row else selected.any(axis=0))
-        return Prediction(layer, probabilities.astype(np.float32), experts)  # a copy, whatever becomes of the rows
+        return Prediction(layer, probabilities.astype(np.float32, copy=False), experts)
 
     def wanted_in_block(
         self, block: Block, moments: np.ndarray, layer: int, probs: np.ndarray, scores: np.ndarray | None = None
