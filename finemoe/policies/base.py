@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from finemoe.compiling import njit
 from finemoe.errors import FinemoeError
 from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
 from finemoe.units import is_whole
+
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -225,15 +228,23 @@ def _checked(prediction: Prediction, num_layers: int, num_experts: int) -> Predi
     probabilities = np.array(prediction.probabilities, dtype=np.float32)
     if not (is_whole(layer) and 0 <= layer < num_layers):
         raise FinemoeError(f"a policy predicted layer {layer!r}; the model's layers are 0..{num_layers - 1}")
-    if probabilities.shape != (num_experts,) or not (np.isfinite(probabilities).all() and (probabilities >= 0).all()):
+    if probabilities.shape != (num_experts,) or not are_within(probabilities, 0, _GREATEST):
         raise FinemoeError(
             f"a policy predicted {probabilities!r:.80} of layer {layer}; takes {num_experts} finite probabilities, none below 0"
         )
-    if experts.ndim != 1 or (
-        len(experts) and (experts.dtype.kind not in "iu" or experts.min() < 0 or experts.max() >= num_experts)
-    ):
+    is_list = experts.ndim == 1 and (not len(experts) or experts.dtype.kind in "iu")
+    if not is_list or not are_within(experts, 0, num_experts - 1):
         raise FinemoeError(f"a policy asked for experts {experts!r:.80} of layer {layer}; their ids are 0..{num_experts - 1}")
     return Prediction(int(layer), probabilities, experts.astype(np.int64))
+
+
+@njit(cache=True)
+def are_within(values, least, greatest):  # type: ignore[no-untyped-def]
+    """Whether all of these, [n], lie between two numbers; NaN does not. (In every layer; NumPy takes ten times as long.)"""
+    for value in values:  # noqa: SIM110 - no generators in compiled code
+        if not least <= value <= greatest:
+            return False
+    return True
 
 
 def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +15,7 @@ from finemoe.interrupts import interrupts_wait
 from finemoe.maps.warm_up import warm_up
 from finemoe.models.layers import MoELayer
 from finemoe.policies import make_policy
-from finemoe.policies.base import Policy, PolicySetup
+from finemoe.policies.base import Policy, PolicySetup, Prediction, checked
 from finemoe.report import Counters
 from finemoe.runtime import seam
 from finemoe.runtime.compute_stream import ComputeStream
@@ -140,7 +141,8 @@ class Attachment:
     def _make_policy(self) -> Policy:
         policy = make_policy(self._options.policy, self._setup, **self._options.policy_options)
         if policy.needs_context:
-            warm_up()  # what it searches and selects with, so that no first token waits for a compiler
+            warm_up()  # what it searches and selects with, so that no first token waits for a compiler; and what checks it
+            checked([Prediction(0, np.zeros(self._setup.num_experts), np.zeros(1, dtype=np.int64))], self._setup)
         self.eviction = self._options.eviction or policy.default_eviction
         return policy
 
