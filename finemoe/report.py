@@ -7,6 +7,8 @@ import numpy as np
 
 from finemoe.units import format_bytes
 
+PREFETCHED, DEMANDED, WASTED, NUM_MOVED = range(4)  # places of bytes in `Counters.moved`
+
 
 @dataclass(frozen=True)
 class RequestReport:
@@ -43,7 +45,8 @@ class Counters:
     Attributes:
         hits, late, misses: demanded experts by their state when the gate fired (DESIGN 4).
         recalled, ranked: demanded experts found among, and compared with, equally many top predictions (recall at K).
-        prefetched_bytes, demand_bytes: moved ahead of and on demand; wasted_bytes: prefetched, evicted unused.
+        moved: bytes of each device, [NUM_MOVED] int64, which the device itself counts: prefetched; loaded on demand; prefetched,
+            evicted unused. prefetched_bytes, demand_bytes, wasted_bytes: their sums.
         stall_s: time that inference waited for weights.
         padding_accesses, padding_bytes: of experts that only padding selected.
         ttft_s, tpot_s: durations of prefills and of decode steps, in order, as far as they are known to be that.
@@ -57,9 +60,7 @@ class Counters:
     misses: list[int] = field(init=False)
     recalled: int = field(init=False)
     ranked: int = field(init=False)
-    prefetched_bytes: int = field(init=False)
-    demand_bytes: int = field(init=False)
-    wasted_bytes: int = field(init=False)
+    moved: list[np.ndarray] = field(init=False, default_factory=list)
     stall_s: float = field(init=False)
     padding_accesses: int = field(init=False)
     padding_bytes: int = field(init=False)
@@ -82,22 +83,37 @@ class Counters:
         """Count from zero."""
         self.hits, self.late, self.misses = ([0] * self.num_layers for _ in range(3))
         self.recalled = self.ranked = 0
-        self.prefetched_bytes = self.demand_bytes = self.wasted_bytes = self.skipped_iterations = 0
+        self.skipped_iterations = 0
+        for moved in self.moved:
+            moved[:] = 0
         self.padding_accesses = self.padding_bytes = 0
         self.num_prefills = self.num_decode_steps = self.num_unknown_steps = 0
         self.stall_s = self._prefill_s = self._decode_s = 0.0
         self.ttft_s, self.tpot_s = [], []
         self._requests, self._current, self._mark = {}, None, {}
 
-    def prefetched(self, num_bytes: int, wasted_bytes: int) -> None:
-        """An expert is loaded ahead of demand; `wasted_bytes` if what it evicts had been prefetched in vain."""
-        self.prefetched_bytes += num_bytes
-        self.wasted_bytes += wasted_bytes
+    def moved_by_device(self) -> np.ndarray:
+        """What one more device counts its bytes in."""
+        self.moved.append(np.zeros(NUM_MOVED, dtype=np.int64))
+        return self.moved[-1]
 
-    def demanded(self, num_bytes: int, wasted_bytes: int) -> None:
-        """An expert is loaded on demand."""
-        self.demand_bytes += num_bytes
-        self.wasted_bytes += wasted_bytes
+    @property
+    def prefetched_bytes(self) -> int:
+        """Loaded ahead of demand."""
+        return self._moved(PREFETCHED)
+
+    @property
+    def demand_bytes(self) -> int:
+        """Loaded on demand."""
+        return self._moved(DEMANDED)
+
+    @property
+    def wasted_bytes(self) -> int:
+        """Prefetched, and evicted before anything demanded it."""
+        return self._moved(WASTED)
+
+    def _moved(self, place: int) -> int:
+        return sum(int(moved[place]) for moved in self.moved)
 
     def enter_request(self, number: int) -> None:
         """What is counted from now on is this request's, until another is entered; it may be entered again."""

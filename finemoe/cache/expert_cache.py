@@ -26,7 +26,7 @@ from finemoe.cache.state import (
     CacheState,
     empty_state,
 )
-from finemoe.errors import FinemoeError
+from finemoe.errors import EngineError, FinemoeError
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,25 @@ class ExpertCache:
         self.state, self.slot_of = self._arrays.presence.reshape(shape), self._arrays.slot_of.reshape(shape)
         self.expected, self.running = self._arrays.stats.expected.reshape(shape), self._arrays.running.reshape(shape)
         self._undemanded = self._arrays.undemanded.reshape(shape)
+
+    @property
+    def arrays(self) -> CacheState:
+        """What compiled transitions change."""
+        return self._arrays
+
+    def raise_rule_failure(self) -> None:
+        """Raise what the eviction rule raises of the cache as it is, after it has failed in compiled code.
+
+        Raises:
+            EngineError: the rule has failed.
+        """
+        stats, nobody = self._arrays.stats, np.empty(0, dtype=np.int64)
+        try:
+            self.rule.weigh(stats, self._arrays.held, self._arrays.worth.copy())
+            self.rule.visit(stats._replace(own=stats.own.copy()), max(self.layer, 0), nobody)
+        except Exception as error:
+            raise EngineError(f"the eviction rule failed: {type(error).__name__}: {error}; the engine cannot go on") from error
+        raise EngineError("the eviction rule failed; the engine cannot go on")
 
     @property
     def layer(self) -> int:

@@ -41,6 +41,7 @@ from finemoe.runtime.takeover import ModulesAsTheyWere, Takeover, is_empty
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
 from finemoe.runtime.undo import UndoStack
+from finemoe.runtime.warm_up import warm_up as memory_warm_up
 
 
 class Attachment:
@@ -179,6 +180,7 @@ class Attachment:
 
     def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
         devices, memories = self._options.devices, []
+        memory_warm_up()
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         for device, pool, name in zip(devices, pools, names, strict=True):
             cache = ExpertCache(rule_named(self.eviction), self._setup.num_layers, self._setup.num_experts, pool.num_slots)

@@ -3,13 +3,13 @@
 The layer computes on the home device. A weight in another device's slot is copied over when its expert runs, device to device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from finemoe.cache.expert_cache import Access
 from finemoe.policies.base import Prediction
+from finemoe.runtime import transitions
 from finemoe.runtime.expert_layout import copied_in_phase
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.memory import ExpertMemory
@@ -66,10 +66,10 @@ class DeviceMemories:
             owned = [key for key in experts if self._owners[key] == index]
             memory.preload(_most_expected_first(owned, memory.expected), is_counted)
 
-    def use(self, layer: int, experts: list[int]) -> None:
-        """Experts demanded while everything is resident; see ExpertCache."""
-        for memory in self.memories:
-            memory.cache.use(layer, experts)
+    def use(self, layer: int, selected: np.ndarray) -> int:
+        """A layer's set is accessed while everything is resident, as in `demand`; returns how many experts it has."""
+        counts = [transitions.use(memory.board.places, layer, selected) for memory in self.memories]
+        return int(counts[0])
 
     def complete_layer(self, layer: int) -> None:
         """Bring in all of a running layer's experts, as far as slots are to be had."""
@@ -77,7 +77,7 @@ class DeviceMemories:
             memory.complete_layer(layer, part)
 
     def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray) -> "Lease | Leases":
-        """Access a layer's demanded set on all devices at once; experts [n] ascending, aside as in ExpertMemory."""
+        """Access a layer's demanded set on all devices at once; experts, aside: as in ExpertMemory."""
         if self._is_local and len(self.memories) == 1:
             return Lease(self.memories[0], layer, experts, aside)
         return Leases(self, layer, experts, aside)
@@ -140,9 +140,28 @@ class Leases:
         self._brought: tuple[int, dict[str, torch.Tensor]] = (-1, {})  # the expert last copied to the home device
 
     @property
-    def accesses(self) -> list[Access]:
-        """What was found, device by device."""
-        return [lease.access for lease in self._leases]
+    def experts(self) -> list[int]:
+        """Those demanded, ascending."""
+        return sorted(expert for lease in self._leases for expert in lease.experts)
+
+    @property
+    def num_hits(self) -> int:
+        """See Lease."""
+        return sum(lease.num_hits for lease in self._leases)
+
+    @property
+    def num_late(self) -> int:
+        """See Lease."""
+        return sum(lease.num_late for lease in self._leases)
+
+    @property
+    def num_misses(self) -> int:
+        """See Lease."""
+        return sum(lease.num_misses for lease in self._leases)
+
+    def as_they_come(self, experts: Sequence[int]) -> Iterable[int]:
+        """In ascending order: each device's set may exceed its slots."""
+        return experts
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
         """The expert's weights by parameter name, on the home device, complete and safe to read."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from finemoe.compiling import njit
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
 from finemoe.runtime.devices import DeviceMemories
@@ -20,7 +21,7 @@ class Forecasts:
 
     def __init__(self, memories: DeviceMemories, counters: Counters, num_layers: int) -> None:
         self._memories, self._counters = memories, counters
-        self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * num_layers
+        self._predictions: list[tuple[int, np.ndarray]] = [(-1, np.empty(0, dtype=np.float32))] * num_layers
         self._has_run = [False] * num_layers
 
     def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
@@ -40,10 +41,21 @@ class Forecasts:
         """A layer has run, so that it is worth prefetching for."""
         self._has_run[layer] = True
 
-    def count_recall(self, iteration: int, layer: int, demanded: np.ndarray) -> None:
-        """A layer has demanded these experts, [n]: how many of them had been ranked among the first n?"""
+    def count_recall(self, iteration: int, layer: int, demanded: Sequence[int]) -> None:
+        """A layer has demanded these experts, ids: how many of them had been ranked among the first n?"""
         number, expected = self._predictions[layer]
         if number == iteration:
-            ranked = np.argsort(-expected, kind="stable")[: len(demanded)]
-            self._counters.recalled += len(set(ranked.tolist()).intersection(demanded.tolist()))
+            self._counters.recalled += num_recalled(expected, np.array(demanded, dtype=np.int64))
             self._counters.ranked += len(demanded)
+
+
+@njit(cache=True)
+def num_recalled(expected, demanded):  # type: ignore[no-untyped-def]
+    """How many of n experts, [n] ids, are among the n that are expected most, [J]; the lower one first where two are equal."""
+    recalled = 0
+    for expert in demanded:
+        rank = 0
+        for other in range(len(expected)):
+            rank += expected[other] > expected[expert] or (expected[other] == expected[expert] and other < expert)
+        recalled += rank < len(demanded)
+    return recalled

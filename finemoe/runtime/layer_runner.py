@@ -1,6 +1,7 @@
 """What happens when Transformers calls an offloaded layer's experts: their weights are leased, and the layer is computed."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from finemoe.runtime.lean import is_common
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.parts import Parts
+
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class LayerRunner:
@@ -80,7 +83,7 @@ class LayerRunner:
         if stacked is not None:
             output = grouped_forward(module, *stacked, hidden_states, selected, top_k_weights)
         elif self._is_lean:
-            output = parts.probe.compute(module, source.weights, hidden_states, selected, top_k_index, top_k_weights)
+            output = parts.probe.compute(module, source, hidden_states, selected, top_k_index, top_k_weights)
         else:
             output = seam.eager_forward(module, self._names, source, hidden_states, top_k_index, top_k_weights)
         source.end()
@@ -107,16 +110,13 @@ class LayerRunner:
         parts.counters.padding_accesses += len(aside)
         is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
         if is_idle and not iteration.is_published and not needs_slots:
-            parts.counters.hits[index] += len(chosen)
-            parts.memories.use(index, list(chosen))
+            parts.counters.hits[index] += parts.memories.use(index, chosen)
             return _Resident(parts.memories.resident_weights(index))
-        demanded = np.array(sorted(chosen), dtype=np.int64)
-        lease = parts.memories.demand(index, demanded, np.array(sorted(aside), dtype=np.int64))
-        parts.forecasts.count_recall(iteration.number, index, demanded)
-        for access in lease.accesses:
-            parts.counters.hits[index] += len(access.hits)
-            parts.counters.late[index] += len(access.late)
-            parts.counters.misses[index] += len(access.misses)
+        lease = parts.memories.demand(index, chosen, aside)
+        parts.forecasts.count_recall(iteration.number, index, lease.experts)
+        parts.counters.hits[index] += lease.num_hits
+        parts.counters.late[index] += lease.num_late
+        parts.counters.misses[index] += lease.num_misses
         if iteration.is_published:
             scores = scores_of(router_output, top_k_index)
             sizes = index, self._layer.num_experts, parts.setup.num_experts
@@ -127,13 +127,16 @@ class LayerRunner:
                 iteration.gate = gate
         return lease
 
-    def _chosen(self, iteration: Iteration, selected: np.ndarray) -> tuple[set[int], set[int]]:
-        """The experts that rows which count selected, and those that only padding did; selected: [rows, K]."""
-        everyones = set(selected.ravel().tolist()) - {self._layer.num_experts}  # expert parallelism marks foreign ones with J
+    def _chosen(self, iteration: Iteration, selected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The experts that rows which count selected, [n] ids as they come, and those that only padding did, [m]; selected: [T, K]."""
+        everyones, foreign = selected.reshape(-1), self._layer.num_experts
+        if foreign < self._parts.setup.num_experts:  # expert parallelism marks foreign ones with the layer's own J
+            everyones = everyones[everyones < foreign]
         if iteration.rows is None or len(selected) != iteration.num_rows:
-            return everyones, set()
-        chosen = everyones.intersection(selected[iteration.rows].ravel().tolist())
-        return chosen, everyones - chosen
+            return everyones, _NONE
+        chosen = np.unique(selected[iteration.rows])
+        chosen = chosen[chosen < foreign]
+        return chosen, np.setdiff1d(everyones[everyones < foreign], chosen)
 
 
 class _Resident:
@@ -141,6 +144,9 @@ class _Resident:
 
     def __init__(self, by_expert: list[dict[str, torch.Tensor]]) -> None:
         self.weights = by_expert.__getitem__
+
+    def as_they_come(self, experts: Sequence[int]) -> Sequence[int]:
+        return experts
 
     def stacked(self) -> None:
         return None

@@ -8,15 +8,14 @@ same operations on the same operands in the same order, hence the same bits. Whe
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
-
-Weights = Callable[[int], dict[str, torch.Tensor]]
 
 # Common to most families: statement for statement what `lean_forward` computes.
 _COMMON_FORWARD = """
@@ -62,9 +61,19 @@ def _normal_form(source: str) -> str:
     return text.replace("self.num_experts + 1", "self.num_experts")  # one class more, for foreign experts, since 5.18
 
 
+class Source(Protocol):
+    """Where a layer's weights come from."""
+
+    def weights(self, expert: int) -> dict[str, torch.Tensor]:
+        """One expert's, by parameter name, complete and safe to read."""
+
+    def as_they_come(self, experts: Sequence[int]) -> Iterable[int]:
+        """Ascending ids in the order in which they are best asked for."""
+
+
 def lean_forward(
     module: nn.Module,
-    weights: Weights,
+    source: Source,
     hidden_states: torch.Tensor,
     selected: np.ndarray,
     top_k_index: torch.Tensor,
@@ -73,35 +82,38 @@ def lean_forward(
     """The common loop with the selected experts known to the host.
 
     Args:
-        module: an experts module whose class is common; weights: an expert's weights by parameter name.
+        module: an experts module whose class is common; source: of the experts' weights.
         hidden_states: [T, H]; selected: [T, K] expert ids on the host; top_k_index, top_k_weights: [T, K] on the device.
     Returns:
         [T, H], bit-equal to the eager forward.
     """
     if len(selected) == 1:
-        return _one_token(module, weights, hidden_states, selected[0].tolist(), top_k_weights)
-    return _many_tokens(module, weights, hidden_states, selected, top_k_index, top_k_weights)
+        places = {expert: place for place, expert in enumerate(selected[0].tolist()) if expert != module.num_experts}
+        if len(places) == np.count_nonzero(selected != module.num_experts):  # no expert twice
+            return _one_token(module, source, hidden_states, places, top_k_weights)
+    return _many_tokens(module, source, hidden_states, selected, top_k_index, top_k_weights)
 
 
 def _one_token(
-    module: nn.Module, weights: Weights, hidden_states: torch.Tensor, experts: list[int], top_k_weights: torch.Tensor
+    module: nn.Module, source: Source, hidden_states: torch.Tensor, places: dict[int, int], top_k_weights: torch.Tensor
 ) -> torch.Tensor:
+    """Experts are computed as they come, and added in ascending order, one rounding for each: so eager does."""
     output = torch.zeros_like(hidden_states)
-    num_experts, act_fn = module.num_experts, module.act_fn
-    for expert, position in sorted(zip(experts, range(len(experts)), strict=True)):
-        if expert == num_experts:
-            continue
-        weight = weights(expert)
+    order, results, num_added, act_fn = sorted(places), {}, 0, module.act_fn
+    for expert in source.as_they_come(order):
+        weight, place = source.weights(expert), places[expert]
         gate, up = linear(hidden_states, weight["gate_up_proj"]).chunk(2, -1)
         result = linear(act_fn(gate) * up, weight["down_proj"])  # type: ignore[operator]
-        result = result * top_k_weights[:, position : position + 1]
-        output += result.to(output.dtype)
+        results[expert] = result * top_k_weights[:, place : place + 1]
+        while num_added < len(order) and order[num_added] in results:
+            output += results.pop(order[num_added]).to(output.dtype)
+            num_added += 1
     return output
 
 
 def _many_tokens(
     module: nn.Module,
-    weights: Weights,
+    source: Source,
     hidden_states: torch.Tensor,
     selected: np.ndarray,
     top_k_index: torch.Tensor,
@@ -120,7 +132,7 @@ def _many_tokens(
     for expert, mine, factor in parts:
         if expert == module.num_experts:
             continue
-        weight = weights(expert)
+        weight = source.weights(expert)
         gate, up = linear(hidden_states.index_select(0, mine), weight["gate_up_proj"]).chunk(2, -1)
         result = linear(module.act_fn(gate) * up, weight["down_proj"])  # type: ignore[operator]
         output.index_add_(0, mine, (result * factor).to(output.dtype))

@@ -1,15 +1,18 @@
-"""A layer's demanded experts while it runs: weights are handed out one expert at a time, in ascending order."""
+"""A layer's demanded experts while it runs: weights are handed out one expert at a time."""
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from finemoe.cache.expert_cache import Access
-from finemoe.cache.state import LOADING, RESIDENT
+from finemoe.cache.state import ABSENT, LOADING, RESIDENT
+from finemoe.runtime import transitions
 from finemoe.runtime.grouped import can_group
-from finemoe.runtime.link import Completion
+from finemoe.runtime.link import move, outlast
+from finemoe.runtime.transitions import FAILED, MUST_READ, NO_SLOT, PATIENCE_NS
 
 if TYPE_CHECKING:
     from finemoe.runtime.memory import ExpertMemory
@@ -18,27 +21,32 @@ if TYPE_CHECKING:
 class Lease:
     """The experts of one layer on one device.
 
-    Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4).
+    Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4): then they are to be asked for in
+    ascending order.
 
     Args:
         experts, aside: as in ExpertMemory.demand.
     Attributes:
-        access: what was found when the gate fired.
+        experts: those demanded, ascending. num_hits, num_late, num_misses: what was found when the gate fired.
     """
 
     def __init__(self, memory: "ExpertMemory", layer: int, experts: np.ndarray, aside: np.ndarray) -> None:
-        self._memory, self._layer, self._experts = memory, layer, experts
-        self._aside = frozenset(aside.tolist())
+        self._memory, self._layer = memory, layer
+        self._aside = frozenset(aside.tolist()) if len(aside) else frozenset()
         self._last_aside: tuple[int, dict[str, torch.Tensor]] = (-1, {})
-        self._loads: dict[int, Completion] = {}
         begin_s = time.perf_counter()
         memory.check()
-        with memory.lock:
-            self.access: Access = memory.cache.demand(layer, experts)
-            self._missing = self.access.misses.tolist()
-            memory.num_demanding += bool(self._missing)
-        if self._missing:
-            self._load_what_fits()
+        count, self.num_misses, goes_on = transitions.demand(memory.board.places, layer, experts, memory.told)
+        self.experts, self._found, slots, marks = memory.told[:, :count].tolist()
+        self._slots = dict(zip(self.experts, slots, strict=True))
+        self.num_hits = self._found.count(RESIDENT)
+        self.num_late = count - self.num_hits - self.num_misses
+        self._late: set[int] = set()
+        self._loads: dict[int, int] = {}  # marks of the loads under way
+        self._missing: list[int] = []  # without a slot
+        if self.num_hits < count:
+            self._sort_out(slots, marks, goes_on)
+        if self.num_misses:
             memory.counters.stall_s += time.perf_counter() - begin_s
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
@@ -46,17 +54,33 @@ class Lease:
         memory = self._memory
         if expert in self._aside:
             return self._weights_aside(expert)
-        if memory.cache.state[self._layer, expert] != RESIDENT:
+        if expert in self._loads or expert in self._late or expert in self._missing:
             begin_s = time.perf_counter()
             self._make_resident(expert)
             memory.counters.stall_s += time.perf_counter() - begin_s
             memory.timeline.add("compute", f"wait {self._layer}.{expert}", begin_s)
-        return memory.pool.weights(self._layer, int(memory.cache.slot_of[self._layer, expert]), expert)
+        return memory.pool.weights(self._layer, self._slots[expert], expert)
+
+    def as_they_come(self, experts: Sequence[int]) -> Iterator[int]:
+        """The experts asked for, ascending ids, in an order in which nobody waits for one while another is here; in ascending order
+        where they take turns in the slots."""
+        if self._missing or not (self._loads or self._late):
+            yield from experts
+            return
+        waiting = [expert for expert in experts if expert in self._loads or expert in self._late]
+        yield from (expert for expert in experts if expert not in waiting)
+        waiting.sort(key=self._late.__contains__)  # what was begun on demand goes before the rest of a prefetch
+        while waiting:
+            state = self._memory.cache.state[self._layer]
+            here = next((expert for expert in waiting if state[expert] == RESIDENT), waiting[0])
+            waiting.remove(here)
+            yield here
 
     @property
-    def accesses(self) -> list[Access]:
-        """What was found, device by device."""
-        return [self.access]
+    def access(self) -> Access:
+        """What was found, as the cache says it."""
+        experts, found = np.array(self.experts, dtype=np.int64), np.array(self._found)
+        return Access(self._layer, *(experts[found == state] for state in (RESIDENT, LOADING, ABSENT)))
 
     def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
         """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
@@ -64,23 +88,97 @@ class Lease:
         pool, cache = self._memory.pool, self._memory.cache
         if self._missing or self._aside or not pool.can_stack(self._layer):
             return None
-        for expert in self._experts.tolist():
+        for expert in self.experts:
             self.weights(expert)
-        slots = cache.slot_of[self._layer, self._experts].copy()
+        slots = cache.slot_of[self._layer, self.experts].copy()
         if not can_group(slots):
             return None
         first = int(slots.min())
         entries = np.zeros(cache.state.shape[1], dtype=np.int64)
-        entries[self._experts] = slots - first
+        entries[self.experts] = slots - first
         return pool.stacked(self._layer, first, int(slots.max()) - first + 1), entries
 
     def end(self) -> None:
         """The layer's compute has been issued: mark when its slots may be overwritten."""
+        self._fence(list(self._slots.values()))
+
+    def _fence(self, slots: list[int]) -> None:
+        fence = self._memory.link.fence()
+        if fence:
+            self._memory.board.fences[[slot for slot in slots if slot != NO_SLOT]] = fence
+
+    def _sort_out(self, slots: list[int], marks: list[int], goes_on: bool) -> None:
+        """What is not here: it comes by a load of this layer's, or by a prefetch, or has no slot yet."""
+        places = self._memory.board.places
+        try:
+            for expert, found, slot, mark in zip(self.experts, self._found, slots, marks, strict=True):
+                if found == LOADING:
+                    self._late.add(expert)
+                elif found == ABSENT and (slot == NO_SLOT or self._missing):
+                    self._missing.append(expert)
+                elif found == ABSENT:
+                    self._note_load(expert, slot, mark)
+        finally:
+            if goes_on:
+                transitions.end_demand(places)
+
+    def _note_load(self, expert: int, slot: int, mark: int) -> None:
+        """A load has begun, or, from disk, is to."""
+        memory, layer, begin_s = self._memory, self._layer, time.perf_counter()
+        if slot == FAILED:
+            memory.check()
+        if mark == FAILED:
+            raise memory.link.failure()
+        if mark == MUST_READ:
+            source = memory.records.record(layer, expert).data_ptr()
+            mark = transitions.start_copy(memory.board.places, memory.flat(layer, expert), slot, source)
+            if mark == FAILED:
+                raise memory.link.failure()
+            outlast(memory.link, mark)  # the next read would overwrite the buffer
+        self._slots[expert], self._loads[expert] = slot, mark
+        memory.timeline.add(memory.name, f"demand {layer}.{expert}", begin_s, memory.link.end_s(mark))
+
+    def _make_resident(self, expert: int) -> None:
         memory = self._memory
-        fence = memory.link.fence()
-        if fence is not None:
-            for slot in memory.cache.slot_of[self._layer, self._experts].tolist():
-                memory.fences[slot] = fence
+        if expert in self._missing:
+            self._make_room_for(expert)
+        if expert in self._loads:
+            self._land(expert, self._loads.pop(expert))
+        else:
+            memory.wait_until_resident(self._layer, expert)
+            self._late.discard(expert)
+
+    def _land(self, expert: int, mark: int) -> None:
+        memory, flat = self._memory, self._memory.flat(self._layer, expert)
+        must_wait = memory.link.waits_on_host
+        if not must_wait:
+            memory.link.order(mark)
+        while (found := transitions.land(memory.board.places, flat, mark, must_wait, PATIENCE_NS)) == 0:
+            memory.check()
+        if found == FAILED:
+            raise memory.link.failure()
+
+    def _make_room_for(self, expert: int) -> None:
+        memory = self._memory
+        used = [one for one in self.experts if one < expert]
+        self._fence([self._slots[one] for one in used])
+        transitions.release(memory.board.places, self._layer, np.array(used, dtype=np.int64))
+        while True:
+            slot, mark = transitions.load_late(memory.board.places, memory.flat(self._layer, expert))
+            if slot != NO_SLOT:
+                break
+            self._free_a_slot(expert)
+        self._note_load(expert, slot, mark)
+        self._missing.remove(expert)
+
+    def _free_a_slot(self, expert: int) -> None:
+        """Nothing may go: wait for a prefetch in flight to end; without one, give up the hit that is needed last."""
+        memory, layer = self._memory, self._layer
+        if not transitions.can_make_room(memory.board.places, len(self._loads), PATIENCE_NS):
+            ahead = [one for one in self.experts if one > expert and memory.cache.state[layer, one] == RESIDENT][-1:]
+            transitions.release(memory.board.places, layer, np.array(ahead, dtype=np.int64))
+            self._missing += ahead
+        memory.check()
 
     def _weights_aside(self, expert: int) -> dict[str, torch.Tensor]:
         """An expert in memory of its own, until the next one: loaded, or copied from its slot, which may go at any time."""
@@ -89,87 +187,23 @@ class Lease:
             memory.check()
             layout, begin_s = memory.records.layouts[layer], time.perf_counter()
             room = torch.empty(layout.nbytes, dtype=torch.uint8, device=memory.pool.device)
-            with memory.lock:
-                is_here, slot = memory.cache.state[layer, expert] == RESIDENT, int(memory.cache.slot_of[layer, expert])
-                if is_here:
-                    room.copy_(memory.pool.bytes_of(layer, slot))
-                    memory.fences[slot] = memory.link.fence()
-                else:
-                    memory.counters.padding_bytes += layout.nbytes
-            if not is_here:
-                load = memory.link.copy(memory.records.record(layer, expert), room, memory.link.fence())
-                load.wait_for_reader()
-                if memory.records.on_disk(layer, expert):
-                    load.wait_for_host()
+            slot = transitions.hold(memory.board.places, memory.flat(layer, expert))
+            if slot != NO_SLOT:
+                room.copy_(memory.pool.bytes_of(layer, slot))
+                self._fence([slot])
+                transitions.release(memory.board.places, layer, np.array([expert]))
+            else:
+                memory.counters.padding_bytes += layout.nbytes
+                self._load_aside(expert, room)
                 memory.counters.stall_s += time.perf_counter() - begin_s
-                memory.timeline.add(memory.name, f"padding {layer}.{expert}", begin_s, load.expected_end_s)
+                memory.timeline.add(memory.name, f"padding {layer}.{expert}", begin_s)
             self._last_aside = expert, layout.views(room, expert)
         return self._last_aside[1]
 
-    def _load_what_fits(self) -> None:
-        try:
-            while self._missing and self._try_load(self._missing[0]):
-                self._missing.pop(0)
-        finally:
-            with self._memory.lock:
-                self._memory.num_demanding = max(0, self._memory.num_demanding - 1)
-                self._memory.changed.notify_all()
-
-    def _try_load(self, expert: int) -> bool:
-        memory, layer = self._memory, self._layer
-        with memory.lock:
-            admission = memory.cache.admit(layer, expert, prefetched=False)
-            if admission is None:
-                return False
-            memory.counters.demanded(
-                memory.records.layouts[layer].nbytes, memory.bytes_wasted(admission.evicted) if admission.wasted else 0
-            )
-            fence = memory.fences.get(admission.slot)
-        begin_s = time.perf_counter()
-        record, slot = memory.records.record(layer, expert), memory.pool.bytes_of(layer, admission.slot)
-        self._loads[expert] = load = memory.link.copy(record, slot, fence)
-        if memory.records.on_disk(layer, expert):
-            load.wait_for_host()  # the next read would overwrite the buffer
-        memory.timeline.add(memory.name, f"demand {layer}.{expert}", begin_s, load.expected_end_s)
-        return True
-
-    def _make_resident(self, expert: int) -> None:
-        memory = self._memory
-        if expert in self._missing:
-            self._make_room_for(expert)
-        if expert in self._loads:
-            self._loads.pop(expert).wait_for_reader()
-            with memory.lock:
-                memory.cache.complete(self._layer, expert)
-            return
-        with memory.lock:  # a prefetch is bringing it: late
-            state = memory.cache.state
-            memory.changed.wait_for(lambda: memory.is_over or state[self._layer, expert] == RESIDENT)
-        memory.check()
-
-    def _make_room_for(self, expert: int) -> None:
-        memory = self._memory
-        used = self._experts[self._experts < expert]
-        fence = memory.link.fence()
-        with memory.lock:
-            for slot in memory.cache.slot_of[self._layer, used].tolist():
-                memory.fences[slot] = fence
-            memory.cache.release(self._layer, used)
-        while not self._try_load(expert):
-            self._free_a_slot(expert)
-        self._missing.remove(expert)
-
-    def _is_other_load_under_way(self) -> bool:
-        return bool(np.count_nonzero(self._memory.cache.state == LOADING) > len(self._loads))
-
-    def _free_a_slot(self, expert: int) -> None:
-        """Nothing may go: wait for a prefetch in flight to end; without one, give up the hit that is needed last."""
-        memory = self._memory
-        with memory.lock:
-            if self._is_other_load_under_way():
-                memory.changed.wait_for(lambda: memory.is_over or memory.cache.can_evict or not self._is_other_load_under_way())
-            elif not memory.cache.can_evict:  # or that load has ended since a slot was looked for
-                ahead = self._experts[(self._experts > expert) & (memory.cache.state[self._layer, self._experts] == RESIDENT)]
-                memory.cache.release(self._layer, ahead[-1:])
-                self._missing.append(int(ahead[-1]))
-        memory.check()
+    def _load_aside(self, expert: int, room: torch.Tensor) -> None:
+        link, records = self._memory.link, self._memory.records
+        mark = move(link, records.record(self._layer, expert), room, link.fence())
+        if link.waits_on_host or records.on_disk(self._layer, expert):
+            outlast(link, mark)
+        else:
+            link.order(mark)

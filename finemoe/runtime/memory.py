@@ -1,7 +1,8 @@
 """One device's expert memory: the cache's accounting, the slots behind it, and the worker that prefetches into them.
 
 Demand goes first: while a demanded expert is being copied, the worker starts no further chunk (section 4.5, "On-demand load").
-A prefetch is chosen when the link is free, by the priority it has *then*; one whose layer has come is dropped.
+A prefetch is chosen when the link is free, by the priority it has *then*; one whose layer has come is dropped. What changes the cache
+is a transition, which inference and the worker run outside the interpreter's lock (`transitions`).
 """
 
 import threading
@@ -15,17 +16,18 @@ from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.state import ABSENT
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
-from finemoe.report import Counters
+from finemoe.report import WASTED, Counters
+from finemoe.runtime import transitions
+from finemoe.runtime.board import HAS_RULE_FAILED, SLOT, Board
 from finemoe.runtime.lease import Lease
-from finemoe.runtime.link import Completion, Link
+from finemoe.runtime.link import Link, outlast
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS
 from finemoe.runtime.worker import InlineWorker, Worker
 
 PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
-
-
 _NONE = np.empty(0, dtype=np.int64)
 
 
@@ -51,26 +53,32 @@ class ExpertMemory:
     ) -> None:
         self.cache, self.records, self.pool, self.link = cache, records, pool, link
         self.counters, self.timeline, self.name = counters, timeline, name
-        self.lock = threading.RLock()  # taken itself: an interrupt inside a Condition's own `__enter__` would leave it locked
-        self.changed = threading.Condition(self.lock)
+        self._moved = counters.moved_by_device()
+        where = records.addresses(cache.state.shape[1]), records.sizes(cache.state.shape[1])
+        self.board = Board(cache.arrays, cache.rule, *where, pool.address(0), pool.slot_bytes, self._moved)
+        self.connect(link)
         # The slots may still be being cleared: the first copies wait for that, as later ones for what read the slot last.
-        self.fences: dict[int, object | None] = dict.fromkeys(range(cache.num_slots), link.fence())
-        self._iteration = 0
-        self.num_demanding = 0
-        self._closed = self._is_abandoned = False
-        self._copier: int | None = None  # the thread that is loading what was predicted
-        self._told: set[threading.Thread] = set()  # that the process ends
-        self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._wake_all)
+        self.board.fences[:] = link.fence()
+        self.told = np.zeros((4, cache.state.shape[1]), dtype=np.int64)  # what a demand finds
+        self._is_abandoned = False
+        self._unheard: set[threading.Thread] = set()  # that the process ends
+        self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._give_up)
+        timeline.watch(self.board.record_spans, self._spans)
+
+    def connect(self, link: Link) -> None:
+        """Let experts come over this link from now on."""
+        self.link = link
+        self.board.connect(link)
 
     def start(self) -> None:
         """Begin to work."""
         self.worker.start()
+        if self.worker.is_beside:
+            self.worker.do(self._serve)
 
     def start_iteration(self, iteration: int) -> None:
         """Forget prefetches of earlier iterations and what they were waiting for; iteration: the number of the new one."""
-        with self.lock:
-            self._iteration = iteration
-            self.cache.start_iteration()
+        transitions.start_iteration(self.board.places, iteration)
 
     @property
     def expected(self) -> np.ndarray:
@@ -80,15 +88,11 @@ class ExpertMemory:
     def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
         """Hear what a policy predicts, and queue what it asks for: what is of another iteration (or of none) or of a passed layer
         is not loaded, what is here is awaited."""
-        with self.lock:
-            for prediction in predictions:
-                self.cache.hear(prediction.layer, prediction.probabilities)
-                if iteration == self._iteration:
-                    self.cache.post(prediction.layer, prediction.experts)
-            is_wanted = iteration == self._iteration and self.cache.num_pending > 0
-        waited_s = self.worker.do(self._load_pending) if is_wanted else 0.0
-        if waited_s:  # in line; beside, this is not the thread that counts
-            self.counters.stall_s += waited_s
+        places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
+        for one in predictions:
+            is_wanted |= transitions.post(places, number, one.layer, one.probabilities, one.experts)
+        if is_wanted and not self.worker.is_beside:
+            self.counters.stall_s += self.worker.do(self._load_pending)
 
     def preload(self, wanted: Iterable[tuple[int, int]], is_counted: bool = True) -> None:
         """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted.
@@ -102,31 +106,24 @@ class ExpertMemory:
     def complete_layer(self, layer: int, experts: np.ndarray) -> None:
         """Bring in a running layer's other experts too, [n] ascending, in the calling thread, as far as slots are to be had."""
         begin_s = time.perf_counter()
-        with self.lock:
-            absent = experts[self.cache.state[layer, experts] == ABSENT]
-        for expert in absent.tolist():
-            self._bring(layer, expert, is_prefetch=True, may_evict=True)
+        for expert in experts[self.cache.state[layer, experts] == ABSENT].tolist():
+            self._bring(layer, expert, is_counted=True, may_evict=True)
         self.counters.stall_s += time.perf_counter() - begin_s
 
-    def _bring(self, layer: int, expert: int, is_prefetch: bool, may_evict: bool) -> None:
-        with self.lock:
-            is_full = self.cache.num_held == self.cache.num_slots
-            if self.cache.state[layer, expert] != ABSENT or (is_full and not may_evict):
-                return
-            admission = self.cache.admit(layer, expert, prefetched=is_prefetch)
-            if admission is None:
-                return
-            if is_prefetch:
-                self.counters.prefetched(
-                    self.records.layouts[layer].nbytes, self.bytes_wasted(admission.evicted) if admission.wasted else 0
-                )
-        self.copy_in_chunks(layer, expert, admission.slot)
-        with self.lock:
-            self.cache.complete(layer, expert)
-            self.changed.notify_all()
+    def _bring(self, layer: int, expert: int, is_counted: bool, may_evict: bool) -> None:
+        slot = transitions.reserve(self.board.places, self.flat(layer, expert), may_evict, is_counted)
+        if slot == FAILED:
+            self.check()
+        if slot >= 0:
+            self.copy_in_chunks(layer, expert, slot)
+            transitions.settle(self.board.places, self.flat(layer, expert))
+
+    def flat(self, layer: int, expert: int) -> int:
+        """An expert's flat id."""
+        return layer * self.cache.state.shape[1] + expert
 
     def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray = _NONE) -> Lease:
-        """Access a layer's demanded set and start loading what is missing; experts [n] ascending.
+        """Access a layer's demanded set and start loading what is missing; experts: [n] ids, in any order and repeated.
 
         Args:
             aside: [n] other experts, which only padding selected: they are served past the cache.
@@ -139,34 +136,30 @@ class ExpertMemory:
         counts = self.cache.num_unused.tolist()
         return sum(count * layout.nbytes for count, layout in zip(counts, self.records.layouts, strict=True))
 
-    def bytes_wasted(self, evicted: int) -> int:
-        """Bytes of an expert that had been prefetched in vain, by flat id."""
-        return self.records.layouts[evicted // self.cache.state.shape[1]].nbytes
-
     def check(self) -> None:
-        """Raise what the worker failed with, in the caller."""
+        """Raise what the worker or the eviction rule failed with, in the caller."""
         if self._is_abandoned:
             thread = threading.current_thread()
-            if thread.daemon and thread in self._told:  # it tries again and again: the end must not meet it inside a kernel
+            if thread.daemon and thread in self._unheard:  # it tries again and again: the end must not meet it inside a kernel
                 threading.Event().wait()
-            self._told.add(thread)
+            self._unheard.add(thread)
             raise EngineError(PROCESS_ENDS)
         if self.worker.failure is not None:  # asked in every layer
             self.worker.check()
+        if self.board.places[HAS_RULE_FAILED]:
+            self.cache.raise_rule_failure()
 
     def reset(self) -> None:
         """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""
-        with self.lock:
-            self.cache.forget_prefetches()
-            self.num_demanding = 0
-            if not self.worker.is_beside:
-                self._copier = None  # in line, it was a caller who broke off, perhaps in another thread
-            self.changed.notify_all()
-            self.changed.wait_for(lambda: self.is_over or self._copier is None)
-            self.counters.wasted_bytes += self.unused_bytes
-            fence = self.link.fence()
-            self.fences = dict.fromkeys(range(self.cache.num_slots), fence)
-            self.cache.reset()
+        places = self.board.places
+        transitions.forget(places)
+        if not self.worker.is_beside:
+            transitions.leave(places)  # in line, it was a caller who broke off, perhaps in another thread
+        while not self.is_over and not self.wait_until_idle():
+            pass
+        self._moved[WASTED] += self.unused_bytes
+        self.board.fences[:] = self.link.fence()
+        transitions.empty(places)
 
     @property
     def is_over(self) -> bool:
@@ -176,7 +169,20 @@ class ExpertMemory:
     @property
     def is_loading_ahead(self) -> bool:
         """Whether something that was predicted is being loaded, or waits to be."""
-        return self.cache.num_pending > 0 or self._copier is not None
+        return self.cache.num_pending > 0 or self.board.copier >= 0
+
+    def wait_until_idle(self, timeout_s: float = PATIENCE_NS / 1e9) -> bool:
+        """Wait until nothing that was predicted is being loaded, or waits to be; returns whether that is so."""
+        return bool(transitions.wait_idle(self.board.places, int(timeout_s * 1e9)))
+
+    def wait_until_resident(self, layer: int, expert: int) -> None:
+        """Wait for an expert that somebody else brings.
+
+        Raises:
+            EngineError: nobody will.
+        """
+        while not transitions.wait_resident(self.board.places, self.flat(layer, expert), PATIENCE_NS):
+            self.check()
 
     def abandon(self) -> None:
         """The process ends: stop the worker, and refuse whoever comes from now on. The slots stay, since a thread may be reading
@@ -191,56 +197,52 @@ class ExpertMemory:
         self.pool.close()
 
     def _stop(self) -> None:
-        with self.lock:
-            self._closed = True
-            self.num_demanding = 0
-            self.changed.notify_all()
+        transitions.close(self.board.places)
         self.worker.close()
 
-    def _wake_all(self) -> None:
+    def _give_up(self) -> None:
         """The worker has failed: whoever waits for it hears of it."""
-        with self.lock:
-            self._copier = None
-            self.changed.notify_all()
+        transitions.leave(self.board.places)
+
+    def _serve(self) -> None:
+        """What the worker's thread does, all but all of it compiled."""
+        while (flat := transitions.serve(self.board.places)) != CLOSED:
+            if flat == FAILED:
+                self.cache.raise_rule_failure()
+                raise self.link.failure()
+            self._load(flat)  # from disk
 
     def _load_pending(self) -> None:
-        while self._load_next():
-            pass
+        while (flat := transitions.take_next(self.board.places)) >= 0:
+            self._load(flat)
+        if flat == FAILED:
+            self.check()
 
-    def _load_next(self) -> bool:
-        """Load the most urgent prefetch as soon as nothing is demanded; False when none is left."""
-        with self.lock:
-            self.changed.wait_for(lambda: self._closed or not self.num_demanding)
-            request = None if self._closed else self.cache.take_most_urgent()
-            if request is None:
-                return False
-            layer, expert = request
-            admission = self.cache.admit(layer, expert, prefetched=True)
-            if admission is None:
-                return True
-            self._copier = threading.get_ident()
-            self.counters.prefetched(
-                self.records.layouts[layer].nbytes, self.bytes_wasted(admission.evicted) if admission.wasted else 0
-            )
-        begin_s = time.perf_counter()
-        self.copy_in_chunks(layer, expert, admission.slot)
-        with self.lock:
-            self._copier = None
-            self.cache.complete(layer, expert)
-            self.changed.notify_all()
+    def _load(self, flat: int) -> None:
+        """Bring an expert that was predicted and has its slot."""
+        (layer, expert), begin_s = divmod(flat, self.cache.state.shape[1]), time.perf_counter()
+        self.copy_in_chunks(layer, expert, int(self.board.places[SLOT]))
+        transitions.settle(self.board.places, flat)
         self.timeline.add(self.name, f"prefetch {layer}.{expert}", begin_s)
-        return True
 
     def copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
         """Copy an expert that is not yet demanded into its slot and wait for it; what is demanded meanwhile goes first."""
-        record, target = self.records.record(layer, expert), self.pool.bytes_of(layer, slot)
-        size = self.link.chunk_bytes
-        under_way: deque[Completion] = deque()
-        for source, sink in zip(record.split(size), target.split(size), strict=True):
+        record, sink = self.records.record(layer, expert), self.pool.address(slot)
+        source, size, chunk = record.data_ptr(), record.numel(), self.link.chunk_bytes
+        under_way: deque[int] = deque()
+        for start in range(0, size, chunk):
             if len(under_way) == self.link.chunks_in_flight:
-                under_way.popleft().wait_for_host()
-            with self.lock:
-                self.changed.wait_for(lambda: self._closed or not self.num_demanding)
-            under_way.append(self.link.copy(source, sink, self.fences.get(slot)))
-        for completion in under_way:
-            completion.wait_for_host()
+                outlast(self.link, under_way.popleft())
+            while not transitions.let_demands_pass(self.board.places, PATIENCE_NS):
+                pass
+            mark = self.link.copy(sink + start, source + start, min(chunk, size - start), int(self.board.fences[slot]))
+            if mark < 0:
+                raise self.link.failure()
+            under_way.append(mark)
+        for mark in under_way:
+            outlast(self.link, mark)
+
+    def _spans(self) -> Iterable[tuple[str, str, float, float]]:
+        for flat, begin_ns, end_ns in self.board.spans():
+            layer, expert = divmod(flat, self.cache.state.shape[1])
+            yield self.name, f"prefetch {layer}.{expert}", begin_ns / 1e9, end_ns / 1e9

@@ -35,6 +35,15 @@ class SlotPool:
         for views in self._views:
             views.clear()
 
+    @property
+    def slot_bytes(self) -> int:
+        """How far slots lie apart."""
+        return self._bytes.shape[1]
+
+    def address(self, slot: int) -> int:
+        """Where a slot begins."""
+        return self._bytes.data_ptr() + slot * self.slot_bytes
+
     def bytes_of(self, layer: int, slot: int) -> torch.Tensor:
         """The part of a slot that a record of this layer fills, uint8."""
         return self._bytes[slot, : self._layouts[layer].nbytes]

@@ -7,7 +7,7 @@ import torch
 
 from finemoe.runtime.lean import lean_forward
 
-# (module, weights, hidden_states, selected, top_k_index, top_k_weights), as `lean_forward` takes them, to [T, H].
+# (module, source, hidden_states, selected, top_k_index, top_k_weights), as `lean_forward` takes them, to [T, H].
 Compute = Callable[..., torch.Tensor]
 
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,21 @@ class ExpertStore:
     def on_disk(self, layer: int, expert: int) -> bool:
         """Whether an expert's record lies on disk."""
         return not self._is_host[self._first[layer] + expert]
+
+    def addresses(self, num_experts: int) -> np.ndarray:
+        """Where every record lies in host memory, [L · num_experts] int64 by flat id; 0 on disk, and where a layer has fewer."""
+        found = np.zeros((len(self.counts), num_experts), dtype=np.int64)
+        for index, (layer, expert) in enumerate(self._keys()):
+            if self._is_host[index]:
+                found[layer, expert] = self._arena.record(self._places[index]).data_ptr()
+        return found.reshape(-1)
+
+    def sizes(self, num_experts: int) -> np.ndarray:
+        """Bytes of every record, likewise; for layers with fewer experts, as of the others."""
+        return np.repeat(np.array([layout.nbytes for layout in self.layouts], dtype=np.int64), num_experts)
+
+    def _keys(self) -> Iterator[tuple[int, int]]:
+        return ((layer, expert) for layer, count in enumerate(self.counts) for expert in range(count))
 
     def record(self, layer: int, expert: int) -> torch.Tensor:
         """One expert's bytes, [record_bytes of its layer] uint8.

@@ -3,12 +3,14 @@
 import json
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 
 _MOST_SPANS = 2_000_000
+Span = tuple[str, str, float, float]  # track, name, begin and end (time.perf_counter)
 
 
 class Timeline:
@@ -17,14 +19,26 @@ class Timeline:
     def __init__(self) -> None:
         self.is_recording = False
         self._num_left_out = 0
-        self._spans: list[tuple[str, str, float, float]] = []
+        self._spans: list[Span] = []
+        self._watched: list[tuple[Callable[[], None], Callable[[], Iterable[Span]]]] = []
+
+    def watch(self, start: Callable[[], None], spans: Callable[[], Iterable[Span]]) -> None:
+        """Let somebody note spans for itself: `start` is called when it is to begin, `spans` when it is over, for what it noted."""
+        self._watched.append((start, spans))
 
     def start(self) -> None:
         """Record from now on, into an empty timeline."""
-        self._spans, self._num_left_out, self.is_recording = [], 0, True
+        self._spans, self._num_left_out = [], 0
+        for start, _ in self._watched:
+            start()
+        self.is_recording = True
 
     def stop(self) -> None:
         """Record no longer."""
+        if self.is_recording:
+            for _, spans in self._watched:
+                for span in spans():
+                    self.add(*span)
         self.is_recording = False
 
     def add(self, track: str, name: str, begin_s: float, end_s: float | None = None) -> None:

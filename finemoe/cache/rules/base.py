@@ -11,6 +11,7 @@ from finemoe.cache import state
 from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import Statistics, empty_state
 from finemoe.compiling import njit, pointer
+from finemoe.native import function_addresses
 
 Weigh = Callable[[Statistics, np.ndarray, np.ndarray], None]
 Visit = Callable[[Statistics, int, np.ndarray], None]
@@ -64,8 +65,20 @@ class EvictionRule:
         """(weigh, visit) as compiled code takes them (`finemoe.compiling.pointer`)."""
         return _pointers(self)
 
+    def addresses(self) -> tuple[int, int]:
+        """Of (weigh, visit) as compiled, for code that finds them by address (`finemoe.native`); valid as long as the rule lives."""
+        return _addresses(self)
+
 
 @functools.cache
 def _pointers(rule: EvictionRule) -> tuple[Any, Any]:
     stats, numbers = empty_state(1, 1, 1, rule.own(1)).stats, np.zeros(1, dtype=np.int64)
     return pointer(rule.weigh, stats, numbers, np.zeros(1)), pointer(rule.visit, stats, 1, numbers)
+
+
+@functools.cache
+def _addresses(rule: EvictionRule) -> tuple[int, int]:
+    stats, numbers = empty_state(1, 1, 1, rule.own(1)).stats, np.zeros(1, dtype=np.int64)
+    weigh, _ = function_addresses(rule.weigh, stats, numbers, np.zeros(1))
+    visit, _ = function_addresses(rule.visit, stats, 1, numbers)
+    return weigh, visit

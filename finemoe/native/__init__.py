@@ -1,0 +1,99 @@
+"""What compiled code takes of the process itself, by address: arrays, functions, locks, the clock.
+
+A call of compiled code from Python takes a time that grows with the arrays it is handed (a cache's 24 take 5 us), while an address
+takes 0.2; and what runs outside the interpreter's lock needs locks that are not the interpreter's. Without Numba the same names
+do the same, slowly.
+
+    int64_at(address, length) and its like: the array that lies there, which somebody else keeps.
+    rule_at, c_at = function_types(...): the function that lies there, as Numba compiled it, or as C sees it.
+    lock, unlock(mutex); wait(condition, mutex), wait_until(condition, mutex, end_ns); wake_all(condition).
+    now_ns(): time.perf_counter_ns. sleep_until(end_ns). set_timer_slack(ns): how late the system may wake this thread; the former.
+    copy_bytes(sink, source, size).
+"""
+
+import ctypes
+import sys
+
+import numpy as np
+
+from finemoe.compiling import IS_COMPILED
+
+if IS_COMPILED:
+    from finemoe.native.compiled import (
+        bool_at,
+        copy_bytes,
+        float32_at,
+        float64_at,
+        function_addresses,
+        function_types,
+        int64_at,
+        lock,
+        now_ns,
+        set_timer_slack,
+        sleep_until,
+        uint8_at,
+        unlock,
+        wait,
+        wait_until,
+        wake_all,
+    )
+else:
+    from finemoe.native.plain import (  # type: ignore[assignment]
+        bool_at,
+        copy_bytes,
+        float32_at,
+        float64_at,
+        function_addresses,
+        function_types,
+        int64_at,
+        lock,
+        now_ns,
+        set_timer_slack,
+        sleep_until,
+        uint8_at,
+        unlock,
+        wait,
+        wait_until,
+        wake_all,
+    )
+
+__all__ = [
+    "bool_at",
+    "copy_bytes",
+    "float32_at",
+    "float64_at",
+    "function_addresses",
+    "function_types",
+    "int64_at",
+    "lock",
+    "new_condition",
+    "new_mutex",
+    "now_ns",
+    "set_timer_slack",
+    "sleep_until",
+    "uint8_at",
+    "unlock",
+    "wait",
+    "wait_until",
+    "wake_all",
+]
+
+_BYTES = 128  # that the C library's mutexes, conditions and their attributes take at most
+_CLOCK_MONOTONIC = 1
+
+
+def new_mutex() -> np.ndarray:
+    """A mutex for `lock`, in memory of its own, [n] int64: it lies at `.ctypes.data` as long as somebody holds the array."""
+    memory = np.zeros(_BYTES // 8, dtype=np.int64)
+    ctypes.CDLL(None).pthread_mutex_init(ctypes.c_void_p(memory.ctypes.data), None)
+    return memory
+
+
+def new_condition() -> np.ndarray:
+    """A condition for `wait`, likewise."""
+    memory, attributes, library = np.zeros(_BYTES // 8, dtype=np.int64), (ctypes.c_char * _BYTES)(), ctypes.CDLL(None)
+    library.pthread_condattr_init(attributes)
+    if sys.platform == "linux":  # elsewhere `wait_until` may wait too long or too briefly, which its callers put up with
+        library.pthread_condattr_setclock(attributes, _CLOCK_MONOTONIC)
+    library.pthread_cond_init(ctypes.c_void_p(memory.ctypes.data), attributes)
+    return memory

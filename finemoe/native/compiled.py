@@ -1,0 +1,147 @@
+"""`finemoe.native` where Numba compiles."""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, typeof, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from finemoe.compiling import njit
+
+_CLOCK_MONOTONIC, _ABSOLUTE = 1, 1
+_SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # of prctl
+_NS = 1_000_000_000
+
+_mutex_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.voidptr))
+_mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.voidptr))
+_broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.voidptr))
+_wait = types.ExternalFunction("pthread_cond_wait", types.int32(types.voidptr, types.voidptr))
+_timedwait = types.ExternalFunction("pthread_cond_timedwait", types.int32(types.voidptr, types.voidptr, types.voidptr))
+_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.voidptr))
+_nanosleep = types.ExternalFunction("clock_nanosleep", types.int32(types.int32, types.int32, types.voidptr, types.voidptr))
+_memcpy = types.ExternalFunction("memcpy", types.voidptr(types.voidptr, types.voidptr, types.uint64))
+_prctl = types.ExternalFunction("prctl", types.int32(types.int32, types.int64, types.int64, types.int64, types.int64))
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    """An address as the C library takes it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+def function_types(returns: Any, *examples: Any) -> tuple[Any, Any]:
+    """Two intrinsics that make a function of an address: of one as Numba compiled it, whose exceptions reach the caller, and of
+    one as C sees it.
+
+    Args:
+        returns: an example of what it returns, or None; examples: of what it takes.
+    """
+    kind = types.FunctionType((types.void if returns is None else typeof(returns))(*map(typeof, examples)))
+
+    def at(member: str) -> Any:
+        @intrinsic
+        def function_at(typingctx: Any, address: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                function = cgutils.create_struct_proxy(signature.return_type)(context, builder)
+                setattr(function, member, builder.inttoptr(arguments[0], cgutils.voidptr_t))
+                return function._getvalue()
+
+            return kind(types.int64), generate
+
+        return function_at
+
+    return at("jit_addr"), at("c_addr")
+
+
+def function_addresses(function: Any, *examples: Any) -> tuple[int, int]:
+    """The two addresses of a compiled function, as Numba and as C call it; whoever keeps it keeps them.
+
+    Args:
+        function: as `finemoe.compiling.njit` made it. examples: values of the types that it will be called with.
+    """
+    signature = tuple(map(typeof, examples))
+    function.compile(signature)
+    compiled = function.overloads[signature]
+    names = compiled.fndesc.llvm_func_name, compiled.fndesc.llvm_cfunc_wrapper_name
+    return tuple(int(compiled.library.get_pointer_to_function(name)) for name in names)  # type: ignore[return-value]
+
+
+@njit(cache=True)
+def int64_at(address, length):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (length,), np.int64)
+
+
+@njit(cache=True)
+def float64_at(address, length):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (length,), np.float64)
+
+
+@njit(cache=True)
+def float32_at(address, length):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (length,), np.float32)
+
+
+@njit(cache=True)
+def uint8_at(address, length):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (length,), np.uint8)
+
+
+@njit(cache=True)
+def bool_at(address, length):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (length,), np.bool_)
+
+
+@njit(cache=True)
+def lock(mutex):  # type: ignore[no-untyped-def]
+    _mutex_lock(_pointer(mutex))
+
+
+@njit(cache=True)
+def unlock(mutex):  # type: ignore[no-untyped-def]
+    _mutex_unlock(_pointer(mutex))
+
+
+@njit(cache=True)
+def wake_all(condition):  # type: ignore[no-untyped-def]
+    _broadcast(_pointer(condition))
+
+
+@njit(cache=True)
+def wait(condition, mutex):  # type: ignore[no-untyped-def]
+    _wait(_pointer(condition), _pointer(mutex))
+
+
+@njit(cache=True)
+def wait_until(condition, mutex, end_ns):  # type: ignore[no-untyped-def]
+    end = np.array([end_ns // _NS, end_ns % _NS])
+    _timedwait(_pointer(condition), _pointer(mutex), _pointer(end.ctypes.data))
+
+
+@njit(cache=True)
+def now_ns():  # type: ignore[no-untyped-def]
+    now = np.empty(2, dtype=np.int64)
+    _gettime(_CLOCK_MONOTONIC, _pointer(now.ctypes.data))
+    return now[0] * _NS + now[1]
+
+
+@njit(cache=True)
+def sleep_until(end_ns):  # type: ignore[no-untyped-def]
+    end = np.array([end_ns // _NS, end_ns % _NS])
+    _nanosleep(_CLOCK_MONOTONIC, _ABSOLUTE, _pointer(end.ctypes.data), _pointer(0))
+
+
+@njit(cache=True)
+def set_timer_slack(slack_ns):  # type: ignore[no-untyped-def]
+    before = _prctl(_GET_TIMER_SLACK, 0, 0, 0, 0)
+    _prctl(_SET_TIMER_SLACK, slack_ns, 0, 0, 0)
+    return np.int64(before)
+
+
+@njit(cache=True)
+def copy_bytes(sink, source, size):  # type: ignore[no-untyped-def]
+    _memcpy(_pointer(sink), _pointer(source), np.uint64(size))

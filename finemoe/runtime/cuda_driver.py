@@ -1,0 +1,101 @@
+"""The functions of the CUDA driver that a link calls by address, so that no interpreter is needed to copy (see `cuda_link`)."""
+
+import ctypes
+from dataclasses import dataclass
+
+from finemoe.errors import EngineError
+
+_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+_WITHOUT_TIMING = 2  # of events, which then cost least
+
+
+@dataclass(frozen=True)
+class CudaDriver:
+    """Addresses of functions of the driver's interface.
+
+    Attributes:
+        set_context: cuCtxSetCurrent(context). copy: cuMemcpyHtoDAsync(sink, source, bytes, stream).
+        record: cuEventRecord(event, stream). synchronize: cuEventSynchronize(event). wait_event: cuStreamWaitEvent(stream, event, 0).
+        create_event: cuEventCreate(event*, flags). destroy_event: cuEventDestroy(event). get_context: cuCtxGetCurrent(context*).
+        finish: cuCtxSynchronize(). describe: cuGetErrorString(error, text*).
+    """
+
+    set_context: int
+    copy: int
+    record: int
+    synchronize: int
+    wait_event: int
+    create_event: int
+    destroy_event: int
+    get_context: int
+    finish: int
+    describe: int
+
+    @classmethod
+    def installed(cls) -> "CudaDriver":
+        """This machine's.
+
+        Raises:
+            EngineError: it has none.
+        """
+        for name in _LIBRARIES:
+            try:
+                library = ctypes.CDLL(name)
+            except OSError:
+                continue
+            return cls(*(_address(getattr(library, function)) for function in _FUNCTIONS))
+        raise EngineError("PyTorch has CUDA here, but the driver's library (libcuda.so.1) cannot be loaded")
+
+    def event(self) -> int:
+        """A new event."""
+        found = ctypes.c_void_p()
+        self.check(_call(self.create_event, ctypes.byref(found), ctypes.c_uint(_WITHOUT_TIMING)))
+        return found.value or 0
+
+    def context(self) -> int:
+        """The calling thread's context."""
+        found = ctypes.c_void_p()
+        self.check(_call(self.get_context, ctypes.byref(found)))
+        return found.value or 0
+
+    def destroy(self, event: int) -> None:
+        """Give an event back."""
+        _call(self.destroy_event, ctypes.c_void_p(event))
+
+    def synchronize_context(self, context: int) -> None:
+        """Wait until everything on a context's device is over."""
+        self.check(_call(self.set_context, ctypes.c_void_p(context)))
+        self.check(_call(self.finish))
+
+    def check(self, error: int) -> None:
+        """Raise an EngineError that says what an error's number means."""
+        if error:
+            raise EngineError(self.text(error))
+
+    def text(self, error: int) -> str:
+        """What an error's number means."""
+        found = ctypes.c_char_p()
+        _call(self.describe, ctypes.c_int(error), ctypes.byref(found))
+        return f"CUDA error {error}: {(found.value or b'unknown').decode(errors='replace')}"
+
+
+_FUNCTIONS = (
+    "cuCtxSetCurrent",
+    "cuMemcpyHtoDAsync_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuStreamWaitEvent",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuCtxGetCurrent",
+    "cuCtxSynchronize",
+    "cuGetErrorString",
+)
+
+
+def _address(function: object) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+
+def _call(address: int, *arguments: object) -> int:
+    return int(ctypes.CFUNCTYPE(ctypes.c_int)(address)(*arguments))

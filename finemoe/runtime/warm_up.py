@@ -1,0 +1,51 @@
+"""Compiles what moves experts before the first token, so that none waits for a compiler."""
+
+import functools
+
+import numpy as np
+
+from finemoe.cache.rules import rule_named
+from finemoe.cache.state import empty_state
+from finemoe.report import NUM_MOVED
+from finemoe.runtime import transitions
+from finemoe.runtime.board import Board
+from finemoe.runtime.forecasts import num_recalled
+from finemoe.runtime.link import MemoryLink
+
+_BYTES = 8
+
+
+@functools.cache
+def warm_up() -> None:
+    """Run every transition once, over memory of its own: one slot for the two experts of either of two layers."""
+    memory = np.zeros((5, _BYTES), dtype=np.uint8)
+    records = memory.ctypes.data + _BYTES * np.arange(1, 5)
+    sizes, one, probabilities = np.full(4, _BYTES), np.zeros(1, dtype=np.int64), np.ones(2, dtype=np.float32)
+    board = Board(
+        empty_state(2, 2, 1), rule_named("lru"), records, sizes, memory.ctypes.data, _BYTES, np.zeros(NUM_MOVED, dtype=np.int64)
+    )
+    board.connect(MemoryLink())
+    places, told = board.places, np.zeros((4, 2), dtype=np.int64)
+    transitions.start_iteration(places, 1)
+    transitions.demand(places, 0, one, told)
+    transitions.land(places, 0, 0, True, 0)
+    transitions.post(places, 1, 1, probabilities, one)
+    transitions.settle(places, transitions.take_next(places))
+    transitions.note(places, 0, 0)
+    transitions.load_late(places, 0)
+    transitions.start_copy(places, 0, 0, int(records[0]))
+    transitions.reserve(places, 0, True, True)
+    transitions.use(places, 0, one)
+    transitions.hold(places, 0)
+    transitions.release(places, 0, one)
+    transitions.can_make_room(places, 0, 0)
+    transitions.let_demands_pass(places, 0)
+    transitions.wait_resident(places, 0, 0)
+    transitions.wait_idle(places, 0)
+    transitions.end_demand(places)
+    transitions.forget(places)
+    transitions.leave(places)
+    transitions.empty(places)
+    transitions.close(places)
+    transitions.serve(places)
+    num_recalled(probabilities, one)
