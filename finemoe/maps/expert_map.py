@@ -7,14 +7,18 @@ stack to [n, L, J]. Shared experts are not in a map.
 
 import numpy as np
 
+from finemoe.compiling import njit
 from finemoe.errors import EngineError, FinemoeError
+
+_SLACK = 1e-2
 
 
 def from_logits(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, in float32: gate logits [..., J] to map rows [..., J]."""
     logits = np.asarray(logits, dtype=np.float32)
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))  # in every layer: the methods take twice as long
+    powers /= np.add.reduce(powers, axis=-1, keepdims=True)
+    return powers
 
 
 def require_distribution(probs: np.ndarray, layer: int) -> None:
@@ -25,9 +29,21 @@ def require_distribution(probs: np.ndarray, layer: int) -> None:
     Raises:
         EngineError: some row is NaN or does not sum to 1.
     """
-    sums = probs.sum(axis=-1)
-    if not (np.abs(sums - 1.0) < 1e-2).all():  # false for NaN too
-        raise EngineError(f"the router of MoE layer {layer} emitted NaN or no distribution (row sum {sums.min():.3g})")
+    if not are_distributions(probs):
+        worst = probs.sum(axis=-1).min()
+        raise EngineError(f"the router of MoE layer {layer} emitted NaN or no distribution (row sum {worst:.3g})")
+
+
+@njit(cache=True, nogil=True)
+def are_distributions(probs):  # type: ignore[no-untyped-def]
+    """Whether every row [B, J] sums to 1, all but one in a hundred; NaN does not."""
+    for row in range(probs.shape[0]):
+        total = 0.0
+        for value in probs[row]:
+            total += value
+        if not abs(total - 1.0) < _SLACK:
+            return False
+    return True
 
 
 def activation_counts(maps: np.ndarray, top_k: int) -> np.ndarray:

@@ -226,6 +226,14 @@ def checked(answer: Sequence[Prediction], setup: PolicySetup) -> list[Prediction
 def _checked(prediction: Prediction, num_layers: int, num_experts: int) -> Prediction:
     layer, experts = prediction.layer, np.asarray(prediction.experts)
     probabilities = np.array(prediction.probabilities, dtype=np.float32)
+    if (
+        type(layer) is int
+        and 0 <= layer < num_layers
+        and probabilities.ndim == experts.ndim == 1
+        and experts.dtype == np.int64
+        and are_sound(probabilities, experts, num_experts)
+    ):
+        return Prediction(layer, probabilities, experts.copy())  # all that answers of this project's policies come to
     if not (is_whole(layer) and 0 <= layer < num_layers):
         raise FinemoeError(f"a policy predicted layer {layer!r}; the model's layers are 0..{num_layers - 1}")
     if probabilities.shape != (num_experts,) or not are_within(probabilities, 0, _GREATEST):
@@ -236,6 +244,16 @@ def _checked(prediction: Prediction, num_layers: int, num_experts: int) -> Predi
     if not is_list or not are_within(experts, 0, num_experts - 1):
         raise FinemoeError(f"a policy asked for experts {experts!r:.80} of layer {layer}; their ids are 0..{num_experts - 1}")
     return Prediction(int(layer), probabilities, experts.astype(np.int64))
+
+
+@njit(cache=True)
+def are_sound(probabilities, experts, num_experts):  # type: ignore[no-untyped-def]
+    """Whether these are J probabilities, as far as one can tell, and ids of experts."""
+    return (
+        len(probabilities) == num_experts
+        and are_within(probabilities, 0, _GREATEST)
+        and are_within(experts, 0, num_experts - 1)
+    )
 
 
 @njit(cache=True)

@@ -58,8 +58,8 @@ class FineMoE(Policy):
         target = layer + self.setup.prefetch_distance
         if target >= self.setup.num_layers:
             return []
-        self._search.observe(layer, probs)
-        return [self._guided(target, *self._search.nearest())]
+        rows, scores = self._search.follow(layer, probs, target)
+        return [self.wanted(target, rows, scores if self._is_similarity_aware else None)]
 
     def end_iteration(self) -> None:
         has_embeddings = self._context.embeddings is not None or not self.store.embedding_dim

@@ -85,7 +85,7 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
     Raises:
         EngineError: the router emitted NaN.
     """
-    is_distribution = (scores >= 0).all() and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)
+    is_distribution = np.minimum.reduce(scores, axis=None, initial=0) >= 0 and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)
     probs = scores if is_distribution else expert_map.from_logits(scores)
     expert_map.require_distribution(probs, layer)
     if probs.shape[1] > num_experts:

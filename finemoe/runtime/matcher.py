@@ -1,7 +1,8 @@
 """The matcher: takes published contexts, lets the policy search, and posts its predictions (section 4.3, Fig. 7).
 
-Inference only appends to a queue; search and store updates happen in the matcher's thread, in the order published. When it falls
-several iterations behind, whole iterations are left out (and counted) rather than delaying anyone.
+Searches and store updates happen in the order published: long ones in the matcher's thread, for which inference only appends to a
+queue; short ones at once. When the thread falls several iterations behind, whole iterations are left out (and counted) rather than
+delaying anyone.
 """
 
 import time
@@ -15,7 +16,7 @@ from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.runtime.timeline import Timeline
-from finemoe.runtime.worker import InlineWorker, Worker
+from finemoe.runtime.worker import InlineWorker, ThriftyWorker
 
 _MOST_ITERATIONS_BEHIND = 4
 Post = Callable[[int | None, Sequence[Prediction]], None]
@@ -34,7 +35,7 @@ class Matcher:
         self, policy: Policy, post: Post, timeline: Timeline, asynchronous: bool, buffers: HostBuffers | None = None
     ) -> None:
         self._policy, self._post, self._timeline, self._buffers = policy, post, timeline, buffers
-        self._worker = (Worker if asynchronous else InlineWorker)("finemoe-matcher", "the matcher")
+        self._worker = (ThriftyWorker if asynchronous else InlineWorker)("finemoe-matcher", "the matcher")
         self._published = self._finished = 0  # iterations
         self._accepting = self._is_following = False
         self._has_missed_start = False  # a request began with an iteration that was left out
@@ -71,7 +72,8 @@ class Matcher:
             self._published += 1
             self._has_missed_start = False
             vectors = None if embeddings is None else Snapshot(embeddings, self._buffers)
-            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows))
+            kind = "start", 0 if embeddings is None else len(embeddings).bit_length()
+            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows), kind)
         return self._accepting
 
     def publish_gate(
@@ -83,13 +85,14 @@ class Matcher:
     ) -> None:
         """A gate has spoken; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
-            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead))
+            kind = "gate", len(gate.selected).bit_length()
+            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind)
 
     def publish_end(self) -> None:
         """The last layer has run."""
         if self._accepting:
             self._accepting = False  # what breaks off from here on is not this iteration
-            self._worker.do(self._end)
+            self._worker.do(self._end, ("end", self._num_rows.bit_length()))
 
     def check(self) -> None:
         """Raise what the matcher failed with, in the caller."""

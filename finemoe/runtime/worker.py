@@ -10,6 +10,9 @@ from finemoe.errors import EngineError
 
 Work = Callable[[], object]
 _PATIENCE_S = 0.05
+_NUM_TRIPS = 15
+_NUM_TURNS = 4  # that two threads take at the interpreter's lock while one searches
+_NEWEST_SHARE = 0.2  # of the last measurement in what is expected of the next
 
 
 class Worker:
@@ -37,9 +40,11 @@ class Worker:
         """Begin to work."""
         self._thread.start()
 
-    def do(self, work: Work) -> float:
+    def do(self, work: Work, kind: object = None) -> float:
         """Give it something to do, from any thread and also while garbage is collected.
 
+        Args:
+            kind: of work that takes alike, for whoever measures it.
         Returns:
             How long the caller has waited for it to be done, in seconds.
         """
@@ -81,6 +86,65 @@ class Worker:
             self._when_failed()
 
 
+class ThriftyWorker(Worker):
+    """Does at once, in the calling thread, what takes less time than handing it over, as measured; the rest beside.
+
+    Two threads that both want the interpreter take turns at its lock, and each turn may cost as much as a short search. Nothing
+    overtakes what was given before.
+    """
+
+    def __init__(self, name: str, title: str, when_failed: Work = lambda: None) -> None:
+        super().__init__(name, title, when_failed)
+        self._num_given = self._num_done = 0
+        self._costs_s: dict[object, float] = {}
+        self._handing_over_s = 0.0
+
+    def start(self) -> None:
+        super().start()
+        self._handing_over_s = _NUM_TURNS * self._round_trip_s()
+
+    def do(self, work: Work, kind: object = None) -> float:
+        """As in Worker; kind: of work that takes alike. What is not known yet is handed over."""
+        is_first = self._num_given == self._num_done and self.failure is None
+        if is_first and self._costs_s.get(kind, math.inf) < self._handing_over_s:
+            return self._do_at_once(work, kind)
+        self._num_given += 1
+        self._given.put(lambda: self._do_beside(work, kind))
+        return 0.0
+
+    def _do_at_once(self, work: Work, kind: object) -> float:
+        begin_s = time.thread_time()
+        try:
+            work()
+        except Exception as error:  # the caller hears of it as of a failure beside
+            self.failure = error
+            self._when_failed()
+        taken_s = time.thread_time() - begin_s
+        self._note(kind, taken_s)
+        return taken_s
+
+    def _do_beside(self, work: Work, kind: object) -> None:
+        begin_s = time.thread_time()
+        work()
+        self._note(kind, time.thread_time() - begin_s)
+        self._num_done += 1
+
+    def _note(self, kind: object, taken_s: float) -> None:
+        before_s = self._costs_s.get(kind, taken_s)
+        self._costs_s[kind] = before_s + _NEWEST_SHARE * (taken_s - before_s)
+
+    def _round_trip_s(self) -> float:
+        """Time from giving the thread something to do until it is known to be done; median."""
+        times_s = []
+        for _ in range(_NUM_TRIPS):
+            done, begin_s = threading.Lock(), time.perf_counter()
+            done.acquire()
+            self._given.put(done.release)
+            done.acquire(timeout=_PATIENCE_S)
+            times_s.append(time.perf_counter() - begin_s)
+        return sorted(times_s)[_NUM_TRIPS // 2]
+
+
 class InlineWorker(Worker):
     """The same work at once in the calling thread, which hears of failures itself."""
 
@@ -89,7 +153,7 @@ class InlineWorker(Worker):
     def start(self) -> None:
         return None
 
-    def do(self, work: Work) -> float:
+    def do(self, work: Work, kind: object = None) -> float:
         begin_s = time.perf_counter()
         work()
         return time.perf_counter() - begin_s
