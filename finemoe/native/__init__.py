@@ -1,14 +1,14 @@
 """What compiled code takes of the process itself, by address: arrays, functions, locks, the clock.
 
-A call of compiled code from Python takes a time that grows with the arrays it is handed (a cache's 24 take 5 us), while an address
-takes 0.2; and what runs outside the interpreter's lock needs locks that are not the interpreter's. Without Numba the same names
-do the same, slowly.
+A call of compiled code from Python takes a time that grows with the arrays it is handed (a cache's 24 take 5 us), while an
+address takes 0.2; and what runs outside the interpreter's lock needs locks that are not the interpreter's. Without Numba the
+same names do the same, slowly.
 
     int64_at(address, length) and its like: the array that lies there, which somebody else keeps.
     rule_at, c_at = function_types(...): the function that lies there, as Numba compiled it, or as C sees it.
     lock, unlock(mutex); wait(condition, mutex), wait_until(condition, mutex, end_ns); wake_all(condition).
-    now_ns(): time.perf_counter_ns. sleep_until(end_ns). set_timer_slack(ns): how late the system may wake this thread; the former.
-    copy_bytes(sink, source, size).
+    now_ns(): time.perf_counter_ns. sleep_until(end_ns). set_timer_slack(ns): how late the system may wake this thread; the
+    former. copy_bytes(sink, source, size).
 """
 
 import ctypes
@@ -19,6 +19,7 @@ import numpy as np
 from finemoe.compiling import IS_COMPILED
 
 if IS_COMPILED:
+    from finemoe.native import compiled
     from finemoe.native.compiled import (
         bool_at,
         copy_bytes,
@@ -38,6 +39,7 @@ if IS_COMPILED:
         wake_all,
     )
 else:
+    from finemoe.native import plain as compiled  # type: ignore[no-redef]
     from finemoe.native.plain import (  # type: ignore[assignment]
         bool_at,
         copy_bytes,
@@ -59,6 +61,7 @@ else:
 
 __all__ = [
     "bool_at",
+    "compiled",
     "copy_bytes",
     "float32_at",
     "float64_at",

@@ -13,15 +13,15 @@ _CLOCK_MONOTONIC, _ABSOLUTE = 1, 1
 _SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # of prctl
 _NS = 1_000_000_000
 
-_mutex_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.voidptr))
-_mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.voidptr))
-_broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.voidptr))
-_wait = types.ExternalFunction("pthread_cond_wait", types.int32(types.voidptr, types.voidptr))
-_timedwait = types.ExternalFunction("pthread_cond_timedwait", types.int32(types.voidptr, types.voidptr, types.voidptr))
-_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.voidptr))
-_nanosleep = types.ExternalFunction("clock_nanosleep", types.int32(types.int32, types.int32, types.voidptr, types.voidptr))
-_memcpy = types.ExternalFunction("memcpy", types.voidptr(types.voidptr, types.voidptr, types.uint64))
-_prctl = types.ExternalFunction("prctl", types.int32(types.int32, types.int64, types.int64, types.int64, types.int64))
+_mutex_lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.voidptr))
+_mutex_unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.voidptr))
+_broadcast: Any = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.voidptr))
+_wait: Any = types.ExternalFunction("pthread_cond_wait", types.int32(types.voidptr, types.voidptr))
+_timedwait: Any = types.ExternalFunction("pthread_cond_timedwait", types.int32(types.voidptr, types.voidptr, types.voidptr))
+_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.voidptr))
+_nanosleep: Any = types.ExternalFunction("clock_nanosleep", types.int32(types.int32, types.int32, types.voidptr, types.voidptr))
+_memcpy: Any = types.ExternalFunction("memcpy", types.voidptr(types.voidptr, types.voidptr, types.uint64))
+_prctl: Any = types.ExternalFunction("prctl", types.int32(types.int32, types.int64, types.int64, types.int64, types.int64))
 
 
 @intrinsic

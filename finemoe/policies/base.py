@@ -250,9 +250,7 @@ def _checked(prediction: Prediction, num_layers: int, num_experts: int) -> Predi
 def are_sound(probabilities, experts, num_experts):  # type: ignore[no-untyped-def]
     """Whether these are J probabilities, as far as one can tell, and ids of experts."""
     return (
-        len(probabilities) == num_experts
-        and are_within(probabilities, 0, _GREATEST)
-        and are_within(experts, 0, num_experts - 1)
+        len(probabilities) == num_experts and are_within(probabilities, 0, _GREATEST) and are_within(experts, 0, num_experts - 1)
     )
 
 

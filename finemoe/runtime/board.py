@@ -1,7 +1,7 @@
 """What inference and the worker of a device's link share: one array of numbers and addresses that compiled code works on.
 
-Both run outside the interpreter's lock there, and take turns at the board's own (`transitions`). Python holds the arrays that lie at
-the addresses, and looks; it changes nothing that the lock protects.
+Both run outside the interpreter's lock there, and take turns at the board's own (`transitions`). Python holds the arrays that
+lie at the addresses, and looks; it changes nothing that the lock protects.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ MUTEX, WORK, CHANGED = range(3)
 WEIGH, VISIT, CACHE, NUM_CACHE, RECORDS, SIZES, SLOTS, SLOT_BYTES, FENCES = range(3, 12)
 # The link: its functions and what they are handed; bytes of a chunk, and how many are under way at a time, with their marks.
 COPY, WAIT, LINK, CHUNK_BYTES, IN_FLIGHT, MARKS = range(12, 18)
-# What goes on: the iteration's number; how many layers demand loads; whether the worker is to end; the expert that is loaded ahead of
-# its time, or -1, and its slot; whether the rule has failed.
+# What goes on: the iteration's number; how many layers demand loads; whether the worker is to end; the expert that is loaded
+# ahead of its time, or -1, and its slot; whether the rule has failed.
 ITERATION, DEMANDING, IS_CLOSED, COPIER, SLOT, HAS_RULE_FAILED = range(18, 24)
 # What was moved, by `MOVED` (see Counters); spans for a timeline, how many there is room for and how many there are.
 MOVED_BYTES, SPANS, NUM_SPANS, SPAN = range(24, 28)
@@ -36,7 +36,8 @@ class Board:
     """One device's.
 
     Args:
-        cache, rule: what is accounted for, and who goes. records, sizes: [N] address and bytes of every expert's record, by flat id.
+        cache, rule: what is accounted for, and who goes. records, sizes: [N] address and bytes of every expert's record, by flat
+            id.
         slots: where the first slot lies; slot_bytes: how far they lie apart. moved_bytes: [NUM_MOVED] where loads are counted.
     Attributes:
         places: [NUM_PLACES] int64, all of it. fences: [S] after what each slot may be overwritten.

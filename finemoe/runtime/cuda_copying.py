@@ -7,7 +7,7 @@ from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.native import function_types, int64_at, lock, new_mutex, unlock
 
-forget_stale_kernels(__file__, native.__file__)
+forget_stale_kernels(__file__, native.compiled.__file__)
 # Places of a link, behind a mutex: context and stream; the driver's functions; events for copies and for fences, each a ring; and
 # what the driver said last that was not "success".
 _CONTEXT, _STREAM, _SET_CONTEXT, _COPY, _RECORD, _SYNCHRONIZE, _WAIT_EVENT = range(16, 23)
@@ -83,8 +83,8 @@ def order_stream(link, stream, mark):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def fence_stream(link, stream):  # type: ignore[no-untyped-def]
-    """An event after all that was issued on a stream, or -1. One that comes round again is recorded anew: whoever still waits for its
-    former place waits for this later one."""
+    """An event after all that was issued on a stream, or -1. One that comes round again is recorded anew: whoever still waits
+    for its former place waits for this later one."""
     state = int64_at(link, _NUM_PLACES)
     lock(link)
     event = int64_at(state[_FENCES], state[_NUM_FENCES])[state[_NEXT_FENCE]]

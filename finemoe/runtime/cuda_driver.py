@@ -15,7 +15,8 @@ class CudaDriver:
 
     Attributes:
         set_context: cuCtxSetCurrent(context). copy: cuMemcpyHtoDAsync(sink, source, bytes, stream).
-        record: cuEventRecord(event, stream). synchronize: cuEventSynchronize(event). wait_event: cuStreamWaitEvent(stream, event, 0).
+        record: cuEventRecord(event, stream). synchronize: cuEventSynchronize(event). wait_event: cuStreamWaitEvent(stream,
+            event, 0).
         create_event: cuEventCreate(event*, flags). destroy_event: cuEventDestroy(event). get_context: cuCtxGetCurrent(context*).
         finish: cuCtxSynchronize(). describe: cuGetErrorString(error, text*).
     """

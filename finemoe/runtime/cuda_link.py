@@ -21,8 +21,8 @@ class CudaLink(Link):
     """Copies on a stream; two chunks are in flight, so that the link goes on while the host learns that one has arrived.
 
     Args:
-        driver: whose functions are called. context, stream: its handles. current_stream: the handle of the stream that the calling
-            thread computes on.
+        driver: whose functions are called. context, stream: its handles. current_stream: the handle of the stream that the
+            calling thread computes on.
         kept: what must live as long.
     """
 
@@ -61,7 +61,10 @@ class CudaLink(Link):
         return int(cuda_copying.wait_for_device(self._at, mark, most_ns))
 
     def order(self, mark: int) -> None:
-        self._require(cuda_copying.order_stream(self._at, self._current_stream(), mark))
+        self.order_on(self._current_stream(), mark)
+
+    def order_on(self, stream: int, mark: int) -> None:
+        self._require(cuda_copying.order_stream(self._at, stream, mark))
 
     def fence(self) -> int:
         return self._require(cuda_copying.fence_stream(self._at, self._current_stream()))

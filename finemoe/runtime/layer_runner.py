@@ -128,7 +128,8 @@ class LayerRunner:
         return lease
 
     def _chosen(self, iteration: Iteration, selected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The experts that rows which count selected, [n] ids as they come, and those that only padding did, [m]; selected: [T, K]."""
+        """The experts that rows which count selected, [n] ids as they come, and those that only padding did, [m]; selected: [T,
+        K]."""
         everyones, foreign = selected.reshape(-1), self._layer.num_experts
         if foreign < self._parts.setup.num_experts:  # expert parallelism marks foreign ones with the layer's own J
             everyones = everyones[everyones < foreign]

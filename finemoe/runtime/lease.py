@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from finemoe.cache.expert_cache import Access
 from finemoe.cache.state import ABSENT, LOADING, RESIDENT
 from finemoe.runtime import transitions
 from finemoe.runtime.grouped import can_group
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 class Lease:
     """The experts of one layer on one device.
 
-    Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4): then they are to be asked for in
-    ascending order.
+    Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4): then they are to be asked for
+    in ascending order.
 
     Args:
         experts, aside: as in ExpertMemory.demand.
@@ -62,8 +61,8 @@ class Lease:
         return memory.pool.weights(self._layer, self._slots[expert], expert)
 
     def as_they_come(self, experts: Sequence[int]) -> Iterator[int]:
-        """The experts asked for, ascending ids, in an order in which nobody waits for one while another is here; in ascending order
-        where they take turns in the slots."""
+        """The experts asked for, ascending ids, in an order in which nobody waits for one while another is here; in ascending
+        order where they take turns in the slots."""
         if self._missing or not (self._loads or self._late):
             yield from experts
             return
@@ -75,12 +74,6 @@ class Lease:
             here = next((expert for expert in waiting if state[expert] == RESIDENT), waiting[0])
             waiting.remove(here)
             yield here
-
-    @property
-    def access(self) -> Access:
-        """What was found, as the cache says it."""
-        experts, found = np.array(self.experts, dtype=np.int64), np.array(self._found)
-        return Access(self._layer, *(experts[found == state] for state in (RESIDENT, LOADING, ABSENT)))
 
     def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
         """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of

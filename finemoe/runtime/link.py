@@ -1,8 +1,8 @@
 """The link between host and device memory: how bytes get from a record into a slot, and when they are there.
 
-A link is two functions by address, which compiled code calls outside the interpreter's lock (`transitions`): one begins a copy and
-gives a mark, the other waits for it. Plain memory copies, copies paced to the time of a real link (for machines without a GPU) and
-a CUDA stream of its own are compiled; a link whose class has its own `copy` and `wait` in Python is called back.
+A link is two functions by address, which compiled code calls outside the interpreter's lock (`transitions`): one begins a copy
+and gives a mark, the other waits for it. Plain memory copies, copies paced to the time of a real link (for machines without a
+GPU) and a CUDA stream of its own are compiled; a link whose class has its own `copy` and `wait` in Python is called back.
 """
 
 import ctypes
@@ -59,13 +59,17 @@ class Link(ABC):
         """Let compute that is issued from now on wait for a copy, where `waits_on_host` is False."""
         return None
 
+    def order_on(self, stream: int, mark: int) -> None:
+        """Let what is issued on a stream, by its handle, wait for a copy or a fence, likewise."""
+        return None
+
     def end_s(self, mark: int) -> float | None:
         """When a copy will be over (time.perf_counter), where that is known as soon as it is begun."""
         return None
 
     def fence(self) -> int:
-        """A mark after all compute issued so far, after which a slot may be overwritten; 0 where compute is finished when its call
-        returns."""
+        """A mark after all compute issued so far, after which a slot may be overwritten; 0 where compute is finished when its
+        call returns."""
         return 0
 
     def finish(self) -> None:

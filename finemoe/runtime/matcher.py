@@ -1,8 +1,8 @@
 """The matcher: takes published contexts, lets the policy search, and posts its predictions (section 4.3, Fig. 7).
 
 Searches and store updates happen in the order published: long ones in the matcher's thread, for which inference only appends to a
-queue; short ones at once. When the thread falls several iterations behind, whole iterations are left out (and counted) rather than
-delaying anyone.
+queue; short ones at once. When the thread falls several iterations behind, whole iterations are left out (and counted) rather
+than delaying anyone.
 """
 
 import time

@@ -1,8 +1,8 @@
 """One device's expert memory: the cache's accounting, the slots behind it, and the worker that prefetches into them.
 
 Demand goes first: while a demanded expert is being copied, the worker starts no further chunk (section 4.5, "On-demand load").
-A prefetch is chosen when the link is free, by the priority it has *then*; one whose layer has come is dropped. What changes the cache
-is a transition, which inference and the worker run outside the interpreter's lock (`transitions`).
+A prefetch is chosen when the link is free, by the priority it has *then*; one whose layer has come is dropped. What changes the
+cache is a transition, which inference and the worker run outside the interpreter's lock (`transitions`).
 """
 
 import threading
@@ -17,7 +17,7 @@ from finemoe.cache.state import ABSENT
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
 from finemoe.report import WASTED, Counters
-from finemoe.runtime import transitions
+from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import HAS_RULE_FAILED, SLOT, Board
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Link, outlast
@@ -111,12 +111,12 @@ class ExpertMemory:
         self.counters.stall_s += time.perf_counter() - begin_s
 
     def _bring(self, layer: int, expert: int, is_counted: bool, may_evict: bool) -> None:
-        slot = transitions.reserve(self.board.places, self.flat(layer, expert), may_evict, is_counted)
+        slot = fetching.reserve(self.board.places, self.flat(layer, expert), may_evict, is_counted)
         if slot == FAILED:
             self.check()
         if slot >= 0:
             self.copy_in_chunks(layer, expert, slot)
-            transitions.settle(self.board.places, self.flat(layer, expert))
+            fetching.settle(self.board.places, self.flat(layer, expert))
 
     def flat(self, layer: int, expert: int) -> int:
         """An expert's flat id."""
@@ -147,19 +147,19 @@ class ExpertMemory:
         if self.worker.failure is not None:  # asked in every layer
             self.worker.check()
         if self.board.places[HAS_RULE_FAILED]:
-            self.cache.raise_rule_failure()
+            raise self.cache.rule_failure()
 
     def reset(self) -> None:
         """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""
         places = self.board.places
-        transitions.forget(places)
+        fetching.forget(places)
         if not self.worker.is_beside:
-            transitions.leave(places)  # in line, it was a caller who broke off, perhaps in another thread
+            fetching.leave(places)  # in line, it was a caller who broke off, perhaps in another thread
         while not self.is_over and not self.wait_until_idle():
             pass
         self._moved[WASTED] += self.unused_bytes
         self.board.fences[:] = self.link.fence()
-        transitions.empty(places)
+        fetching.empty(places)
 
     @property
     def is_over(self) -> bool:
@@ -173,7 +173,7 @@ class ExpertMemory:
 
     def wait_until_idle(self, timeout_s: float = PATIENCE_NS / 1e9) -> bool:
         """Wait until nothing that was predicted is being loaded, or waits to be; returns whether that is so."""
-        return bool(transitions.wait_idle(self.board.places, int(timeout_s * 1e9)))
+        return bool(fetching.wait_idle(self.board.places, int(timeout_s * 1e9)))
 
     def wait_until_resident(self, layer: int, expert: int) -> None:
         """Wait for an expert that somebody else brings.
@@ -197,23 +197,25 @@ class ExpertMemory:
         self.pool.close()
 
     def _stop(self) -> None:
-        transitions.close(self.board.places)
+        fetching.close(self.board.places)
         self.worker.close()
 
     def _give_up(self) -> None:
         """The worker has failed: whoever waits for it hears of it."""
-        transitions.leave(self.board.places)
+        fetching.leave(self.board.places)
 
     def _serve(self) -> None:
         """What the worker's thread does, all but all of it compiled."""
-        while (flat := transitions.serve(self.board.places)) != CLOSED:
+        while (flat := fetching.serve(self.board.places)) != CLOSED:
             if flat == FAILED:
-                self.cache.raise_rule_failure()
-                raise self.link.failure()
+                raise self._failure()
             self._load(flat)  # from disk
 
+    def _failure(self) -> BaseException:
+        return self.cache.rule_failure() if self.board.places[HAS_RULE_FAILED] else self.link.failure()
+
     def _load_pending(self) -> None:
-        while (flat := transitions.take_next(self.board.places)) >= 0:
+        while (flat := fetching.take_next(self.board.places)) >= 0:
             self._load(flat)
         if flat == FAILED:
             self.check()
@@ -222,7 +224,7 @@ class ExpertMemory:
         """Bring an expert that was predicted and has its slot."""
         (layer, expert), begin_s = divmod(flat, self.cache.state.shape[1]), time.perf_counter()
         self.copy_in_chunks(layer, expert, int(self.board.places[SLOT]))
-        transitions.settle(self.board.places, flat)
+        fetching.settle(self.board.places, flat)
         self.timeline.add(self.name, f"prefetch {layer}.{expert}", begin_s)
 
     def copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
@@ -233,7 +235,7 @@ class ExpertMemory:
         for start in range(0, size, chunk):
             if len(under_way) == self.link.chunks_in_flight:
                 outlast(self.link, under_way.popleft())
-            while not transitions.let_demands_pass(self.board.places, PATIENCE_NS):
+            while not fetching.let_demands_pass(self.board.places, PATIENCE_NS):
                 pass
             mark = self.link.copy(sink + start, source + start, min(chunk, size - start), int(self.board.fences[slot]))
             if mark < 0:

@@ -23,7 +23,8 @@ class Timeline:
         self._watched: list[tuple[Callable[[], None], Callable[[], Iterable[Span]]]] = []
 
     def watch(self, start: Callable[[], None], spans: Callable[[], Iterable[Span]]) -> None:
-        """Let somebody note spans for itself: `start` is called when it is to begin, `spans` when it is over, for what it noted."""
+        """Let somebody note spans for itself: `start` is called when it is to begin, `spans` when it is over, for what it
+        noted."""
         self._watched.append((start, spans))
 
     def start(self) -> None:

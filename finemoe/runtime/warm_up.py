@@ -7,7 +7,7 @@ import numpy as np
 from finemoe.cache.rules import rule_named
 from finemoe.cache.state import empty_state
 from finemoe.report import NUM_MOVED
-from finemoe.runtime import transitions
+from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import Board
 from finemoe.runtime.forecasts import num_recalled
 from finemoe.runtime.link import MemoryLink
@@ -30,22 +30,22 @@ def warm_up() -> None:
     transitions.demand(places, 0, one, told)
     transitions.land(places, 0, 0, True, 0)
     transitions.post(places, 1, 1, probabilities, one)
-    transitions.settle(places, transitions.take_next(places))
-    transitions.note(places, 0, 0)
+    fetching.settle(places, fetching.take_next(places))
+    fetching.note(places, 0, 0)
     transitions.load_late(places, 0)
     transitions.start_copy(places, 0, 0, int(records[0]))
-    transitions.reserve(places, 0, True, True)
+    fetching.reserve(places, 0, True, True)
     transitions.use(places, 0, one)
     transitions.hold(places, 0)
     transitions.release(places, 0, one)
     transitions.can_make_room(places, 0, 0)
-    transitions.let_demands_pass(places, 0)
+    fetching.let_demands_pass(places, 0)
     transitions.wait_resident(places, 0, 0)
-    transitions.wait_idle(places, 0)
+    fetching.wait_idle(places, 0)
     transitions.end_demand(places)
-    transitions.forget(places)
-    transitions.leave(places)
-    transitions.empty(places)
-    transitions.close(places)
-    transitions.serve(places)
+    fetching.forget(places)
+    fetching.leave(places)
+    fetching.empty(places)
+    fetching.close(places)
+    fetching.serve(places)
     num_recalled(probabilities, one)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.rules import rule_named
 from finemoe.cache.state import ABSENT, RESIDENT
 from finemoe.errors import FinemoeError
+from tests.cache.live_cache import LiveCache
 
 LAYERS, EXPERTS = 3, 5
 events = st.lists(
@@ -16,14 +16,14 @@ events = st.lists(
 )
 
 
-def make_cache(rule: str, slots: int, expected: np.ndarray | None = None) -> ExpertCache:
-    cache = ExpertCache(rule_named(rule), LAYERS, EXPERTS, slots)
+def make_cache(rule: str, slots: int, expected: np.ndarray | None = None) -> LiveCache:
+    cache = LiveCache(rule_named(rule), LAYERS, EXPERTS, slots)
     for layer, probabilities in enumerate([] if expected is None else expected):
         cache.hear(layer, probabilities)
     return cache
 
 
-def serve(cache: ExpertCache, layer: int, experts: set[int]):
+def serve(cache: LiveCache, layer: int, experts: set[int]):
     """One event as an executor runs it when the set fits: access, then admit and load what is missing."""
     access = cache.demand(layer, np.array(sorted(experts)))
     for expert in access.misses.tolist():

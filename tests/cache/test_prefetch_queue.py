@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.prefetch_queue import prefetch_priority
 from finemoe.cache.rules import rule_named
+from tests.cache.live_cache import LiveCache
 
 LAYERS, EXPERTS = 6, 4
 
 
-def make_cache(slots: int = 12) -> ExpertCache:
-    return ExpertCache(rule_named("lru"), LAYERS, EXPERTS, slots)
+def make_cache(slots: int = 12) -> LiveCache:
+    return LiveCache(rule_named("lru"), LAYERS, EXPERTS, slots)
 
 
-def ask(cache: ExpertCache, layer: int, **probabilities: float) -> None:
+def ask(cache: LiveCache, layer: int, **probabilities: float) -> None:
     row = np.zeros(EXPERTS, dtype=np.float32)
     ids = [int(name[1:]) for name in probabilities]
     row[ids] = list(probabilities.values())
@@ -22,7 +22,7 @@ def ask(cache: ExpertCache, layer: int, **probabilities: float) -> None:
     cache.post(layer, np.array(ids))
 
 
-def order(cache: ExpertCache) -> list[tuple[int, int]]:
+def order(cache: LiveCache) -> list[tuple[int, int]]:
     return list(iter(cache.take_most_urgent, None))
 
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finemoe.cache.expert_cache import ExpertCache as LiveCache
 from finemoe.cache.rules import RULES, rule_named
 from finemoe.simulation.future import FutureUses
 from finemoe.simulation.instant import InstantDevice
 from finemoe.simulation.kernel_inputs import Events
 from tests.cache import readable
+from tests.cache.live_cache import LiveCache
 from tests.cache.readable.expert_cache import ABSENT, LOADING, RESIDENT, ExpertCache
 
 LAYERS, EXPERTS = 3, 6

@@ -1,12 +1,15 @@
-"""Links: paced copies take the link's time one after the other; the CUDA link orders its stream correctly (with fakes)."""
+"""Links: paced copies take the link's time one after the other; the CUDA link orders its stream correctly (a fake driver)."""
 
-from contextlib import contextmanager
+import ctypes
+import time
 
 import pytest
 import torch
 
-from finemoe.errors import FinemoeError
-from finemoe.runtime.link import CudaLink, MemoryLink, PacedLink, make_link
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.runtime import copying
+from finemoe.runtime.link import Link, MemoryLink, PacedLink, make_link, move, outlast
+from tests.runtime.fake_driver import COMPUTE, CONTEXT, LINK, FakeDriver
 
 
 def record_and_slot(num_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,27 +18,51 @@ def record_and_slot(num_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_plain_copy_is_complete_when_it_returns():
     record, slot = record_and_slot(1000)
-    MemoryLink().copy(record, slot, None)
+    link = MemoryLink()
+    assert link.wait(move(link, record, slot), 0) == 1
     assert torch.equal(record, slot)
 
 
-def test_paced_copies_queue_up_behind_each_other(clock):
+def test_paced_copies_queue_up_behind_each_other():
+    """By formula, on a clock that is told: no test waits for it."""
+    state = copying.pace(1e6)
+    ends = [copying.take_turn(state.ctypes.data, 1_000, 20_000) for _ in range(3)]
+    assert ends == [1_000 + 20_000_000 * number for number in (1, 2, 3)]
+
+
+def test_an_idle_paced_link_does_not_save_up_time():
+    state = copying.pace(1e6)
+    copying.take_turn(state.ctypes.data, 0, 10_000)
+    assert copying.take_turn(state.ctypes.data, 500_000_000, 10_000) == 510_000_000
+
+
+def test_a_paced_copy_is_not_over_before_its_time_and_then_it_is():
     link = PacedLink(1e6)
-    record, slot = record_and_slot(20_000)
-    completions = [link.copy(record, slot, None) for _ in range(3)]
-    assert clock.now_s == 0, "issuing a copy must not wait for it"
-    for number, completion in enumerate(completions, start=1):
-        completion.wait_for_reader()
-        assert clock.now_s == pytest.approx(0.02 * number)
+    record, slot = record_and_slot(3_000)
+    begin_s = time.perf_counter()
+    mark = move(link, record, slot)
+    assert link.wait(mark, 0) == 0 or time.perf_counter() - begin_s >= 0.003, "looking does not wait"
+    outlast(link, mark)
+    assert time.perf_counter() - begin_s >= 0.003
+    assert mark / 1e9 == link.end_s(mark) <= time.perf_counter()
     assert torch.equal(record, slot)
 
 
-def test_an_idle_paced_link_does_not_save_up_time(clock):
-    link = PacedLink(1e6)
-    record, slot = record_and_slot(10_000)
-    clock.sleep(0.5)
-    link.copy(record, slot, None).wait_for_host()
-    assert clock.now_s == pytest.approx(0.51)
+class Broken(Link):
+    """Fails in Python, inside a call of compiled code."""
+
+    def copy(self, sink, source, size, fence):
+        raise OSError("cable cut")
+
+    def wait(self, mark, most_ns):
+        return 1
+
+
+def test_what_a_link_in_python_raises_inside_compiled_code_is_kept():
+    link = Broken()
+    copy, _, state = link.addresses
+    assert ctypes.CFUNCTYPE(*[ctypes.c_int64] * 6)(copy)(state, 0, 0, 1, 0) == -1
+    assert isinstance(link.failure(), OSError)
 
 
 @pytest.mark.parametrize(
@@ -57,75 +84,51 @@ def test_a_real_link_cannot_be_paced():
         make_link(torch.device("cuda", 0), "paced:1GB/s")
 
 
-class FakeCuda:
-    """Writes down what happens on which stream, in order."""
-
-    def __init__(self, monkeypatch):
-        self.log: list[tuple] = []
-        self.current = "compute"
-        log = self.log
-
-        class Event:
-            def record(self, stream):
-                log.append(("record", stream.name, id(self)))
-
-            def synchronize(self):
-                log.append(("synchronize", id(self)))
-
-        class Stream:
-            def __init__(self, device=None, name="link"):
-                self.name = name
-
-            def wait_event(self, event):
-                log.append(("wait", self.name, id(event)))
-
-            def synchronize(self):
-                log.append(("synchronize", self.name))
-
-        @contextmanager
-        def use(stream):
-            self.current, before = stream.name, self.current
-            yield
-            self.current = before
-
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(("synchronize", str(device))))
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "stream", use)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(name="compute"))
-
-
-class FakeSlot:
-    def __init__(self, cuda: FakeCuda):
-        self.cuda = cuda
-
-    def copy_(self, record, non_blocking=False):
-        assert non_blocking, "a blocking copy would stop the host"
-        self.cuda.log.append(("copy", self.cuda.current))
-
-
-def test_a_cuda_copy_waits_for_the_slots_last_reader_and_readers_wait_for_the_copy(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    link = CudaLink(torch.device("cuda", 0))
+def test_a_cuda_copy_waits_for_the_slots_last_reader_and_readers_wait_for_the_copy():
+    driver = FakeDriver()
+    link = driver.link()
+    record, slot = record_and_slot(64)
     fence = link.fence()
-    completion = link.copy(torch.zeros(4), FakeSlot(cuda), fence)
-    completion.wait_for_reader()
-    done = completion.event
-    assert cuda.log == [
-        ("record", "compute", id(fence)),
-        ("wait", "link", id(fence)),
-        ("copy", "link"),
-        ("record", "link", id(done)),
-        ("wait", "compute", id(done)),
+    mark = move(link, record, slot, fence)
+    link.order(mark)
+    assert driver.log == [
+        ("record", fence, COMPUTE),
+        ("context", CONTEXT),
+        ("stream waits", LINK, fence),
+        ("copy", slot.data_ptr(), 64, LINK),
+        ("record", mark, LINK),
+        ("stream waits", COMPUTE, mark),
     ]
-    completion.wait_for_host()
-    assert cuda.log[-1] == ("synchronize", id(done))
+    outlast(link, mark)
+    assert driver.log[-2:] == [("context", CONTEXT), ("host waits", mark)]
+    assert torch.equal(record, slot)
 
 
-def test_a_cuda_link_has_finished_when_its_device_has(monkeypatch):
+def test_a_cuda_link_has_finished_when_its_device_has():
     """Its own copies, and whatever stream still computes from a slot."""
-    cuda = FakeCuda(monkeypatch)
-    link = CudaLink(torch.device("cuda", 0))
-    link.copy(torch.zeros(4), FakeSlot(cuda), None)
+    driver = FakeDriver()
+    link = driver.link()
+    move(link, *record_and_slot(4))
     link.finish()
-    assert cuda.log[-1] == ("synchronize", "cuda:0")
+    assert driver.log[-2:] == [("context", CONTEXT), ("host waits for all",)]
+
+
+@pytest.mark.parametrize("function", ["copy", "record", "wait_event", "synchronize", "set_context"])
+def test_what_the_driver_refuses_is_raised_with_its_number_and_text(function):
+    driver = FakeDriver(fails={function: 700})
+    link = driver.link()
+    with pytest.raises(EngineError, match="CUDA error 700: an illegal address"):
+        outlast(link, move(link, *record_and_slot(8), fence=1))
+
+
+def test_events_come_round_and_are_given_back():
+    driver = FakeDriver()
+    link = driver.link()
+    record, slot = record_and_slot(4)
+    marks = [move(link, record, slot) for _ in range(5000)]
+    fences = [link.fence() for _ in range(300)]
+    assert marks[0] == marks[4096] != marks[1]
+    assert fences[0] == fences[256]
+    assert not set(marks) & set(fences)
+    link.close()
+    assert sorted(driver.destroyed) == sorted({*marks, *fences})

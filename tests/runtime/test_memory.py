@@ -1,5 +1,6 @@
 """Scheduling on one link: priorities, chunks, overtaking, stale and merged prefetches; a scripted link instead of a clock."""
 
+import ctypes
 import threading
 
 import numpy as np
@@ -14,7 +15,7 @@ from finemoe.policies.base import Prediction
 from finemoe.report import Counters
 from finemoe.runtime.expert_layout import ExpertLayout, Field
 from finemoe.runtime.lease import Lease
-from finemoe.runtime.link import Completion, Link, _Done
+from finemoe.runtime.link import Link
 from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
@@ -34,14 +35,17 @@ class ScriptedLink(Link):
         self.held: int | None = None
         self.started, self.go_on = threading.Event(), threading.Event()
 
-    def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
-        number = int(record.view(torch.float32)[0])
-        self.log.append((number, record.numel()))
+    def copy(self, sink: int, source: int, size: int, fence: int) -> int:
+        number = int(ctypes.c_float.from_address(source).value)
+        self.log.append((number, size))
         if number == self.held:
             self.started.set()
             assert self.go_on.wait(10)
-        slot.copy_(record)
-        return _Done()
+        ctypes.memmove(sink, source, size)
+        return 0
+
+    def wait(self, mark: int, most_ns: int) -> int:
+        return 1
 
 
 def prediction(layer: int, expert: int, probability: float) -> Prediction:
@@ -72,8 +76,7 @@ class Fixture:
 
     def settle(self) -> None:
         """Wait until the worker has nothing to do."""
-        with self.memory.changed:
-            assert self.memory.changed.wait_for(lambda: not self.memory.is_loading_ahead, timeout=10)
+        assert self.memory.wait_until_idle(10)
 
     def order(self) -> list[int]:
         return list(dict.fromkeys(number for number, _ in self.link.log))
@@ -123,20 +126,6 @@ def test_an_on_demand_load_waits_for_at_most_one_chunk(fixture):
     assert f.order() == [13, 2, 14, 16]
 
 
-class Pending(Completion):
-    """A copy that is over once it has been waited for."""
-
-    def __init__(self, under_way: list["Pending"]) -> None:
-        self._under_way = under_way
-        under_way.append(self)
-
-    def wait_for_reader(self) -> None:
-        self.wait_for_host()
-
-    def wait_for_host(self) -> None:
-        self._under_way.remove(self)
-
-
 class DeepLink(ScriptedLink):
     """Two chunks at a time, as on CUDA; notes how many were under way after each copy was issued."""
 
@@ -144,19 +133,24 @@ class DeepLink(ScriptedLink):
 
     def __init__(self) -> None:
         super().__init__()
-        self.under_way: list[Pending] = []
+        self.under_way: list[int] = []  # marks of copies that nobody has waited for
         self.depths: list[int] = []
 
-    def copy(self, record: torch.Tensor, slot: torch.Tensor, fence: object | None) -> Completion:
-        super().copy(record, slot, fence)
-        completion = Pending(self.under_way)
+    def copy(self, sink: int, source: int, size: int, fence: int) -> int:
+        super().copy(sink, source, size, fence)
+        self.under_way.append(len(self.log))
         self.depths.append(len(self.under_way))
-        return completion
+        return len(self.log)
+
+    def wait(self, mark: int, most_ns: int) -> int:
+        self.under_way.remove(mark)
+        return 1
 
 
 def test_chunks_follow_each_other_without_a_gap_and_all_are_awaited(fixture):
     one = fixture(slots=4)
-    one.memory.link = link = DeepLink()
+    link = DeepLink()
+    one.memory.connect(link)
     one.post((3, 0, 0.5))
     one.settle()
     assert one.cache.state[3, 0] == RESIDENT
@@ -170,7 +164,7 @@ def test_an_expert_whose_prefetch_is_under_way_is_late_and_not_loaded_twice(fixt
     f.post((1, 1, 0.9))
     assert f.link.started.wait(10)
     lease = f.memory.demand(1, np.array([1]))
-    assert lease.access.late.tolist() == [1]
+    assert (lease.num_hits, lease.num_late, lease.num_misses) == (0, 1, 0)
     f.link.held = None
     f.link.go_on.set()
     assert int(lease.weights(1)["w"][0]) == 5
@@ -184,7 +178,7 @@ def test_queued_prefetches_whose_layer_has_come_are_dropped(fixture):
     assert f.link.started.wait(10)
     f.post((1, 0, 0.9), (2, 1, 0.8))
     lease = f.memory.demand(1, np.array([0]))
-    assert lease.access.misses.tolist() == [0], "queued but not started is a miss"
+    assert lease.num_misses == 1, "queued but not started is a miss"
     f.link.held = None
     f.link.go_on.set()
     lease.weights(0)

@@ -34,6 +34,7 @@ def measure(subject: Subject, chunk_bytes: int | None, settings: Settings) -> li
         for memory in engine.memories.memories:
             memory.link.chunk_bytes = chunk_bytes or memory.records.record_bytes
             memory.link.chunks_in_flight = _IN_FLIGHT
+            memory.connect(memory.link)
         found = serve(subject.name, engine, routing, requests, _POLICY, settings.baseline_memory)
         link = engine.memories.memories[0].link
         return [Chunks(**asdict(one), chunk_bytes=link.chunk_bytes, chunks_in_flight=link.chunks_in_flight) for one in found]

@@ -17,7 +17,7 @@ from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.clock import finish, host_times_s
 from finemoe.artifact.gpu_bench.settings import Settings
 from finemoe.artifact.machines.schema import CHUNKED, IDLE, LAUNCHING, MAPPED, PREFETCHED, QUEUED, Copies
-from finemoe.runtime.link import Completion, Link, make_link
+from finemoe.runtime.link import Link, make_link, move, outlast
 from finemoe.runtime.tiers import ExpertStore
 
 _EXPERTS = 8  # copied one after the other
@@ -123,14 +123,14 @@ def _beside(work: Callable[[threading.Event], None], device: torch.device, main_
 
 
 def _copy(way: _Way, link: Link, records: list[torch.Tensor], slots: torch.Tensor) -> None:
-    under_way: deque[Completion] = deque()
+    under_way: deque[int] = deque()
     for record, slot in zip(records, slots, strict=True):
         for source, sink in zip(record.split(way.chunk_bytes), slot.split(way.chunk_bytes), strict=True):
             if len(under_way) == way.in_flight:
-                under_way.popleft().wait_for_host()
-            under_way.append(link.copy(source, sink, None))
-    for completion in under_way:
-        completion.wait_for_host()
+                outlast(link, under_way.popleft())
+            under_way.append(move(link, source, sink))
+    for mark in under_way:
+        outlast(link, mark)
 
 
 class _HostBytes:

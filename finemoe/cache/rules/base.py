@@ -66,7 +66,8 @@ class EvictionRule:
         return _pointers(self)
 
     def addresses(self) -> tuple[int, int]:
-        """Of (weigh, visit) as compiled, for code that finds them by address (`finemoe.native`); valid as long as the rule lives."""
+        """Of (weigh, visit) as compiled, for code that finds them by address (`finemoe.native`); valid as long as the rule
+        lives."""
         return _addresses(self)
 
 

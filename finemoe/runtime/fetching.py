@@ -1,0 +1,241 @@
+"""What is done on a `Board` to bring experts before they are demanded: by the link's worker, or in line. See `transitions`."""
+
+import numpy as np
+
+from finemoe import native
+from finemoe.cache import kernels, prefetch_queue, state
+from finemoe.cache.prefetch_queue import NOTHING
+from finemoe.cache.stale import forget_stale_kernels
+from finemoe.cache.state import ABSENT, HELD, NUM_PENDING
+from finemoe.compiling import njit
+from finemoe.native import int64_at, lock, now_ns, set_timer_slack, unlock, wait, wait_until, wake_all
+from finemoe.runtime import board as at
+from finemoe.runtime import transitions
+from finemoe.runtime.transitions import CLOSED, FAILED, NO_SLOT, PATIENCE_NS, cache_of, copy_at, give_slot, wait_at
+
+forget_stale_kernels(__file__, *(one.__file__ for one in (native.compiled, kernels, prefetch_queue, state, at, transitions)))
+_LEAST_SLACK_NS = 1
+_compiled = njit(cache=True, nogil=True)
+
+
+@_compiled
+def reserve(board, flat, may_evict, is_counted):  # type: ignore[no-untyped-def]
+    """A slot for an expert that is to be brought before it is demanded; NO_SLOT if it is here already, or no slot is to be had;
+    FAILED.
+
+    Args:
+        may_evict: whether somebody may go for it. is_counted: whether it counts as prefetched.
+    """
+    cache, slot = cache_of(board), np.int64(NO_SLOT)
+    lock(board[at.MUTEX])
+    if cache.presence[flat] == ABSENT and (may_evict or cache.counts[HELD] < len(cache.held)):
+        slot = give_slot(board, cache, flat, True) if is_counted else np.int64(kernels.give_slot(cache, flat, False)[0])
+    unlock(board[at.MUTEX])
+    return slot
+
+
+@_compiled
+def _bring(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
+    """Copy an expert that nobody demands yet into its slot, chunk by chunk, and wait for it; what is demanded meanwhile goes
+    first.
+
+    Returns:
+        1, FAILED or CLOSED.
+    """
+    size, fence = int64_at(board[at.SIZES], len(cache.presence))[flat], int64_at(board[at.FENCES], len(cache.held))[slot]
+    sink, marks = board[at.SLOTS] + slot * board[at.SLOT_BYTES], int64_at(board[at.MARKS], at.MOST_IN_FLIGHT)
+    begun, over, start = 0, 0, 0
+    while start < size:
+        if begun - over == board[at.IN_FLIGHT]:
+            found = _outlast(board, marks[over % at.MOST_IN_FLIGHT])
+            if found < 0:
+                return found
+            over += 1
+        _let_demands_pass(board)
+        chunk = min(board[at.CHUNK_BYTES], size - start)
+        mark = copy_at(board[at.COPY])(board[at.LINK], sink + start, source + start, chunk, fence)
+        if mark < 0:
+            return np.int64(FAILED)
+        marks[begun % at.MOST_IN_FLIGHT] = mark
+        begun += 1
+        start += chunk
+    while over < begun:
+        found = _outlast(board, marks[over % at.MOST_IN_FLIGHT])
+        if found < 0:
+            return found
+        over += 1
+    return np.int64(1)
+
+
+@_compiled
+def _outlast(board, mark):  # type: ignore[no-untyped-def]
+    """Wait for a copy: 1, FAILED, or CLOSED where the memory was closed meanwhile."""
+    found = np.int64(0)
+    while found == 0:
+        found = wait_at(board[at.WAIT])(board[at.LINK], mark, PATIENCE_NS)
+        if found == 0 and board[at.IS_CLOSED]:
+            return np.int64(CLOSED)
+    return np.int64(FAILED if found < 0 else 1)
+
+
+@_compiled
+def let_demands_pass(board, most_ns):  # type: ignore[no-untyped-def]
+    """Wait as long as a layer demands loads, for so long at most; returns whether none does."""
+    end_ns = now_ns() + most_ns
+    lock(board[at.MUTEX])
+    while board[at.DEMANDING] and not board[at.IS_CLOSED] and now_ns() < end_ns:
+        wait_until(board[at.WORK], board[at.MUTEX], end_ns)
+    is_over = board[at.IS_CLOSED] or not board[at.DEMANDING]
+    unlock(board[at.MUTEX])
+    return is_over
+
+
+@_compiled
+def _let_demands_pass(board):  # type: ignore[no-untyped-def]
+    lock(board[at.MUTEX])
+    while board[at.DEMANDING] and not board[at.IS_CLOSED]:
+        wait(board[at.WORK], board[at.MUTEX])
+    unlock(board[at.MUTEX])
+
+
+@_compiled
+def settle(board, flat):  # type: ignore[no-untyped-def]
+    """An expert that was brought is here."""
+    lock(board[at.MUTEX])
+    _settle(board, cache_of(board), flat)
+    unlock(board[at.MUTEX])
+
+
+@_compiled
+def _settle(board, cache, flat):  # type: ignore[no-untyped-def]
+    kernels.complete(cache, flat)
+    if board[at.COPIER] == flat:
+        board[at.COPIER] = NOTHING
+    wake_all(board[at.CHANGED])
+
+
+@_compiled
+def take_next(board):  # type: ignore[no-untyped-def]
+    """The most urgent prefetch, in line: it has its slot (`SLOT`), and is the caller's to bring and settle.
+
+    Returns:
+        Its flat id, NOTHING where none waits, or FAILED.
+    """
+    lock(board[at.MUTEX])
+    flat = _take_next(board, cache_of(board))
+    unlock(board[at.MUTEX])
+    return flat
+
+
+@_compiled
+def _take_next(board, cache):  # type: ignore[no-untyped-def]
+    while cache.counts[NUM_PENDING]:
+        flat = prefetch_queue.take_most_urgent(cache)
+        if flat == NOTHING:
+            break
+        slot = give_slot(board, cache, flat, True)
+        if slot == FAILED:
+            return np.int64(FAILED)
+        if slot >= 0:
+            board[at.COPIER], board[at.SLOT] = flat, slot
+            return np.int64(flat)
+    return np.int64(NOTHING)
+
+
+@_compiled
+def serve(board):  # type: ignore[no-untyped-def]
+    """The worker's whole life: load what waits, most urgent first, whenever nothing is demanded.
+
+    Returns:
+        CLOSED, FAILED, or the flat id of an expert whose record must be read from disk: it has its slot, and is the caller's to
+        bring and settle before it comes back here.
+    """
+    cache = cache_of(board)
+    records = int64_at(board[at.RECORDS], len(cache.presence))
+    set_timer_slack(_LEAST_SLACK_NS)
+    while True:
+        lock(board[at.MUTEX])
+        while not board[at.IS_CLOSED] and (board[at.DEMANDING] or not cache.counts[NUM_PENDING]):
+            wait(board[at.WORK], board[at.MUTEX])
+        is_closed = board[at.IS_CLOSED]
+        flat = np.int64(CLOSED) if is_closed else _take_next(board, cache)
+        if flat == NOTHING:
+            wake_all(board[at.CHANGED])
+        unlock(board[at.MUTEX])
+        if flat == NOTHING:
+            continue
+        if flat < 0 or not records[flat]:
+            return flat
+        begin_ns = now_ns()
+        found = _bring(board, cache, flat, board[at.SLOT], records[flat])
+        if found < 0:
+            return found
+        lock(board[at.MUTEX])
+        _settle(board, cache, flat)
+        _note(board, flat, begin_ns)
+        unlock(board[at.MUTEX])
+
+
+@_compiled
+def _note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
+    place = board[at.SPAN]
+    if place < board[at.NUM_SPANS]:
+        span = int64_at(board[at.SPANS] + place * 24, 3)
+        span[0], span[1], span[2] = flat, begin_ns, now_ns()
+        board[at.SPAN] = place + 1
+
+
+@_compiled
+def note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
+    """An expert was brought from `begin_ns` until now, for whoever records that."""
+    _note(board, flat, begin_ns)
+
+
+@_compiled
+def close(board):  # type: ignore[no-untyped-def]
+    """Nothing is loaded ahead any more; whoever waits goes on."""
+    lock(board[at.MUTEX])
+    board[at.IS_CLOSED], board[at.DEMANDING] = 1, 0
+    wake_all(board[at.WORK])
+    wake_all(board[at.CHANGED])
+    unlock(board[at.MUTEX])
+
+
+@_compiled
+def leave(board):  # type: ignore[no-untyped-def]
+    """Whoever loaded ahead does so no more: it has failed, or was interrupted."""
+    lock(board[at.MUTEX])
+    board[at.COPIER] = NOTHING
+    wake_all(board[at.CHANGED])
+    unlock(board[at.MUTEX])
+
+
+@_compiled
+def forget(board):  # type: ignore[no-untyped-def]
+    """Something broke off: nothing is demanded, and no prefetch waits."""
+    cache = cache_of(board)
+    lock(board[at.MUTEX])
+    prefetch_queue.forget_prefetches(cache)
+    board[at.DEMANDING] = 0
+    wake_all(board[at.WORK])
+    unlock(board[at.MUTEX])
+
+
+@_compiled
+def wait_idle(board, most_ns):  # type: ignore[no-untyped-def]
+    """Wait until nothing is being loaded ahead, nor waits to be, for so long at most; returns whether it is so."""
+    cache, end_ns = cache_of(board), now_ns() + most_ns
+    lock(board[at.MUTEX])
+    while (board[at.COPIER] != NOTHING or cache.counts[NUM_PENDING]) and not board[at.IS_CLOSED] and now_ns() < end_ns:
+        wait_until(board[at.CHANGED], board[at.MUTEX], end_ns)
+    is_idle = board[at.COPIER] == NOTHING and not cache.counts[NUM_PENDING]
+    unlock(board[at.MUTEX])
+    return is_idle
+
+
+@_compiled
+def empty(board):  # type: ignore[no-untyped-def]
+    """Every expert is absent; see the cache's `reset`."""
+    lock(board[at.MUTEX])
+    kernels.reset(cache_of(board))
+    unlock(board[at.MUTEX])
