@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from finemoe.paths import ROOT
 from tests.parts import NUM_PARTS, commit, part
-from tests.runtime.virtual_clock import VirtualClock
+from tests.runtime.virtual_clock import VirtualClock, VirtualLink
 
 settings.register_profile("finemoe", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("finemoe")
@@ -38,8 +38,9 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def clock(monkeypatch) -> VirtualClock:
-    """The runtime's clock, made to stand still but for waiting."""
+    """The runtime's clock, made to stand still but for waiting for paced links."""
     clock = VirtualClock()
-    for name in ("iteration", "layer_runner", "lease", "link", "memory", "timeline", "worker"):
+    for name in ("iteration", "layer_runner", "lease", "memory", "timeline", "worker"):
         monkeypatch.setattr(f"finemoe.runtime.{name}.time", clock)
+    monkeypatch.setattr("finemoe.runtime.attachment.make_link", lambda device, rate: VirtualLink(rate, clock))
     return clock

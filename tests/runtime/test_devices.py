@@ -1,5 +1,6 @@
 """Several pools stand in for several devices: experts round-robin, outputs unchanged, and a long run under random delays."""
 
+import ctypes
 import gc
 import random
 import threading
@@ -12,10 +13,11 @@ import torch
 import finemoe
 from finemoe.cache.placement import owners_of
 from finemoe.models.layers import find_moe_layers
-from finemoe.runtime import devices
-from finemoe.runtime.link import MemoryLink
+from finemoe.runtime import attachment, devices
+from finemoe.runtime.link import Link
 from finemoe.traces import RoutingTrace
 from tests.runtime import families
+from tests.runtime.late_driver import LateDriver
 from tests.runtime.models import FAMILIES, build, padded_batch
 
 pytestmark = pytest.mark.timeout(300)  # thousands of steps
@@ -59,16 +61,20 @@ def test_bytes_are_per_device_and_shares_over_all():
         assert [memory.cache.num_slots for memory in engine.memories.memories] == [3, 3]
 
 
-class DelayedLink(MemoryLink):
+class DelayedLink(Link):
     """Some copies take a while."""
 
     chunk_bytes = 1024
     random = random.Random(0)
 
-    def copy(self, record, slot, fence):
+    def copy(self, sink, source, size, fence):
         if self.random.random() < 0.02:
             time.sleep(self.random.random() * 1e-3)
-        return super().copy(record, slot, fence)
+        ctypes.memmove(sink, source, size)
+        return 0
+
+    def wait(self, mark, most_ns):
+        return 1
 
 
 def random_history(layers: int, experts: int) -> RoutingTrace:
@@ -77,12 +83,16 @@ def random_history(layers: int, experts: int) -> RoutingTrace:
     return RoutingTrace.from_topk(ids, rng.dirichlet(np.ones(2), size=(200, layers)), [0, 100, 200], experts)
 
 
-@pytest.mark.slow
-def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
-    """Every layer's output equals the reference, every byte is accounted for, memory and threads do not grow."""
-    from finemoe.runtime import attachment
+def late_link() -> Link:
+    """A CUDA link over a driver whose copies are really under way for a while, on threads of its own."""
+    return LateDriver(seed=0, most_s=2e-4).link()
 
-    monkeypatch.setattr(attachment, "make_link", lambda device, description: DelayedLink())
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make_link", [DelayedLink, late_link])
+def test_ten_thousand_steps_of_random_routing_under_random_delays(make_link, monkeypatch):
+    """Every layer's output equals the reference, every byte is accounted for, memory and threads do not grow."""
+    monkeypatch.setattr(attachment, "make_link", lambda device, description: make_link())
     model, reference = build("mixtral"), build("mixtral")
     model_layers, reference_layers = find_moe_layers(model), find_moe_layers(reference)
     history, generator, draw = random_history(4, 8), torch.Generator().manual_seed(0), random.Random(1)
@@ -103,9 +113,8 @@ def test_ten_thousand_steps_of_random_routing_under_random_delays(monkeypatch):
                 report = engine.report()
                 caches = [memory.cache for memory in engine.memories.memories]
                 for memory in engine.memories.memories:
-                    with memory.changed:
-                        memory.changed.wait_for(lambda memory=memory: not memory.is_loading_ahead, timeout=10)
-                        assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)
+                    assert memory.wait_until_idle(10)
+                    assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)
                 moved = sum(cache.num_admitted for cache in caches) * engine.records.record_bytes
                 assert moved >= report.demand_bytes + report.prefetched_bytes > 0
                 assert report.accesses == report.hits + report.late + report.misses

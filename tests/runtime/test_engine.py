@@ -1,5 +1,6 @@
 """The engine around its forward pass: attach and detach, counters, refusals, failures."""
 
+import ctypes
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from finemoe.policies.base import PolicySetup
 from finemoe.policies.on_demand import OnDemand
 from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.link import Link
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.timeline import Timeline
 from tests.runtime.models import FAMILIES, build, padded_batch
@@ -162,7 +164,20 @@ def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeyp
     if broken == "search":
         monkeypatch.setattr(engine.policy, "on_gate", fail)
     else:
-        monkeypatch.setattr(engine.memories.memories[0], "copy_in_chunks", fail)
+
+        class Broken(Link):
+            """For the worker; what is demanded comes."""
+
+            def copy(self, sink, source, size, fence):
+                if threading.current_thread().name == "finemoe-link":
+                    fail()
+                ctypes.memmove(sink, source, size)
+                return 0
+
+            def wait(self, mark, most_ns):
+                return 1
+
+        engine.memories.memories[0].connect(Broken())
     with engine, torch.no_grad(), pytest.raises(EngineError, match="moon") as raised:
         model.generate(**batch, max_new_tokens=100, min_new_tokens=100)
     assert isinstance(raised.value.__cause__, RuntimeError)

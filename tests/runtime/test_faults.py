@@ -1,5 +1,6 @@
 """Whatever fails, the caller hears of it within seconds, no wrong token comes out, and what can go on goes on."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -13,7 +14,8 @@ from finemoe.cache.state import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
 from finemoe.models.layers import find_moe_layers
-from finemoe.runtime import attachment, lean
+from finemoe.runtime import attachment, fetching, lean, transitions
+from finemoe.runtime.link import Link
 from finemoe.runtime.tiers import ExpertStore
 from tests.runtime.models import build, padded_batch
 
@@ -33,23 +35,29 @@ class Interrupts:
         return self._function(*args, **kwargs)
 
 
+EVERYWHERE = ["compute", "demand", "land"]
+STRIKES = [
+    *(("on-demand", where, {}) for where in EVERYWHERE),
+    *(("on-demand", where, {"host_memory": 0}) for where in ("record", "start_copy", "end_demand")),
+    *(("finemoe", where, {}) for where in (*EVERYWHERE, "record", "copy", "take_next", "settle", "post")),
+]
+
+
 @pytest.mark.parametrize("at", [1, 2, 7, 20])
-@pytest.mark.parametrize("where", ["record", "copy", "compute", "demand", "admit", "complete"])
-@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
-def test_an_interrupt_anywhere_and_then_again(policy, where, at, monkeypatch):
+@pytest.mark.parametrize(("policy", "where", "options"), STRIKES)
+def test_an_interrupt_anywhere_and_then_again(policy, where, options, at, monkeypatch):
     """All in the calling thread: what strikes a worker is that worker's failure."""
     model, batch = build("mixtral"), padded_batch()
     expected = model.generate(**batch, **GENERATION)
-    with finemoe.offload(model, 0.2, policy, asynchronous=False) as engine:
+    with finemoe.offload(model, 0.2, policy, asynchronous=False, **options) as engine:
         memory = engine.memories.memories[0]
         holder, name = {
             "record": (engine.records, "record"),
             "copy": (memory.link, "copy"),
             "compute": (lean, "linear"),
-            "demand": (memory.cache, "demand"),
-            "admit": (memory.cache, "admit"),
-            "complete": (memory.cache, "complete"),
-        }[where]
+            "take_next": (fetching, "take_next"),
+            "settle": (fetching, "settle"),
+        }.get(where, (transitions, where))
         monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
         with pytest.raises(KeyboardInterrupt):
             model.generate(**batch, **GENERATION)
@@ -207,14 +215,14 @@ def test_absurd_options_are_refused(options, message):
         finemoe.offload(build("mixtral"), 0.5, **options)
 
 
-@pytest.mark.parametrize("where", ["record", "copy", "admit", "complete"])
+@pytest.mark.parametrize("where", ["record", "copy", "reserve", "settle"])
 @pytest.mark.parametrize("at", [1, 5])
 def test_an_interrupted_preload_and_then_on(where, at, monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     expected = model.generate(**batch, **GENERATION)
     with finemoe.offload(model, 0.5, "on-demand") as engine:
         memory = engine.memories.memories[0]
-        holder = {"record": engine.records, "copy": memory.link}.get(where, memory.cache)
+        holder = {"record": engine.records, "copy": memory.link}.get(where, fetching)
         monkeypatch.setattr(holder, where, Interrupts(getattr(holder, where), at))
         with pytest.raises(KeyboardInterrupt):
             engine.preload()
@@ -285,7 +293,7 @@ def test_an_interrupted_recovery_goes_on_where_it_was(monkeypatch):
     expected = model.generate(**batch, **GENERATION)
     with finemoe.offload(model, 0.2, "on-demand") as engine:
         memory = engine.memories.memories[0]
-        for holder, name, at in ((memory.cache, "admit", 7), (memory.cache, "reset", 1)):  # inside a layer, then while recovering
+        for holder, name, at in ((transitions, "land", 7), (fetching, "empty", 1)):  # inside a layer, then while recovering
             monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
             with pytest.raises(KeyboardInterrupt):
                 model.generate(**batch, **GENERATION)
@@ -371,23 +379,26 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
         finemoe.offload(build("mixtral"), 0.3, devices="cuda:7")
 
 
-def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it(monkeypatch):
+def test_a_forward_that_begins_beside_another_thread_s_preload_waits_for_it():
     model, batch = build("mixtral"), padded_batch()
     inside, go_on = threading.Event(), threading.Event()
     copying: list[str] = []
     with torch.no_grad(), finemoe.offload(model, 0.3, "on-demand") as engine:
         expected = model(**batch).logits
         engine.memories.reset()
-        link = engine.memories.memories[0].link
-        copy = link.copy
 
-        def pause(*args):
-            copying.append(threading.current_thread().name)
-            inside.set()
-            go_on.wait(10)
-            return copy(*args)
+        class Pausing(Link):
+            def copy(self, sink, source, size, fence):
+                copying.append(threading.current_thread().name)
+                inside.set()
+                go_on.wait(10)
+                ctypes.memmove(sink, source, size)
+                return 0
 
-        monkeypatch.setattr(link, "copy", pause)
+            def wait(self, mark, most_ns):
+                return 1
+
+        engine.memories.memories[0].connect(Pausing())
         thread = threading.Thread(target=engine.preload, name="preload")
         thread.start()
         assert inside.wait(10)

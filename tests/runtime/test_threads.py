@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import finemoe
+from finemoe import native
 from finemoe.errors import EngineError
 from finemoe.runtime import lifetime
+from finemoe.runtime.board import MUTEX
 from finemoe.runtime.lifetime import Lifetime
 from finemoe.runtime.session import Session
 from tests.runtime.models import build, padded_batch
@@ -144,12 +146,15 @@ def test_an_engine_that_is_dropped_leaves_nothing(batch, policy):
         model(**batch)
     memory = engine.memories.memories[0]
     left = [weakref.ref(one) for one in (model, engine, engine.records, memory.pool)]
-    ending, lock = [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")], memory.lock
+    ending, board = [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")], memory.board
     del memory
-    with lock:  # which the worker needs to end: whoever happens to collect must not wait for it
+    native.lock(board.places[MUTEX])  # which the worker needs to end: whoever happens to collect must not wait for it
+    try:
         del model, engine
         gc.collect()
         assert [left[0](), left[1]()] == [None, None]
+    finally:
+        native.unlock(board.places[MUTEX])
     assert ending
     for thread in ending:
         thread.join(WAIT_S)
