@@ -30,8 +30,13 @@ def require_distribution(probs: np.ndarray, layer: int) -> None:
         EngineError: some row is NaN or does not sum to 1.
     """
     if not are_distributions(probs):
-        worst = probs.sum(axis=-1).min()
-        raise EngineError(f"the router of MoE layer {layer} emitted NaN or no distribution (row sum {worst:.3g})")
+        raise no_distribution(probs, layer)
+
+
+def no_distribution(probs: np.ndarray, layer: int) -> EngineError:
+    """What to raise of such a gate output."""
+    worst = probs.sum(axis=-1).min()
+    return EngineError(f"the router of MoE layer {layer} emitted NaN or no distribution (row sum {worst:.3g})")
 
 
 @njit(cache=True, nogil=True)

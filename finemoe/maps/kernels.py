@@ -70,19 +70,6 @@ def nearest_neighbours(dots, inverse_norms, squares, neighbours, scores):  # typ
 
 
 @njit(cache=True, nogil=True)
-def follow(codes, target_codes, inverse_norms, probs, dots, squares, rows, scores):  # type: ignore[no-untyped-def]
-    """A layer's whole search: `advance_prefix`, `nearest_neighbours`, and `gather_rows` of another layer's codes.
-
-    codes, target_codes [J, capacity], inverse_norms [C], probs [B, J], dots [B, C] and squares [B] in place -> rows [B, J],
-    scores [B].
-    """
-    neighbours = np.empty(probs.shape[0], dtype=np.int64)
-    advance_prefix(codes, probs, dots, squares)
-    nearest_neighbours(dots, inverse_norms, squares, neighbours, scores)
-    gather_rows(target_codes, neighbours, rows)
-
-
-@njit(cache=True, nogil=True)
 def gather_rows(codes, neighbours, rows):  # type: ignore[no-untyped-def]
     """rows[b, j] = codes[j, neighbours[b]] as probabilities; codes [J, C], neighbours [B], rows [B, J]."""
     for b in range(neighbours.shape[0]):

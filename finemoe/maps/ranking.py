@@ -13,6 +13,8 @@ from finemoe.compiling import njit
 
 _LEAST_EXPONENT = -14  # of a normal half; below it the steps no longer shrink
 _DIGITS = 10  # binary digits behind the point of a half
+_LEAST_NORMAL, _HALF_STEP, _NO_PLACES = np.float32(2.0**-14), np.float32(2.0**-24), np.float32(2.0**23)
+_SLACK = 1e-2
 
 
 def rank_as_selected(probs: np.ndarray, selected: np.ndarray) -> np.ndarray:
@@ -30,6 +32,37 @@ def rank_as_selected(probs: np.ndarray, selected: np.ndarray) -> np.ndarray:
     """
     _rank_rows(probs, np.ascontiguousarray(selected, dtype=np.int64))
     return probs
+
+
+@njit(cache=True, nogil=True)
+def record_rows(probs, selected):  # type: ignore[no-untyped-def]
+    """Round float32 distributions [B, J] to half precision in place, and `rank_as_selected`.
+
+    Returns:
+        Whether they sum to 1, within one in a hundred; NaN does not.
+    """
+    for row in range(probs.shape[0]):
+        total = 0.0
+        for expert in range(probs.shape[1]):
+            total += probs[row, expert]
+            probs[row, expert] = as_half(probs[row, expert])
+        if not abs(total - 1.0) < _SLACK:
+            return False
+    _rank_rows(probs, selected)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def as_half(value):  # type: ignore[no-untyped-def]
+    """A float32 from 0 to 1 rounded to half precision, to even where two are equally near."""
+    step = _HALF_STEP if value < _LEAST_NORMAL else np.float32(2.0 ** (math.frexp(value)[1] - 1 - _DIGITS))
+    return np.float32(_round_even(value / step) * step)
+
+
+@njit(cache=True, nogil=True)
+def _round_even(value):  # type: ignore[no-untyped-def]
+    """For values below 2048, exactly: adding 2^23 leaves a float32 no binary places."""
+    return np.float32(np.float32(value + _NO_PLACES) - _NO_PLACES)
 
 
 @njit(cache=True, nogil=True)

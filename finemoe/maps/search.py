@@ -7,7 +7,8 @@ running dots [B, C], so a layer's search costs one [B, J] x [J, C] product howev
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.kernels import advance_prefix, follow, gather_rows, nearest_neighbours
+from finemoe.maps.following import follow
+from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_neighbours
 from finemoe.maps.store import ExpertMapStore
 
 _NOTHING = "nothing to search: observe a layer first, and search a store that holds records"
@@ -38,19 +39,21 @@ class TrajectorySearch:
         self._require_next(layer, probs)
         advance_prefix(self._codes[layer], probs, self._dots, self._squares)
 
-    def follow(self, layer: int, probs: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
-        """In one step: `observe` a layer, find the `nearest`, and `guide` to a target layer: rows [B, J] float32, scores [B].
+    def follow(
+        self, layer: int, probs: np.ndarray, target: int, top_k: int, is_similarity_aware: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """In one step: `observe` a layer, find the `nearest`, let it `guide` to a target layer, and select of that (Eqs. 6-8).
 
+        Returns:
+            (probabilities [J] float32, the maximum over rows; ids of the experts that any row selects, ascending).
         Raises:
             FinemoeError: as in `observe` and `nearest`.
         """
         self._require_next(layer, probs)
         if not self._dots.shape[1]:
             raise FinemoeError(_NOTHING)
-        rows, scores = np.empty(probs.shape, dtype=np.float32), np.empty(len(probs), dtype=np.float32)
-        norms = self._inverse_norms[layer]
-        follow(self._codes[layer], self._codes[target], norms, probs, self._dots, self._squares, rows, scores)
-        return rows, scores
+        codes, norms = self._codes, self._inverse_norms[layer]
+        return follow(codes[layer], codes[target], norms, probs, self._dots, self._squares, top_k, is_similarity_aware)
 
     def _require_next(self, layer: int, probs: np.ndarray) -> None:
         if layer != self._num_layers_seen:

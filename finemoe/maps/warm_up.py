@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from finemoe.maps import expert_map
-from finemoe.maps.kernels import accumulate_dots, advance_prefix, follow, gather_rows, nearest_neighbours
-from finemoe.maps.ranking import rank_as_selected
+from finemoe.maps.expert_map import are_distributions
+from finemoe.maps.following import follow
+from finemoe.maps.kernels import accumulate_dots, advance_prefix, gather_rows, nearest_neighbours
+from finemoe.maps.ranking import rank_as_selected, record_rows
 from finemoe.maps.selection import select_rows
 
 
@@ -18,7 +19,8 @@ def warm_up() -> None:
     advance_prefix(codes, probs, dots, squares)
     nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
     gather_rows(codes, neighbours, probs)
-    follow(codes, codes, np.ones(8, dtype=np.float32), probs, dots, squares, probs.copy(), scores)
-    expert_map.are_distributions(probs)
+    follow(codes, codes, np.ones(8, dtype=np.float32), probs, dots, squares, 1, True)
+    are_distributions(probs)
     select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
     rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))
+    record_rows(probs, np.zeros((1, 1), dtype=np.int64))

@@ -8,7 +8,7 @@ thread.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,8 +82,7 @@ class Context:
     num_rows: int = 1
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What a policy expects of one layer.
 
     Attributes:
@@ -217,9 +216,10 @@ def checked(answer: Sequence[Prediction], setup: PolicySetup) -> list[Prediction
     Raises:
         FinemoeError: it predicts a layer twice or one that the model lacks, or says something impossible of it.
     """
-    layers = [prediction.layer for prediction in answer]
-    if len(set(layers)) < len(layers):
-        raise FinemoeError(f"a policy predicted layers {layers} in one answer; it may predict each only once")
+    if len(answer) > 1:
+        layers = [prediction.layer for prediction in answer]
+        if len(set(layers)) < len(layers):
+            raise FinemoeError(f"a policy predicted layers {layers} in one answer; it may predict each only once")
     return [_checked(prediction, setup.num_layers, setup.num_experts) for prediction in answer]
 
 

@@ -58,8 +58,7 @@ class FineMoE(Policy):
         target = layer + self.setup.prefetch_distance
         if target >= self.setup.num_layers:
             return []
-        rows, scores = self._search.follow(layer, probs, target)
-        return [self.wanted(target, rows, scores if self._is_similarity_aware else None)]
+        return [Prediction(target, *self._search.follow(layer, probs, target, self.setup.top_k, self._is_similarity_aware))]
 
     def end_iteration(self) -> None:
         has_embeddings = self._context.embeddings is not None or not self.store.embedding_dim

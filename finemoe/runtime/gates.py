@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from finemoe.maps import expert_map
-from finemoe.maps.ranking import rank_as_selected
+from finemoe.maps.ranking import record_rows
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
 _LEAST_KNOWN = np.float32(2.0**-14)  # a selected expert without weight is still known to be selected
@@ -85,12 +85,19 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
     Raises:
         EngineError: the router emitted NaN.
     """
-    is_distribution = np.minimum.reduce(scores, axis=None, initial=0) >= 0 and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)
-    probs = scores if is_distribution else expert_map.from_logits(scores)
-    expert_map.require_distribution(probs, layer)
+    probs = scores if _is_distribution(scores) else expert_map.from_logits(scores)
     if probs.shape[1] > num_experts:
+        expert_map.require_distribution(probs, layer)
         probs = _normalised(probs[:, :num_experts])
-    return rank_as_selected(as_recorded(probs), selected)
+    elif probs is scores:
+        probs = probs.astype(np.float32)  # of its own
+    if not record_rows(probs, np.ascontiguousarray(selected, dtype=np.int64)):
+        raise expert_map.no_distribution(probs, layer)
+    return probs
+
+
+def _is_distribution(scores: np.ndarray) -> bool:
+    return bool(np.minimum.reduce(scores, axis=None, initial=0) >= 0) and bool(np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
 
 
 def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
@@ -103,7 +110,7 @@ def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: 
     """
     probs = np.zeros((len(weights), num_experts + 1), dtype=np.float32)
     known = np.maximum(np.abs(weights.astype(np.float32)), _LEAST_KNOWN)
-    np.put_along_axis(probs, np.minimum(selected, num_experts), known, axis=-1)
+    probs[np.arange(len(probs))[:, None], np.minimum(selected, num_experts)] = known
     probs = _normalised(probs[:, :num_experts])
     expert_map.require_distribution(probs, layer)
     return as_recorded(probs)
@@ -111,6 +118,8 @@ def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
     """Rows that sum to 1; every expert alike in a row of zeros."""
-    totals = values.sum(axis=-1, keepdims=True)
+    totals = np.add.reduce(values, axis=-1, keepdims=True)
+    if totals.all():
+        return values / totals
     normalised: np.ndarray = np.where(totals == 0, 1.0 / values.shape[1], values / np.where(totals == 0, 1.0, totals))
     return normalised.astype(np.float32)

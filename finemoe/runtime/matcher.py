@@ -143,7 +143,9 @@ class Matcher:
         # Where a layer sees only some of the rows (text apart from images) there is no map to follow.
         self._is_following = self._is_following and len(probs) == self._num_rows
         if self._is_following:
-            self._fill_idle_layers(layer, probs)
+            if layer > self._next_layer:
+                self._fill_idle_layers(layer, probs)
+            self._next_layer = layer + 1
             lookahead = None if ahead is None else ahead.distributions(rows, len(probs))
             experts = experts if rows is None else experts[rows]
             answer = self._policy.on_gate(layer, probs, experts, lookahead)
@@ -156,7 +158,6 @@ class Matcher:
         for idle in range(self._next_layer, layer):
             answer = self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64))
             self._post(None, checked(answer, self._policy.setup))
-        self._next_layer = layer + 1
 
     def _end(self) -> None:
         if self._is_following:

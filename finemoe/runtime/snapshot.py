@@ -18,28 +18,35 @@ class Snapshot:
     """
 
     def __init__(self, values: torch.Tensor, buffers: "HostBuffers | None" = None) -> None:
-        flat = values.detach().reshape(-1, values.shape[-1])
+        flat = values.detach()
+        flat = flat if flat.dim() == 2 else flat.reshape(-1, flat.shape[-1])
         self._buffers = buffers
         self._buffer: HostBuffer | None = None
+        self._values: np.ndarray
         if _is_on_cuda(flat):
             self._buffer = HostBuffer(flat.nbytes) if buffers is None else buffers.take(flat.nbytes)
             self._host = self._buffer.copy(flat)
         else:
-            self._host = flat.clone()
+            self._values = _copied(flat)
 
     def rows(self, rows: np.ndarray | None) -> np.ndarray:
         """The values of some rows (all if None), [B, n] float32; waits for the copy."""
         if self._buffer is not None:
             self._read(self._buffer)
-        values: np.ndarray = self._host.float().numpy()
-        return values if rows is None else values[rows]
+        return self._values if rows is None else self._values[rows]
 
     def _read(self, buffer: "HostBuffer") -> None:
         buffer.wait()
-        self._host = self._host.to(torch.float32, copy=True)  # of its own, also where it is float32 already
+        self._values = _copied(self._host)
         self._buffer = None
         if self._buffers is not None:
             self._buffers.give_back(buffer)
+
+
+def _copied(values: torch.Tensor) -> np.ndarray:
+    """Values on the host as float32, of their own also where they are that already."""
+    array: np.ndarray = values.float().numpy()
+    return array.copy() if values.dtype == torch.float32 else array
 
 
 class HostBuffer:
