@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.errors import FinemoeError
+from finemoe.maps import ranking
+from finemoe.maps.ranking import are_within
 from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
 from finemoe.units import is_whole
 
+forget_stale_kernels(__file__, ranking.__file__)
 _GREATEST = float(np.finfo(np.float32).max)
 
 
@@ -252,15 +256,6 @@ def are_sound(probabilities, experts, num_experts):  # type: ignore[no-untyped-d
     return (
         len(probabilities) == num_experts and are_within(probabilities, 0, _GREATEST) and are_within(experts, 0, num_experts - 1)
     )
-
-
-@njit(cache=True)
-def are_within(values, least, greatest):  # type: ignore[no-untyped-def]
-    """Whether all of these, [n], lie between two numbers; NaN does not. (In every layer; NumPy takes ten times as long.)"""
-    for value in values:  # noqa: SIM110 - no generators in compiled code
-        if not least <= value <= greatest:
-            return False
-    return True
 
 
 def history_trace(setup: PolicySetup, system: str) -> RoutingTrace | None:

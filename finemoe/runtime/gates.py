@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from finemoe.maps import expert_map
-from finemoe.maps.ranking import record_rows
+from finemoe.cache.stale import forget_stale_kernels
+from finemoe.compiling import njit
+from finemoe.maps import expert_map, ranking
+from finemoe.maps.ranking import are_within, as_half, pairwise_sum, rank_as_selected, record_rows
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
+forget_stale_kernels(__file__, ranking.__file__)
 _LEAST_KNOWN = np.float32(2.0**-14)  # a selected expert without weight is still known to be selected
 
 
@@ -85,19 +88,22 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
     Raises:
         EngineError: the router emitted NaN.
     """
-    probs = scores if _is_distribution(scores) else expert_map.from_logits(scores)
+    selected = np.ascontiguousarray(selected, dtype=np.int64)
+    if _is_distribution(scores):
+        probs = scores
+    else:  # without its last step, which is the first of what is recorded
+        probs = np.exp(scores - np.maximum.reduce(scores, axis=-1, keepdims=True))
+        if probs.shape[1] == num_experts and record_rows(probs, selected):
+            return probs
+        probs /= np.add.reduce(probs, axis=-1, keepdims=True)
+    expert_map.require_distribution(probs, layer)
     if probs.shape[1] > num_experts:
-        expert_map.require_distribution(probs, layer)
         probs = _normalised(probs[:, :num_experts])
-    elif probs is scores:
-        probs = probs.astype(np.float32)  # of its own
-    if not record_rows(probs, np.ascontiguousarray(selected, dtype=np.int64)):
-        raise expert_map.no_distribution(probs, layer)
-    return probs
+    return rank_as_selected(as_recorded(probs), selected)
 
 
 def _is_distribution(scores: np.ndarray) -> bool:
-    return bool(np.minimum.reduce(scores, axis=None, initial=0) >= 0) and bool(np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
+    return are_within(scores.reshape(-1), 0, np.inf) and bool(np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
 
 
 def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
@@ -108,18 +114,31 @@ def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: 
     Raises:
         EngineError: the router emitted NaN.
     """
-    probs = np.zeros((len(weights), num_experts + 1), dtype=np.float32)
-    known = np.maximum(np.abs(weights.astype(np.float32)), _LEAST_KNOWN)
-    probs[np.arange(len(probs))[:, None], np.minimum(selected, num_experts)] = known
-    probs = _normalised(probs[:, :num_experts])
-    expert_map.require_distribution(probs, layer)
-    return as_recorded(probs)
+    probs = np.zeros((len(weights), num_experts), dtype=np.float32)
+    if not sparse_rows(weights.astype(np.float32, copy=False), selected, _LEAST_KNOWN, probs):
+        expert_map.require_distribution(probs, layer)
+    return probs
+
+
+@njit(cache=True, nogil=True)
+def sparse_rows(weights, selected, least, probs):  # type: ignore[no-untyped-def]
+    """Fill probs [B, J], zeros on entry, with the selected experts' weights [B, K], at least `least` each, scaled to sum to 1 and
+    rounded to half precision; every expert alike where none is known. Returns whether all are numbers."""
+    for row in range(probs.shape[0]):
+        for place in range(selected.shape[1]):
+            weight = abs(weights[row, place])
+            if selected[row, place] < probs.shape[1]:
+                probs[row, selected[row, place]] = weight if weight > least or weight != weight else least
+        total = pairwise_sum(probs[row])
+        if total != total:
+            return False
+        for expert in range(probs.shape[1]):
+            probs[row, expert] = as_half(probs[row, expert] / total if total > 0 else np.float32(1.0 / probs.shape[1]))
+    return True
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
     """Rows that sum to 1; every expert alike in a row of zeros."""
-    totals = np.add.reduce(values, axis=-1, keepdims=True)
-    if totals.all():
-        return values / totals
+    totals = values.sum(axis=-1, keepdims=True)
     normalised: np.ndarray = np.where(totals == 0, 1.0 / values.shape[1], values / np.where(totals == 0, 1.0, totals))
     return normalised.astype(np.float32)

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.expert_map import activation_counts, from_logits, require_distribution
+from finemoe.maps.ranking import as_half, pairwise_sum
 
 
 @given(arrays(np.float32, (3, 5), elements=st.floats(-80, 80, width=32)))
@@ -43,3 +44,20 @@ def test_summing_top_k_gives_the_coarse_counts():
 def test_top_k_out_of_range_is_named():
     with pytest.raises(FinemoeError, match=r"top_k is 0, must lie in 1..4"):
         activation_counts(np.ones((1, 1, 4)), 0)
+
+
+def test_sums_have_the_bits_of_numpys():
+    rng = np.random.default_rng(3)
+    for length in [*range(1, 300), 511, 512, 513, 1000, 2047, 4097]:
+        values = rng.random(length).astype(np.float32)
+        assert pairwise_sum(values) == np.add.reduce(values[None], axis=-1)[0], length
+
+
+def test_halves_are_rounded_as_numpy_rounds_them():
+    """Every half from 0 to 1, what lies between two of them, and the floats beside both."""
+    halves = np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (halves[1:] + halves[:-1]) / 2
+    exact = np.concatenate([halves, between])
+    values = np.clip(np.concatenate([exact, np.nextafter(exact, np.float32(2)), np.nextafter(exact, np.float32(-1))]), 0, 1)
+    rounded = np.array([as_half(value) for value in values], dtype=np.float32)
+    np.testing.assert_array_equal(rounded, values.astype(np.float16).astype(np.float32))
