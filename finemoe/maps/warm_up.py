@@ -5,7 +5,7 @@ import numpy as np
 from finemoe.maps.expert_map import are_distributions
 from finemoe.maps.following import follow
 from finemoe.maps.kernels import accumulate_dots, advance_prefix, gather_rows, nearest_neighbours
-from finemoe.maps.ranking import rank_as_selected, record_rows
+from finemoe.maps.ranking import are_within, rank_as_selected, record_rows
 from finemoe.maps.selection import select_rows
 
 
@@ -21,6 +21,7 @@ def warm_up() -> None:
     gather_rows(codes, neighbours, probs)
     follow(codes, codes, np.ones(8, dtype=np.float32), probs, dots, squares, 1, True)
     are_distributions(probs)
+    are_within(probs[0], 0, np.inf)
     select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
     rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))
     record_rows(probs, np.zeros((1, 1), dtype=np.int64))

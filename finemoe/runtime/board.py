@@ -56,13 +56,13 @@ class Board:
         self.places = places = np.zeros(NUM_PLACES, dtype=np.int64)
         self.fences, self._marks = np.zeros(len(cache.held), dtype=np.int64), np.zeros(MOST_IN_FLIGHT, dtype=np.int64)
         self._spans = np.zeros((0, 3), dtype=np.int64)
-        self._cache = addresses_of(cache)
+        self._table = addresses_of(cache)
         self._kept: list[Any] = [None, cache, rule, records, sizes, moved_bytes]  # whose memory the addresses are of
         for place, array in (
             (MUTEX, new_mutex()),
             (WORK, new_condition()),
             (CHANGED, new_condition()),
-            (CACHE, self._cache),
+            (CACHE, self._table),
             (RECORDS, records),
             (SIZES, sizes),
             (FENCES, self.fences),
@@ -72,7 +72,7 @@ class Board:
             self._kept.append(array)
             places[place] = array.ctypes.data
         places[[WEIGH, VISIT]] = rule.addresses()
-        places[[NUM_CACHE, SLOTS, SLOT_BYTES, COPIER]] = len(self._cache), slots, slot_bytes, -1
+        places[[NUM_CACHE, SLOTS, SLOT_BYTES, COPIER]] = len(self._table), slots, slot_bytes, -1
 
     def connect(self, link: Link) -> None:
         """Copies go over this link (see `link.Link`) from now on."""
