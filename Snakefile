@@ -176,6 +176,10 @@ nursery = Nursery()
 
 
 onstart:
+    if workflow.local_exec:
+        # Snakemake 9.27 begins one more clock for every job that ends, each of which has it look at every file of every waiting job once
+        # a second: a sixth of all processor time. They keep a limit of jobs a second, which only a cluster needs.
+        workflow.scheduler.job_rate_limiter = None
     nursery.start()
 
 
