@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finemoe.maps.kernels import accumulate_dots, advance_prefix, gather_rows, nearest_neighbours
+from finemoe.maps.kernels import accumulate_dots_of_rows, advance_prefix, gather_rows, nearest_neighbours
 from finemoe.maps.ranking import rank_as_selected
 from finemoe.maps.selection import select_rows
 
@@ -12,8 +12,8 @@ def warm_up() -> None:
     codes, embeddings = np.zeros((4, 8), dtype=np.uint16), np.zeros((4, 8), dtype=np.int16)
     probs, squares = np.full((1, 4), 0.25, dtype=np.float32), np.zeros(1, dtype=np.float32)
     dots, neighbours, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    accumulate_dots(codes, probs[0], 8, dots[0])
-    accumulate_dots(embeddings, probs[0], 8, dots[0])
+    accumulate_dots_of_rows(codes, probs, 8, dots)
+    accumulate_dots_of_rows(embeddings, probs, 8, dots)
     advance_prefix(codes, probs, dots, squares)
     nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
     gather_rows(codes, neighbours, probs)
