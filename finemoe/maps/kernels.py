@@ -34,8 +34,8 @@ def accumulate_dots(codes, weights, size, dots):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _accumulate_four(codes, weights, size, dots):  # type: ignore[no-untyped-def]
-    """As `accumulate_dots` for four rows, weights [4, n] and dots [4, C], which share what is read and converted; each row's sums are
-    made in the same order, so that they are the same bits."""
+    """As `accumulate_dots` for four rows, weights [4, n] and dots [4, C], which share what is read and converted; each row's sums
+    are made in the same order, so that they are the same bits."""
     num_components = weights.shape[1]
     s0, s1, s2, s3 = dots[0, :size], dots[1, :size], dots[2, :size], dots[3, :size]
     j = 0
@@ -111,3 +111,23 @@ def gather_rows(codes, neighbours, rows):  # type: ignore[no-untyped-def]
     for b in range(neighbours.shape[0]):
         for j in range(codes.shape[0]):
             rows[b, j] = np.float32(codes[j, neighbours[b]]) * MAP_SCALE
+
+
+@njit(cache=True, nogil=True)
+def follow_prefix(codes, inverse_norms, probs, dots, squares, neighbours, scores):  # type: ignore[no-untyped-def]
+    """Nearest map and its cosine for every row after each of some layers, the first ones.
+
+    codes [L, J, capacity], inverse_norms [L, capacity], probs [n, B, J], dots [B, C] and squares [B] in place -> neighbours and
+    scores [n, B].
+    """
+    for layer in range(probs.shape[0]):
+        advance_prefix(codes[layer], probs[layer], dots, squares)
+        norms = inverse_norms[layer, : dots.shape[1]]
+        nearest_neighbours(dots, norms, squares, neighbours[layer], scores[layer])
+
+
+@njit(cache=True, nogil=True)
+def gather_layers(codes, first, neighbours, rows):  # type: ignore[no-untyped-def]
+    """As `gather_rows` for layers one after the other from `first` on; codes [L, J, C], neighbours [n, B], rows [n, B, J]."""
+    for layer in range(neighbours.shape[0]):
+        gather_rows(codes[first + layer], neighbours[layer], rows[layer])

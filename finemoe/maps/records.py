@@ -31,7 +31,9 @@ class Records:
         codes = np.rint(np.minimum(maps, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may be a little more than 1
         squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=2)
         embedding_codes = np.rint(units / EMBEDDING_SCALE).astype(np.int16)
-        lengths = np.array([np.linalg.norm(row.astype(np.float32) * EMBEDDING_SCALE) for row in embedding_codes], dtype=np.float32)
+        lengths = np.array(
+            [np.linalg.norm(row.astype(np.float32) * EMBEDDING_SCALE) for row in embedding_codes], dtype=np.float32
+        )
         inverse = np.divide(np.float32(1.0), lengths, out=np.zeros_like(lengths), where=lengths > 0)
         norms = [np.linalg.norm(map_) for map_ in maps]
         return cls(maps, units, norms, codes, 1.0 / np.sqrt(np.cumsum(squares, axis=1)), embedding_codes, inverse)

@@ -6,6 +6,7 @@ a record takes 2·(L·J + h) bytes, and 4·(L + 1) for its norms: prefix norms a
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from finemoe.plain import plain_array, text, whole_number
 _KIND = "expert-map-store"
 _VERSION = 1
 _MAP_CODE, _EMBEDDING_CODE = np.dtype(np.uint16), np.dtype(np.int16)
+_Count = TypeVar("_Count", int, np.ndarray)
 _TOGETHER = 32  # rows whose similarities are computed together
 
 
@@ -222,13 +224,13 @@ class ExpertMapStore:
             embedding_dots[number + 1 :, place] = own_embedding_dots[number + 1 :, number]
 
 
-def semantic_search_bytes(num_maps: int, embedding_dim: int) -> int:
-    """What Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`): every stored embedding."""
+def semantic_search_bytes(num_maps: _Count, embedding_dim: int) -> _Count:
+    """What Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`) of stores with so many maps: every stored embedding."""
     return num_maps * embedding_dim * _EMBEDDING_CODE.itemsize
 
 
-def trajectory_search_bytes(num_maps: int, num_experts: int) -> int:
-    """What Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`): that layer of every stored map."""
+def trajectory_search_bytes(num_maps: _Count, num_experts: int) -> _Count:
+    """What Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`) of such stores: that layer of every stored map."""
     return num_maps * num_experts * _MAP_CODE.itemsize
 
 

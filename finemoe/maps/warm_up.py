@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from finemoe.maps.kernels import accumulate_dots_of_rows, advance_prefix, gather_rows, nearest_neighbours
+from finemoe.maps.kernels import (
+    accumulate_dots_of_rows,
+    advance_prefix,
+    follow_prefix,
+    gather_layers,
+    gather_rows,
+    nearest_neighbours,
+)
 from finemoe.maps.ranking import rank_as_selected
 from finemoe.maps.selection import select_rows
 
@@ -17,5 +24,8 @@ def warm_up() -> None:
     advance_prefix(codes, probs, dots, squares)
     nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
     gather_rows(codes, neighbours, probs)
+    norms, layers = np.ones((1, 8), dtype=np.float32), neighbours[None].copy()
+    follow_prefix(codes[None], norms, probs[None], dots, squares, layers, scores[None].copy())
+    gather_layers(codes[None], 0, layers, probs[None])
     select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
     rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))

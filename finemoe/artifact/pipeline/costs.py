@@ -17,8 +17,8 @@ _WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 @contextmanager
 def costs_written(path: Path | None) -> Iterator[None]:
-    """Write what this process costs to a table of one row: wall_s from here to the end, cpu_s (user and system) and max_rss_mb (of
-    the largest process) since it began; nothing for None, or where something fails."""
+    """Write what this process costs to a table of one row: wall_s from here to the end, and since it began cpu_s (user and
+    system) and max_rss_mb (of the largest process); nothing for None, or where something fails."""
     begun = time.monotonic()
     yield
     if path is not None:

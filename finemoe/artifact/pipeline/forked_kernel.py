@@ -85,7 +85,7 @@ class ForkProvisioner(LocalProvisioner):
         """Say what it is to be."""
         self.cwd = kwargs.get("cwd")
         self._kernel.become(cmd, kwargs["env"], self.cwd)
-        self.process, self.pid = self._kernel, self._kernel.pid
+        self.process, self.pid = self._kernel, self._kernel.pid  # type: ignore[assignment]
         return self.connection_info
 
 

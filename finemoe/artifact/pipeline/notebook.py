@@ -134,11 +134,14 @@ def _kernel_manager(waiting: "WaitingKernel | None") -> type:
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**described)
 
-    if waiting is None:
-        return ThisInterpreter
+    return ThisInterpreter if waiting is None else _forked(ThisInterpreter, waiting)
+
+
+def _forked(manager: Any, waiting: "WaitingKernel") -> type:
+    """As `manager`, but its kernel is that fork of this process."""
     from finemoe.artifact.pipeline.forked_kernel import ForkProvisioner
 
-    class ForkOfThisInterpreter(ThisInterpreter):
+    class ForkOfThisInterpreter(manager):  # type: ignore[misc]
         def __init__(self, **traits: Any) -> None:
             super().__init__(**traits)
             self.provisioner = ForkProvisioner(waiting, kernel_id="", kernel_spec=self.kernel_spec, parent=self)

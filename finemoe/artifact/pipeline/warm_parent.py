@@ -1,8 +1,8 @@
 """A process that has imported what notebooks import, and forks itself for each one that is to be run.
 
 A small notebook takes a second, and what it imports takes five. `Nursery` starts such a process and ends it; `python -m
-finemoe.artifact.pipeline notebook` (see `WarmParent`) asks it where the environment names one. It imports libraries only, nothing of
-this package that a notebook reads: what somebody edits meanwhile is read anew by every notebook.
+finemoe.artifact.pipeline notebook` (see `WarmParent`) asks it where the environment names one. It imports libraries only, nothing
+of this package that a notebook reads: what somebody edits meanwhile is read anew by every notebook.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _WAITING = 128  # connections
 
 
 class Nursery:
-    """The warm process of one run of the pipeline, from `start` to `stop`; it also ends when its starter does, however that ends."""
+    """The warm process of one run of the pipeline, from `start` to `stop`; it also ends when its starter does."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,7 +60,7 @@ class Nursery:
         ear = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         ear.bind(address)
         ear.listen(_WAITING)  # from now on: who comes before the libraries are imported waits
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "finemoe.artifact.pipeline.warm_parent", str(ear.fileno())]
         environment = {**os.environ, **threads, **_SETTINGS}
         with ear:
