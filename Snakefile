@@ -11,6 +11,7 @@ from snakemake.utils import min_version
 from finemoe.errors import FinemoeError
 from finemoe.artifact.pipeline.config import check
 from finemoe.artifact.pipeline.sources import sources_of
+from finemoe.artifact.pipeline.warm_parent import ADDRESS, Nursery
 
 min_version("9.5")
 
@@ -63,7 +64,7 @@ TESTBEDS = [config["testbed"], config["high_end_testbed"], *config["further_test
 # What the simulator reads beside traces: machines and the sizes of the published models.
 DESCRIBED = [
     str(path)
-    for pattern in ("hardware/*.yaml", "models/configs/*.json")
+    for pattern in ("hardware/*.yaml", "models/configs/*.json", "models/sizes.json")
     for path in sorted(Path("data").glob(pattern))
 ]
 # Tables of machines that were measured, and of this one where a configuration names models to measure on it.
@@ -84,11 +85,14 @@ MEASURED_FILES = (
 )
 RUN = (
     "python -m finemoe.artifact.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
+    " --costs {log.costs}"
     " --parameters-json {params.values:q}"
 )
 # Snakemake sets OMP_NUM_THREADS and its like to a rule's threads. A miniature's layers are too small to share: two threads are no faster than
 # one when the machine is idle, and tens of times slower when it is not (each parallel loop waits for both).
 ONE_THREAD = "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 "
+# What measures wall-clock time is a process of its own, not a fork of one that shares its memory.
+ALONE = f"{ADDRESS}= {ONE_THREAD}"
 ENVIRONMENT = "environment.yml"  # made by Snakemake itself only under `--software-deployment-method conda`
 STYLE = "finemoe/artifact/finemoe.mplstyle"
 
@@ -167,7 +171,24 @@ def figure_parameters(wildcards, input, output):
     return json.dumps({"traces": list(input.traces), "figure": stem, "claims": output.claims, **settings})
 
 
+# Notebooks but those that measure are forks of one process, which has imported their libraries once for all.
+nursery = Nursery()
+
+
+onstart:
+    if workflow.local_exec:
+        # Snakemake 9.27 begins one more clock for every job that ends, each of which has it look at every file of every waiting job once
+        # a second: a sixth of all processor time. They keep a limit of jobs a second, which only a cluster needs.
+        workflow.scheduler.job_rate_limiter = None
+    nursery.start()
+
+
+onerror:
+    nursery.stop()
+
+
 onsuccess:
+    nursery.stop()
     if not workflow.dryrun:
         print(
             f"Figures are in {FIGURES}/, the claims they bear on in {FIGURES}/claims.md.", file=sys.stderr
@@ -211,8 +232,7 @@ rule profile_models:
     log:
         notebook=f"{RESULTS}/notebooks/profile_models/{{model}}-{{dataset}}.ipynb",
         text=f"{RESULTS}/logs/profile_models/{{model}}-{{dataset}}.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/profile_models/{{model}}-{{dataset}}.tsv"
+        costs=f"{RESULTS}/costs/profile_models/{{model}}-{{dataset}}.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -244,8 +264,7 @@ rule build_expert_maps:
     log:
         notebook=f"{RESULTS}/notebooks/build_expert_maps/{{model}}-{{dataset}}.ipynb",
         text=f"{RESULTS}/logs/build_expert_maps/{{model}}-{{dataset}}.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/build_expert_maps/{{model}}-{{dataset}}.tsv"
+        costs=f"{RESULTS}/costs/build_expert_maps/{{model}}-{{dataset}}.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -277,8 +296,7 @@ rule run_offloading:
     log:
         notebook=f"{RESULTS}/notebooks/run_offloading/{{model}}-{{dataset}}.ipynb",
         text=f"{RESULTS}/logs/run_offloading/{{model}}-{{dataset}}.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/run_offloading/{{model}}-{{dataset}}.tsv"
+        costs=f"{RESULTS}/costs/run_offloading/{{model}}-{{dataset}}.tsv",
     conda:
         ENVIRONMENT
     threads: workflow.cores
@@ -302,7 +320,7 @@ rule run_offloading:
             }
         ),
     shell:
-        ONE_THREAD + RUN
+        ALONE + RUN
 
 
 # The rules below time the engine, so nothing else may run beside them.
@@ -321,8 +339,7 @@ rule engine_overhead:
     log:
         notebook=f"{RESULTS}/notebooks/engine_overhead.ipynb",
         text=f"{RESULTS}/logs/engine_overhead.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/engine_overhead.tsv"
+        costs=f"{RESULTS}/costs/engine_overhead.tsv",
     conda:
         ENVIRONMENT
     threads: workflow.cores
@@ -340,7 +357,7 @@ rule engine_overhead:
             }
         ),
     shell:
-        ONE_THREAD + RUN
+        ALONE + RUN
 
 
 rule paced_link:
@@ -358,8 +375,7 @@ rule paced_link:
     log:
         notebook=f"{RESULTS}/notebooks/paced_link.ipynb",
         text=f"{RESULTS}/logs/paced_link.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/paced_link.tsv"
+        costs=f"{RESULTS}/costs/paced_link.tsv",
     conda:
         ENVIRONMENT
     threads: workflow.cores
@@ -383,7 +399,7 @@ rule paced_link:
             }
         ),
     shell:
-        ONE_THREAD + RUN
+        ALONE + RUN
 
 
 rule model_geometry:
@@ -414,6 +430,7 @@ rule t1:
     log:
         notebook=f"{RESULTS}/notebooks/t1.ipynb",
         text=f"{RESULTS}/logs/t1.txt",
+        costs=f"{RESULTS}/costs/t1.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -448,8 +465,7 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
         log:
             notebook=f"{RESULTS}/notebooks/{stem}.ipynb",
             text=f"{RESULTS}/logs/{stem}.txt",
-        benchmark:
-            f"{RESULTS}/benchmarks/{stem}.tsv"
+            costs=f"{RESULTS}/costs/{stem}.tsv",
         conda:
             ENVIRONMENT
         params:
@@ -469,8 +485,7 @@ rule simulate_testbed:
     log:
         notebook=f"{RESULTS}/notebooks/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.ipynb",
         text=f"{RESULTS}/logs/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.tsv"
+        costs=f"{RESULTS}/costs/simulate_testbed/{{testbed}}/{{model}}-{{dataset}}.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -524,8 +539,7 @@ for stem, (artefact, _) in TESTBED_FIGURES.items():
         log:
             notebook=f"{RESULTS}/notebooks/{stem}.ipynb",
             text=f"{RESULTS}/logs/{stem}.txt",
-        benchmark:
-            f"{RESULTS}/benchmarks/{stem}.tsv"
+            costs=f"{RESULTS}/costs/{stem}.tsv",
         conda:
             ENVIRONMENT
         params:
@@ -547,8 +561,7 @@ rule serve_online:
     log:
         notebook=f"{RESULTS}/notebooks/serve_online/{{model}}.ipynb",
         text=f"{RESULTS}/logs/serve_online/{{model}}.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/serve_online/{{model}}.tsv"
+        costs=f"{RESULTS}/costs/serve_online/{{model}}.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -582,8 +595,7 @@ rule f11:
     log:
         notebook=f"{RESULTS}/notebooks/f11.ipynb",
         text=f"{RESULTS}/logs/f11.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/f11.tsv"
+        costs=f"{RESULTS}/costs/f11.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -614,8 +626,7 @@ rule f16b:
     log:
         notebook=f"{RESULTS}/notebooks/f16b.ipynb",
         text=f"{RESULTS}/logs/f16b.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/f16b.tsv"
+        costs=f"{RESULTS}/costs/f16b.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -654,8 +665,7 @@ rule f17:
     log:
         notebook=f"{RESULTS}/notebooks/f17.ipynb",
         text=f"{RESULTS}/logs/f17.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/f17.tsv"
+        costs=f"{RESULTS}/costs/f17.tsv",
     conda:
         ENVIRONMENT
     threads: workflow.cores
@@ -679,7 +689,7 @@ rule f17:
             }
         ),
     shell:
-        ONE_THREAD + RUN
+        ALONE + RUN
 
 
 rule f18:
@@ -696,6 +706,7 @@ rule f18:
     log:
         notebook=f"{RESULTS}/notebooks/f18.ipynb",
         text=f"{RESULTS}/logs/f18.txt",
+        costs=f"{RESULTS}/costs/f18.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -722,8 +733,7 @@ rule validate_simulator:
     log:
         notebook=f"{RESULTS}/notebooks/validate_simulator.ipynb",
         text=f"{RESULTS}/logs/validate_simulator.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/validate_simulator.tsv"
+        costs=f"{RESULTS}/costs/validate_simulator.tsv",
     conda:
         ENVIRONMENT
     threads: workflow.cores
@@ -748,7 +758,7 @@ rule validate_simulator:
             }
         ),
     shell:
-        ONE_THREAD + RUN
+        ALONE + RUN
 
 
 # Measures every part of this machine's runtime at the sizes of the configuration's models; parts that are done are not done again.
@@ -784,6 +794,7 @@ rule gpu_measured:
     log:
         notebook=f"{RESULTS}/notebooks/gpu_measured.ipynb",
         text=f"{RESULTS}/logs/gpu_measured.txt",
+        costs=f"{RESULTS}/costs/gpu_measured.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -814,8 +825,7 @@ rule scale:
     log:
         notebook=f"{RESULTS}/notebooks/scale.ipynb",
         text=f"{RESULTS}/logs/scale.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/scale.tsv"
+        costs=f"{RESULTS}/costs/scale.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -848,8 +858,7 @@ rule compare_systems:
     log:
         notebook=f"{RESULTS}/notebooks/compare_systems/{{model}}-{{dataset}}.ipynb",
         text=f"{RESULTS}/logs/compare_systems/{{model}}-{{dataset}}.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/compare_systems/{{model}}-{{dataset}}.tsv"
+        costs=f"{RESULTS}/costs/compare_systems/{{model}}-{{dataset}}.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -881,8 +890,7 @@ use rule compare_systems as compare_systems_real with:
     log:
         notebook=f"{RESULTS}/notebooks/compare_systems/gpt-oss-20b-mixed.ipynb",
         text=f"{RESULTS}/logs/compare_systems/gpt-oss-20b-mixed.txt",
-    benchmark:
-        f"{RESULTS}/benchmarks/compare_systems/gpt-oss-20b-mixed.tsv"
+        costs=f"{RESULTS}/costs/compare_systems/gpt-oss-20b-mixed.tsv",
     params:
         values=lambda wildcards, input, output: json.dumps(
             {"known": input.known, "figure": output.pdf.removesuffix(".pdf")}
@@ -903,6 +911,7 @@ rule disagreement:
     log:
         notebook=f"{RESULTS}/notebooks/disagreement.ipynb",
         text=f"{RESULTS}/logs/disagreement.txt",
+        costs=f"{RESULTS}/costs/disagreement.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -926,6 +935,7 @@ rule training_curves:
     log:
         notebook=f"{RESULTS}/notebooks/training_curves.ipynb",
         text=f"{RESULTS}/logs/training_curves.txt",
+        costs=f"{RESULTS}/costs/training_curves.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -945,7 +955,8 @@ rule explore:
     output:
         f"{RESULTS}/notebooks/explore.ipynb",
     log:
-        f"{RESULTS}/logs/explore.txt",
+        text=f"{RESULTS}/logs/explore.txt",
+        costs=f"{RESULTS}/costs/explore.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -953,8 +964,8 @@ rule explore:
             {"trace": input.trace, "testbed": config["testbed"], "seed": config["seed"]}
         ),
     shell:
-        "python -m finemoe.artifact.pipeline notebook {input.notebook} --output {output} --log {log}"
-        " --parameters-json {params.values:q}"
+        "python -m finemoe.artifact.pipeline notebook {input.notebook} --output {output} --log {log.text}"
+        " --costs {log.costs} --parameters-json {params.values:q}"
 
 
 rule quickstart:
@@ -970,6 +981,7 @@ rule quickstart:
     log:
         notebook=f"{RESULTS}/notebooks/quickstart.ipynb",
         text=f"{RESULTS}/logs/quickstart.txt",
+        costs=f"{RESULTS}/costs/quickstart.tsv",
     conda:
         ENVIRONMENT
     params:
@@ -1001,6 +1013,7 @@ rule claims:
     log:
         notebook=f"{RESULTS}/notebooks/claims.ipynb",
         text=f"{RESULTS}/logs/claims.txt",
+        costs=f"{RESULTS}/costs/claims.tsv",
     conda:
         ENVIRONMENT
     params:

@@ -50,7 +50,7 @@ def njit(function: Callable[..., Any] | None = None, *, cache: bool = False, **o
 
 # For functions that only index arrays which their callers own: Numba's counting of references took 60 % of a replay's time. What
 # such a function makes of an array (a row, a view) it may only hand to functions of its own kind.
-borrowing = functools.partial(njit, cache=True, _nrt=False)
+borrowing = functools.partial(njit, cache=True, _nrt=False, forceinline=True)
 
 
 def _keep(dispatcher: Any) -> None:

@@ -9,6 +9,7 @@ FIGURES = ROOT / "figures"
 RESULTS = ROOT / "results"
 MINIATURES = DATA / "models" / "miniatures"
 MODEL_CONFIGS = DATA / "models" / "configs"
+PUBLISHED_SIZES = DATA / "models" / "sizes.json"  # what these configurations come to
 PROMPTS = DATA / "prompts"
 REFERENCE_FIGURES = DATA / "reference" / "figures"
 HEADLESS = "FINEMOE_HEADLESS"

@@ -32,6 +32,42 @@ def accumulate_dots(codes, weights, size, dots):  # type: ignore[no-untyped-def]
         j += 1
 
 
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _accumulate_four(codes, weights, size, dots):  # type: ignore[no-untyped-def]
+    """As `accumulate_dots` for four rows, weights [4, n] and dots [4, C], which share what is read and converted; each row's sums
+    are made in the same order, so that they are the same bits."""
+    num_components = weights.shape[1]
+    s0, s1, s2, s3 = dots[0, :size], dots[1, :size], dots[2, :size], dots[3, :size]
+    j = 0
+    while j + 4 <= num_components:
+        k0, k1, k2, k3 = codes[j, :size], codes[j + 1, :size], codes[j + 2, :size], codes[j + 3, :size]
+        a0, a1, a2, a3 = weights[0, j], weights[0, j + 1], weights[0, j + 2], weights[0, j + 3]
+        b0, b1, b2, b3 = weights[1, j], weights[1, j + 1], weights[1, j + 2], weights[1, j + 3]
+        c0, c1, c2, c3 = weights[2, j], weights[2, j + 1], weights[2, j + 2], weights[2, j + 3]
+        d0, d1, d2, d3 = weights[3, j], weights[3, j + 1], weights[3, j + 2], weights[3, j + 3]
+        for c in range(size):
+            x0, x1, x2, x3 = np.float32(k0[c]), np.float32(k1[c]), np.float32(k2[c]), np.float32(k3[c])
+            s0[c] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
+            s1[c] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
+            s2[c] += c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3
+            s3[c] += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3
+        j += 4
+    for row in range(4):
+        accumulate_dots(codes[j:], weights[row, j:], size, dots[row])
+
+
+@njit(cache=True, nogil=True)
+def accumulate_dots_of_rows(codes, weights, size, dots):  # type: ignore[no-untyped-def]
+    """As `accumulate_dots` for every row, weights [B, n] and dots [B, C]: the same bits, whichever rows are beside a row."""
+    row = 0
+    while row + 4 <= weights.shape[0]:
+        _accumulate_four(codes, weights[row : row + 4], size, dots[row : row + 4])
+        row += 4
+    while row < weights.shape[0]:
+        accumulate_dots(codes, weights[row], size, dots[row])
+        row += 1
+
+
 @njit(cache=True, nogil=True, fastmath=True)
 def nearest_neighbour(dots, inverse_norms, size):  # type: ignore[no-untyped-def]
     """(neighbour, value) of the greatest dots[c] * inverse_norms[c]; the first one where several tie."""
@@ -50,14 +86,14 @@ def advance_prefix(codes, probs, dots, squares):  # type: ignore[no-untyped-def]
 
     codes [J, capacity] of that layer, probs [B, J], dots [B, C] and squares [B] in place.
     """
-    weights = np.empty(probs.shape[1], dtype=np.float32)
+    weights = np.empty(probs.shape, dtype=np.float32)
     for row in range(probs.shape[0]):
         square = np.float32(0.0)
         for j in range(probs.shape[1]):
-            weights[j] = probs[row, j] * MAP_SCALE
+            weights[row, j] = probs[row, j] * MAP_SCALE
             square += probs[row, j] * probs[row, j]
         squares[row] += square
-        accumulate_dots(codes, weights, dots.shape[1], dots[row])
+    accumulate_dots_of_rows(codes, weights, dots.shape[1], dots)
 
 
 @njit(cache=True, nogil=True)
@@ -75,3 +111,23 @@ def gather_rows(codes, neighbours, rows):  # type: ignore[no-untyped-def]
     for b in range(neighbours.shape[0]):
         for j in range(codes.shape[0]):
             rows[b, j] = np.float32(codes[j, neighbours[b]]) * MAP_SCALE
+
+
+@njit(cache=True, nogil=True)
+def follow_prefix(codes, inverse_norms, probs, dots, squares, neighbours, scores):  # type: ignore[no-untyped-def]
+    """Nearest map and its cosine for every row after each of some layers, the first ones.
+
+    codes [L, J, capacity], inverse_norms [L, capacity], probs [n, B, J], dots [B, C] and squares [B] in place -> neighbours and
+    scores [n, B].
+    """
+    for layer in range(probs.shape[0]):
+        advance_prefix(codes[layer], probs[layer], dots, squares)
+        norms = inverse_norms[layer, : dots.shape[1]]
+        nearest_neighbours(dots, norms, squares, neighbours[layer], scores[layer])
+
+
+@njit(cache=True, nogil=True)
+def gather_layers(codes, first, neighbours, rows):  # type: ignore[no-untyped-def]
+    """As `gather_rows` for layers one after the other from `first` on; codes [L, J, C], neighbours [n, B], rows [n, B, J]."""
+    for layer in range(neighbours.shape[0]):
+        gather_rows(codes[first + layer], neighbours[layer], rows[layer])

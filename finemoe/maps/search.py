@@ -8,7 +8,7 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.maps.following import follow
-from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_neighbours
+from finemoe.maps.kernels import advance_prefix, follow_prefix, gather_layers, gather_rows, nearest_neighbours
 from finemoe.maps.store import ExpertMapStore
 
 _NOTHING = "nothing to search: observe a layer first, and search a store that holds records"
@@ -76,9 +76,31 @@ class TrajectorySearch:
         nearest_neighbours(self._dots, norms, self._squares, neighbours, scores)
         return neighbours, scores
 
-    def guide(self, neighbours: np.ndarray, layer: int) -> np.ndarray:
-        """The stored distribution P_l of each row's neighbour, [B, J] float32."""
-        return guide(self._store, neighbours, layer)
+
+def follow(store: ExpertMapStore, gates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. 5 after each of the first n layers at once: what a `TrajectorySearch` that observes them finds after each.
+
+    Args:
+        gates: [n, B, J] float32, contiguous.
+    Returns:
+        neighbours [n, B] int64 and scores [n, B] float32.
+    Raises:
+        FinemoeError: the store is empty.
+    """
+    if not len(store):
+        raise FinemoeError("nothing to search: the store holds no records")
+    num_rows = gates.shape[1]
+    dots, squares = np.zeros((num_rows, len(store)), dtype=np.float32), np.zeros(num_rows, dtype=np.float32)
+    neighbours, scores = np.empty(gates.shape[:2], dtype=np.int64), np.empty(gates.shape[:2], dtype=np.float32)
+    follow_prefix(store.map_codes, store.inverse_prefix_norms, gates, dots, squares, neighbours, scores)
+    return neighbours, scores
+
+
+def guides(store: ExpertMapStore, neighbours: np.ndarray, first: int) -> np.ndarray:
+    """P_l of the stored maps, for layers one after the other from `first` on: neighbours [n, B] -> [n, B, J] float32."""
+    rows = np.empty((*neighbours.shape, store.num_experts), dtype=np.float32)
+    gather_layers(store.map_codes, first, neighbours, rows)
+    return rows
 
 
 def guide(store: ExpertMapStore, neighbours: np.ndarray, layer: int) -> np.ndarray:

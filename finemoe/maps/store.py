@@ -6,17 +6,21 @@ a record takes 2·(L·J + h) bytes, and 4·(L + 1) for its norms: prefix norms a
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.files import load_arrays, save_arrays
-from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots
+from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots_of_rows
+from finemoe.maps.records import Records
 from finemoe.plain import plain_array, text, whole_number
 
 _KIND = "expert-map-store"
 _VERSION = 1
 _MAP_CODE, _EMBEDDING_CODE = np.dtype(np.uint16), np.dtype(np.int16)
+_Count = TypeVar("_Count", int, np.ndarray)
+_TOGETHER = 32  # rows whose similarities are computed together
 
 
 class ExpertMapStore:
@@ -85,23 +89,17 @@ class ExpertMapStore:
         maps = _single("maps", maps)
         self._check_maps(maps)
         units = self._unit_embeddings(embeddings, len(maps))
-        for map_, unit in zip(maps, units, strict=True):
-            self._write(self._place_for(map_, unit), map_, unit)
+        free = self.capacity - len(self)
+        self._fill(Records.of(maps[:free], units[:free]))
+        for begin in range(free, len(maps), _TOGETHER):
+            rows = slice(begin, begin + _TOGETHER)
+            self._replace(Records.of(maps[rows], units[rows]))
 
     def redundancy(self, map_: np.ndarray, unit_embedding: np.ndarray) -> np.ndarray:
         """RDY = d/L · semantic score + (L-d)/L · trajectory score of a record with every stored one, [n] (4.4)."""
-        scores = self._map_scores(map_)
-        if not self.embedding_dim:
-            return scores
-        share = self.prefetch_distance / self.num_layers
-        return share * self.semantic_scores(unit_embedding) + (1 - share) * scores
-
-    def semantic_scores(self, unit_embedding: np.ndarray) -> np.ndarray:
-        """Eq. 4: cosine of one unit embedding [h] with every stored one, [n] float32."""
-        dots = np.zeros(len(self), dtype=np.float32)
-        weights = np.asarray(unit_embedding, dtype=np.float32) * EMBEDDING_SCALE
-        accumulate_dots(self.embedding_codes, weights, len(self), dots)
-        return dots * self.inverse_embedding_norms[: len(self)]
+        return self._redundancy(
+            self._map_dots(map_[None])[0], np.linalg.norm(map_), self._embedding_dots(unit_embedding[None])[0]
+        )
 
     def nearest_embeddings(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Eq. 4 for a batch: the nearest stored embedding of each row and its cosine.
@@ -119,10 +117,11 @@ class ExpertMapStore:
         units = self._unit_embeddings(embeddings, len(embeddings) if embeddings.ndim else 1)
         neighbours = np.empty(len(units), dtype=np.int64)
         scores = np.empty(len(units), dtype=np.float32)
-        for row, unit in enumerate(units):
-            cosines = self.semantic_scores(unit)
-            neighbours[row] = best = int(cosines.argmax())
-            scores[row] = cosines[best]
+        for begin in range(0, len(units), _TOGETHER):
+            rows = slice(begin, begin + _TOGETHER)
+            cosines = self._embedding_dots(units[rows]) * self.inverse_embedding_norms[: len(self)]
+            neighbours[rows] = best = cosines.argmax(axis=1)
+            scores[rows] = cosines[np.arange(len(best)), best]
         return neighbours, scores
 
     def save(self, path: str | Path) -> None:
@@ -182,35 +181,56 @@ class ExpertMapStore:
                 "a map row is no distribution (not negative, sum 1); maps hold the gate's distribution over all experts"
             )
 
-    def _map_scores(self, map_: np.ndarray) -> np.ndarray:
-        dots = np.zeros(len(self), dtype=np.float32)
-        flat_codes = self.map_codes.reshape(-1, self.capacity)
-        accumulate_dots(flat_codes, map_.reshape(-1) * MAP_SCALE, len(self), dots)
-        return dots * self.inverse_prefix_norms[-1, : len(self)] / np.linalg.norm(map_)
+    def _map_dots(self, maps: np.ndarray) -> np.ndarray:
+        """Products of maps [n, L, J] with every stored one, [n, len(self)] float32."""
+        return self._dots(self.map_codes.reshape(-1, self.capacity), maps.reshape(len(maps), -1) * MAP_SCALE)
 
-    def _place_for(self, map_: np.ndarray, unit: np.ndarray) -> int:
-        if len(self) < self.capacity:
-            self._size += 1
-            return len(self) - 1
-        return int(self.redundancy(map_, unit).argmax())
+    def _embedding_dots(self, units: np.ndarray) -> np.ndarray:
+        """Products of unit embeddings [n, h] with every stored one, [n, len(self)] float32."""
+        return self._dots(self.embedding_codes, np.asarray(units, dtype=np.float32) * EMBEDDING_SCALE)
 
-    def _write(self, place: int, map_: np.ndarray, unit: np.ndarray) -> None:
-        codes = np.rint(np.minimum(map_, 1.0) / MAP_SCALE).astype(_MAP_CODE)  # rounded probabilities may be a little more than 1
-        self.map_codes[:, :, place] = codes
-        squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=1)
-        self.inverse_prefix_norms[:, place] = 1.0 / np.sqrt(np.cumsum(squares))
-        self.embedding_codes[:, place] = np.rint(unit / EMBEDDING_SCALE)
-        norm = np.linalg.norm(self.embedding_codes[:, place].astype(np.float32) * EMBEDDING_SCALE)
-        self.inverse_embedding_norms[place] = 1.0 / norm if norm else 0.0
+    def _dots(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        dots = np.zeros((len(weights), len(self)), dtype=np.float32)
+        accumulate_dots_of_rows(codes, weights, len(self), dots)
+        return dots
+
+    def _redundancy(self, map_dots: np.ndarray, map_norm: np.floating, embedding_dots: np.ndarray) -> np.ndarray:
+        scores = map_dots * self.inverse_prefix_norms[-1, : len(self)] / map_norm
+        if not self.embedding_dim:
+            return scores
+        share = self.prefetch_distance / self.num_layers
+        return share * (embedding_dots * self.inverse_embedding_norms[: len(self)]) + (1 - share) * scores
+
+    def _fill(self, records: Records) -> None:
+        """Put records into free places."""
+        places = slice(len(self), len(self) + len(records))
+        self.map_codes[:, :, places] = records.map_codes.transpose(1, 2, 0)
+        self.inverse_prefix_norms[:, places] = records.inverse_prefix_norms.T
+        self.embedding_codes[:, places] = records.embedding_codes.T
+        self.inverse_embedding_norms[places] = records.inverse_embedding_norms
+        self._size += len(records)
+
+    def _replace(self, records: Records) -> None:
+        """Let each record take the place of the one it is most redundant with, in order: those before it may be such a one."""
+        map_dots, embedding_dots = self._map_dots(records.maps), self._embedding_dots(records.units)
+        own_map_dots, own_embedding_dots = records.own_map_dots(), records.own_embedding_dots()
+        for number in range(len(records)):
+            place = int(self._redundancy(map_dots[number], records.norms[number], embedding_dots[number]).argmax())
+            self.map_codes[:, :, place] = records.map_codes[number]
+            self.inverse_prefix_norms[:, place] = records.inverse_prefix_norms[number]
+            self.embedding_codes[:, place] = records.embedding_codes[number]
+            self.inverse_embedding_norms[place] = records.inverse_embedding_norms[number]
+            map_dots[number + 1 :, place] = own_map_dots[number + 1 :, number]
+            embedding_dots[number + 1 :, place] = own_embedding_dots[number + 1 :, number]
 
 
-def semantic_search_bytes(num_maps: int, embedding_dim: int) -> int:
-    """What Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`): every stored embedding."""
+def semantic_search_bytes(num_maps: _Count, embedding_dim: int) -> _Count:
+    """What Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`) of stores with so many maps: every stored embedding."""
     return num_maps * embedding_dim * _EMBEDDING_CODE.itemsize
 
 
-def trajectory_search_bytes(num_maps: int, num_experts: int) -> int:
-    """What Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`): that layer of every stored map."""
+def trajectory_search_bytes(num_maps: _Count, num_experts: int) -> _Count:
+    """What Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`) of such stores: that layer of every stored map."""
     return num_maps * num_experts * _MAP_CODE.itemsize
 
 

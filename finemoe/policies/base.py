@@ -181,6 +181,11 @@ class Policy(ABC):
         """
         return np.zeros((len(num_rows), 1 + self.setup.num_layers))
 
+    def read_bytes_in_block(self, block: Block, hidden_size: int) -> np.ndarray:
+        """As `read_bytes`, for the iterations of the block that `predict_block` has just answered for. Who has learned between
+        them says what it would have read at each."""
+        return self.read_bytes(block.num_rows, hidden_size)
+
     def _at_gates(self, num_bytes: np.ndarray, distance: int) -> np.ndarray:
         """`read_bytes` of work at every gate that predicts a layer `distance` ahead; num_bytes: [n] at each."""
         read = np.zeros((len(num_bytes), 1 + self.setup.num_layers))

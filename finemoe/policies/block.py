@@ -71,3 +71,26 @@ class Block:
     def at_first_gate(self) -> np.ndarray:
         """The moment at which the gate of the first layer has spoken, [n]; that of layer l comes 2 l later."""
         return self.at_start + 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many rows of each iteration selected each expert, [n, L, J] int64."""
+        num_layers, num_experts = self._trace.num_layers, self._trace.num_experts
+        owners = np.repeat(np.arange(self.num_iterations), self.num_rows)
+        events = owners[:, None] * num_layers + np.arange(num_layers)[None]
+        keys = (events[:, :, None] * num_experts + self.experts).reshape(-1)
+        shape = (self.num_iterations, num_layers, num_experts)
+        counts: np.ndarray = np.bincount(keys, minlength=int(np.prod(shape))).reshape(shape)
+        return counts
+
+    @property
+    def demanded(self) -> np.ndarray:
+        """The experts that each layer of each iteration demands, [n, L, J] bool."""
+        return self.counts > 0
+
+    def told(self, distance: int) -> np.ndarray:
+        """The moment at which each layer of each iteration is predicted, [n, L], by who looks so many layers ahead: the first ones
+        at its start."""
+        layers = np.arange(self._trace.num_layers)
+        moments: np.ndarray = self.at_start[:, None] + np.where(layers < distance, 0, 2 * (layers - distance) + 1)[None]
+        return moments

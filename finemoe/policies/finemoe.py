@@ -7,7 +7,8 @@ the next one starts.
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.search import TrajectorySearch, guide
+from finemoe.maps.search import TrajectorySearch, follow, guide, guides
+from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.maps.store import ExpertMapStore, semantic_search_bytes, trajectory_search_bytes
 from finemoe.maps.warm_up import warm_up
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
@@ -38,6 +39,7 @@ class FineMoE(Policy):
         self._search = TrajectorySearch(self.store, 0)
         self._context = Context(None, is_prefill=False, starts_request=True)
         self._gates: list[np.ndarray] = []
+        self._sizes = np.zeros(0, dtype=np.int64)  # records held at each iteration of the last block
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         self._context, self._gates = context, []
@@ -65,31 +67,67 @@ class FineMoE(Policy):
         if self._learns and has_embeddings and len(self._gates) == self.setup.num_layers:
             self.store.add(np.stack(self._gates, axis=1), self._context.embeddings)
 
-    def predict_block(self, block: Block) -> Predictions | None:
-        """Over a store that stays as it is all rows of the block search together, layer by layer."""
+    def predict_block(self, block: Block) -> Predictions:
+        """Over a store that stays as it is all rows of the block search together, else those of an iteration."""
         if self._learns:
-            return None
-        distance, parts = self.setup.prefetch_distance, []
-        if self._searches_embeddings and block.embeddings is not None:
-            neighbours, scores = self.store.nearest_embeddings(block.embeddings)
-            told = scores if self._is_similarity_aware else None
-            for layer in range(distance):
-                probs = guide(self.store, neighbours, layer)
-                parts.append(self.wanted_in_block(block, block.at_start, layer, probs, told))
-        search = TrajectorySearch(self.store, block.gates.shape[1])
-        for layer in range(self.setup.num_layers - distance if len(self.store) else 0):
-            search.observe(layer, block.gates[layer])
-            neighbours, scores = search.nearest()
-            probs, told = search.guide(neighbours, layer + distance), scores if self._is_similarity_aware else None
-            parts.append(self.wanted_in_block(block, block.at_first_gate + 2 * layer, layer + distance, probs, told))
+            return self._learn_block(block)
+        self._sizes = np.full(block.num_iterations, len(self.store))
+        first, neighbours, scores = self._nearest(block.gates, block.embeddings)
+        told, parts = block.told(self.setup.prefetch_distance), []
+        for layer, mine in enumerate(neighbours, start=first):
+            similar = scores[layer - first] if self._is_similarity_aware else None
+            parts.append(self.wanted_in_block(block, told[:, layer], layer, guide(self.store, mine, layer), similar))
         return Predictions.of(parts, self.setup.num_experts)
+
+    def _learn_block(self, block: Block) -> Predictions:
+        """Iteration after iteration, each of which enters the store; its layers are searched for together."""
+        told, parts, sizes = block.told(self.setup.prefetch_distance), [], []
+        for number, (begin, end) in enumerate(zip(block.starts[:-1].tolist(), block.starts[1:].tolist(), strict=True)):
+            sizes.append(len(self.store))
+            gates = np.ascontiguousarray(block.gates[:, begin:end])
+            embeddings = None if block.embeddings is None else block.embeddings[begin:end]
+            first, neighbours, scores = self._nearest(gates, embeddings)
+            if len(neighbours):
+                parts.append(self._wanted_of_layers(told[number, first:], first, neighbours, scores))
+            if embeddings is not None or not self.store.embedding_dim:
+                self.store.add(np.ascontiguousarray(gates.transpose(1, 0, 2)), embeddings)
+        self._sizes = np.array(sizes)
+        return Predictions.of(parts, self.setup.num_experts)
+
+    def _nearest(self, gates: np.ndarray, embeddings: np.ndarray | None) -> tuple[int, np.ndarray, np.ndarray]:
+        """From which layer on something is known, and for it and those after it the nearest stored map of each row and how similar
+        it is, [m, B]; gates: [L, B, J]."""
+        distance = self.setup.prefetch_distance
+        if not len(self.store):
+            return distance, np.zeros((0, gates.shape[1]), dtype=np.int64), np.zeros((0, gates.shape[1]), dtype=np.float32)
+        neighbours, scores = follow(self.store, gates[: len(gates) - distance])
+        if embeddings is None or not self._searches_embeddings:
+            return distance, neighbours, scores
+        alike, similar = self.store.nearest_embeddings(embeddings)
+        neighbours = np.concatenate([np.broadcast_to(alike, (distance, len(alike))), neighbours])
+        return 0, neighbours, np.concatenate([np.broadcast_to(similar, (distance, len(similar))), scores])
+
+    def _wanted_of_layers(self, moments: np.ndarray, first: int, neighbours: np.ndarray, scores: np.ndarray) -> Predictions:
+        """As `wanted` of layers one after the other in one iteration; moments: [m] when each is predicted."""
+        probs = guides(self.store, neighbours, first)
+        told = thresholds_of(scores.reshape(-1) if self._is_similarity_aware else None, scores.size)
+        selected = select_experts(probs.reshape(scores.size, -1), told, self.setup.top_k).reshape(probs.shape)
+        layers, chosen = np.arange(first, first + len(probs)), np.logical_or.reduce(selected, axis=1)
+        return Predictions(moments, layers, probs.max(axis=1), chosen)
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
         """Each row searches for itself: by its embedding at the start, by its trajectory at every gate."""
-        trajectory = trajectory_search_bytes(len(self.store), self.setup.num_experts)
-        read = self._at_gates(num_rows * float(trajectory), self.setup.prefetch_distance)
-        if self._searches_embeddings:
-            read[:, 0] = num_rows * float(semantic_search_bytes(len(self.store), hidden_size))
+        return self._read_bytes(num_rows, np.full(len(num_rows), len(self.store)), hidden_size)
+
+    def read_bytes_in_block(self, block: Block, hidden_size: int) -> np.ndarray:
+        return self._read_bytes(block.num_rows, self._sizes, hidden_size)
+
+    def _read_bytes(self, num_rows: np.ndarray, sizes: np.ndarray, hidden_size: int) -> np.ndarray:
+        """Where so many records are held at each iteration, [n]."""
+        trajectory = trajectory_search_bytes(sizes, self.setup.num_experts)
+        read = self._at_gates(num_rows * trajectory.astype(float), self.setup.prefetch_distance)
+        if self._is_semantic and self.store.embedding_dim > 0:
+            read[:, 0] = num_rows * semantic_search_bytes(sizes, hidden_size).astype(float)
         return read
 
     @property

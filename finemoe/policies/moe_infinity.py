@@ -13,6 +13,8 @@ import numpy as np
 
 from finemoe.errors import FinemoeError
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
+from finemoe.policies.block import Block
+from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
 
 
@@ -38,6 +40,7 @@ class MoEInfinity(Policy):
         self._popularity = past.sum(axis=0)
         self.collection = representatives(past, collection_capacity, setup.seed)
         self._running = np.zeros(shape)
+        self._sizes = np.zeros(0)  # matrices kept at each iteration of the last block
         self._begin_request()
 
     def start_iteration(self, context: Context) -> list[Prediction]:
@@ -64,8 +67,60 @@ class MoEInfinity(Policy):
         """A gate compares one layer of every matrix, whatever the rows, also where no layer is left to predict."""
         return self._at_gates(np.full(len(num_rows), 8.0 * len(self.collection) * self.setup.num_experts), distance=0)
 
+    def read_bytes_in_block(self, block: Block, hidden_size: int) -> np.ndarray:
+        return self._at_gates(8.0 * self._sizes * self.setup.num_experts, distance=0)
+
     def end_iteration(self) -> None:
         return None
+
+    def predict_block(self, block: Block) -> Predictions:
+        """Request by request, between which alone it learns."""
+        counts, moments = block.counts, block.told(self.setup.prefetch_distance)
+        begins = np.union1d([0], np.flatnonzero(block.starts_request))
+        parts, sizes = [], []
+        for begin, end in zip(begins, [*begins[1:], block.num_iterations], strict=True):
+            if block.starts_request[begin]:
+                self._end_request()
+                self._begin_request()
+            parts.append(self._predict_request(counts[begin:end], block.num_rows[begin:end], moments[begin:end]))
+            sizes.append(np.full(end - begin, len(self.collection)))
+        self._sizes = np.concatenate(sizes)
+        return Predictions.of(parts, self.setup.num_experts)
+
+    def _predict_request(self, counts: np.ndarray, num_rows: np.ndarray, moments: np.ndarray) -> Predictions:
+        """Of iterations of one request: what they activated [n, L, J], their rows [n], when each layer is predicted [n, L]."""
+        num_layers, distance = self.setup.num_layers, self.setup.prefetch_distance
+        first = 0 if self._popularity.any() else distance  # layer of which anything is said
+        last = num_layers if len(self.collection) else distance
+        nearest = np.full((len(counts), num_layers), -1)  # of each layer predicted; -1 for what is popular
+        if len(self.collection):
+            nearest[:, distance:] = self._follow(counts).argmax(axis=1).reshape(len(counts), -1)[:, : num_layers - distance]
+        self._running += counts.sum(axis=0)
+        layers = np.broadcast_to(np.arange(first, last), (len(counts), last - first)).reshape(-1)
+        kinds = np.stack([nearest[:, first:last].reshape(-1), layers, np.repeat(num_rows, last - first)], axis=1)
+        different, places = np.unique(kinds, axis=0, return_inverse=True)
+        known = [
+            self._most(layer, self._popularity[layer] if matrix < 0 else self.collection[matrix, layer], rows)
+            for matrix, layer, rows in different.tolist()
+        ]
+        probabilities = np.zeros((len(known), self.setup.num_experts), dtype=np.float32)
+        selected = np.zeros(probabilities.shape, dtype=np.bool_)
+        for place, prediction in enumerate(known):
+            probabilities[place] = prediction.probabilities
+            selected[place, prediction.experts] = True
+        places = places.reshape(-1)
+        return Predictions(moments[:, first:last].reshape(-1), layers, probabilities[places], selected[places])
+
+    def _follow(self, counts: np.ndarray) -> np.ndarray:
+        """What `_dots` is after every gate, [n · L, matrices], one gate after the other as `on_gate` sums; counts: [n, L, J]."""
+        dots = np.empty((counts[..., 0].size, len(self.collection)))
+        activated = counts.reshape(len(dots), -1).astype(np.float64)
+        for event, of_event in enumerate(activated):
+            np.matmul(self.collection[:, event % self.setup.num_layers], of_event, out=dots[event])
+        dots[0] += self._dots
+        np.cumsum(dots, axis=0, out=dots)
+        self._dots = dots[-1].copy()
+        return dots
 
     def _most(self, layer: int, counts: np.ndarray, num_rows: int) -> Prediction:
         """The experts with the most counts: K a row, none that was never activated."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from finemoe.policies.base import Context, Policy, Prediction
+from finemoe.policies.block import Block
+from finemoe.policies.predictions import Predictions
 
 
 class Oracle(Policy):
@@ -27,6 +29,14 @@ class Oracle(Policy):
 
     def end_iteration(self) -> None:
         return None
+
+    def predict_block(self, block: Block) -> Predictions:
+        """What a block demands is recorded in it."""
+        selected = block.demanded.reshape(-1, self.setup.num_experts)
+        counts = selected.sum(axis=1, keepdims=True)
+        probabilities = np.where(selected, 1.0 / np.maximum(counts, 1), 0.0).astype(np.float32)
+        layers = np.tile(np.arange(self.setup.num_layers), block.num_iterations)
+        return Predictions(block.told(self.setup.prefetch_distance).reshape(-1), layers, probabilities, selected)
 
     def _certainty(self, layer: int) -> Prediction:
         experts = self._demanded[layer]

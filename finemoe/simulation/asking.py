@@ -29,7 +29,7 @@ def ask(
         predictions, read_bytes = _step_by_step(policy, block, sets, hidden_size)
     else:
         predictions = predictions.checked(policy.setup.num_layers, policy.setup.num_experts, block.num_iterations)
-        read_bytes = None if hidden_size is None else policy.read_bytes(block.num_rows, hidden_size)
+        read_bytes = None if hidden_size is None else policy.read_bytes_in_block(block, hidden_size)
     if policy.loads_whole_layers:
         predictions = Predictions.of([predictions, _whole_layers(policy, block.num_iterations)], policy.setup.num_experts)
     return predictions, read_bytes

@@ -14,6 +14,7 @@ import numpy as np
 from finemoe.cache.capacity import slots_per_device
 from finemoe.errors import FinemoeError
 from finemoe.paths import MODEL_CONFIGS
+from finemoe.simulation.published_sizes import known_size
 from finemoe.simulation.testbed import Testbed
 
 PUBLISHED = {"mixtral-mini": "mixtral-8x7b", "qwen-mini": "qwen1.5-moe-a2.7b", "phi-mini": "phi-3.5-moe"}  # of each miniature
@@ -177,7 +178,9 @@ class CostModel:
 def size_named(model: str) -> ModelSize:
     """The published model behind a name: a miniature's, or that of a configuration in data/models/configs."""
     name = PUBLISHED.get(model, model)
-    return ModelSize.from_config(MODEL_CONFIGS / f"{name}.json", name)
+    config = MODEL_CONFIGS / f"{name}.json"
+    known = known_size(config)
+    return ModelSize.from_config(config, name) if known is None else ModelSize(**known)
 
 
 def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: int) -> ModelSize:

@@ -7,7 +7,7 @@ product.
 import numpy as np
 import pytest
 
-from finemoe.maps.search import TrajectorySearch
+from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.store import ExpertMapStore
 
 pytestmark = pytest.mark.timeout(900)  # large stores
@@ -39,7 +39,7 @@ def test_incremental_search_of_a_layer(benchmark, geometry, capacity):
         for layer in range(guided):
             search.observe(layer, gates[layer])
             neighbours, _ = search.nearest()
-            search.guide(neighbours, layer + DISTANCE)
+            guide(store, neighbours, layer + DISTANCE)
 
     benchmark.extra_info["per_layer_divisor"] = guided
     benchmark.pedantic(iteration, rounds=30, warmup_rounds=3)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.search import TrajectorySearch
+from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.store import ExpertMapStore
 
 
@@ -36,7 +36,7 @@ def test_every_prefix_agrees_with_the_whole_prefix_cosine(seed, layers, experts,
         table = whole_prefix_cosines(store.maps()[:, : layer + 1], observed[:, : layer + 1])
         np.testing.assert_allclose(scores, table.max(axis=1), atol=2e-6)
         np.testing.assert_allclose(table[np.arange(rows), neighbours], table.max(axis=1), atol=2e-6)
-        np.testing.assert_array_equal(search.guide(neighbours, layer), store.maps()[neighbours, layer])
+        np.testing.assert_array_equal(guide(store, neighbours, layer), store.maps()[neighbours, layer])
 
 
 def test_a_stored_map_finds_itself():

@@ -33,7 +33,9 @@ SYSTEMS = {
     "finemoe no-semantic": ("finemoe", {"semantic": False}),
 }
 KNOWING_NOTHING = {"on-demand", "no-offload", "deepspeed-inference", "mixtral-offloading", "promoe speculative"}
-LEARNING_BEFOREHAND = {"finemoe", "finemoe no-semantic", "promoe"}
+LEARNING_BEFOREHAND = {"promoe"}
+LEARNING_BETWEEN = {"finemoe", "finemoe no-semantic", "moe-infinity"}  # iterations or requests, which a block takes in order
+ALWAYS_AT_ONCE = KNOWING_NOTHING | LEARNING_BETWEEN | {"oracle"}
 
 
 def heard(policy: Policy, trace: RoutingTrace) -> list[tuple]:
@@ -66,12 +68,12 @@ def test_a_block_at_once_is_what_it_is_step_by_step(source, name, has_history):
 
 @pytest.mark.parametrize("has_history", [False, True], ids=["online", "offline"])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_whoever_learns_nothing_meanwhile_is_asked_at_once(monkeypatch, name, has_history):
+def test_whoever_can_answer_for_a_block_is_asked_at_once(monkeypatch, name, has_history):
     trace, history, distance = TRACES["golden"]
     system, options = SYSTEMS[name]
     policy = make_policy(system, replay_setup(trace, history if has_history else None, distance), is_replay=True, **options)
     monkeypatch.setattr(type(policy), "on_gate", lambda *_: pytest.fail("asked step by step"))
-    is_at_once = name in KNOWING_NOTHING or (has_history and name in LEARNING_BEFOREHAND)
+    is_at_once = name in ALWAYS_AT_ONCE or (has_history and name in LEARNING_BEFOREHAND)
     if is_at_once:
         heard(policy, trace)
     else:

@@ -9,7 +9,9 @@ import typer
 import yaml
 
 from finemoe.artifact.pipeline.config import check, load
+from finemoe.artifact.pipeline.costs import costs_written
 from finemoe.artifact.pipeline.notebook import NOTEBOOKS, run_notebook
+from finemoe.artifact.pipeline.warm_parent import WarmParent
 from finemoe.errors import FinemoeError
 from finemoe.paths import REFERENCE_FIGURES
 
@@ -23,11 +25,18 @@ def notebook(
     parameters_json: Annotated[str, typer.Option(help="Parameters as one JSON object.")] = "{}",
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="One parameter, k=v, repeatable.")] = None,
     log: Annotated[Path | None, typer.Option(help="Text file for what the cells print.")] = None,
+    costs: Annotated[Path | None, typer.Option(help="Table for the time and memory it took.")] = None,
 ) -> None:
     """Run a notebook with parameters and keep the executed copy."""
     path = Path(name) if name.endswith(".ipynb") else NOTEBOOKS / f"{name}.ipynb"
     with _one_line_errors():
-        run_notebook(path, output, json.loads(parameters_json) | _pairs(parameter or []), log)
+        values = json.loads(parameters_json) | _pairs(parameter or [])
+        warm = WarmParent.of_this_run()
+        if warm is not None:
+            warm.run_notebook(path, output, values, log, costs)
+            return
+        with costs_written(costs):
+            run_notebook(path, output, values, log)
 
 
 @app.command()

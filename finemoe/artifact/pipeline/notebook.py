@@ -13,10 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finemoe.errors import FinemoeError
 from finemoe.paths import HEADLESS, ROOT
+
+if TYPE_CHECKING:
+    from finemoe.artifact.pipeline.forked_kernel import WaitingKernel
 
 NOTEBOOKS = ROOT / "notebooks"
 _LONGEST_CELL_S = 3600  # a kernel that never answers is a failure, not a wait
@@ -43,11 +46,18 @@ def parameters_of(notebook: Path) -> dict[str, str]:
     return {parameter.name: str(parameter.default) for parameter in found}
 
 
-def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], log: Path | None = None) -> None:
+def run_notebook(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    log: Path | None = None,
+    kernel: "WaitingKernel | None" = None,
+) -> None:
     """Execute `notebook` with `parameters` and write the executed copy to `output`, also when a cell fails.
 
     Args:
         log: text file that takes what the cells print; None prints nothing.
+        kernel: a fork of this process that is to be the kernel; None starts one.
 
     Raises:
         FinemoeError: a parameter the notebook does not have, or a cell that fails; the message has the cell's error.
@@ -57,7 +67,7 @@ def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], lo
 
     _check_names(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _private_kernel() as kernel, _log_to(log):
+    with _private_kernel(kernel) as private, _log_to(log):
         try:
             execute_notebook(
                 str(notebook),
@@ -69,7 +79,7 @@ def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], lo
                 log_output=log is not None,
                 execution_timeout=_LONGEST_CELL_S,
                 cwd=str(notebook.parent),  # as JupyterLab starts it
-                config=kernel,
+                config=private,
             )
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".removeprefix("FinemoeError: ")
@@ -86,7 +96,7 @@ def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _private_kernel() -> Iterator[Any]:
+def _private_kernel(waiting: "WaitingKernel | None") -> Iterator[Any]:
     """Configuration of a kernel in this interpreter, with sockets and IPython profile in a folder of its own."""
     from traitlets.config import Config
 
@@ -104,13 +114,13 @@ def _private_kernel() -> Iterator[Any]:
             yield Config(
                 KernelManager={"transport": "ipc", "ip": f"{folder}/k"},
                 NotebookClient={
-                    "kernel_manager_class": _kernel_manager(),
+                    "kernel_manager_class": _kernel_manager(waiting),
                     "extra_arguments": ["--log-level=CRITICAL"],  # no word about the interrupt that ends it
                 },
             )
 
 
-def _kernel_manager() -> type:
+def _kernel_manager(waiting: "WaitingKernel | None") -> type:
     """A manager whose every kernel is this interpreter: no kernelspec is looked up, so none elsewhere can be found instead."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -124,7 +134,19 @@ def _kernel_manager() -> type:
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**described)
 
-    return ThisInterpreter
+    return ThisInterpreter if waiting is None else _forked(ThisInterpreter, waiting)
+
+
+def _forked(manager: Any, waiting: "WaitingKernel") -> type:
+    """As `manager`, but its kernel is that fork of this process."""
+    from finemoe.artifact.pipeline.forked_kernel import ForkProvisioner
+
+    class ForkOfThisInterpreter(manager):  # type: ignore[misc]
+        def __init__(self, **traits: Any) -> None:
+            super().__init__(**traits)
+            self.provisioner = ForkProvisioner(waiting, kernel_id="", kernel_spec=self.kernel_spec, parent=self)
+
+    return ForkOfThisInterpreter
 
 
 def _flags_of_this_interpreter() -> list[str]:

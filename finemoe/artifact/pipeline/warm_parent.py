@@ -1,0 +1,202 @@
+"""A process that has imported what notebooks import, and forks itself for each one that is to be run.
+
+A small notebook takes a second, and what it imports takes five. `Nursery` starts such a process and ends it; `python -m
+finemoe.artifact.pipeline notebook` (see `WarmParent`) asks it where the environment names one. It imports libraries only, nothing
+of this package that a notebook reads: what somebody edits meanwhile is read anew by every notebook.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from finemoe.errors import FinemoeError
+
+# Environment variable: where it listens, and its interpreter; empty or not set, every notebook is a process of its own.
+ADDRESS = "FINEMOE_WARM_PARENT"
+# Before Matplotlib is imported: a kernel draws into its notebook.
+_SETTINGS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+_LIBRARIES = (
+    "papermill",
+    "papermill.execute",
+    "ipykernel.kernelapp",
+    "jupyter_client.manager",
+    "numpy",
+    "numba",
+    "pandas",
+    "matplotlib.pyplot",
+    "matplotlib_inline.backend_inline",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "seaborn",
+)
+_POLL_S = 0.5
+_WAITING = 128  # connections
+
+
+class Nursery:
+    """The warm process of one run of the pipeline, from `start` to `stop`; it also ends when its starter does."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = ""
+
+    def start(self) -> None:
+        """Start it, and name it to all processes started from here on."""
+        self._folder = tempfile.mkdtemp(prefix="fm")
+        address = f"{self._folder}/s"
+        ear = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        ear.bind(address)
+        ear.listen(_WAITING)  # from now on: who comes before the libraries are imported waits
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        command = [sys.executable, "-m", "finemoe.artifact.pipeline.warm_parent", str(ear.fileno())]
+        environment = {**os.environ, **threads, **_SETTINGS}
+        with ear:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, pass_fds=[ear.fileno()], start_new_session=True
+            )
+        os.environ[ADDRESS] = f"{address}{os.pathsep}{sys.executable}"
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        os.environ.pop(ADDRESS, None)
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class WarmParent:
+    """A warm process as those see it who want a notebook run."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    @classmethod
+    def of_this_run(cls) -> "WarmParent | None":
+        """The one that the environment names; None where it names none, or nobody listens there."""
+        address, _, interpreter = os.environ.get(ADDRESS, "").partition(os.pathsep)
+        if not address or interpreter != sys.executable:  # as where Snakemake makes an environment for the rule
+            return None
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(address)
+        except OSError:
+            connection.close()
+            return None
+        return cls(connection)
+
+    def run_notebook(
+        self, notebook: Path, output: Path, parameters: dict[str, Any], log: Path | None, costs: Path | None
+    ) -> None:
+        """As `notebook.run_notebook` within `costs_written`, in a fork of the warm process, which ends when this process does.
+
+        Raises:
+            FinemoeError: as there, or the fork ended without a word.
+        """
+        paths = {"notebook": notebook, "output": output, "log": log, "costs": costs}
+        order = {
+            "paths": {name: str(path) for name, path in paths.items() if path is not None},
+            "parameters": parameters,
+            "environment": dict(os.environ),
+            "folder": str(Path.cwd()),
+        }
+        with self._connection as connection:
+            socket.send_fds(connection, [b"\0"], [sys.stdout.fileno(), sys.stderr.fileno()])
+            connection.sendall(json.dumps(order).encode() + b"\n")
+            answer = connection.makefile("rb").read()
+        if not answer:
+            raise FinemoeError(f"{notebook.name}: the process that ran it ended without a word; what it printed may say why")
+        if error := json.loads(answer)["error"]:
+            raise FinemoeError(error)
+
+
+class _Forks(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    """Every connection is a fork."""
+
+    max_children = 1000
+    block_on_close = True
+
+    def __init__(self, ear: socket.socket) -> None:
+        super().__init__("", _Fork, bind_and_activate=False)
+        self.socket.close()
+        self.socket = ear
+
+    def service_actions(self) -> None:
+        """Now and then: bury the forks that have ended, and end with the starter, whose end of the pipe is closed then."""
+        super().service_actions()
+        if select.select([0], [], [], 0)[0]:
+            raise EOFError
+
+    def server_close(self) -> None:
+        """End whatever still runs."""
+        for pid in self.active_children or ():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        super().server_close()
+
+
+class _Fork(socketserver.BaseRequestHandler):
+    """One notebook: reads an order, runs it, answers what went wrong."""
+
+    request: socket.socket
+
+    def handle(self) -> None:
+        os.setsid()  # a group of its own, with its kernel in it
+        _, files, _, _ = socket.recv_fds(self.request, 1, 2)
+        if len(files) != 2:
+            return
+        for number, file in enumerate(files, start=1):
+            os.dup2(file, number)
+            os.close(file)
+        order = json.loads(self.request.makefile("rb").readline())
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        os.chdir(order["folder"])
+        self.request.sendall(json.dumps({"error": self._error_of(order)}).encode())
+
+    def _error_of(self, order: dict[str, Any]) -> str:
+        from finemoe.artifact.pipeline.costs import costs_written
+        from finemoe.artifact.pipeline.forked_kernel import WaitingKernel
+        from finemoe.artifact.pipeline.notebook import run_notebook
+
+        paths = {name: Path(path) for name, path in order["paths"].items()}
+        kernel = WaitingKernel(self.request)
+        threading.Thread(target=_end_with, args=(self.request,), daemon=True).start()
+        try:
+            with costs_written(paths.get("costs")):
+                run_notebook(paths["notebook"], paths["output"], order["parameters"], paths.get("log"), kernel)
+        except FinemoeError as error:
+            return str(error) or "failed"
+        return ""
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this group of processes when whoever asked is gone: nothing more is read from a connection until it is closed."""
+    with contextlib.suppress(OSError):
+        connection.recv(1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _serve(ear: socket.socket) -> None:
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    gc.freeze()  # a collection in a fork would touch, and so copy, all of it
+    with contextlib.suppress(EOFError), _Forks(ear) as server:
+        server.serve_forever(_POLL_S)
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,57 @@
+"""Records on their way into an Expert Map Store, in the fixed point in which it keeps them (`maps.store`)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots_of_rows
+
+
+@dataclass(frozen=True)
+class Records:
+    """Maps and unit embeddings, n of them, beside what a store writes down of each.
+
+    Attributes:
+        maps: [n, L, J]; units: [n, h]. norms: [n] lengths of the maps.
+        map_codes: [n, L, J] uint16; inverse_prefix_norms: [n, L] of what they stand for, up to each layer.
+        embedding_codes: [n, h] int16; inverse_embedding_norms: [n], 0 where an embedding is zero.
+    """
+
+    maps: np.ndarray
+    units: np.ndarray
+    norms: list[np.floating]
+    map_codes: np.ndarray
+    inverse_prefix_norms: np.ndarray
+    embedding_codes: np.ndarray
+    inverse_embedding_norms: np.ndarray
+
+    @classmethod
+    def of(cls, maps: np.ndarray, units: np.ndarray) -> "Records":
+        """From maps [n, L, J] and unit embeddings [n, h], float32."""
+        codes = np.rint(np.minimum(maps, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may be a little more than 1
+        squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=2)
+        embedding_codes = np.rint(units / EMBEDDING_SCALE).astype(np.int16)
+        lengths = np.array(
+            [np.linalg.norm(row.astype(np.float32) * EMBEDDING_SCALE) for row in embedding_codes], dtype=np.float32
+        )
+        inverse = np.divide(np.float32(1.0), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        norms = [np.linalg.norm(map_) for map_ in maps]
+        return cls(maps, units, norms, codes, 1.0 / np.sqrt(np.cumsum(squares, axis=1)), embedding_codes, inverse)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def own_map_dots(self) -> np.ndarray:
+        """Products of their maps with each other as a store would keep them, [n, n]: of map i with record k."""
+        return _dots(self.map_codes, self.maps * MAP_SCALE)
+
+    def own_embedding_dots(self) -> np.ndarray:
+        """The same of their embeddings."""
+        return _dots(self.embedding_codes, self.units * EMBEDDING_SCALE)
+
+
+def _dots(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    dots = np.zeros((len(weights), len(codes)), dtype=np.float32)
+    kept = np.ascontiguousarray(codes.reshape(len(codes), -1).T)
+    accumulate_dots_of_rows(kept, weights.reshape(len(weights), -1), len(codes), dots)
+    return dots

@@ -1,0 +1,41 @@
+"""The sizes of the published models as a table that comes with the project: what `ModelSize.from_config` makes of their
+configurations takes Transformers five seconds. `python -m finemoe.simulation.published_sizes` writes it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finemoe.files import atomic_path
+from finemoe.paths import MODEL_CONFIGS, PUBLISHED_SIZES
+
+
+def known_size(config: Path) -> dict[str, Any] | None:
+    """The fields of a configuration's `ModelSize`; None where the table is of another content of the file, or has none."""
+    if not PUBLISHED_SIZES.is_file():
+        return None
+    row = json.loads(PUBLISHED_SIZES.read_text(encoding="utf-8")).get(config.stem)
+    is_of_it = row is not None and config.is_file() and row["config_sha256"] == _digest(config)
+    return row["size"] if is_of_it else None
+
+
+def write_table() -> None:
+    """Work out the size of every configuration in data/models/configs."""
+    from finemoe.simulation.cost import ModelSize
+
+    rows = {
+        config.stem: {"config_sha256": _digest(config), "size": asdict(ModelSize.from_config(config, config.stem))}
+        for config in sorted(MODEL_CONFIGS.glob("*.json"))
+    }
+    with atomic_path(PUBLISHED_SIZES) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest(config: Path) -> str:
+    return hashlib.sha256(config.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    write_table()
