@@ -3,7 +3,8 @@
 Every device has its own slots and its own link. A link moves one expert at a time; a prefetch is chosen when the link is free, by
 probability / (layer - running layer), and is dropped once its layer has come. A demanded expert that is missing is loaded at
 once: it waits for the chunk that is being moved, then prefetching pauses until all demanded ones are there. Experts are computed
-in ascending order on their own device, each as soon as it is there. Nothing is random: same inputs, same times.
+on their own device, each as soon as it is there: in ascending order, or those that are there first. Nothing is random: same
+inputs, same times.
 """
 
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ class Clockwork:
         load_s: one expert over its link on demand, latency included. chunk_s: one chunk of a prefetch, which a demanded load may
             have to wait for. prefetch_s: one expert ahead of demand, chunk by chunk; None: as on demand.
         waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s: what it takes to go on after waiting for a load.
+        hand_over_s: inference itself does what the policy does in less time, unless earlier work of the policy's goes on beside
+            it. hits_first: a device computes its experts in the order in which they are there, ascending among equals, unless one
+            must wait for another's slot; otherwise always in ascending order.
     """
 
     def __init__(
@@ -63,10 +67,12 @@ class Clockwork:
         waits: int = BESIDE,
         wake_s: float = 0.0,
         prefetch_s: float | None = None,
+        hand_over_s: float = 0.0,
+        hits_first: bool = False,
     ) -> None:
         prefetch_s = load_s if prefetch_s is None else prefetch_s
-        seconds = map(float, (load_s, prefetch_s, chunk_s, wake_s))
-        self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, *seconds)
+        seconds = tuple(map(float, (load_s, prefetch_s, chunk_s, wake_s, hand_over_s)))
+        self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, bool(hits_first), *seconds)
 
     def hold(self, experts: np.ndarray) -> None:
         """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""
@@ -104,6 +110,7 @@ def run(machine, events, durations, said, ends, counts, times):  # type: ignore[
         if events.is_start[event]:
             _start_iteration(machine, events, event, durations, said, ends)
         begin = now = machine.clock[0]
+        machine.clock[2] = 0.0
         if events.is_start[event]:
             now = _publish(machine, events, durations, 2 * event, begin, machine.waits != BESIDE, said, ends)
         gate = now + durations.before[event]
@@ -120,9 +127,7 @@ def run(machine, events, durations, said, ends, counts, times):  # type: ignore[
         counts[event, 3] = _total(machine, PREFETCH_LOADS) - ahead
         counts[event, 4] = _total(machine, WASTED) - wasted
         times[event, 0], times[event, 1] = begin, end
-        own = 0.0  # the policy's work that inference waited for is no waiting for weights
-        if machine.waits != BESIDE:
-            own = durations.search[2 * event + 1] + (durations.search[2 * event] if events.is_start[event] else 0.0)
+        own = machine.clock[2]  # is no waiting for weights
         times[event, 2] = end - begin - durations.before[event] - longest - durations.after[event] - own
     _hear_all(machine, events, said, ends)
 
@@ -158,16 +163,22 @@ def _start_iteration(machine, events, event, durations, said, ends):  # type: ig
 @borrowing
 def _publish(machine, events, durations, moment, now, waits, said, ends):  # type: ignore[no-untyped-def]
     """The policy is told something; it answers once its own work is done. Returns when inference goes on."""
-    answered = max(now, machine.clock[1]) + durations.search[moment]
+    search_s = durations.search[moment]
+    is_at_once = machine.clock[1] <= now and search_s < machine.hand_over_s
+    answered = max(now, machine.clock[1]) + search_s
     machine.clock[1] = answered
     said[ends[1], 0], said[ends[1], 1] = answered, moment
     ends[1] += 1
-    if not waits:
+    if not (waits or is_at_once):
         return now
+    machine.clock[2] += search_s
     _pass_time(machine, events, answered, said, ends)
+    if not waits:
+        return answered
+    loaded = answered
     for d in range(machine.link_s.shape[0]):
-        answered = max(answered, drain(machine, d))
-    return answered
+        loaded = max(loaded, drain(machine, d))
+    return loaded + machine.wake_s if loaded > answered else answered
 
 
 @borrowing
@@ -229,25 +240,36 @@ def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-de
 
 @borrowing
 def _compute(machine, events, event, durations, start, counts):  # type: ignore[no-untyped-def]
-    """Every device computes its experts in ascending order as they come; returns when all are done, and the longest device's own
-    work."""
-    layer, begin, ready, ends_s, work_s = (
-        events.layers[event],
-        events.begins[event],
-        machine.ready,
-        machine.ends_s,
-        machine.work_s,
-    )
-    experts, base = events.demanded[begin : events.begins[event + 1]], layer * machine.caches.stats.num_experts
-    ends_s[:] = start
-    work_s[:] = 0.0
-    for index in range(experts.shape[0]):
-        d = machine.owners[base + experts[index]]
-        if ready[index] < 0:
-            load_in_turn(machine, d, index, layer, ends_s[d], experts)
-            counts[event, 2] += 1
-        if ready[index] > ends_s[d]:  # waits for it, and wakes up
-            ends_s[d] = ready[index] + machine.wake_s
-        ends_s[d] += durations.expert[begin + index]
-        work_s[d] += durations.expert[begin + index]
+    """Every device computes its experts as they come; returns when all are done, and the longest device's own work."""
+    layer, begin, ends_s, work_s = events.layers[event], events.begins[event], machine.ends_s, machine.work_s
+    experts = events.demanded[begin : events.begins[event + 1]]
+    for d in range(machine.link_s.shape[0]):
+        now, own = start, 0.0
+        for index in machine.places[: _line_up(machine, d, layer, experts)]:
+            if machine.ready[index] < 0:
+                load_in_turn(machine, d, index, layer, now, experts)
+                counts[event, 2] += 1
+            if machine.ready[index] > now:  # waits for it, and wakes up
+                now = machine.ready[index] + machine.wake_s
+            now += durations.expert[begin + index]
+            own += durations.expert[begin + index]
+        ends_s[d], work_s[d] = now, own
     return max(start, _greatest(ends_s)), _greatest(work_s)
+
+
+@borrowing
+def _line_up(machine, d, layer, experts):  # type: ignore[no-untyped-def]
+    """Fill `places` with one device's part of the demanded set, in the order in which it computes it; returns how many."""
+    base, places, count, is_sorted = layer * machine.caches.stats.num_experts, machine.places, 0, machine.hits_first
+    for index in range(experts.shape[0]):
+        if machine.owners[base + experts[index]] == d:
+            is_sorted = is_sorted and machine.ready[index] >= 0
+            places[count] = index
+            count += 1
+    for end in range(1, count if is_sorted else 0):  # a stable sort: hardly any is out of order
+        place, at = places[end], end
+        while at and machine.ready[places[at - 1]] > machine.ready[place]:
+            places[at] = places[at - 1]
+            at -= 1
+        places[at] = place
+    return count

@@ -15,11 +15,11 @@ class Machine(NamedTuple):
     """Everything that changes, and what it is told: D devices of S slots, N = L·J experts by flat id.
 
     Attributes:
-        weigh, visit: the eviction rule. waits, load_s, prefetch_s, chunk_s, wake_s: see Clockwork.
+        weigh, visit: the eviction rule. waits, load_s, prefetch_s, chunk_s, wake_s, hand_over_s, hits_first: see Clockwork.
         owners: [N] each expert's device. caches: of all devices.
         link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes. flying: [D] the expert
             in flight, or NOTHING.
-        clock: [2] when the last layer ended, when the matcher is free.
+        clock: [3] when the last layer ended, when the matcher is free, and how much of the running layer was the policy's work.
         ready: [J] when each demanded expert of the running layer is there, by its place in the set; see transfers.py.
         found, mine, places: [J] room for one device's part of a demanded set: where each was, its id, its place in the set.
         ends_s, work_s: [D] room for when each device has computed, and what of that was work.
@@ -32,6 +32,8 @@ class Machine(NamedTuple):
     prefetch_s: float
     chunk_s: float
     wake_s: float
+    hand_over_s: float
+    hits_first: bool
     owners: np.ndarray
     caches: CacheState
     link_s: np.ndarray
@@ -52,10 +54,12 @@ def idle_machine(
     num_devices: int,
     num_slots: int,
     waits: int,
+    hits_first: bool,
     load_s: float,
     prefetch_s: float,
     chunk_s: float,
     wake_s: float,
+    hand_over_s: float,
 ) -> Machine:
     """A machine that nothing has happened to; arguments as in Clockwork."""
     num_layers, num_experts = owners.shape
@@ -69,12 +73,14 @@ def idle_machine(
         prefetch_s=prefetch_s,
         chunk_s=chunk_s,
         wake_s=wake_s,
+        hand_over_s=hand_over_s,
+        hits_first=hits_first,
         owners=np.ascontiguousarray(owners.reshape(-1)),
         caches=empty_state(num_layers, num_experts, num_slots, own, waits == AFTER_LAYER, num_devices),
         link_s=np.zeros(num_devices),
         rest_s=np.zeros(num_devices),
         flying=np.full(num_devices, NOTHING),
-        clock=np.zeros(2),
+        clock=np.zeros(3),
         ready=np.zeros(num_experts),
         found=np.zeros(num_experts, dtype=np.uint8),
         mine=np.zeros(num_experts, dtype=np.int64),

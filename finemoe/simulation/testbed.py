@@ -12,7 +12,7 @@ from finemoe.units import is_whole
 FOLDER = DATA / "hardware"
 _MAY_BE_ZERO = (
     *("link_latency_s", "chunk_overhead_s", "interconnect_latency_s", "layer_overhead_s", "expert_overhead_s"),
-    "search_overhead_s",
+    *("search_overhead_s", "hand_over_s", "hits_first"),
 )
 
 
@@ -27,8 +27,11 @@ class Testbed:
         interconnect_bytes_per_s, interconnect_latency_s: between devices.
         layer_overhead_s, expert_overhead_s: what the framework takes per decoder layer and per expert computed.
         search_bytes_per_s, search_overhead_s: how fast a policy reads what it searches, and what a search takes at least.
-        chunk_overhead_s: what a chunk of a prefetch takes beyond its bytes and the link's latency; the only one that a file may
-            leave out, since copies that are issued in time have none.
+        chunk_overhead_s: what a chunk of a prefetch takes beyond its bytes and the link's latency.
+        hand_over_s: what a search must take to be worth a thread of its own; inference itself does what takes less.
+        hits_first: 1 if a layer's experts are computed in the order in which they are there, 0 if in ascending order.
+        A file may leave the last three out, which are 0 then: copies that are issued in time cost nothing beyond their bytes, and
+        the paper's system searches beside inference and computes in the model's own order.
     Raises:
         FinemoeError: a value is out of range.
     """
@@ -48,6 +51,8 @@ class Testbed:
     search_bytes_per_s: float
     search_overhead_s: float
     chunk_overhead_s: float = 0.0
+    hand_over_s: float = 0.0
+    hits_first: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -115,7 +120,7 @@ def sourced(entry: Any, name: str, path: Path) -> Any:
     if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not str(entry["source"]).strip():
         raise FinemoeError(f"{path}: {name} must be written {{value: NUMBER, source: WHERE IT COMES FROM}}")
     value = entry["value"]
-    is_count = name == "devices" and isinstance(value, float) and value == int(value)
+    is_count = name in ("devices", "hits_first") and isinstance(value, float) and value == int(value)
     return int(value) if is_count else value
 
 
@@ -126,3 +131,5 @@ def _require_in_range(name: str, value: Any) -> None:
         raise FinemoeError(f"{name} must be positive")
     if name == "devices" and not is_whole(value):
         raise FinemoeError(f"devices is {value!r}; it is a whole number")
+    if name == "hits_first" and value not in (0, 1):
+        raise FinemoeError(f"hits_first is {value!r}; it is 1 or 0")

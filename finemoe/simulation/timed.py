@@ -42,7 +42,8 @@ class Pace(Protocol):
 
     Attributes:
         num_devices; expert_bytes: of one expert; load_s, prefetch_s: one expert over a link, on demand and chunk by chunk ahead;
-        chunk_s: one chunk; wake_s: what it takes to go on after waiting. hidden_size: h of the model meant.
+        chunk_s: one chunk; wake_s: what it takes to go on after waiting. hand_over_s, hits_first: see Clockwork. hidden_size: h
+        of the model meant.
     """
 
     @property
@@ -62,6 +63,12 @@ class Pace(Protocol):
 
     @property
     def wake_s(self) -> float: ...
+
+    @property
+    def hand_over_s(self) -> float: ...
+
+    @property
+    def hits_first(self) -> bool: ...
 
     @property
     def hidden_size(self) -> int: ...
@@ -105,6 +112,14 @@ class ModelledPace:
         testbed = self.cost.testbed
         whole_s = testbed.link_latency_s + testbed.chunk_overhead_s + CHUNK_BYTES / testbed.load_bytes_per_s
         return min(self.prefetch_s, whole_s)
+
+    @property
+    def hand_over_s(self) -> float:
+        return self.cost.testbed.hand_over_s
+
+    @property
+    def hits_first(self) -> bool:
+        return bool(self.cost.testbed.hits_first)
 
     @property
     def hidden_size(self) -> int:
@@ -171,8 +186,8 @@ class TimedCache:
         self.needs_future = rule.needs_future
         self._expert_bytes, self._memory_bytes = pace.expert_bytes, slots * num_devices * pace.expert_bytes
         owners = owners_of([num_experts] * num_layers, num_devices)
-        pace_of_link = pace.load_s, pace.chunk_s, waits_of(policy), pace.wake_s, pace.prefetch_s
-        self._clockwork = Clockwork(rule, owners, num_devices, slots, *pace_of_link)
+        of_link = pace.load_s, pace.chunk_s, waits_of(policy), pace.wake_s, pace.prefetch_s
+        self._clockwork = Clockwork(rule, owners, num_devices, slots, *of_link, pace.hand_over_s, pace.hits_first)
         self._tally = Tally(trace)
         if policy.holds_everything:
             self._clockwork.hold(np.arange(num_layers * num_experts))

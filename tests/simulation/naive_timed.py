@@ -85,9 +85,10 @@ class Link:
 
 
 def replay(
-    events, durations, rule, owner, num_layers, num_experts, num_slots, num_devices, load_s, chunk_s, waits, wake_s, prefetch_s
-):
-    """(hits, late, on demand, ahead, wasted) of each event, and (begin, end) of each.
+    events, durations, rule, owner, num_layers, num_experts, num_slots, num_devices, load_s, chunk_s, waits, wake_s, prefetch_s,
+    hand_over_s=0.0, hits_first=False,
+):  # fmt: skip
+    """(hits, late, on demand, ahead, wasted) of each event, and (begin, end, waited for weights) of each.
 
     Args:
         events: list of dicts (layer, is_start, demanded, before [answers], after [answers]); an answer is (layer, row, experts).
@@ -122,13 +123,19 @@ def replay(
             link.run(until, layer)
 
     def publish(answer, search_s, time, layer, must_wait):
+        """When inference goes on, and how long it has waited for weights."""
         nonlocal matcher
+        is_short = search_s < hand_over_s and matcher <= time
         matcher = max(time, matcher) + search_s
         answers.append((matcher, answer))
-        if not must_wait:
-            return time
+        if not must_wait and not is_short:
+            return time, 0.0
         pass_time(matcher, layer)
-        return max([matcher, *(link.drain(matcher, layer) for link in links)])
+        if not must_wait:
+            return matcher, 0.0
+        idle = max([matcher, *(link.drain(matcher, layer) for link in links)])
+        resumed = idle + wake_s if idle > matcher else matcher
+        return resumed, resumed - matcher
 
     for event, takes in zip(events, durations, strict=True):
         layer, before = event["layer"], sum(link.ahead for link in links)
@@ -140,9 +147,10 @@ def replay(
                 hear(answers.pop(0)[1], num_layers, False)
             for link in links:
                 link.pending, link.cache.awaited, link.cache.running, link.cache.layer = {}, set(), set(), -1
-        begin = now
+        begin, stalls = now, [0.0]
         if event["is_start"]:
-            now = publish(event["before"], takes["search_start"], now, -1, waits != BESIDE)
+            now, stall = publish(event["before"], takes["search_start"], now, -1, waits != BESIDE)
+            stalls.append(stall)
         gate = now + takes["before"]
         pass_time(gate, layer - 1)
         keys = [(layer, e) for e in event["demanded"]]
@@ -161,16 +169,25 @@ def replay(
             loads += link.demanded
         start = gate
         if waits != AFTER_LAYER:
-            start = publish(event["after"], takes["search_gate"], gate, layer, waits == AT_GATE)
-        ends = [start] * num_devices
+            start, stall = publish(event["after"], takes["search_gate"], gate, layer, waits == AT_GATE)
+            stalls.append(stall)
+        ends, there_at = [start] * num_devices, {key: time for link in links for key, time in link.there_at.items()}
+        if hits_first:
+            here, coming = ([key for key in keys if (there_at[key] > gate) == is_coming] for is_coming in (False, True))
+            while coming:
+                here.append(min(coming, key=lambda key: (there_at[key], key)))
+                coming.remove(here[-1])
+            keys = here
         for key in keys:
             number = owner(*key)
-            if links[number].there_at[key] > ends[number]:
-                ends[number] = links[number].there_at[key] + wake_s
+            if there_at[key] > ends[number]:
+                stalls.append(there_at[key] + wake_s - ends[number])
+                ends[number] = there_at[key] + wake_s
             ends[number] += takes["expert"][key[1]]
         now = max(ends) + takes["after"]
         if waits == AFTER_LAYER:
-            now = publish(event["after"], takes["search_gate"], now, layer, True)
+            now, stall = publish(event["after"], takes["search_gate"], now, layer, True)
+            stalls.append(stall)
         ahead = sum(link.ahead for link in links) - before
-        found.append((hits, late, loads, ahead, sum(link.cache.wasted for link in links) - wasted, begin, now))
+        found.append((hits, late, loads, ahead, sum(link.cache.wasted for link in links) - wasted, begin, now, sum(stalls)))
     return found

@@ -94,13 +94,16 @@ def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -
     waits=st.sampled_from([BESIDE, AT_GATE, AFTER_LAYER]),
     wake_s=st.sampled_from([0.0, 0.3]),
     prefetch_s=st.sampled_from([LOAD_S, 1.3 * LOAD_S]),
+    hand_over_s=st.sampled_from([0.0, 0.4, 2.0]),
+    hits_first=st.booleans(),
 )
-def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wake_s, prefetch_s):
-    events, durations, plain_events, plain_durations = random_run(seed)
-    owners, slots = owners_of([EXPERTS] * LAYERS, num_devices), 3 + spare  # a layer's set and a transfer always fit
+def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wake_s, prefetch_s, hand_over_s, hits_first):
+    events, durations, plain_events, plain_durations = random_run(seed, most=3)
+    owners, slots = owners_of([EXPERTS] * LAYERS, num_devices), 4 + spare  # a layer's set and a transfer always fit
     clockwork = Clockwork(
-        rule_named(rule, is_replay=True), owners, num_devices, slots, LOAD_S, CHUNK_S, waits, wake_s, prefetch_s
-    )
+        rule_named(rule, is_replay=True), owners, num_devices, slots, LOAD_S, CHUNK_S, waits, wake_s, prefetch_s, hand_over_s,
+        hits_first,
+    )  # fmt: skip
     if rule == "belady":
         first = FutureUses(LAYERS, EXPERTS)
         first.before(events.begins, events.demanded, 0)
@@ -108,11 +111,13 @@ def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wa
     found = clockwork.run(events, durations)
     expected = naive_timed.replay(
         plain_events, plain_durations, rule, lambda layer, e: int(owners[layer, e]), LAYERS, EXPERTS, slots, num_devices,
-        LOAD_S, CHUNK_S, waits, wake_s, prefetch_s,
+        LOAD_S, CHUNK_S, waits, wake_s, prefetch_s, hand_over_s, hits_first,
     )  # fmt: skip
     assert found.counts.tolist() == [list(one[:5]) for one in expected]
     np.testing.assert_allclose(found.starts, [one[5] for one in expected], atol=1e-7)
     np.testing.assert_allclose(found.ends, [one[6] for one in expected], atol=1e-7)
+    if num_devices == 1:
+        np.testing.assert_allclose(found.stalls, [one[7] for one in expected], atol=1e-7)
 
 
 def plain(seed: int = 0, **changes):
@@ -197,3 +202,73 @@ def test_a_late_expert_is_loaded_once_also_where_others_of_its_set_find_no_slot(
     durations = Durations(np.array([0.4, 0.1, 0.1]), np.full(5, 0.1), np.zeros(3), np.zeros(6), np.zeros(3))
     outcome = Clockwork(rule_named("lru"), owners_of([EXPERTS] * 3, 1), 1, 2, LOAD_S, CHUNK_S).run(events, durations)
     assert outcome.counts[1].tolist() == [0, 1, 2, 0, 0]
+
+
+def one_layer_after_another(slots: int, demanded: list[list[int]], expert_s: list[float], **options):
+    """Layer 0 of successive iterations demands these sets, nobody predicts, and a gate speaks every 0.1 s."""
+    count = len(demanded)
+    none = np.zeros(2 * count + 1, dtype=np.int64)
+    events = Events(
+        layers=np.zeros(count, int), is_start=np.ones(count, bool), begins=np.cumsum([0, *map(len, demanded)]),
+        demanded=np.concatenate(demanded), next_use=np.zeros(len(expert_s), int), update_begins=none,
+        update_layers=np.zeros(0, int), update_rows=np.zeros(0, int), rows=np.zeros((0, EXPERTS), np.float32),
+        prefetch_begins=none, prefetches=np.zeros(0, int),
+    )  # fmt: skip
+    search_s = options.pop("search_s", 0.0)
+    durations = Durations(
+        np.full(count, 0.1), np.array(expert_s), np.zeros(count), np.tile([0.0, search_s], count), np.zeros(count)
+    )
+    clockwork = Clockwork(rule_named("lru"), owners_of([EXPERTS], 1), 1, slots, LOAD_S, CHUNK_S, **options)
+    return clockwork.run(events, durations)
+
+
+@pytest.mark.parametrize(
+    ("hits_first", "end_s"),
+    [
+        (False, LOAD_S + 0.9 + 0.3 + 0.2),  # the load of 1 is waited for; that of 5 is over when its turn comes
+        (True, 2 * LOAD_S + 0.2),  # 3 is computed while 1 is loaded, and 1 while 5 is
+    ],
+)
+def test_a_hit_is_computed_while_misses_are_loaded(hits_first, end_s):
+    """3 is there; 1 and 5 are loaded one after the other; they take 0.9, 0.3 and 0.2 s to compute."""
+    outcome = one_layer_after_another(6, [[3], [1, 3, 5]], [0.5, 0.9, 0.3, 0.2], hits_first=hits_first)
+    begin = outcome.starts[1]
+    assert outcome.ends[1] - begin - 0.1 == pytest.approx(end_s)
+    assert outcome.counts[1].tolist() == [1, 0, 2, 0, 0]
+    assert outcome.stalls[1] == pytest.approx(end_s - 1.4)
+
+
+def test_experts_that_take_turns_are_computed_in_ascending_order():
+    """Two slots for 1, 3 and 5: 5 takes that of 1 when 1 has been computed, hits first or not."""
+    both = [one_layer_after_another(2, [[3], [1, 3, 5]], [0.5, 0.9, 0.3, 0.2], hits_first=one).ends for one in (False, True)]
+    assert both[0].tolist() == both[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("hand_over_s", "end_s"),
+    [
+        (0.0, 0.1 + LOAD_S + 0.4),  # the thread searches
+        (0.2, 0.1 + LOAD_S + 0.4),  # as short as handing it over
+        (0.3, 0.1 + LOAD_S + 0.4),  # at once, while the expert is loaded
+    ],
+)
+def test_a_search_beside_a_load_costs_nothing(hand_over_s, end_s):
+    outcome = one_layer_after_another(6, [[3], [3]], [0.4, 0.4], search_s=0.2, hand_over_s=hand_over_s)
+    assert outcome.ends[0] == pytest.approx(end_s)
+    assert outcome.ends[1] - outcome.starts[1] == pytest.approx(0.1 + (0.2 if hand_over_s > 0.2 else 0.0) + 0.4)
+    assert outcome.stalls.tolist() == pytest.approx([LOAD_S - (0.2 if hand_over_s > 0.2 else 0.0), 0.0])
+
+
+def test_a_search_at_once_waits_for_its_turn():
+    """A start's search of 2 s is not short; the gate's, which is, comes behind it in the thread."""
+    count = 1
+    events = Events(
+        layers=np.zeros(count, int), is_start=np.ones(count, bool), begins=np.array([0, 1]), demanded=np.array([3]),
+        next_use=np.zeros(1, int), update_begins=np.zeros(3, int), update_layers=np.zeros(0, int),
+        update_rows=np.zeros(0, int), rows=np.zeros((0, EXPERTS), np.float32), prefetch_begins=np.zeros(3, int),
+        prefetches=np.zeros(0, int),
+    )  # fmt: skip
+    for start_s, end_s in ((2.0, 0.1 + LOAD_S + 0.4), (0.2, 0.2 + 0.1 + LOAD_S + 0.4)):
+        durations = Durations(np.array([0.1]), np.array([0.4]), np.zeros(1), np.array([start_s, 0.2]), np.zeros(1))
+        clockwork = Clockwork(rule_named("lru"), owners_of([EXPERTS], 1), 1, 6, LOAD_S, CHUNK_S, hand_over_s=0.3)
+        assert clockwork.run(events, durations).ends[0] == pytest.approx(end_s)

@@ -75,6 +75,31 @@ def test_a_user_s_own_profile_is_loaded_by_its_path(tmp_path):
         Machine.load("rtx9090")
 
 
+def test_a_profile_says_how_its_engine_works(tmp_path):
+    """In line with inference or beside it, and in which order; without a word, as the paper's system does."""
+    text, path = (FOLDER / "rtx3090.yaml").read_text(), tmp_path / "mine.yaml"
+    path.write_text(text + "hand_over_s: {value: 1.0e-4, source: measured}\nhits_first: {value: 1, source: its engine}\n")
+    assert Machine.load(path) == replace(Machine.load("rtx3090"), hand_over_s=1e-4, hits_first=1)
+    assert {(one.hand_over_s, one.hits_first) for one in map(Machine.load, known_testbeds())} == {(0.0, 0)}
+    path.write_text(text + "hits_first: {value: 2, source: its engine}\n")
+    with pytest.raises(FinemoeError, match="hits_first is 2; it is 1 or 0"):
+        Machine.load(path)
+
+
+def test_a_replay_works_as_its_testbed_says(toy):
+    """The same loads: hits first are computed while they come, and a search at once is inference's own time."""
+    slow_searches = replace(Machine.load("rtx3090"), search_overhead_s=1e-3)
+
+    def served(policy, **change):
+        return finemoe.replay(SERVED, policy, 0.5, hardware=replace(slow_searches, **change), history=HISTORY)
+
+    in_order, as_they_come = (served("on-demand", hits_first=one) for one in (0, 1))
+    assert as_they_come.layer_misses == in_order.layer_misses
+    assert as_they_come.tpot_s < in_order.tpot_s
+    beside, at_once = (served("finemoe", hand_over_s=one) for one in (0.0, 1.0))
+    assert at_once.tpot_s > beside.tpot_s + 2e-3  # an iteration's start and some gates search
+
+
 def test_sizes_of_mixtral_add_up():
     """8 experts of 3 matrices 4096 x 14336; attention 4096 x (4096 + 1024 + 1024 + 4096); a router; two norms; two embeddings."""
     size = ModelSize.from_config(MODEL_CONFIGS / "mixtral-8x7b.json")

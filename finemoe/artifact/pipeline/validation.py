@@ -69,6 +69,8 @@ class MeasuredPace:
     search_s: tuple[float, float]
     num_devices: int = 1
     hidden_size: int = 0
+    hand_over_s: float = 0.0
+    hits_first: bool = True
 
     @property
     def expert_bytes(self) -> int:
