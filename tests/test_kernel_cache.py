@@ -190,3 +190,29 @@ def test_everything_works_for_a_user_without_a_home(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [24, True]
     assert done.stderr.count("\n") == done.stderr.count("compiled kernels cannot be kept") == 1
+
+
+CALLS = {
+    "arrays": ("np.zeros(number).sum()", "", False),
+    "a list": ("[number][np.int64(number > 5)]", "", False),
+    "hashes": ("len({str(number), 'more'})", "", False),
+    "threads": ("np.ones((number, number)).sum()", ", parallel=True", True),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kernel_from_the_cache_finds_what_it_calls(tmp_path, call):
+    """In a process that compiles nothing, which gets ready to compile only where the kernel calls what nobody has announced."""
+    expression, option, needs_more = CALLS[call]
+    lines = ["import numpy as np", "from finemoe.compiling import njit", f"@njit(cache=True{option})", "def count(number):"]
+    (tmp_path / "counting.py").write_text("\n".join([*lines, f"    return {expression}", ""]))
+    program = (
+        "import sys, counting; found = counting.count(3); "
+        "print(found, sum(counting.count.stats.cache_hits.values()), 'numba.typed.dictimpl' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    run = lambda: subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)  # noqa: E731
+    compiled, loaded = run(), run()
+    found, hits, is_ready = loaded.stdout.split()
+    assert compiled.stdout.split() == [found, "0", "True"], compiled.stderr
+    assert (hits, is_ready) == ("1", str(needs_more))

@@ -127,16 +127,22 @@ def _rank_rows(probs, selected):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _permute_row(values, is_selected):  # type: ignore[no-untyped-def]
-    order = np.argsort(-values, kind="mergesort")
-    ordered = values[order]
-    num_selected = is_selected.sum()
+    order, ordered = np.empty(len(values), dtype=np.int64), np.empty(len(values), dtype=np.float32)
+    num_selected = 0
+    for expert in range(len(values)):  # into their places, the greatest first: what NumPy offers for it is slow to load
+        place = expert
+        while place > 0 and ordered[place - 1] < values[expert]:
+            order[place], ordered[place] = order[place - 1], ordered[place - 1]
+            place -= 1
+        order[place], ordered[place] = expert, values[expert]
+        num_selected += int(is_selected[expert])
     next_selected, next_other = 0, num_selected
-    for expert in order:
-        if is_selected[expert]:
-            values[expert] = ordered[next_selected]
+    for ranked in order:
+        if is_selected[ranked]:
+            values[ranked] = ordered[next_selected]
             next_selected += 1
         else:
-            values[expert] = ordered[next_other]
+            values[ranked] = ordered[next_other]
             next_other += 1
     last = ordered[num_selected - 1]
     if num_selected < len(ordered) and ordered[num_selected] == last:

@@ -7,7 +7,7 @@ import numpy as np
 from finemoe.policies.block import Block
 from finemoe.traces import PREFILL, RoutingTrace
 
-_MOST_ROWS, _MOST_VALUES = 4096, 1 << 23  # of a block: rows, and gate values in them
+_MOST_ROWS, _MOST_VALUES = 512, 1 << 20  # of a block: rows, and gate values in them
 
 
 def block_rows(trace: RoutingTrace) -> int:
