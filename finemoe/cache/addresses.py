@@ -4,10 +4,10 @@ import numpy as np
 
 from finemoe import native
 from finemoe.cache import state
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import CacheState, Statistics
 from finemoe.compiling import njit
 from finemoe.native import bool_at, float32_at, float64_at, int64_at, uint8_at
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__, state.__file__)
 _SIZES = 4  # N, S, L, R, before the addresses

@@ -6,7 +6,6 @@ once, hits are judged before anything is admitted, and none of the set can be a 
 
 from finemoe.cache import prefetch_queue, state
 from finemoe.cache.prefetch_queue import forget_prefetches
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import (
     ABSENT,
     ADMITTED,
@@ -27,6 +26,7 @@ from finemoe.cache.state import (
     WASTED,
 )
 from finemoe.compiling import borrowing
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, prefetch_queue.__file__, state.__file__)
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from finemoe.cache import state
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, AHEAD, LAYER, NUM_PENDING
 from finemoe.compiling import borrowing, njit
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, state.__file__)
 NOTHING = -1

@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.maps import kernels, selection
 from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_neighbours
 from finemoe.maps.selection import select_rows
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, kernels.__file__, selection.__file__)
 
 
 @njit(cache=True, nogil=True)
-def follow(codes, target, inverse_norms, probs, dots, squares, top_k, is_similarity_aware):  # type: ignore[no-untyped-def]
+def follow_gate(codes, target, inverse_norms, probs, dots, squares, top_k, is_similarity_aware):  # type: ignore[no-untyped-def]
     """A layer extends the prefix, the nearest map says what the target layer is expected to do, and experts are selected of that.
 
     Args:

@@ -7,7 +7,7 @@ running dots [B, C], so a layer's search costs one [B, J] x [J, C] product howev
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.following import follow
+from finemoe.maps.following import follow_gate
 from finemoe.maps.kernels import advance_prefix, follow_prefix, gather_layers, gather_rows, nearest_neighbours
 from finemoe.maps.store import ExpertMapStore
 
@@ -53,7 +53,7 @@ class TrajectorySearch:
         if not self._dots.shape[1]:
             raise FinemoeError(_NOTHING)
         codes, norms = self._codes, self._inverse_norms[layer]
-        return follow(codes[layer], codes[target], norms, probs, self._dots, self._squares, top_k, is_similarity_aware)
+        return follow_gate(codes[layer], codes[target], norms, probs, self._dots, self._squares, top_k, is_similarity_aware)
 
     def _require_next(self, layer: int, probs: np.ndarray) -> None:
         if layer != self._num_layers_seen:

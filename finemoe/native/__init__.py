@@ -40,7 +40,7 @@ if IS_COMPILED:
     )
 else:
     from finemoe.native import plain as compiled  # type: ignore[no-redef]
-    from finemoe.native.plain import (  # type: ignore[assignment]
+    from finemoe.native.plain import (
         bool_at,
         copy_bytes,
         float32_at,

@@ -25,13 +25,16 @@ _prctl: Any = types.ExternalFunction("prctl", types.int32(types.int32, types.int
 
 
 @intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
+def _as_pointer(typingctx: Any, address: Any) -> Any:
     """An address as the C library takes it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+_pointer: Any = _as_pointer
 
 
 def function_types(returns: Any, *examples: Any) -> tuple[Any, Any]:

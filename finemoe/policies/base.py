@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.errors import FinemoeError
 from finemoe.maps import ranking
@@ -20,6 +19,7 @@ from finemoe.maps.ranking import are_within
 from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.policies.block import Block
 from finemoe.policies.predictions import Predictions
+from finemoe.stale_kernels import forget_stale_kernels
 from finemoe.traces import RoutingTrace
 from finemoe.units import is_whole
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from finemoe import native
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.native import copy_bytes, float64_at, int64_at, lock, new_mutex, now_ns, set_timer_slack, sleep_until, unlock
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__)
 _FREE_AT = 16  # behind a mutex: when the link is free (ns), then ns per byte (float64)

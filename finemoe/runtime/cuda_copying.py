@@ -3,9 +3,9 @@
 import numpy as np
 
 from finemoe import native
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.native import function_types, int64_at, lock, new_mutex, unlock
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__)
 # Places of a link, behind a mutex: context and stream; the driver's functions; events for copies and for fences, each a ring; and

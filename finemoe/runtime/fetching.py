@@ -5,13 +5,13 @@ import numpy as np
 from finemoe import native
 from finemoe.cache import kernels, prefetch_queue, state
 from finemoe.cache.prefetch_queue import NOTHING
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, HELD, NUM_PENDING
 from finemoe.compiling import njit
 from finemoe.native import int64_at, lock, now_ns, set_timer_slack, unlock, wait, wait_until, wake_all
 from finemoe.runtime import board as at
 from finemoe.runtime import transitions
 from finemoe.runtime.transitions import CLOSED, FAILED, NO_SLOT, PATIENCE_NS, cache_of, copy_at, give_slot, wait_at
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, *(one.__file__ for one in (native.compiled, kernels, prefetch_queue, state, at, transitions)))
 _LEAST_SLACK_NS = 1

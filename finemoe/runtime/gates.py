@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.compiling import njit
 from finemoe.maps import expert_map, ranking
 from finemoe.maps.ranking import are_within, as_half, pairwise_sum, rank_as_selected, record_rows
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, ranking.__file__)
 _LEAST_KNOWN = np.float32(2.0**-14)  # a selected expert without weight is still known to be selected

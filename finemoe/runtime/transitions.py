@@ -11,12 +11,12 @@ import numpy as np
 from finemoe import native
 from finemoe.cache import addresses, kernels, prefetch_queue, state
 from finemoe.cache.addresses import cache_at
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, HELD, NUM_PENDING, NUM_RESIDENT, RESIDENT, empty_state
 from finemoe.compiling import njit
 from finemoe.native import function_types, int64_at, lock, now_ns, unlock, wait_until, wake_all
 from finemoe.report import DEMANDED, NUM_MOVED, PREFETCHED, WASTED
 from finemoe.runtime import board as at
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, *(one.__file__ for one in (native.compiled, addresses, kernels, prefetch_queue, state, at)))
 FAILED = -2  # the eviction rule, or the link

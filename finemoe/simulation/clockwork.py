@@ -15,7 +15,6 @@ from finemoe.cache import kernels, prefetch_queue, state
 from finemoe.cache.kernels import demand, foresee, hear, start_iteration
 from finemoe.cache.prefetch_queue import post_prefetches
 from finemoe.cache.rules.base import EvictionRule
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, device_of
 from finemoe.compiling import borrowing
 from finemoe.simulation import machine as machines
@@ -23,6 +22,7 @@ from finemoe.simulation import transfers
 from finemoe.simulation.kernel_inputs import Durations, Events
 from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE, hold_on_devices, idle_machine
 from finemoe.simulation.transfers import ABSENT_YET, advance, drain, load_in_turn, load_missing
+from finemoe.stale_kernels import forget_stale_kernels
 
 _SOURCES = kernels, prefetch_queue, state, machines, transfers
 forget_stale_kernels(__file__, *(module.__file__ for module in _SOURCES))

@@ -13,7 +13,6 @@ from finemoe.cache.placement import owners_of
 from finemoe.cache.prefetch_queue import NOTHING, post_prefetches, take_most_urgent
 from finemoe.cache.rules import rule_named
 from finemoe.cache.rules.base import EvictionRule
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, empty_state, hold
 from finemoe.compiling import borrowing, failures_raised
 from finemoe.policies.base import Policy
@@ -21,6 +20,7 @@ from finemoe.policies.block import Block
 from finemoe.report import Report
 from finemoe.simulation.kernel_inputs import Durations, Events
 from finemoe.simulation.tally import Tally
+from finemoe.stale_kernels import forget_stale_kernels
 from finemoe.traces import RoutingTrace
 
 forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__)

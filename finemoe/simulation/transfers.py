@@ -9,9 +9,9 @@ import numpy as np
 from finemoe.cache import kernels, prefetch_queue, state
 from finemoe.cache.kernels import admit, complete, release
 from finemoe.cache.prefetch_queue import NOTHING, take_most_urgent
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import RESIDENT, device_of
 from finemoe.compiling import borrowing
+from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__)
 ABSENT_YET, HAS_SLOT = -1.0, -2.0

@@ -13,7 +13,7 @@ from numba.core.dispatcher import Dispatcher
 import finemoe.cache
 import finemoe.simulation
 from finemoe.cache import state
-from finemoe.cache.stale import forget_stale_kernels
+from finemoe.stale_kernels import forget_stale_kernels
 
 MODULES = [
     importlib.import_module(found.name)

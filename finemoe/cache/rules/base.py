@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from finemoe.cache import state
-from finemoe.cache.stale import forget_stale_kernels
 from finemoe.cache.state import Statistics, empty_state
 from finemoe.compiling import njit, pointer
 from finemoe.native import function_addresses
+from finemoe.stale_kernels import forget_stale_kernels
 
 Weigh = Callable[[Statistics, np.ndarray, np.ndarray], None]
 Visit = Callable[[Statistics, int, np.ndarray], None]

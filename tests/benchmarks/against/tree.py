@@ -62,7 +62,8 @@ class Worker:
         Raises:
             TreeError: the command failed there, or the process is gone.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": do, "told": told}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
