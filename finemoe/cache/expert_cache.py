@@ -54,7 +54,7 @@ class ExpertCache:
         stats, nobody = self._arrays.stats, np.empty(0, dtype=np.int64)
         try:
             self.rule.weigh(stats, self._arrays.held, self._arrays.worth.copy())
-            self.rule.visit(stats._replace(own=stats.own.copy()), max(self.layer, 0), nobody)
+            self.rule.visit(stats, max(self.layer, 0), nobody)
         except Exception as error:
             failure = EngineError(f"the eviction rule failed: {type(error).__name__}: {error}; the engine cannot go on, close it")
             failure.__cause__ = error
