@@ -89,8 +89,8 @@ class Block:
         return self.counts > 0
 
     def told(self, distance: int) -> np.ndarray:
-        """The moment at which each layer of each iteration is predicted, [n, L], by who looks so many layers ahead: the first ones
-        at its start."""
+        """The moment at which each layer of each iteration is predicted, [n, L], by who looks so many layers ahead: the first
+        ones at its start."""
         layers = np.arange(self._trace.num_layers)
         moments: np.ndarray = self.at_start[:, None] + np.where(layers < distance, 0, 2 * (layers - distance) + 1)[None]
         return moments

@@ -96,8 +96,8 @@ class FineMoE(Policy):
         return Predictions.of(parts, self.setup.num_experts)
 
     def _nearest(self, gates: np.ndarray, embeddings: np.ndarray | None) -> tuple[int, np.ndarray, np.ndarray]:
-        """From which layer on something is known, and for it and those after it the nearest stored map of each row and how similar
-        it is, [m, B]; gates: [L, B, J]."""
+        """From which layer on something is known, and for it and those after it the nearest stored map of each row and how
+        similar it is, [m, B]; gates: [L, B, J]."""
         distance = self.setup.prefetch_distance
         if not len(self.store):
             return distance, np.zeros((0, gates.shape[1]), dtype=np.int64), np.zeros((0, gates.shape[1]), dtype=np.float32)
