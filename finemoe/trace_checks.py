@@ -18,8 +18,8 @@ _MAP_TOLERANCE = 0.02
 _TOP_K_TOLERANCE = 0.05  # wider: publishers round each of the K, often to bfloat16
 
 
-def check_trace(trace: TraceArrays) -> None:
-    """Refuse a trace whose arrays do not fit together or hold values that no router gives.
+def check_arrays(trace: TraceArrays) -> None:
+    """Refuse a trace whose arrays do not fit together, or whose rows make no requests.
 
     Raises:
         FinemoeError: one line that names the array, the row and the value.
@@ -30,6 +30,14 @@ def check_trace(trace: TraceArrays) -> None:
     _check_requests(trace)
     _check_steps(trace)
     _check_embeddings(trace)
+
+
+def check_values(trace: TraceArrays) -> None:
+    """Refuse a trace that holds values that no router gives.
+
+    Raises:
+        FinemoeError: one line that names the array, the row and the value.
+    """
     for rows in _blocks(trace, trace.num_rows, _values_per_row(trace)):
         _check_routing(trace, rows)
         _check_lookahead(trace, rows)

@@ -6,7 +6,7 @@ Probabilities and embeddings are kept in half precision; the embedding is stored
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from finemoe.errors import FinemoeError
 from finemoe.files import load_arrays, map_arrays, save_arrays
 from finemoe.plain import names, narrowed, plain_array, text, whole_number, whole_numbers
 from finemoe.trace_arrays import ROW_ARRAYS, TraceArrays
-from finemoe.trace_checks import check_ids, check_offsets, check_trace
+from finemoe.trace_checks import check_arrays, check_ids, check_offsets, check_values
 
 PREFILL = 0
 DECODE = 1
@@ -38,9 +38,21 @@ class RoutingTrace(TraceArrays):
     """
 
     def __post_init__(self) -> None:
+        self._settle()
+        check_values(self)
+
+    def _settle(self) -> None:
         for name, value in _plain(self).items():
             object.__setattr__(self, name, value)
-        check_trace(self)
+        check_arrays(self)
+
+    def _part(self, **changes: Any) -> "RoutingTrace":
+        """With some fields changed, to rows of this trace, whose values were checked when it was made."""
+        part = object.__new__(RoutingTrace)
+        for name, value in ({field.name: getattr(self, field.name) for field in fields(self)} | changes).items():
+            object.__setattr__(part, name, value)
+        part._settle()
+        return part
 
     @classmethod
     def from_topk(
@@ -137,8 +149,7 @@ class RoutingTrace(TraceArrays):
         requests = _numbers("request", requests, self.num_requests)
         pieces = [np.arange(self.offsets[request], self.offsets[request + 1]) for request in requests]
         offsets = np.cumsum([0, *(len(rows) for rows in pieces)], dtype=np.int64)
-        return replace(
-            self.arranged(np.concatenate([np.zeros(0, dtype=np.int64), *pieces]), offsets),
+        return self.arranged(np.concatenate([np.zeros(0, dtype=np.int64), *pieces]), offsets)._part(
             request_ids=tuple(self.request_ids[r] for r in requests) if self.request_ids else (),
             splits=tuple(self.splits[r] for r in requests) if self.splits else (),
         )
@@ -157,7 +168,7 @@ class RoutingTrace(TraceArrays):
         rows = _numbers("row", rows, self.num_rows)
         chosen: dict[str, Any] = {name: None if (a := getattr(self, name)) is None else a[rows] for name in ROW_ARRAYS}
         chosen |= {name: given for name, given in (("step", step), ("phase", phase)) if given is not None}
-        return replace(self, **chosen, offsets=offsets, request_ids=(), splits=())
+        return self._part(**chosen, offsets=offsets, request_ids=(), splits=())
 
     def decode(self) -> "RoutingTrace":
         """The trace without its prefills."""
@@ -165,7 +176,21 @@ class RoutingTrace(TraceArrays):
         rows_before = np.concatenate([[0], np.cumsum(is_decode)]).astype(np.int64)
         arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
         chosen: dict[str, Any] = {name: None if array is None else array[is_decode] for name, array in arrays.items()}
-        return replace(self, offsets=rows_before[self.offsets], **chosen)
+        return self._part(offsets=rows_before[self.offsets], **chosen)
+
+    def with_strides(self, strides: tuple[int, ...]) -> "RoutingTrace":
+        """The trace with the routers applied ahead at these strides only, which else take most of its memory.
+
+        Raises:
+            FinemoeError: one of them was not recorded.
+        """
+        if not strides or self.lookahead_ids is None or self.lookahead_probs is None:
+            return self._part(lookahead_strides=(), lookahead_ids=None, lookahead_probs=None)
+        if missing := set(strides) - set(self.lookahead_strides):
+            raise FinemoeError(f"routers applied {min(missing)} ahead are not recorded")
+        places = [self.lookahead_strides.index(stride) for stride in strides]
+        ids, probs = (array[:, places] for array in (self.lookahead_ids, self.lookahead_probs))
+        return self._part(lookahead_strides=strides, lookahead_ids=ids, lookahead_probs=probs)
 
     def split(self, name: str) -> "RoutingTrace":
         """The requests of one split, "history" or "served".

@@ -41,7 +41,7 @@ class MoEInfinity(Policy):
         self.collection = representatives(past, collection_capacity, setup.seed)
         self._running = np.zeros(shape)
         self._sizes = np.zeros(0)  # matrices kept at each iteration of the last block
-        self._begin_request()
+        self._dots = np.zeros(len(self.collection))
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         if context.starts_request:
@@ -119,7 +119,7 @@ class MoEInfinity(Policy):
             np.matmul(self.collection[:, event % self.setup.num_layers], of_event, out=dots[event])
         dots[0] += self._dots
         np.cumsum(dots, axis=0, out=dots)
-        self._dots = dots[-1].copy()
+        self._dots = np.array(dots[-1])
         return dots
 
     def _most(self, layer: int, counts: np.ndarray, num_rows: int) -> Prediction:

@@ -3,7 +3,7 @@
 Batches and long requests are made of recorded iterations, never of invented ones.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -74,15 +74,6 @@ class Arrangement:
         phase = np.where(step == 0, PREFILL, DECODE)
         made = trace.arranged(np.concatenate(pieces), offsets, step.astype(np.int32), phase.astype(np.uint8))
         return cls(made, _contexts(offsets), np.asarray(arrivals_s, dtype=float))
-
-
-def with_lookahead(trace: RoutingTrace, strides: tuple[int, ...]) -> RoutingTrace:
-    """The trace with the routers applied ahead at these strides only, which else take most of its memory."""
-    if not strides or trace.lookahead_ids is None or trace.lookahead_probs is None:
-        return replace(trace, lookahead_strides=(), lookahead_ids=None, lookahead_probs=None)
-    places = [trace.lookahead_strides.index(stride) for stride in strides]
-    ids, probs = (array[:, places] for array in (trace.lookahead_ids, trace.lookahead_probs))
-    return replace(trace, lookahead_strides=strides, lookahead_ids=ids, lookahead_probs=probs)
 
 
 def _contexts(offsets: np.ndarray) -> np.ndarray:

@@ -52,7 +52,9 @@ def demanded_sets(trace: RoutingTrace, block: Block) -> tuple[np.ndarray, np.nda
         demanded = np.sort(ids.reshape(-1, ids.shape[2]), axis=1)
         return np.arange(len(demanded) + 1) * ids.shape[2], demanded.reshape(-1)
     events = owners[:, None] * num_layers + np.arange(num_layers)[None]
-    keys = np.unique(events[:, :, None] * num_experts + ids)
+    is_demanded = np.zeros(block.num_iterations * num_layers * num_experts, dtype=np.bool_)
+    is_demanded[events[:, :, None] * num_experts + ids] = True
+    keys = np.flatnonzero(is_demanded)
     counts = np.bincount(keys // num_experts, minlength=block.num_iterations * num_layers)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), keys % num_experts
 

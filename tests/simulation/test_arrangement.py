@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import finemoe
 from finemoe.errors import FinemoeError
-from finemoe.simulation.arrangement import Arrangement, with_lookahead
+from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.events import demanded_sets, iteration_blocks
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 from tests.simulation.golden import FILE
@@ -77,7 +77,7 @@ def test_a_trace_without_prompts_makes_no_requests():
 
 
 def test_lookahead_can_be_left_out_or_thinned():
-    assert with_lookahead(TRACE, ()).lookahead_ids is None
-    thinned = with_lookahead(TRACE, (2,))
+    assert TRACE.with_strides(()).lookahead_ids is None
+    thinned = TRACE.with_strides((2,))
     assert thinned.lookahead_strides == (2,)
     np.testing.assert_array_equal(thinned.lookahead(slice(None), 2), TRACE.lookahead(slice(None), 2))

@@ -14,7 +14,7 @@ from finemoe.artifact.analysis.arrivals import queued
 from finemoe.artifact.analysis.latency import BASELINES, request_rows
 from finemoe.artifact.claims import Claim, Statement
 from finemoe.intervals import bootstrap_ratio
-from finemoe.simulation.arrangement import Arrangement, with_lookahead
+from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.systems import System, left_out
 from finemoe.traces import RoutingTrace
@@ -48,7 +48,7 @@ def online_table(
     for name, system in systems.items():
         if name in missing:
             continue
-        needed = with_lookahead(trace, system.strides(prefetch_distance))
+        needed = trace.with_strides(system.strides(prefetch_distance))
         arrangement = Arrangement.arriving(needed, arrivals_s, prompt_tokens, new_tokens, seed)
         options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
         known = training if system.policy in _TRAINED_BEFOREHAND else None

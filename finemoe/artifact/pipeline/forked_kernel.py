@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -33,7 +34,7 @@ class WaitingKernel:
             _be_kernel(hears)
         os.close(hears)
 
-    def become(self, command: list[str], environment: dict[str, str], folder: str | None) -> None:
+    def become(self, command: list[str], environment: dict[str, str], folder: str) -> None:
         """Start the kernel that a command line would start.
 
         Args:
@@ -83,8 +84,8 @@ class ForkProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Say what it is to be."""
-        self.cwd = kwargs.get("cwd")
-        self._kernel.become(cmd, kwargs["env"], self.cwd)
+        self.cwd = kwargs.get("cwd") or Path.cwd()  # as of now; when the kernel was forked it was another
+        self._kernel.become(cmd, kwargs["env"], str(self.cwd))
         self.process, self.pid = self._kernel, self._kernel.pid  # type: ignore[assignment]
         return self.connection_info
 
@@ -106,11 +107,10 @@ def _be_kernel(hears: int) -> None:
         os._exit(status)  # whatever the forked process would do at its end is its own business
 
 
-def _run_kernel(arguments: list[str], environment: dict[str, str], folder: str | None) -> None:
+def _run_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
     from ipykernel.kernelapp import IPKernelApp
 
     os.environ.clear()
     os.environ.update(environment)
-    if folder:
-        os.chdir(folder)
+    os.chdir(folder)
     IPKernelApp.launch_instance(arguments)

@@ -141,7 +141,7 @@ def _forked(manager: Any, waiting: "WaitingKernel") -> type:
     """As `manager`, but its kernel is that fork of this process."""
     from finemoe.artifact.pipeline.forked_kernel import ForkProvisioner
 
-    class ForkOfThisInterpreter(manager):  # type: ignore[misc]
+    class ForkOfThisInterpreter(manager):
         def __init__(self, **traits: Any) -> None:
             super().__init__(**traits)
             self.provisioner = ForkProvisioner(waiting, kernel_id="", kernel_spec=self.kernel_spec, parent=self)

@@ -37,7 +37,6 @@ _LIBRARIES = (
     "numba",
     "pandas",
     "matplotlib.pyplot",
-    "matplotlib_inline.backend_inline",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf",
     "seaborn",
@@ -51,12 +50,10 @@ class Nursery:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder = ""
 
     def start(self) -> None:
         """Start it, and name it to all processes started from here on."""
-        self._folder = tempfile.mkdtemp(prefix="fm")
-        address = f"{self._folder}/s"
+        address = f"{tempfile.mkdtemp(prefix='fm')}/s"
         ear = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         ear.bind(address)
         ear.listen(_WAITING)  # from now on: who comes before the libraries are imported waits
@@ -75,7 +72,6 @@ class Nursery:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()
-            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class WarmParent:
@@ -194,8 +190,12 @@ def _serve(ear: socket.socket) -> None:
     for name in _LIBRARIES:
         importlib.import_module(name)
     gc.freeze()  # a collection in a fork would touch, and so copy, all of it
-    with contextlib.suppress(EOFError), _Forks(ear) as server:
-        server.serve_forever(_POLL_S)
+    address = Path(ear.getsockname())
+    try:
+        with contextlib.suppress(EOFError), _Forks(ear) as server:
+            server.serve_forever(_POLL_S)
+    finally:
+        shutil.rmtree(address.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
