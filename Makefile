@@ -7,7 +7,7 @@ STAMP  := $(VENV)/installed.stamp
 # share what they are made of stay together until a worker has nothing left to do.
 JOBS   ?= 2
 
-.PHONY: help install reproduce smoke gpu test families bench reference lint lock clean
+.PHONY: help install reproduce smoke gpu test families bench bench-against reference lint lock clean
 
 help:
 	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
@@ -16,6 +16,7 @@ help:
 	@echo "make gpu        the whole pipeline with config/cuda.yaml: what needs a GPU is measured on this machine's"
 	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
 	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
+	@echo "make bench-against REV=...  this checkout's speed and memory beside another revision's, interleaved"
 	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and the README's summary of the claims"
 	@echo "make lint       ruff, mypy, import-linter, snakefmt, snakemake --lint"
 	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
@@ -54,6 +55,11 @@ bench: $(STAMP)
 	mkdir -p results
 	$(BIN)/python -m pytest -q --benchmark-only --benchmark-enable --benchmark-json=results/benchmarks.json tests/benchmarks
 	$(BIN)/python -m tests.benchmarks results/benchmarks.json
+
+# The other revision is checked out and installed below build/against; `--only`, `--rounds` and more are options of the command itself.
+bench-against: $(STAMP)
+	@test -n "$(REV)" || { echo "say against which revision: make bench-against REV=8f7ffb7"; exit 2; }
+	$(BIN)/python -m tests.benchmarks.against $(REV)
 
 # What a reader can compare with: the tables behind the figures as this checkout made them, and the README's summary of the claims.
 reference: reproduce

@@ -22,12 +22,19 @@ class Bar:
 
     Attributes:
         limit: the most (or, with `is_floor`, the least) that the ratio may be; None reports the ratio without a verdict.
+        beyond: a value that both are taken beyond, each in its own tree; "" takes them as they are.
     """
 
     above: Side
     below: Side
     limit: float | None = None
     is_floor: bool = False
+    beyond: str = ""
+
+    @property
+    def title(self) -> str:
+        """What is compared."""
+        return f"{self.above} / {self.below}" + (f", both beyond {self.beyond}" if self.beyond else "")
 
     def __str__(self) -> str:
         if self.limit is None:

@@ -1,14 +1,16 @@
-"""A tree of the comparison: where it lies, its environment, and the process that measures it."""
+"""A tree of the comparison: where it lies, and its environment."""
 
-import json
 import os
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+_MEASURING = Path(__file__).resolve().parent.parent  # where the package `against` is
+_SETTINGS = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
 
 
 class TreeError(Exception):
@@ -20,6 +22,8 @@ class Tree:
 
     Args:
         folder: the checkout's root; python: an interpreter that has what it needs, by default that of its `.venv`.
+    Raises:
+        TreeError: there is no such interpreter.
     """
 
     def __init__(self, folder: Path, python: Path | None = None) -> None:
@@ -31,51 +35,29 @@ class Tree:
     @property
     def environment(self) -> dict[str, str]:
         """Of its processes: its own `finemoe` before all, then this checkout's measuring code, one thread in every library."""
-        path = os.pathsep.join([str(self.folder), str(HERE.parent)])
-        return {
-            **os.environ,
-            **ONE_THREAD,
-            "PYTHONPATH": path,
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "TQDM_DISABLE": "1",
-        }
+        return {**os.environ, **_SETTINGS, "PYTHONPATH": os.pathsep.join([str(self.folder), str(_MEASURING)])}
 
 
-class Worker:
-    """A tree's process, which measures what it is told; a context manager that ends it."""
+def checked_out(revision: str, repository: Path, place: Path) -> Tree:
+    """A revision in a folder of its own, installed as it says itself; one that is there already is taken as it is.
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        self._process = subprocess.Popen(
-            [tree.python, "-m", "against.worker", tree.folder],
-            cwd=tree.folder,
-            env=tree.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    Args:
+        repository: whose revision it is; place: the folder in which its folder lies.
+    Raises:
+        TreeError: there is no such revision, or it cannot be installed.
+    """
+    commit = _run(["git", "rev-parse", "--verify", f"{revision}^{{commit}}"], repository).strip()
+    folder = place / commit[:12]
+    if not folder.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        _run(["git", "worktree", "add", "--detach", str(folder), commit], repository)
+    _run(["make", "install"], folder)
+    return Tree(folder)
 
-    def ask(self, do: str, **told: Any) -> Any:
-        """What the process answers to a command.
 
-        Raises:
-            TreeError: the command failed there, or the process is gone.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, "told": told}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"failure": f"its process ended with status {self._process.wait()}"}
-        if "failure" in answer:
-            raise TreeError(f"{self._tree.folder}: {do} {told}: {answer['failure']}")
-        return answer["answer"]
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+def _run(command: list[str], folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise TreeError(f"`{' '.join(command)}` failed in {folder}")
+    return done.stdout

@@ -38,6 +38,8 @@ def verdict_on(ratio: Interval, bar: Bar) -> str:
         return ""
     low, high = (-ratio.high, -ratio.low) if bar.is_floor else (ratio.low, ratio.high)
     limit = -bar.limit if bar.is_floor else bar.limit
+    if np.isnan(low) or np.isnan(high):
+        return UNDECIDED
     if high <= limit:
         return HOLDS
     return DOES_NOT if low > limit else UNDECIDED
@@ -65,15 +67,26 @@ def _is_there(subject: Subject, bar: Bar, series: Series) -> bool:
     return (subject.name, bar.above) in series and (subject.name, bar.below) in series
 
 
+def _values(subject: Subject, bar: Bar, series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """Above and below, by round."""
+    above, below = (series[subject.name, side] for side in (bar.above, bar.below))
+    if not bar.beyond:
+        return above, below
+    bases = [series[subject.name, Side(side.tree, bar.beyond)] for side in (bar.above, bar.below)]
+    return above - bases[0], below - bases[1]
+
+
 def _ratios(subject: Subject, bar: Bar, series: Series) -> np.ndarray:
-    return series[subject.name, bar.above] / series[subject.name, bar.below]
+    """By round; NaN where there is nothing to divide by, as where a value is not beyond what it should be beyond."""
+    above, below = _values(subject, bar, series)
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
 
 
 def _of_bar(subject: Subject, bar: Bar, series: Series) -> Finding:
-    ratios = _ratios(subject, bar, series)
-    ratio = bootstrap_median(ratios)
-    above, below = (float(np.median(series[subject.name, side])) * subject.scale for side in (bar.above, bar.below))
-    return Finding(subject.name, bar, above, below, subject.unit, ratio, len(ratios), verdict_on(ratio, bar))
+    ratio = bootstrap_median(_ratios(subject, bar, series))
+    values = _values(subject, bar, series)
+    above, below = (float(np.median(one)) * subject.scale for one in values)
+    return Finding(subject.name, bar, above, below, subject.unit, ratio, len(values[0]), verdict_on(ratio, bar))
 
 
 def _means(subjects: Sequence[Subject], series: Series) -> list[Finding]:

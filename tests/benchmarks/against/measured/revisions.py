@@ -1,8 +1,11 @@
 """What differs between revisions of `finemoe`: one function for each thing, which knows both ways."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
+
+import numpy as np
 
 
 def model_of(engine: Any) -> Any:
@@ -29,3 +32,31 @@ def no_arithmetic(engine: Any) -> AbstractContextManager[Any]:
     if hasattr(engine, "probe"):
         return engine.probe.computing_with(hand_through)
     return patch("finemoe.runtime.engine.lean_forward", hand_through)
+
+
+def memory_of(engine: Any) -> Any:
+    """The expert memory of its first device."""
+    return (engine.memories if hasattr(engine, "memories") else engine._memories).memories[0]
+
+
+def post(memory: Any, iteration: int, layers: Iterable[int], experts: range, num_experts: int) -> None:
+    """Have experts of some layers prefetched, all equally likely."""
+    from finemoe.policies import base
+
+    if hasattr(base, "Prediction"):
+        probabilities = np.full(num_experts, 1 / num_experts, dtype=np.float32)
+        memory.post(iteration, [base.Prediction(layer, probabilities, np.array(experts)) for layer in layers])
+    else:
+        probabilities = np.full(len(experts), 1 / num_experts)
+        memory.post(iteration, [base.Prefetch(layer, np.array(experts), probabilities) for layer in layers])
+
+
+def are_resident(memory: Any, layers: Iterable[int], experts: range) -> bool:
+    """Whether they have all arrived."""
+    try:
+        from finemoe.cache.state import RESIDENT
+    except ImportError:
+        from finemoe.cache.expert_cache import RESIDENT
+
+    state = memory.cache.state
+    return all((state[layer, experts.start : experts.stop] == RESIDENT).all() for layer in layers)

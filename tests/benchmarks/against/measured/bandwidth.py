@@ -1,0 +1,64 @@
+"""How fast prefetches go over a plain memory link while the main thread launches small kernels, beside a bare copy."""
+
+import time
+from typing import Any
+
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+import finemoe
+
+from .revisions import are_resident, memory_of, post
+
+_LAYERS, _EXPERTS = 6, 8
+_KERNELS = 20  # between two looks at whether all has arrived
+
+
+class Measured:
+    """Variants "prefetches" and "bare copy".
+
+    Half of a model's experts are prefetched at a time, in turn the lower and the upper half of every layer, so that slots are
+    evicted and written anew as they are while a model runs.
+
+    Args:
+        hidden_size, intermediate_size: of the experts, in float32.
+    """
+
+    expected = None
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": _LAYERS}
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 64, "num_local_experts": _EXPERTS}
+        model = MixtralForCausalLM(MixtralConfig(**sizes, **heads)).eval()
+        self._engine = finemoe.offload(model, 0.5, "on-demand")
+        self._iteration = 0
+        self._bytes = self._engine.expert_memory_bytes
+        self._small = torch.zeros(64)
+        self._record, self._slot = (torch.zeros(self._bytes, dtype=torch.uint8) for _ in range(2))
+        for variant in ("prefetches", "bare copy"):
+            self.measure(variant)
+
+    def measure(self, variant: str) -> dict[str, Any]:
+        """Bytes a second."""
+        begin_s = time.perf_counter()
+        if variant == "prefetches":
+            self._prefetch()
+        else:
+            size = self._bytes // (_LAYERS * _EXPERTS // 2)
+            for source, sink in zip(self._record.split(size), self._slot.split(size), strict=True):
+                sink.copy_(source)
+        return {"values": {variant: self._bytes / (time.perf_counter() - begin_s)}, "tokens": None}
+
+    def _prefetch(self) -> None:
+        self._iteration += 1
+        memory = memory_of(self._engine)
+        begin = self._iteration % 2 * _EXPERTS // 2
+        wanted = range(begin, begin + _EXPERTS // 2)
+        memory.start_iteration(self._iteration)
+        post(memory, self._iteration, range(_LAYERS), wanted, _EXPERTS)
+        while not are_resident(memory, range(_LAYERS), wanted):
+            for _ in range(_KERNELS):
+                torch.add(self._small, 1.0, out=self._small)
+
+    def close(self) -> None:
+        self._engine.close()
