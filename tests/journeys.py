@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,24 +19,24 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import numba
-
 COMPILED: set[CodeType] = set()
 
 
-def as_python(**_: Any) -> Callable[[Any], Any]:
-    """Instead of `numba.njit`: leaves a function as it is, but notes that it would be compiled."""
-
-    def note(function: Any) -> Any:
-        COMPILED.add(function.__code__)
-        return function
-
-    return note
+def as_python(function: Any = None, **_: Any) -> Callable[..., Any]:
+    """Instead of `finemoe.compiling.njit`: leaves a function as it is, but notes that it would be compiled."""
+    if function is None:
+        return as_python
+    COMPILED.add(function.__code__)
+    return function
 
 
 if __name__ == "__main__":  # before anything is compiled
     os.environ["OMP_NUM_THREADS"] = "1"
-    numba.njit = as_python
+    sys.modules["numba"] = None  # type: ignore[assignment]
+    warnings.simplefilter("ignore")
+    from finemoe import compiling
+
+    compiling.njit, compiling.borrowing = as_python, as_python
 
 import numpy as np
 import torch

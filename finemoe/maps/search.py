@@ -96,6 +96,27 @@ def follow(store: ExpertMapStore, gates: np.ndarray) -> tuple[np.ndarray, np.nda
     return neighbours, scores
 
 
+def follow_block(
+    store: ExpertMapStore, gates: np.ndarray, embeddings: np.ndarray | None, distance: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The stored maps that guide the layers of many rows: by their embeddings the first `distance`, by Eq. 5 the others.
+
+    Args:
+        gates: [L, B, J] float32. embeddings: [B, h], or None.
+    Returns:
+        From which layer on anything is known (L where nothing is), and from there on neighbours [m, B] and scores [m, B].
+    """
+    num_layers, num_rows = gates.shape[:2]
+    if not len(store):
+        return num_layers, np.zeros((0, num_rows), dtype=np.int64), np.zeros((0, num_rows), dtype=np.float32)
+    neighbours, scores = follow(store, gates[: num_layers - distance])
+    if embeddings is None or not store.embedding_dim:
+        return distance, neighbours, scores
+    alike, similar = store.nearest_embeddings(embeddings)
+    neighbours = np.concatenate([np.broadcast_to(alike, (distance, num_rows)), neighbours])
+    return 0, neighbours, np.concatenate([np.broadcast_to(similar, (distance, num_rows)), scores])
+
+
 def guides(store: ExpertMapStore, neighbours: np.ndarray, first: int) -> np.ndarray:
     """P_l of the stored maps, for layers one after the other from `first` on: neighbours [n, B] -> [n, B, J] float32."""
     rows = np.empty((*neighbours.shape, store.num_experts), dtype=np.float32)

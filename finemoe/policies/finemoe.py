@@ -7,7 +7,7 @@ the next one starts.
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.search import TrajectorySearch, follow, guide, guides
+from finemoe.maps.search import TrajectorySearch, follow_block, guide, guides
 from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.maps.store import ExpertMapStore, semantic_search_bytes, trajectory_search_bytes
 from finemoe.maps.warm_up import warm_up
@@ -72,11 +72,14 @@ class FineMoE(Policy):
         if self._learns:
             return self._learn_block(block)
         self._sizes = np.full(block.num_iterations, len(self.store))
-        first, neighbours, scores = self._nearest(block.gates, block.embeddings)
-        told, parts = block.told(self.setup.prefetch_distance), []
+        distance, parts = self.setup.prefetch_distance, []
+        first, neighbours, scores = follow_block(
+            self.store, block.gates, block.embeddings if self._is_semantic else None, distance
+        )
         for layer, mine in enumerate(neighbours, start=first):
+            moment = block.at_start if layer < distance else block.at_first_gate + 2 * (layer - distance)
             similar = scores[layer - first] if self._is_similarity_aware else None
-            parts.append(self.wanted_in_block(block, told[:, layer], layer, guide(self.store, mine, layer), similar))
+            parts.append(self.wanted_in_block(block, moment, layer, guide(self.store, mine, layer), similar))
         return Predictions.of(parts, self.setup.num_experts)
 
     def _learn_block(self, block: Block) -> Predictions:
@@ -86,26 +89,14 @@ class FineMoE(Policy):
             sizes.append(len(self.store))
             gates = np.ascontiguousarray(block.gates[:, begin:end])
             embeddings = None if block.embeddings is None else block.embeddings[begin:end]
-            first, neighbours, scores = self._nearest(gates, embeddings)
+            told_by = embeddings if self._is_semantic else None
+            first, neighbours, scores = follow_block(self.store, gates, told_by, self.setup.prefetch_distance)
             if len(neighbours):
                 parts.append(self._wanted_of_layers(told[number, first:], first, neighbours, scores))
             if embeddings is not None or not self.store.embedding_dim:
                 self.store.add(np.ascontiguousarray(gates.transpose(1, 0, 2)), embeddings)
         self._sizes = np.array(sizes)
         return Predictions.of(parts, self.setup.num_experts)
-
-    def _nearest(self, gates: np.ndarray, embeddings: np.ndarray | None) -> tuple[int, np.ndarray, np.ndarray]:
-        """From which layer on something is known, and for it and those after it the nearest stored map of each row and how
-        similar it is, [m, B]; gates: [L, B, J]."""
-        distance = self.setup.prefetch_distance
-        if not len(self.store):
-            return distance, np.zeros((0, gates.shape[1]), dtype=np.int64), np.zeros((0, gates.shape[1]), dtype=np.float32)
-        neighbours, scores = follow(self.store, gates[: len(gates) - distance])
-        if embeddings is None or not self._searches_embeddings:
-            return distance, neighbours, scores
-        alike, similar = self.store.nearest_embeddings(embeddings)
-        neighbours = np.concatenate([np.broadcast_to(alike, (distance, len(alike))), neighbours])
-        return 0, neighbours, np.concatenate([np.broadcast_to(similar, (distance, len(similar))), scores])
 
     def _wanted_of_layers(self, moments: np.ndarray, first: int, neighbours: np.ndarray, scores: np.ndarray) -> Predictions:
         """As `wanted` of layers one after the other in one iteration; moments: [m] when each is predicted."""

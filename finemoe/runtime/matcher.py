@@ -92,7 +92,7 @@ class Matcher:
         """The last layer has run."""
         if self._accepting:
             self._accepting = False  # what breaks off from here on is not this iteration
-            self._worker.do(self._end, ("end", self._num_rows.bit_length()))
+            self._worker.do(self._end, "end", is_urgent=False)
 
     def check(self) -> None:
         """Raise what the matcher failed with, in the caller."""

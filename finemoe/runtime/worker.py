@@ -46,11 +46,11 @@ class Worker:
         """Begin to work."""
         self._thread.start()
 
-    def do(self, work: Work, kind: object = None) -> float:
+    def do(self, work: Work, kind: object = None, is_urgent: bool = True) -> float:
         """Give it something to do, from any thread and also while garbage is collected.
 
         Args:
-            kind: of work that takes alike, for whoever measures it.
+            kind: of work that takes alike; is_urgent: whether anybody waits for it. For whoever chooses by that.
         Returns:
             How long the caller has waited for it to be done, in seconds.
         """
@@ -110,14 +110,14 @@ class ThriftyWorker(Worker):
         super().start()
         self._handing_over_s = _NUM_TURNS * self._round_trip_s()
 
-    def do(self, work: Work, kind: object = None) -> float:
-        """As in Worker; kind: of work that takes alike. What is not known yet is handed over; what seems long only because the
-        thread had to wait is tried at once from time to time."""
+    def do(self, work: Work, kind: object = None, is_urgent: bool = True) -> float:
+        """As in Worker. What is not known yet, or nobody waits for, is handed over; what seems long only because the thread had
+        to wait is tried at once from time to time."""
         self._num_given = number = self._num_given + 1
         expected_s, most_s = min(self._last_s.get(kind, _UNKNOWN)), self._handing_over_s
         if number % _TRIAL_EVERY == 0:
             most_s *= _TRIAL_LENGTH
-        if expected_s < most_s and self._has_caught_up(most_s):
+        if is_urgent and expected_s < most_s and self._has_caught_up(most_s):
             return self._do_at_once(work, kind)
         self._backlog[number] = expected_s
         self._given.put(lambda: self._do_beside(work, kind, number))
@@ -168,7 +168,7 @@ class InlineWorker(Worker):
     def start(self) -> None:
         return None
 
-    def do(self, work: Work, kind: object = None) -> float:
+    def do(self, work: Work, kind: object = None, is_urgent: bool = True) -> float:
         begin_s = time.perf_counter()
         work()
         return time.perf_counter() - begin_s
