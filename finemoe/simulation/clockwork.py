@@ -50,7 +50,8 @@ class Clockwork:
         owners: [L, J] each expert's device. num_slots: of every device.
         load_s: one expert over its link on demand, latency included. chunk_s: one chunk of a prefetch, which a demanded load may
             have to wait for. prefetch_s: one expert ahead of demand, chunk by chunk; None: as on demand.
-        waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s: what it takes to go on after waiting for a load.
+        waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s, resume_s: what it takes to go on after waiting for a demanded load, and for
+            loads ahead of demand.
         hand_over_s: inference itself does what the policy does in less time, unless earlier work of the policy's goes on beside
             it. hits_first: a device computes its experts in the order in which they are there, ascending among equals, unless one
             must wait for another's slot; otherwise always in ascending order.
@@ -69,9 +70,10 @@ class Clockwork:
         prefetch_s: float | None = None,
         hand_over_s: float = 0.0,
         hits_first: bool = False,
+        resume_s: float = 0.0,
     ) -> None:
         prefetch_s = load_s if prefetch_s is None else prefetch_s
-        seconds = tuple(map(float, (load_s, prefetch_s, chunk_s, wake_s, hand_over_s)))
+        seconds = tuple(map(float, (load_s, prefetch_s, chunk_s, wake_s, resume_s, hand_over_s)))
         self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, bool(hits_first), *seconds)
 
     def hold(self, experts: np.ndarray) -> None:
@@ -178,7 +180,7 @@ def _publish(machine, events, durations, moment, now, waits, said, ends):  # typ
     loaded = answered
     for d in range(machine.link_s.shape[0]):
         loaded = max(loaded, drain(machine, d))
-    return loaded + machine.wake_s if loaded > answered else answered
+    return loaded + machine.resume_s if loaded > answered else answered
 
 
 @borrowing

@@ -15,7 +15,8 @@ class Machine(NamedTuple):
     """Everything that changes, and what it is told: D devices of S slots, N = L·J experts by flat id.
 
     Attributes:
-        weigh, visit: the eviction rule. waits, load_s, prefetch_s, chunk_s, wake_s, hand_over_s, hits_first: see Clockwork.
+        weigh, visit: the eviction rule.
+        waits, load_s, prefetch_s, chunk_s, wake_s, resume_s, hand_over_s, hits_first: see Clockwork.
         owners: [N] each expert's device. caches: of all devices.
         link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes. flying: [D] the expert
             in flight, or NOTHING.
@@ -32,6 +33,7 @@ class Machine(NamedTuple):
     prefetch_s: float
     chunk_s: float
     wake_s: float
+    resume_s: float
     hand_over_s: float
     hits_first: bool
     owners: np.ndarray
@@ -59,6 +61,7 @@ def idle_machine(
     prefetch_s: float,
     chunk_s: float,
     wake_s: float,
+    resume_s: float,
     hand_over_s: float,
 ) -> Machine:
     """A machine that nothing has happened to; arguments as in Clockwork."""
@@ -73,6 +76,7 @@ def idle_machine(
         prefetch_s=prefetch_s,
         chunk_s=chunk_s,
         wake_s=wake_s,
+        resume_s=resume_s,
         hand_over_s=hand_over_s,
         hits_first=hits_first,
         owners=np.ascontiguousarray(owners.reshape(-1)),

@@ -136,9 +136,14 @@ def paced(
     choices: Sequence[tuple[float | int | str, str]],
     pace: Pace,
     progress: bool = False,
+    first_held: Sequence[int] | np.ndarray = (),
 ) -> list[Report]:
-    """Replay in virtual time at a given pace, for every choice of (expert memory, eviction rule)."""
-    caches = [TimedCache(trace, policy, memory, rule, pace) for memory, rule in choices]
+    """Replay in virtual time at a given pace, for every choice of (expert memory, eviction rule).
+
+    Args:
+        first_held: experts (flat ids) of which every cache holds from the start as many as it can, the first ones; on one device.
+    """
+    caches = [TimedCache(trace, policy, memory, rule, pace, first_held) for memory, rule in choices]
     return _run(trace, name, policy, caches, pace, progress)
 
 

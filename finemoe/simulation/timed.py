@@ -1,5 +1,6 @@
 """A replay's caches in virtual time: what the clockwork is told of a trace, a policy and a testbed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,8 +43,7 @@ class Pace(Protocol):
 
     Attributes:
         num_devices; expert_bytes: of one expert; load_s, prefetch_s: one expert over a link, on demand and chunk by chunk ahead;
-        chunk_s: one chunk; wake_s: what it takes to go on after waiting. hand_over_s, hits_first: see Clockwork. hidden_size: h
-        of the model meant.
+        chunk_s: one chunk; wake_s, resume_s, hand_over_s, hits_first: see Clockwork. hidden_size: h of the model meant.
     """
 
     @property
@@ -63,6 +63,9 @@ class Pace(Protocol):
 
     @property
     def wake_s(self) -> float: ...
+
+    @property
+    def resume_s(self) -> float: ...
 
     @property
     def hand_over_s(self) -> float: ...
@@ -89,7 +92,7 @@ class ModelledPace:
 
     cost: CostModel
     arrangement: Arrangement
-    wake_s = 0.0  # a device waits for an event without anybody waking up
+    wake_s = resume_s = 0.0  # a device waits for an event without anybody waking up
 
     @property
     def num_devices(self) -> int:
@@ -166,7 +169,8 @@ class TimedCache:
     """The caches and links of a machine under one rule, at one size, with their counts and times.
 
     Args:
-        eviction: the rule's name.
+        eviction: the rule's name. first_held: experts (flat ids) of which the first ones are there from the start, as many as
+            have a slot, which counts as no load; on one device.
     Attributes:
         needs_future: whether the rule must be told the future (`foresee`).
     """
@@ -178,6 +182,7 @@ class TimedCache:
         expert_memory: float | int | str,
         eviction: str,
         pace: Pace,
+        first_held: Sequence[int] | np.ndarray = (),
     ) -> None:
         num_layers, num_experts, num_devices = trace.num_layers, trace.num_experts, pace.num_devices
         memory = 1.0 if policy.holds_everything else expert_memory
@@ -187,10 +192,11 @@ class TimedCache:
         self._expert_bytes, self._memory_bytes = pace.expert_bytes, slots * num_devices * pace.expert_bytes
         owners = owners_of([num_experts] * num_layers, num_devices)
         of_link = pace.load_s, pace.chunk_s, waits_of(policy), pace.wake_s, pace.prefetch_s
-        self._clockwork = Clockwork(rule, owners, num_devices, slots, *of_link, pace.hand_over_s, pace.hits_first)
+        self._clockwork = Clockwork(rule, owners, num_devices, slots, *of_link, pace.hand_over_s, pace.hits_first, pace.resume_s)
         self._tally = Tally(trace)
         if policy.holds_everything:
-            self._clockwork.hold(np.arange(num_layers * num_experts))
+            first_held = np.arange(num_layers * num_experts)
+        self._clockwork.hold(np.asarray(first_held, dtype=np.int64)[: slots * num_devices])
 
     def foresee(self, first_uses: np.ndarray) -> None:
         """When every expert is demanded first, [L·J] event numbers."""

@@ -86,7 +86,7 @@ class Link:
 
 def replay(
     events, durations, rule, owner, num_layers, num_experts, num_slots, num_devices, load_s, chunk_s, waits, wake_s, prefetch_s,
-    hand_over_s=0.0, hits_first=False,
+    hand_over_s=0.0, hits_first=False, resume_s=0.0,
 ):  # fmt: skip
     """(hits, late, on demand, ahead, wasted) of each event, and (begin, end, waited for weights) of each.
 
@@ -134,7 +134,7 @@ def replay(
         if not must_wait:
             return matcher, 0.0
         idle = max([matcher, *(link.drain(matcher, layer) for link in links)])
-        resumed = idle + wake_s if idle > matcher else matcher
+        resumed = idle + resume_s if idle > matcher else matcher
         return resumed, resumed - matcher
 
     for event, takes in zip(events, durations, strict=True):

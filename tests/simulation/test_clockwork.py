@@ -96,13 +96,16 @@ def _by_priority(answer: list[tuple[int, np.ndarray, list[int]]], moment: int) -
     prefetch_s=st.sampled_from([LOAD_S, 1.3 * LOAD_S]),
     hand_over_s=st.sampled_from([0.0, 0.4, 2.0]),
     hits_first=st.booleans(),
+    resume_s=st.sampled_from([0.0, 0.2]),
 )
-def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wake_s, prefetch_s, hand_over_s, hits_first):
+def test_agrees_with_a_naive_simulator(
+    rule, seed, num_devices, spare, waits, wake_s, prefetch_s, hand_over_s, hits_first, resume_s
+):
     events, durations, plain_events, plain_durations = random_run(seed, most=3)
     owners, slots = owners_of([EXPERTS] * LAYERS, num_devices), 4 + spare  # a layer's set and a transfer always fit
     clockwork = Clockwork(
         rule_named(rule, is_replay=True), owners, num_devices, slots, LOAD_S, CHUNK_S, waits, wake_s, prefetch_s, hand_over_s,
-        hits_first,
+        hits_first, resume_s,
     )  # fmt: skip
     if rule == "belady":
         first = FutureUses(LAYERS, EXPERTS)
@@ -111,7 +114,7 @@ def test_agrees_with_a_naive_simulator(rule, seed, num_devices, spare, waits, wa
     found = clockwork.run(events, durations)
     expected = naive_timed.replay(
         plain_events, plain_durations, rule, lambda layer, e: int(owners[layer, e]), LAYERS, EXPERTS, slots, num_devices,
-        LOAD_S, CHUNK_S, waits, wake_s, prefetch_s, hand_over_s, hits_first,
+        LOAD_S, CHUNK_S, waits, wake_s, prefetch_s, hand_over_s, hits_first, resume_s,
     )  # fmt: skip
     assert found.counts.tolist() == [list(one[:5]) for one in expected]
     np.testing.assert_allclose(found.starts, [one[5] for one in expected], atol=1e-7)
