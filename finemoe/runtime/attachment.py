@@ -159,7 +159,7 @@ class Attachment:
         is_asynchronous = not policy.is_synchronous if self._options.asynchronous is None else self._options.asynchronous
         memories = self._make_memories(pools, is_asynchronous)
         num_snapshots = 1 + setup.num_layers * (1 + 2 * len(policy.lookahead))  # of one iteration
-        buffers = host_buffers(home, num_snapshots if policy.needs_context else 0)
+        buffers = host_buffers(home, 1 + (num_snapshots if policy.needs_context else 0))  # and the selection
         if buffers is not None:
             self._undo.push(buffers.close)
         forecasts = Forecasts(memories, self._counters, setup.num_layers)
@@ -203,7 +203,7 @@ class Attachment:
             self._undo.push(seam.connect(layer.experts, runner))
         self._undo.push(Guards(model, layers, holds_weights).lift)
         self._undo.push(observer.detach)
-        wants_gates = parts.policy.needs_context
+        wants_gates = parts.policy.needs_context or parts.buffers is not None
         observer.attach({layer.index: runner.hear_router for layer, runner in zip(layers, runners, strict=True) if wants_gates})
 
 

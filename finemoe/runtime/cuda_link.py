@@ -36,6 +36,7 @@ class CudaLink(Link):
         self._driver, self._context, self._current_stream, self._kept = driver, context, current_stream, kept
         self._events = np.array([driver.event() for _ in range(_NUM_EVENTS)], dtype=np.int64)
         self._fences = np.array([driver.event() for _ in range(_NUM_FENCES)], dtype=np.int64)
+        self._owned = [*self._events.tolist(), *self._fences.tolist()]  # until they are given back
         functions = driver.set_context, driver.copy, driver.record, driver.synchronize, driver.wait_event
         self._state = cuda_copying.cuda_state(context, stream, functions, self._events, self._fences)
         self._at = self._state.ctypes.data
@@ -76,8 +77,8 @@ class CudaLink(Link):
         return EngineError(self._driver.text(int(self._state[cuda_copying.ERROR])))
 
     def close(self) -> None:
-        """Give the events back, once nobody waits for any."""
-        for event in (*self._events.tolist(), *self._fences.tolist()):
+        events, self._owned = self._owned, []
+        for event in events:
             self._driver.destroy(event)
 
     def _require(self, found: int) -> int:

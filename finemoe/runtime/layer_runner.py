@@ -20,6 +20,7 @@ from finemoe.runtime.lean import is_common
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.parts import Parts
+from finemoe.runtime.selection_reader import SelectionReader
 
 _NONE = np.empty(0, dtype=np.int64)
 
@@ -35,6 +36,7 @@ class LayerRunner:
         self._layer, self._parts, self._iterations, self._observer = layer, parts, iterations, observer
         self._stream = stream
         self._router_output: Any = None  # what the router returned last
+        self._selection = SelectionReader(parts.buffers)
         self._names = tuple(layer.expert_parameters())
         self._is_lean = is_common(type(layer.experts))  # type: ignore[arg-type]
 
@@ -58,6 +60,7 @@ class LayerRunner:
         """The layer's router has run, perhaps by itself and elsewhere."""
         if not self._parts.session.is_anothers:
             self._router_output = output
+            self._selection.begin(output)
 
     def _enter(self, hidden_states: torch.Tensor) -> None:
         if hidden_states.requires_grad and torch.is_grad_enabled():
@@ -76,7 +79,7 @@ class LayerRunner:
         begin_s = time.perf_counter()
         iteration, parts, index = self._iterations.current, self._parts, self._layer.index
         iteration.router_weights[index] = top_k_weights
-        selected = top_k_index.cpu().numpy()
+        selected = self._selection.read(top_k_index)
         groups = self._is_lean and parts.grouped_from is not None and len(selected) >= parts.grouped_from
         source = self._open_source(iteration, selected, top_k_index, top_k_weights, groups)
         stacked = source.stacked() if groups else None

@@ -77,6 +77,10 @@ class Link(ABC):
         back."""
         return None
 
+    def close(self) -> None:
+        """Give back what it took, once nobody copies any more."""
+        return None
+
     def failure(self) -> BaseException:
         """What the last copy or wait that failed has failed with."""
         found: BaseException = self.__dict__.pop("_failure", None) or EngineError("a copy failed")

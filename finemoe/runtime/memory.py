@@ -194,6 +194,7 @@ class ExpertMemory:
         """Stop the worker, wait for it and for the link, and give the slots back."""
         self._stop()
         self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
+        self.link.close()
         self.pool.close()
 
     def _stop(self) -> None:

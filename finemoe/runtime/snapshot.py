@@ -13,7 +13,7 @@ class Snapshot:
     values.
 
     Args:
-        values: [..., n], of any floating-point type.
+        values: [..., n], of any floating-point type, or on CUDA of whole numbers.
         buffers: where copies from CUDA land; None allocates memory for this one.
     """
 
@@ -35,9 +35,20 @@ class Snapshot:
             self._read(self._buffer)
         return self._values if rows is None else self._values[rows]
 
+    def whole_numbers(self) -> np.ndarray:
+        """Values of a type of whole numbers, [..., n], once; waits for the copy."""
+        assert self._buffer is not None
+        self._buffer.wait()
+        values: np.ndarray = self._host.numpy().copy()
+        self._give_back(self._buffer)
+        return values
+
     def _read(self, buffer: "HostBuffer") -> None:
         buffer.wait()
         self._values = _copied(self._host)
+        self._give_back(buffer)
+
+    def _give_back(self, buffer: "HostBuffer") -> None:
         self._buffer = None
         if self._buffers is not None:
             self._buffers.give_back(buffer)

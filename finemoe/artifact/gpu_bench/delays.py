@@ -53,6 +53,9 @@ class DelayedLink(Link):
     def finish(self) -> None:
         self._link.finish()
 
+    def close(self) -> None:
+        self._link.close()
+
     def _later(self, fence: int, delay_s: float) -> int:
         """A fence that is reached after this one, a while later."""
         if self._stream is None:

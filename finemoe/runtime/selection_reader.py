@@ -1,0 +1,39 @@
+"""A layer's selected experts, brought to the host while the device goes on: one copy into page-locked memory, one event."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from finemoe.runtime.snapshot import HostBuffers, Snapshot
+
+
+class SelectionReader:
+    """One layer's. On CUDA the copy begins as soon as the router has run, so that what is issued in between, such as a shared
+    expert, hides it.
+
+    Args:
+        buffers: where copies from CUDA land; None where nothing is on CUDA.
+    """
+
+    def __init__(self, buffers: HostBuffers | None) -> None:
+        self._buffers = buffers
+        self._begun: tuple[torch.Tensor, Snapshot] | None = None
+
+    def begin(self, router_output: Any) -> None:
+        """The router has returned this, by convention (scores [T, J], weights [T, K], index [T, K], ...)."""
+        if self._buffers is not None and isinstance(router_output, tuple):
+            index = next((one for one in router_output if _is_index(one)), None)
+            self._begun = None if index is None else (index, Snapshot(index, self._buffers))
+
+    def read(self, top_k_index: torch.Tensor) -> np.ndarray:
+        """What the experts are called with, [T, K]; the copy that was begun, if it is of that tensor."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is top_k_index:
+            return begun[1].whole_numbers()
+        selected: np.ndarray = top_k_index.cpu().numpy()
+        return selected
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 2 and value.dtype == torch.int64
