@@ -2,7 +2,7 @@
 
 CHUNK_BYTES = 4 << 20
 CUDA_CHUNK_BYTES = CHUNK_BYTES // 2  # of which two are under way at a time, so that together they are as long
-PACED_CHUNK_S = 1e-3
+PACED_CHUNK_S = 2.5e-4
 _LEAST_CHUNK_BYTES = 4 << 10
 
 
