@@ -60,7 +60,9 @@ def test_two_notebooks_share_nothing_but_libraries(nursery, tmp_path):
     found = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        found.append(run(tmp_path / name, "x = 1", "import os, pandas", "print(hasattr(pandas, 'mark'), os.getpid()); pandas.mark = 1"))
+        found.append(
+            run(tmp_path / name, "x = 1", "import os, pandas", "print(hasattr(pandas, 'mark'), os.getpid()); pandas.mark = 1")
+        )
     flags, processes = zip(*(line.split() for line in found), strict=True)
     assert flags == ("False", "False")
     assert len(set(processes)) == 2
@@ -158,7 +160,14 @@ def test_another_interpreter_or_an_empty_address_asks_nobody(monkeypatch):
 
 def test_costs_without_a_warm_process(tmp_path):
     notebook = write_notebook(tmp_path, "x = 1", "print(x)")
-    arguments = ["--output", str(tmp_path / "done.ipynb"), "--costs", str(tmp_path / "costs.tsv"), "--parameters-json", json.dumps({})]
+    arguments = [
+        "--output",
+        str(tmp_path / "done.ipynb"),
+        "--costs",
+        str(tmp_path / "costs.tsv"),
+        "--parameters-json",
+        json.dumps({}),
+    ]
     done = subprocess.run([*COMMAND, str(notebook), *arguments], env={**os.environ, ADDRESS: ""})
     assert done.returncode == 0
     assert (tmp_path / "costs.tsv").read_text().startswith("wall_s\tcpu_s\tmax_rss_mb\n")
