@@ -45,8 +45,8 @@ class LayerPredictors:
         self.num_rows = 0
 
     def farther(self, distance: int) -> "LayerPredictors":
-        """Predictors at a greater distance that learn from the same rows, those that these here take in: what is costly in it, the
-        products of features with each other, is computed once for all."""
+        """Predictors at a greater distance that learn from the same rows, those that these here take in: what is costly in it,
+        the products of features with each other, is computed once for all."""
         other = LayerPredictors(self._num_layers, self._num_experts, distance, self._num_recent)
         other._squares = self._squares[: len(other._squares)]
         self._taught.append(other)
