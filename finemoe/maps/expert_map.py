@@ -73,7 +73,7 @@ def keep_top(probs: np.ndarray, count: int) -> np.ndarray:
 
 def top_ids(probs: np.ndarray, count: int) -> np.ndarray:
     """Ids of the `count` greatest entries along the last axis, by descending value, equal ones by id."""
-    return np.argsort(-probs, axis=-1, kind="stable")[..., :count]
+    return np.argsort(-probs, axis=-1, kind="stable")[..., :count].copy()  # else the ids of all entries are kept with them
 
 
 def lookahead_width(num_experts: int, top_k: int) -> int:

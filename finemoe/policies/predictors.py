@@ -41,7 +41,16 @@ class LayerPredictors:
         self._products = [np.zeros((size, num_experts)) for size in sizes]
         self._weights: list[np.ndarray] = []
         self._ones = np.ones((1, 1), dtype=np.float32)  # the constant feature of as many rows as were last asked about
+        self._taught = [self]  # everyone who learns from the rows that this one takes in
         self.num_rows = 0
+
+    def farther(self, distance: int) -> "LayerPredictors":
+        """Predictors at a greater distance that learn from the same rows, those that these here take in: what is costly in it,
+        the products of features with each other, is computed once for all."""
+        other = LayerPredictors(self._num_layers, self._num_experts, distance, self._num_recent)
+        other._squares = self._squares[: len(other._squares)]
+        self._taught.append(other)
+        return other
 
     @property
     def is_fitted(self) -> bool:
@@ -60,13 +69,16 @@ class LayerPredictors:
 
     def learn(self, maps: np.ndarray, experts: np.ndarray) -> None:
         """Take in rows: maps [n, L, J] and what they activated, experts [n, L, K]."""
-        self.num_rows += len(maps)
+        for one in self._taught:
+            one.num_rows += len(maps)
         activated = np.zeros(maps.shape, dtype=np.float32)
         np.put_along_axis(activated, experts, 1.0, axis=-1)
-        for target in range(self._distance, self._num_layers):
-            features = self._features(target, maps.transpose(1, 0, 2))
-            self._squares[target - self._distance] += features.T @ features
-            self._products[target - self._distance] += features.T @ activated[:, target]
+        for place in range(len(self._squares)):
+            features = self._features(place + self._distance, maps.transpose(1, 0, 2))
+            self._squares[place] += features.T @ features
+            for one in self._taught:
+                if place < len(one._products):
+                    one._products[place] += features.T @ activated[:, place + one._distance]
 
     def fit(self) -> None:
         """Solve for the weights, from all rows taken in so far."""

@@ -44,7 +44,7 @@ class ProMoE(Policy):
         if history is None:
             self.predictors = LayerPredictors(setup.num_layers, setup.num_experts, distance)
         else:
-            self.predictors = trained_predictors(history, distance)
+            self.predictors = trained_predictors(history, distance)[0]
         self._next_fit_rows = _FIRST_FIT_ROWS
         self._gates: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
@@ -96,12 +96,13 @@ class ProMoE(Policy):
             self._next_fit_rows = 2 * self.predictors.num_rows
 
 
-def trained_predictors(history: RoutingTrace, distance: int) -> LayerPredictors:
-    """Predictors of the layers d ahead, trained on every row of a history."""
-    predictors = LayerPredictors(history.num_layers, history.num_experts, distance)
+def trained_predictors(history: RoutingTrace, *distances: int) -> list[LayerPredictors]:
+    """Predictors of the layers d ahead, for each d, trained on every row of a history."""
+    nearest = LayerPredictors(history.num_layers, history.num_experts, min(distances))
+    predictors = [nearest if distance == min(distances) else nearest.farther(distance) for distance in distances]
     for begin in range(0, history.num_rows, _BLOCK_ROWS):
         rows = slice(begin, begin + _BLOCK_ROWS)
-        predictors.learn(history.maps(rows), history.expert_ids[rows].astype(np.int64))
-    if predictors.num_rows:
-        predictors.fit()
+        nearest.learn(history.maps(rows), history.expert_ids[rows].astype(np.int64))
+    for one in predictors if nearest.num_rows else []:
+        one.fit()
     return predictors

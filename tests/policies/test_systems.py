@@ -104,6 +104,26 @@ def test_predictors_find_a_linear_rule():
     np.testing.assert_array_equal(top, np.sort(experts[:50, 2], axis=1))
 
 
+def test_predictors_at_several_distances_learn_together_what_each_learns_alone():
+    rng = np.random.default_rng(5)
+    maps = rng.dirichlet(np.full(6, 0.4), size=(120, 5)).astype(np.float32)
+    experts = np.argsort(-maps, axis=-1)[..., :2]
+    nearest = LayerPredictors(5, 6, 1)
+    together = [nearest, nearest.farther(2), nearest.farther(4)]
+    alone = [LayerPredictors(5, 6, distance) for distance in (1, 2, 4)]
+    for rows in (slice(0, 70), slice(70, 120)):
+        nearest.learn(maps[rows], experts[rows])
+        for one in alone:
+            one.learn(maps[rows], experts[rows])
+    for one, other, distance in zip(together, alone, (1, 2, 4), strict=True):
+        assert one.num_rows == other.num_rows == 120
+        one.fit()
+        other.fit()
+        for target in range(distance, 5):
+            gates = [maps[:9, layer] for layer in range(5)]
+            np.testing.assert_array_equal(one.predict(target, gates), other.predict(target, gates))
+
+
 def test_promoe_learns_online_once_it_has_seen_enough():
     policy = make_policy("promoe", setup())
     for request in range(HISTORY.num_requests):

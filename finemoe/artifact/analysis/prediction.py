@@ -123,8 +123,7 @@ def _ahead_hits(served: RoutingTrace, rows: np.ndarray, distances: list[int]) ->
 def _learned_hits(history: RoutingTrace, served: RoutingTrace, rows: np.ndarray, distances: list[int]) -> np.ndarray:
     """Hits of learned predictors, [distances, n]."""
     hits = np.zeros((len(distances), len(rows)), dtype=np.int64)
-    for index, distance in enumerate(distances):
-        predictors = trained_predictors(history, distance)
+    for index, (distance, predictors) in enumerate(zip(distances, trained_predictors(history, *distances), strict=True)):
         for begin in range(0, len(rows), _BLOCK_ROWS):
             block = rows[begin : begin + _BLOCK_ROWS]
             gates = served.maps(block).transpose(1, 0, 2)

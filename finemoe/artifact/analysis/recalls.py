@@ -78,7 +78,7 @@ def _neighbour_hits(
     history: RoutingTrace, served: RoutingTrace, rows: np.ndarray, distance: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Hits of the methods that search maps, [n] each."""
-    predictors = trained_predictors(history, distance)
+    predictors = trained_predictors(history, distance)[0]
     small, large = _drawn_maps(history, 1000, seed), _drawn_maps(history, 32_000, seed)
     hits = {method: np.zeros(len(rows)) for method in list(INDEPENDENT)[1:]}
     for begin in range(0, len(rows), _BLOCK_ROWS):
