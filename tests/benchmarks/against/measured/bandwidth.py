@@ -12,6 +12,7 @@ from .revisions import are_resident, memory_of, post
 
 _LAYERS, _EXPERTS = 6, 8
 _KERNELS = 20  # between two looks at whether all has arrived
+_PATIENCE_S = 60
 
 
 class Measured:
@@ -56,7 +57,9 @@ class Measured:
         wanted = range(begin, begin + _EXPERTS // 2)
         memory.start_iteration(self._iteration)
         post(memory, self._iteration, range(_LAYERS), wanted, _EXPERTS)
+        latest_s = time.perf_counter() + _PATIENCE_S
         while not are_resident(memory, range(_LAYERS), wanted):
+            assert time.perf_counter() < latest_s, f"prefetches have not arrived in {_PATIENCE_S} s"
             for _ in range(_KERNELS):
                 torch.add(self._small, 1.0, out=self._small)
 
