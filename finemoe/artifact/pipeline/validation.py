@@ -35,14 +35,15 @@ class Subject:
     """A model that is served and predicted.
 
     Attributes:
-        trace: routing of the request that is served. searched: routing of others. known: by policy, what it is told of a history.
+        prompts: of the requests that are served, one after the other; trace: their routing. searched: routing of others.
+        known: by policy, what it is told of a history.
         policies: for replays. options: the policies' others.
     """
 
     name: str
     model: Any
     tokenizer: Any
-    prompt: str
+    prompts: Sequence[str]
     num_tokens: int
     trace: RoutingTrace
     searched: RoutingTrace
@@ -54,7 +55,7 @@ class Subject:
     def load(
         cls,
         folder: Path,
-        prompt: str,
+        prompts: Sequence[str],
         num_tokens: int,
         history: RoutingTrace,
         prefetch_distance: int,
@@ -65,7 +66,7 @@ class Subject:
         model, tokenizer = load_model(str(folder))
         strides = sorted({stride for name in policies for stride in lookahead_of(name)})
         trace = finemoe.record(
-            model, [prompt], tokenizer=tokenizer, max_new_tokens=num_tokens, min_new_tokens=num_tokens, lookahead=strides
+            model, prompts, tokenizer=tokenizer, max_new_tokens=num_tokens, min_new_tokens=num_tokens, lookahead=strides
         )
         history = first_rows(history, store_capacity)
         options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
@@ -73,7 +74,7 @@ class Subject:
         if "finemoe" in known:  # a store takes longer to fill than a request to be served
             known["finemoe"] = store_from(replay_setup(trace, history, **options))
         systems = {name: make_policy(name, replay_setup(trace, one, **options), is_replay=True) for name, one in known.items()}
-        return cls(folder.name, model, tokenizer, prompt, num_tokens, trace, history, known, systems, options)
+        return cls(folder.name, model, tokenizer, prompts, num_tokens, trace, history, known, systems, options)
 
     @property
     def first_held(self) -> list[tuple[int, int]]:
@@ -123,7 +124,7 @@ def validation_round(
 
 
 def predict(subject: Subject, machine: Machine, policy: str, load_s: float, expert_memories: Sequence[float]) -> list[Report]:
-    """What the simulator says of serving the request, for every cache size."""
+    """What the simulator says of serving the requests, for every cache size."""
     system = subject.policies[policy]
     choices = [(share, system.default_eviction) for share in expert_memories]
     held = [layer * subject.trace.num_experts + expert for layer, expert in subject.first_held]
@@ -137,7 +138,8 @@ def measure(subject: Subject, policy: str, load_s: float, expert_memory: float) 
         memory = engine.memories.memories[0]
         memory.preload(subject.first_held, is_counted=False)  # over the machine's own link
         memory.connect(make_link(memory.pool.device, paced_link(one_expert_bytes(model) / load_s)))
-        generation(model, subject.tokenizer, [subject.prompt], subject.num_tokens)([])
+        for prompt in subject.prompts:
+            generation(model, subject.tokenizer, [prompt], subject.num_tokens)([])
         report: Report = engine.report()
     return report
 
