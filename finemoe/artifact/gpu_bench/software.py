@@ -11,8 +11,8 @@ from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.machines.schema import Software
+from finemoe.artifact.pipeline.micro_measurements import search_times_s
 from finemoe.artifact.pipeline.timing import no_arithmetic
-from finemoe.artifact.pipeline.validation import search_times_s
 from finemoe.policies import make_policy
 from finemoe.runtime.replayed import ReplayedRouting
 from finemoe.simulation.replay import replay_setup

@@ -5,15 +5,14 @@ Variants are timed in turn, round by round in one process, so that whatever else
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import finemoe
-from finemoe.cache.state import RESIDENT
 from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
@@ -31,7 +30,7 @@ def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds:
     """
     models, engines = _variants(source)
     try:
-        calls = {name: _generation(model, tokenizer, prompts, num_tokens) for name, (model, tokenizer) in models.items()}
+        calls = {name: generation(model, tokenizer, prompts, num_tokens) for name, (model, tokenizer) in models.items()}
         expected = {name: call([]).tolist() for name, call in calls.items()}  # also warms up
         assert all(expected[name] == expected["eager"] for name in engines), "an offloaded model gave other tokens"
         rows = [
@@ -82,72 +81,11 @@ def expert_time_s(engine: Any, num_rounds: int) -> float:
     return max(0.0, with_arithmetic_s - engine_time_s(engine, num_rounds)) / engine.setup.top_k
 
 
-def prefetch_time_s(model: Any, load_s: float, num_experts: int = 8) -> float:
-    """How long a prefetched expert keeps a paced link busy, chunk by chunk, while others wait."""
-    with finemoe.offload(model, 0.5, "on-demand", link=paced_link(one_expert_bytes(model) / load_s)) as engine:
-        memory = _started_memory(engine)
-        begin_s = time.perf_counter()
-        for layer in range(num_experts):
-            _post(memory, layer=layer, experts=1)
-        with memory.changed:
-            is_done = memory.changed.wait_for(lambda: int((memory.cache.state == RESIDENT).sum()) >= num_experts, timeout=60)
-        assert is_done, "the prefetches never arrived"
-        return (time.perf_counter() - begin_s) / num_experts
-
-
-def wake_time_s(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int, load_s: float) -> float:
-    """What waiting for a load costs beyond the load: handing it to the link's thread and being woken late (measured on one load
-    over an idle paced link), and going on with cold caches (a model with everything resident that pauses in every layer)."""
-    with finemoe.offload(model, 0.5, "on-demand", link=paced_link(one_expert_bytes(model) / load_s)) as engine:
-        memory = _started_memory(engine)
-        handing_s = float(np.median([_demand_s(memory, layer, 0) for layer in range(len(engine.layers))])) - load_s
-    with finemoe.offload(model, 1.0, "on-demand") as engine:
-        engine.preload()
-        calls = [_generation(model, tokenizer, [prompt], num_tokens) for prompt in prompts]
-        unpaused_s = _tpot_s(engine, calls)
-        with _pauses(engine, load_s) as paused:
-            pausing_s = _tpot_s(engine, calls)
-        cold_s = (pausing_s - unpaused_s) / len(engine.layers) - float(np.mean(paused))
-    return max(0.0, handing_s) + max(0.0, cold_s)
-
-
-def software_time_s(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int, policy: str, **options: Any) -> float:
-    """TPOT with nothing to load and every layer accounted for, published and searched: a cache for all experts, warm."""
-    with finemoe.offload(model, 1.0, policy, **options) as engine:
-        return _tpot_s(engine, [_generation(model, tokenizer, [prompt], num_tokens) for prompt in prompts])
-
-
-def _tpot_s(engine: Any, calls: list[Callable[[list[Any]], object]]) -> float:
-    """Of calls that were made once before."""
-    for call in calls:
-        call([])
-    engine.reset_counters()
-    for call in calls:
-        call([])
-    return float(engine.report().tpot_s)
-
-
-@contextmanager
-def _pauses(engine: Any, length_s: float) -> Iterator[list[float]]:
-    """Every layer's experts wait that long; the real lengths are in the list."""
-    compute = engine.probe.compute
-    real_s: list[float] = []
-
-    def pausing(*arguments: Any) -> Any:
-        begin_s = time.perf_counter()
-        time.sleep(length_s)
-        real_s.append(time.perf_counter() - begin_s)
-        return compute(*arguments)
-
-    with engine.probe.computing_with(pausing):
-        yield real_s
-
-
 def stall_ratio(source: str, prompt: str, bytes_per_s: float, num_tokens: int) -> float:
     """Measured stall of on-demand loading over bytes / bandwidth, with one expert's slot and a paced link."""
     model, tokenizer = load_model(source)
     with finemoe.offload(model, one_expert_bytes(model), "on-demand", link=paced_link(bytes_per_s)) as engine:
-        _generation(model, tokenizer, [prompt], num_tokens)([])
+        generation(model, tokenizer, [prompt], num_tokens)([])
         report = engine.report()
     return report.stall_s / (report.demand_bytes / bytes_per_s)
 
@@ -156,9 +94,9 @@ def hidden_share(source: str, bytes_per_s: float, num_trials: int) -> Interval:
     """Share of a transfer that a prefetch hides if its expert is demanded once it should have arrived."""
     shares = []
     for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
-        _post(memory, layer=5, experts=1)
+        post(memory, layer=5, experts=1)
         time.sleep(1.5 * record_s)
-        shares.append(1 - _demand_s(memory, 5, 0) / record_s)
+        shares.append(1 - demand_s(memory, 5, 0) / record_s)
     return bootstrap_median(np.array(shares))
 
 
@@ -168,9 +106,9 @@ def overtaking_s(source: str, bytes_per_s: float, num_trials: int) -> tuple[Inte
     for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
         chunk_s = memory.link.chunk_bytes / bytes_per_s
         for layer in range(5, 9):
-            _post(memory, layer=layer, experts=4)
+            post(memory, layer=layer, experts=4)
         time.sleep(1.3 * record_s)  # amid the transfers
-        waits.append(_demand_s(memory, 2, 7) - record_s)
+        waits.append(demand_s(memory, 2, 7) - record_s)
     return bootstrap_median(np.array(waits)), chunk_s
 
 
@@ -189,7 +127,7 @@ def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
     return models, engines
 
 
-def _generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[list[Any]], Any]:
+def generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[list[Any]], Any]:
     """Greedy generation of exactly that many tokens; the call takes logits processors, which run once per token."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
@@ -247,25 +185,27 @@ def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
     record_s = one_expert_bytes(model) / bytes_per_s
     for _ in range(num_trials):
         with finemoe.offload(model, 0.5, "on-demand", link=paced_link(bytes_per_s)) as engine:
-            memory = _started_memory(engine)
+            memory = started_memory(engine)
             yield memory, record_s
 
 
-def _started_memory(engine: Any) -> Any:
+def started_memory(engine: Any) -> Any:
     """The expert memory of the first device, in its first iteration."""
     memory = engine.memories.memories[0]
     memory.start_iteration(1)
     return memory
 
 
-def _post(memory: Any, layer: int, experts: int) -> None:
+def post(memory: Any, layer: int, experts: int) -> None:
+    """Let a memory fetch the first experts of a layer."""
     from finemoe.policies.base import Prediction
 
     probabilities = np.full(memory.expected.shape[1], 0.5, dtype=np.float32)
     memory.post(1, [Prediction(layer, probabilities, np.arange(experts))])
 
 
-def _demand_s(memory: Any, layer: int, expert: int) -> float:
+def demand_s(memory: Any, layer: int, expert: int) -> float:
+    """How long it takes until a demanded expert may be read."""
     begin_s = time.perf_counter()
     lease = memory.demand(layer, np.array([expert]))
     lease.weights(expert)

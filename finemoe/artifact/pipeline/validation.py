@@ -1,235 +1,155 @@
 """The simulator against the live engine on this machine: same requests, policy, cache and (paced) link, predicted and measured.
 
-What the prediction knows of the machine is measured apart from what it predicts, with other prompts: a token's time with
-everything resident and with nothing to load, one search, and what a wait costs beyond its length.
+What the prediction knows of the machine is measured apart from what it predicts, with other prompts (`micro_measurements`). Every
+cache begins full, with the same experts live and simulated, so that a few tokens show what a served request's do.
 """
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import finemoe
+from finemoe.artifact.pipeline.measured_pace import Machine, MeasuredPace
+from finemoe.artifact.pipeline.micro_measurements import measure_machine
 from finemoe.artifact.pipeline.noise import busy_share
-from finemoe.artifact.pipeline.serving import serve
-from finemoe.artifact.pipeline.timing import (
-    expert_time_s,
-    one_expert_bytes,
-    paced_link,
-    prefetch_time_s,
-    software_time_s,
-    wake_time_s,
-)
-from finemoe.chunks import PACED_CHUNK_S
-from finemoe.policies import make_policy
-from finemoe.policies.base import Context, Policy
-from finemoe.policies.block import Block
+from finemoe.artifact.pipeline.timing import generation, one_expert_bytes, paced_link
+from finemoe.policies import make_policy, policy_named
+from finemoe.policies.base import Policy
+from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
+from finemoe.runtime.link import make_link
 from finemoe.runtime.loading import load_model
-from finemoe.simulation.kernel_inputs import Durations
 from finemoe.simulation.replay import paced, replay_setup
 from finemoe.traces import RoutingTrace
 
-_LOAD_S = 2e-3  # a wait of the usual length
+POLICIES = ("on-demand", "mixtral-offloading", "promoe", "finemoe")
+STEADY = ("on-demand", "mixtral-offloading")  # what they hit depends on no time, and must be predicted to the last access
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Micro-measurements of one model on this machine, in seconds.
+class Subject:
+    """A model that is served and predicted.
 
     Attributes:
-        prefill_s, decode_s: of an iteration with everything resident. expert_s: one expert's arithmetic for one token.
-        engine_s: what a policy's accounting, publishing and searching adds to a layer, by policy. wake_s: what a wait for a load
-            costs beyond its length.
+        prompts: of the requests that are served, one after the other; trace: their routing. searched: routing of others.
+        known: by policy, what it is told of a history.
+        policies: for replays. options: the policies' others.
     """
 
-    expert_bytes: int
-    prefill_s: float
-    decode_s: float
-    expert_s: float
-    engine_s: dict[str, float]
-    wake_s: float
+    name: str
+    model: Any
+    tokenizer: Any
+    prompts: Sequence[str]
+    num_tokens: int
+    trace: RoutingTrace
+    searched: RoutingTrace
+    known: dict[str, Any]
+    policies: dict[str, Policy]
+    options: dict[str, Any]
 
-
-@dataclass(frozen=True)
-class MeasuredPace:
-    """A machine's pace with a paced link.
-
-    Args:
-        machine: its micro-measurements. policy: name. load_s, prefetch_s: one expert over the link, on demand and ahead.
-        search_s: the policy's own work at an iteration's start and at a gate.
-    """
-
-    machine: Machine
-    policy: str
-    load_s: float
-    prefetch_s: float
-    search_s: tuple[float, float]
-    num_devices: int = 1
-    hidden_size: int = 0
-    hand_over_s: float = 0.0
-    hits_first: bool = True
-
-    @property
-    def expert_bytes(self) -> int:
-        return self.machine.expert_bytes
-
-    @property
-    def chunk_s(self) -> float:
-        return self.prefetch_s / max(1, round(self.load_s / PACED_CHUNK_S))
-
-    @property
-    def wake_s(self) -> float:
-        return self.machine.wake_s
-
-    def durations(
-        self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
-    ) -> Durations:
-        """Of every event of a block; the policy's own work was measured, whatever it reads."""
-        num_layers, machine = trace.num_layers, self.machine
-        per_layer = np.where(block.is_prefill, machine.prefill_s, machine.decode_s) / num_layers
-        experts_s = machine.expert_s * np.diff(begins)
-        before = np.repeat(per_layer, num_layers) + machine.engine_s[self.policy] - experts_s
-        search = np.zeros((block.num_iterations, num_layers, 2))
-        search[:, 0, 0], search[:, :, 1] = self.search_s
-        return Durations(
-            before=np.maximum(before, 0.0),
-            expert=np.full(len(demanded), machine.expert_s),
-            after=np.zeros(block.num_iterations * num_layers),
-            search=search.reshape(-1),
-            earliest=np.zeros(block.num_iterations * num_layers),
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        prompts: Sequence[str],
+        num_tokens: int,
+        history: RoutingTrace,
+        prefetch_distance: int,
+        store_capacity: int,
+        policies: Sequence[str] = POLICIES,
+    ) -> "Subject":
+        """A model's folder; history: of other requests, of which as many are used as fill a store."""
+        model, tokenizer = load_model(str(folder))
+        strides = sorted({stride for name in policies for stride in lookahead_of(name)})
+        trace = finemoe.record(
+            model, prompts, tokenizer=tokenizer, max_new_tokens=num_tokens, min_new_tokens=num_tokens, lookahead=strides
         )
+        history = first_rows(history, store_capacity)
+        options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+        known: dict[str, Any] = dict.fromkeys(policies, history)
+        if "finemoe" in known:  # a store takes longer to fill than a request to be served
+            known["finemoe"] = store_from(replay_setup(trace, history, **options))
+        systems = {name: make_policy(name, replay_setup(trace, one, **options), is_replay=True) for name, one in known.items()}
+        return cls(folder.name, model, tokenizer, prompts, num_tokens, trace, history, known, systems, options)
+
+    @property
+    def first_held(self) -> list[tuple[int, int]]:
+        """All experts, (layer, expert), in the order in which caches are filled at first: layer by layer in turn."""
+        return [(layer, expert) for expert in range(self.trace.num_experts) for layer in range(self.trace.num_layers)]
 
 
-def measure_machine(
-    source: str, prompts: list[str], num_tokens: int, policies: list[str], num_rounds: int, **options: Any
-) -> Machine:
-    """Micro-measurements of a model.
-
-    Args:
-        prompts: others than those that are predicted. options: history, prefetch_distance and store_capacity of the policies.
-    """
-    model, tokenizer = load_model(source)
-    with finemoe.offload(model, 1.0, "on-demand") as engine:
-        engine.preload()
-        serve(model, tokenizer, prompts[:1], num_tokens, engine)  # warms up
-        served = [one.report for one in serve(model, tokenizer, prompts, num_tokens, engine)]
-        expert_s = expert_time_s(engine, num_rounds)
-        num_layers = len(engine.layers)
-    prefill_s, decode_s = (float(np.mean([one[name] for one in served])) for name in ("ttft_s", "tpot_s"))
-    engine_s = {}
-    for policy in policies:
-        software_s = software_time_s(model, tokenizer, prompts, num_tokens, policy, **options)
-        engine_s[policy] = max(0.0, software_s - decode_s) / num_layers
-    wake_s = wake_time_s(model, tokenizer, prompts, num_tokens, _LOAD_S)
-    return Machine(one_expert_bytes(model), prefill_s, decode_s, expert_s, engine_s, wake_s)
+def first_rows(history: RoutingTrace, num_rows: int) -> RoutingTrace:
+    """A history's first requests, as few as have so many rows."""
+    ends = history.offsets[1:]
+    return history.select(range(min(len(ends), int(np.searchsorted(ends, num_rows)) + 1)))
 
 
-def validation_table(
-    source: str,
-    machine: Machine,
-    prompts: list[str],
-    num_tokens: int,
-    history: RoutingTrace,
-    loads_ms: list[float],
-    expert_memories: list[float],
-    policies: list[str],
-    prefetch_distance: int,
-    store_capacity: int = 1000,
+def lookahead_of(policy: str) -> tuple[int, ...]:
+    """How far ahead a policy wants routers to be applied."""
+    return policy_named(policy).lookahead
+
+
+def validation_round(
+    subject: Subject,
+    other_prompts: Sequence[str],
+    loads_ms: Sequence[float],
+    expert_memories: Sequence[float],
+    num_repetitions: int,
 ) -> pd.DataFrame:
-    """TPOT predicted and measured, for every policy, cache size and bandwidth.
+    """TPOT predicted and measured once, for every policy, cache size and bandwidth, after this machine has been measured anew.
 
     Args:
-        history: what a policy knows beforehand. loads_ms: time one expert takes on the link, which stands for its bandwidth.
+        other_prompts: which the machine is measured with. loads_ms: time one expert takes on the link, which stands for its
+            bandwidth. num_repetitions: of every micro-measurement.
     Returns:
-        Rows (policy, expert_memory, load_ms, predicted_tpot_s, measured_tpot_s, error, predicted_hit_rate, measured_hit_rate,
-        busy), error relative to what was measured, busy the share of the cores that other work took (`noise.busy_share`). One
-        round: `noise.judged_predictions` says what several tell.
+        Rows (model, policy, expert_memory, load_ms, predicted_tpot_s, measured_tpot_s, error, and likewise TTFT, hits and loaded
+        bytes, are_counts_equal, busy), error relative to what was measured, busy the share of the cores that other work took
+        (`noise.busy_share`). `noise.judged_predictions` says what several rounds tell.
     """
-    model, tokenizer = load_model(source)
-    trace = finemoe.record(model, prompts, tokenizer=tokenizer, max_new_tokens=num_tokens, batch_size=1)
+    loads_s = [load_ms / 1e3 for load_ms in loads_ms]
+    tools = subject.model, subject.tokenizer, other_prompts, subject.num_tokens, subject.known, loads_s, num_repetitions
+    machine = measure_machine(*tools, subject.searched, **subject.options)
     rows = []
-    for load_ms in loads_ms:
-        bytes_per_s = machine.expert_bytes / (load_ms / 1e3)
-        prefetch_s = prefetch_time_s(model, load_ms / 1e3)
-        for policy in policies:
-            for share in expert_memories:
-                options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
-                predicted = _predict(trace, policy, share, history, machine, (load_ms / 1e3, prefetch_s), options)
-                measured = _measure(
-                    model, tokenizer, prompts, num_tokens, policy, share, history, paced_link(bytes_per_s), options
-                )
-                cell = {"policy": policy, "expert_memory": share, "load_ms": load_ms}
-                rows.append(cell | _compared(predicted, measured) | {"busy": busy_share()})
+    for policy in subject.known:
+        for load_ms, load_s in zip(loads_ms, loads_s, strict=True):
+            predicted = predict(subject, machine, policy, load_s, expert_memories)
+            for share, report in zip(expert_memories, predicted, strict=True):
+                cell = {"model": subject.name, "policy": policy, "expert_memory": share, "load_ms": load_ms}
+                rows.append(cell | compared(report, measure(subject, policy, load_s, share), policy) | {"busy": busy_share()})
     return pd.DataFrame(rows)
 
 
-def _predict(
-    trace: RoutingTrace,
-    policy: str,
-    share: float,
-    history: RoutingTrace,
-    machine: Machine,
-    link_s: tuple[float, float],
-    options: dict[str, Any],
-) -> Report:
-    setup = replay_setup(trace, history, **options)
-    start_s, gate_s = search_times_s(make_policy(policy, setup, is_replay=True), trace)
-    # Matcher and inference take turns at Python's lock: an answer is there no sooner than what it adds to its layer has passed.
-    search_s = start_s, max(gate_s, machine.engine_s[policy] - machine.engine_s["on-demand"])
-    system = make_policy(policy, setup, is_replay=True)
-    pace = MeasuredPace(machine, policy, *link_s, search_s)
-    return paced(trace, policy, system, [(share, system.default_eviction)], pace)[0]
+def predict(subject: Subject, machine: Machine, policy: str, load_s: float, expert_memories: Sequence[float]) -> list[Report]:
+    """What the simulator says of serving the requests, for every cache size."""
+    system = subject.policies[policy]
+    choices = [(share, system.default_eviction) for share in expert_memories]
+    held = [layer * subject.trace.num_experts + expert for layer, expert in subject.first_held]
+    return paced(subject.trace, policy, system, choices, MeasuredPace(machine, policy, load_s), first_held=held)
 
 
-def _measure(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[str],
-    num_tokens: int,
-    policy: str,
-    share: float,
-    history: RoutingTrace,
-    link: str,
-    options: dict[str, Any],
-) -> Report:
-    with finemoe.offload(model, share, policy, history=history, link=link, **options) as engine:
-        for prompt in prompts:
-            inputs = tokenizer(prompt, return_tensors="pt")
-            model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+def measure(subject: Subject, policy: str, load_s: float, expert_memory: float) -> Report:
+    """What the live engine says of it."""
+    history, model = subject.known[policy], subject.model
+    with finemoe.offload(model, expert_memory, policy, history=history, **subject.options) as engine:
+        memory = engine.memories.memories[0]
+        memory.preload(subject.first_held, is_counted=False)  # over the machine's own link
+        memory.connect(make_link(memory.pool.device, paced_link(one_expert_bytes(model) / load_s)))
+        for prompt in subject.prompts:
+            generation(model, subject.tokenizer, [prompt], subject.num_tokens)([])
         report: Report = engine.report()
     return report
 
 
-def _compared(predicted: Report, measured: Report) -> dict[str, float]:
-    return {
-        "predicted_tpot_s": predicted.tpot_s,
-        "measured_tpot_s": measured.tpot_s,
+def compared(predicted: Report, measured: Report, policy: str) -> dict[str, float]:
+    """A cell's numbers."""
+    both = {"predicted": predicted, "measured": measured}
+    numbers = ("tpot_s", "ttft_s", "hit_rate", "hits", "late", "misses", "prefetched_bytes")
+    counts = ("accesses", *(("hits", "late", "misses", "demand_bytes", "prefetched_bytes") if policy in STEADY else ()))
+    return {f"{kind}_{name}": getattr(report, name) for name in numbers for kind, report in both.items()} | {
         "error": predicted.tpot_s / measured.tpot_s - 1,
-        "predicted_ttft_s": predicted.ttft_s,
-        "measured_ttft_s": measured.ttft_s,
-        "predicted_hit_rate": predicted.hit_rate,
-        "measured_hit_rate": measured.hit_rate,
+        "are_counts_equal": all(getattr(predicted, name) == getattr(measured, name) for name in counts),
     }
-
-
-def search_times_s(policy: Policy, trace: RoutingTrace, num_iterations: int = 20) -> tuple[float, float]:
-    """Median time of a policy's own work at an iteration's start and at a gate, one decode row at a time."""
-    if not policy.needs_context:
-        return 0.0, 0.0
-    starts_s, gates_s = [], []
-    rows = np.flatnonzero(trace.phase == 1)[:num_iterations]
-    for row in rows:
-        maps, experts = trace.maps(slice(row, row + 1)), trace.expert_ids[row : row + 1].astype(np.int64)
-        begin_s = time.perf_counter()
-        policy.start_iteration(Context(trace.embeddings(slice(row, row + 1)), is_prefill=False, starts_request=False))
-        starts_s.append(time.perf_counter() - begin_s)
-        for layer in range(trace.num_layers):
-            probs = np.ascontiguousarray(maps[:, layer])
-            begin_s = time.perf_counter()
-            policy.on_gate(layer, probs, experts[:, layer])
-            gates_s.append(time.perf_counter() - begin_s)
-        policy.end_iteration()
-    return float(np.median(starts_s)), float(np.median(gates_s))

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from finemoe.artifact.pipeline.noise import (
     FASTER,
@@ -13,8 +14,11 @@ from finemoe.artifact.pipeline.noise import (
     _work,
     busy_share,
     in_words,
+    judged_as_a_whole,
+    judged_groups,
     judged_pairs,
     judged_predictions,
+    median_interval,
     spread,
 )
 
@@ -45,6 +49,81 @@ def predictions(predicted, measured, busy=0.0) -> pd.Series:
 )
 def test_a_busy_machine_is_not_taken_for_a_wrong_simulator(predicted, measured, busy, verdict):
     assert predictions(predicted, measured, busy).verdict == verdict
+
+
+@pytest.mark.parametrize("num_values", [6, 7, 9, 25])
+def test_a_median_lies_in_its_interval_in_95_of_100_cases(num_values):
+    """As often as a fair coin falls on one side neither too rarely nor too often; a narrower interval holds it less often."""
+    low, high = median_interval(np.arange(num_values)[::-1])
+    coin = stats.binom(num_values, 0.5)
+    assert coin.cdf(high) - coin.cdf(low) >= 0.95 > coin.cdf(high - 1) - coin.cdf(low + 1)
+
+
+def test_a_few_values_have_no_interval():
+    assert np.isnan(median_interval(np.arange(5))).all()
+
+
+@pytest.mark.parametrize(("true_error", "verdict"), [(0.02, WITHIN), (0.2, OUTSIDE), (-0.2, OUTSIDE)])
+def test_many_rounds_tell_on_a_noisy_machine_too(true_error, verdict):
+    """Single times lie apart by more than a third, in which three rounds tell nothing."""
+    measured = 1 + np.random.default_rng(3).uniform(-0.2, 0.2, 60)
+    assert predictions(np.full(3, 1 + true_error), measured[:3]).verdict == NOT_DECIDED
+    assert predictions(np.full(60, 1 + true_error), measured).verdict == verdict
+
+
+def test_other_work_is_no_noise_that_rounds_tell_from_an_error():
+    """All rounds were as busy: what is 20 % off may be so for that, what is off by half cannot."""
+    assert predictions(np.full(60, 1.2), np.ones(60), busy=0.3).verdict == NOT_DECIDED
+    assert predictions(np.full(60, 1.5), np.ones(60), busy=0.3).verdict == OUTSIDE
+    assert predictions(np.full(60, 1.0), np.ones(60), busy=0.3).verdict == NOT_DECIDED
+
+
+def test_counts_have_no_noise():
+    rounds = pd.DataFrame({"model": "m", "predicted_tpot_s": [1.0, 1.4], "measured_tpot_s": 1.0, "busy": 0.5})
+    for equal, verdict in (([True, True], NOT_DECIDED), ([True, False], OUTSIDE)):
+        assert judged_predictions(rounds.assign(are_counts_equal=equal), ["model"]).verdict.item() == verdict
+
+
+def cells(errors, noise=0.3, busy=0.02, verdict=NOT_DECIDED, policy="finemoe") -> pd.DataFrame:
+    return pd.DataFrame({"policy": policy, "error": errors, "noise": noise, "busy": busy, "verdict": verdict})
+
+
+@pytest.mark.parametrize(
+    ("errors", "busy", "verdict"),
+    [
+        (np.linspace(0.11, 0.35, 27), 0.0, OUTSIDE),  # no cell tells, all of them do
+        (-np.linspace(0.11, 0.35, 27), 0.0, OUTSIDE),
+        (np.linspace(-0.2, 0.2, 27), 0.0, WITHIN),
+        (np.linspace(-0.2, 0.2, 27), 0.2, NOT_DECIDED),
+        (np.linspace(0.11, 0.35, 27), 0.2, NOT_DECIDED),  # may be what other work took
+        (np.linspace(0.0, 0.25, 27), 0.0, NOT_DECIDED),
+        (np.full(5, 0.3), 0.0, NOT_DECIDED),  # too few
+    ],
+)
+def test_what_is_off_in_every_cell_hides_in_none(errors, busy, verdict):
+    found = judged_groups(pd.concat([cells(errors, busy=busy), cells(np.zeros(9), policy="promoe")]), "policy")
+    assert found.policy.tolist() == ["finemoe", "promoe"]
+    assert found.verdict.tolist() == [verdict, WITHIN]
+    assert found.num_cells.tolist() == [len(errors), 9]
+    assert found.error[0] == pytest.approx(np.median(errors))
+
+
+def whole(*parts: pd.DataFrame) -> str:
+    judged = pd.concat(parts)
+    return judged_as_a_whole(judged, judged_groups(judged, "policy"))
+
+
+def test_what_could_not_be_told_shows_nothing():
+    told = cells(np.zeros(103), 0.02, verdict=WITHIN)
+    assert whole(told, cells([0.11] * 5, 0.02, verdict=OUTSIDE)) == (
+        "within: 103 of 108 cells are told to be within 10% (at least 95% should be), the median error of 103 is; "
+        "the greatest is 11% (at most 15% should be)"
+    )
+    assert whole(told, cells([0.14] * 6, 0.02, verdict=OUTSIDE)).startswith("outside: 103 of 109")
+    assert whole(told, cells([0.0] * 6, 0.3)).startswith("not decided: 103 of 109")
+    assert whole(told, cells([0.16], 0.05, verdict=NOT_DECIDED)).startswith("not decided: 103 of 104")
+    assert whole(told, cells([0.21], 0.05, verdict=OUTSIDE)).startswith("outside: 103 of 104")
+    assert whole(told, cells(np.full(6, 0.3), 0.4, policy="promoe")).startswith("outside: 103 of 109")  # as a group
 
 
 def test_cells_keep_their_numbers():
