@@ -1,6 +1,7 @@
 """Notebooks that are forks of a warm process: the same notebooks, and nothing left behind."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
