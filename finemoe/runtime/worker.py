@@ -124,8 +124,11 @@ class ThriftyWorker(Worker):
         return 0.0
 
     def _has_caught_up(self, most_s: float) -> bool:
-        """Whether all is done that was given before, after a wait if it is expected to take no longer than that."""
-        while self.failure is None and self._backlog and sum(list(self._backlog.values())) < most_s:
+        """Whether all is done that was given before, perhaps after a wait: for what is expected to take no longer than that, and no
+        longer than that.
+        """
+        end_s = time.perf_counter() + most_s
+        while self._backlog and sum(list(self._backlog.values())) < most_s and time.perf_counter() < end_s:
             time.sleep(0)  # lets the other thread have the interpreter
         return self.failure is None and not self._backlog
 

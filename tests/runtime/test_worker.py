@@ -1,0 +1,98 @@
+"""Work that is done at once or beside: nothing is overtaken, nothing is waited for that takes long, and failures are heard of."""
+
+import threading
+import time
+
+import pytest
+
+from finemoe.errors import EngineError
+from finemoe.runtime.worker import ThriftyWorker
+
+LONG_S = 0.05  # many times what handing over takes
+
+
+@pytest.fixture
+def worker():
+    made = ThriftyWorker("finemoe-test", "the test")
+    made.start()
+    yield made
+    made.close()
+
+
+def here() -> str:
+    return threading.current_thread().name
+
+
+def test_what_is_known_to_be_short_is_done_at_once(worker):
+    where: list[str] = []
+    for _ in range(40):
+        worker.do(lambda: where.append(here()), "short")
+        worker.flush()
+    assert where[0] == "finemoe-test", "of what is not known yet nobody can say that it is short"
+    assert where[-1] == here()
+
+
+def test_what_is_long_is_done_beside(worker):
+    where: list[str] = []
+
+    def work() -> None:
+        time.sleep(LONG_S)
+        where.append(here())
+
+    for _ in range(20):
+        worker.do(work, "long")
+    worker.flush()
+    assert where == ["finemoe-test"] * 20
+
+
+def test_what_nobody_waits_for_is_done_beside_however_short_it_is(worker):
+    where: list[str] = []
+    for _ in range(40):
+        worker.do(lambda: where.append(here()), "short", is_urgent=False)
+        worker.flush()
+    assert set(where) == {"finemoe-test"}
+
+
+def test_nothing_overtakes_what_was_given_before(worker):
+    order: list[int] = []
+    for number in range(300):
+        pause_s = LONG_S if number % 100 == 50 else 0.0
+
+        def work(number: int = number, pause_s: float = pause_s) -> None:
+            time.sleep(pause_s) if pause_s else None
+            order.append(number)
+
+        worker.do(work, "long" if pause_s else "short")
+    worker.flush()
+    assert order == list(range(300))
+
+
+def test_nobody_waits_long_for_what_had_been_short(worker):
+    """Its time was known, and then it does not end."""
+    go_on, done = threading.Event(), []
+    for _ in range(20):
+        worker.do(lambda: None, "treacherous", is_urgent=False)
+    worker.flush()
+    worker.do(go_on.wait, "treacherous", is_urgent=False)
+    worker.do(lambda: done.append(here()), "treacherous")  # comes back, though what was given before does not
+    assert done == []
+    go_on.set()
+    worker.flush()
+    assert done == ["finemoe-test"]
+
+
+def test_a_failure_at_once_is_the_last_work_and_is_raised_as_one_beside(worker):
+    done: list[int] = []
+    for _ in range(40):
+        worker.do(lambda: None, "short")
+        worker.flush()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    worker.do(fail, "short")
+    worker.do(lambda: done.append(1), "short")
+    worker.flush()
+    with pytest.raises(EngineError, match="the test failed: no") as raised:
+        worker.check()
+    assert isinstance(raised.value.__cause__, ValueError)
