@@ -124,9 +124,7 @@ class ThriftyWorker(Worker):
         return 0.0
 
     def _has_caught_up(self, most_s: float) -> bool:
-        """Whether all is done that was given before, perhaps after a wait: for what is expected to take no longer than that, and no
-        longer than that.
-        """
+        """Whether all is done that was given before, perhaps after a wait that neither is expected to take longer nor does."""
         end_s = time.perf_counter() + most_s
         while self._backlog and sum(list(self._backlog.values())) < most_s and time.perf_counter() < end_s:
             time.sleep(0)  # lets the other thread have the interpreter
