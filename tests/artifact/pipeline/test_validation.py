@@ -73,8 +73,8 @@ def test_a_measured_pace_spends_what_was_measured(policy, start_s, gate_s, hand_
 def test_a_measured_pace_knows_its_link():
     beside, waiting = (MeasuredPace(MACHINE, policy, 5e-3) for policy in ("finemoe", "mixtral-offloading"))
     assert (beside.load_s, beside.prefetch_s, waiting.prefetch_s) == pytest.approx((5e-3, 5.5e-3, 6e-3))
-    assert (beside.chunk_s, waiting.chunk_s) == pytest.approx((1.1e-3, 1.2e-3))  # 1 ms of the link
-    assert MeasuredPace(MACHINE, "finemoe", 5e-4).chunk_s == pytest.approx(5.5e-4)  # shorter than that: in one piece
+    assert (beside.chunk_s, waiting.chunk_s) == pytest.approx((1.1e-3 / 4, 1.2e-3 / 4))  # a quarter of 1 ms of the link
+    assert MeasuredPace(MACHINE, "finemoe", 5e-4).chunk_s == pytest.approx(5.5e-4 / 2)  # two of them
     assert (beside.wake_s, beside.resume_s) == pytest.approx((5e-4 + 2e-3, 2e-3))
 
 
