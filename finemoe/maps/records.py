@@ -19,7 +19,7 @@ class Records:
 
     maps: np.ndarray
     units: np.ndarray
-    norms: list[np.floating]
+    norms: np.ndarray
     map_codes: np.ndarray
     inverse_prefix_norms: np.ndarray
     embedding_codes: np.ndarray
@@ -31,12 +31,10 @@ class Records:
         codes = np.rint(np.minimum(maps, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may be a little more than 1
         squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=2)
         embedding_codes = np.rint(units / EMBEDDING_SCALE).astype(np.int16)
-        lengths = np.array(
-            [np.linalg.norm(row.astype(np.float32) * EMBEDDING_SCALE) for row in embedding_codes], dtype=np.float32
-        )
+        lengths = _lengths(embedding_codes.astype(np.float32) * EMBEDDING_SCALE)
         inverse = np.divide(np.float32(1.0), lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        norms = [np.linalg.norm(map_) for map_ in maps]
-        return cls(maps, units, norms, codes, 1.0 / np.sqrt(np.cumsum(squares, axis=1)), embedding_codes, inverse)
+        inverse_prefix_norms = 1.0 / np.sqrt(np.cumsum(squares, axis=1))
+        return cls(maps, units, _lengths(maps), codes, inverse_prefix_norms, embedding_codes, inverse)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -50,8 +48,15 @@ class Records:
         return _dots(self.embedding_codes, self.units * EMBEDDING_SCALE)
 
 
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Of vectors [n, ...], as `np.linalg.norm` computes them one by one, [n] float32."""
+    rows = (np.ravel(vector) for vector in vectors)
+    return np.sqrt(np.array([row.dot(row) for row in rows], dtype=np.float32))
+
+
 def _dots(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     dots = np.zeros((len(weights), len(codes)), dtype=np.float32)
-    kept = np.ascontiguousarray(codes.reshape(len(codes), -1).T)
-    accumulate_dots_of_rows(kept, weights.reshape(len(weights), -1), len(codes), dots)
+    num_values = int(np.prod(codes.shape[1:]))
+    kept = np.ascontiguousarray(codes.reshape(len(codes), num_values).T)
+    accumulate_dots_of_rows(kept, weights.reshape(len(weights), num_values), len(codes), dots)
     return dots

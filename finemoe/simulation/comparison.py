@@ -4,6 +4,7 @@ A free link flatters whoever loads most, so each row carries what it moved: expe
 ahead, and how much of the latter was evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,11 +38,11 @@ def system_reports(
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
-    store = store_from(replay_setup(served, history, **options))  # once for every variant of FineMoE
+    store = functools.cache(lambda: store_from(replay_setup(served, history, **options)))  # once for every variant of FineMoE
     found = {}
     for names in _heard_alike([name for name in systems if name not in missing], systems):
         system, evictions = systems[names[0]], [systems[name].eviction for name in names]
-        known = store if system.policy == "finemoe" else history
+        known = store() if system.policy == "finemoe" else history
         reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **system.options)
         for (memory, name), report in zip(itertools.product(expert_memories, names), reports, strict=True):
             found[name, memory] = report

@@ -4,6 +4,7 @@ A row is one request (one batch of them, where several run side by side), so tha
 interval over requests.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -65,14 +66,15 @@ def latency_table(
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
-    store = store_from(replay_setup(served, history, **options))  # once for every variant of FineMoE
+    with_store = functools.partial(store_from, replay_setup(served, history, **options))
+    store = functools.cache(with_store)  # once for every variant of FineMoE
     cost = CostModel(size_of(model, served.num_layers, served.num_experts, served.top_k), Testbed.load(hardware))
     options |= {"hardware": hardware, "model": model, "batch_size": batch_size}
     tables = []
     for name, system in systems.items():
         memories = _fitting(cost, system, expert_memories)
         if name not in missing and memories:
-            known = store if system.policy == "finemoe" else history
+            known = store() if system.policy == "finemoe" else history
             reports = sweep(served, system.policy, memories, [system.eviction], known, **options, **system.options)
             tables += [request_rows(report, name, memory) for memory, report in zip(memories, reports, strict=True)]
     if not tables:

@@ -10,8 +10,9 @@ import pandas as pd
 from finemoe.artifact.analysis.coverage import theory
 from finemoe.artifact.analysis.modelled_breakdown import busiest_device_s, trajectory_search_s
 from finemoe.maps.store import ExpertMapStore
+from finemoe.policies.finemoe import store_from
 from finemoe.simulation.cost import CostModel, size_named
-from finemoe.simulation.replay import replay
+from finemoe.simulation.replay import replay, replay_setup
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from finemoe.simulation.testbed import Testbed
 
@@ -44,6 +45,8 @@ def scale_table(
     tokens_per_request = max(1, num_tokens // 6)
     trace = synthetic_trace(recipe, size.num_layers, size.num_experts, size.top_k, 20, tokens_per_request, seed)
     history, served = trace.split("history"), trace.split("served")
+    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+    known = dict.fromkeys(SYSTEMS.values(), history) | {"finemoe": store_from(replay_setup(served, history, **options))}
     rows = []
     for count in devices:
         testbed = replace(Testbed.load(hardware), devices=count, host_bytes_per_s=count * Testbed.load(hardware).link_bytes_per_s)
@@ -55,8 +58,7 @@ def scale_table(
         layer_s += busiest_device_s(cost, served)
         search_s = trajectory_search_s(cost, store_capacity)
         for system, policy in SYSTEMS.items():
-            options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
-            report = replay(served, policy, share, testbed, history, model=model, **options)
+            report = replay(served, policy, share, testbed, known[policy], model=model, **options)
             moved = (report.demand_bytes + report.prefetched_bytes) / report.num_decode_steps
             rows.append(
                 {

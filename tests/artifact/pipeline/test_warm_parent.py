@@ -166,7 +166,7 @@ def test_costs_without_a_warm_process(tmp_path):
         "--costs",
         str(tmp_path / "costs.tsv"),
         "--parameters-json",
-        json.dumps({}),
+        "{}",
     ]
     done = subprocess.run([*COMMAND, str(notebook), *arguments], env={**os.environ, ADDRESS: ""})
     assert done.returncode == 0
