@@ -1,7 +1,6 @@
 """Notebooks that are forks of a warm process: the same notebooks, and nothing left behind."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
