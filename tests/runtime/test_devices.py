@@ -103,7 +103,6 @@ def test_ten_thousand_steps_of_random_routing_under_random_delays(make_link, mon
     """Every layer's output equals the reference, every byte is accounted for, memory and threads do not grow."""
     monkeypatch.setattr(attachment, "make_link", lambda device, description: make_link())
     model, reference = build("mixtral"), build("mixtral")
-    model_layers, reference_layers = find_moe_layers(model), find_moe_layers(reference)
     history, generator, draw = random_history(4, 8), torch.Generator().manual_seed(0), random.Random(1)
     threads, num_objects = set(threading.enumerate()), []  # those of earlier tests may end meanwhile
     with torch.no_grad():
@@ -111,26 +110,38 @@ def test_ten_thousand_steps_of_random_routing_under_random_delays(make_link, mon
             policy = draw.choice(["finemoe", "on-demand"])
             options = {"devices": 4, "history": history if policy == "finemoe" else None}
             with finemoe.offload(model, draw.uniform(0.125, 0.9), policy, **options) as engine:
-                for _ in range(500):
-                    rows = draw.choice([1, 1, 1, 2, 5])
-                    for mine, theirs in zip(model_layers, reference_layers, strict=True):
-                        hidden = torch.randn(rows, 32, generator=generator)
-                        picks = torch.stack([torch.randperm(8, generator=generator)[:2] for _ in range(rows)])
-                        weights = torch.rand(rows, 2, generator=generator)
-                        expected = theirs.experts(hidden, picks, weights)
-                        assert torch.equal(mine.experts(hidden, picks, weights), expected)
-                report = engine.report()
-                caches = [memory.cache for memory in engine.memories.memories]
-                for memory in engine.memories.memories:
-                    assert memory.wait_until_idle(10)
-                    assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)
-                moved = sum(cache.num_admitted for cache in caches) * engine.records.record_bytes
-                assert moved >= report.demand_bytes + report.prefetched_bytes > 0
-                assert report.accesses == report.hits + report.late + report.misses
+                require_equal_steps(500, model, reference, generator, draw)
+                require_balanced_books(engine)
+            del engine
             gc.collect()
             wait_for(lambda: threads.issuperset(threading.enumerate()))  # a driver's ends when nobody has the driver
             num_objects.append(len(gc.get_objects()))
     assert num_objects[-1] - num_objects[5] < 200
+
+
+def require_equal_steps(num_steps: int, model, reference, generator: torch.Generator, draw: random.Random) -> None:
+    """Random rows through every layer come out as the reference's do."""
+    model_layers, reference_layers = find_moe_layers(model), find_moe_layers(reference)
+    for _ in range(num_steps):
+        rows = draw.choice([1, 1, 1, 2, 5])
+        for mine, theirs in zip(model_layers, reference_layers, strict=True):
+            hidden = torch.randn(rows, 32, generator=generator)
+            picks = torch.stack([torch.randperm(8, generator=generator)[:2] for _ in range(rows)])
+            weights = torch.rand(rows, 2, generator=generator)
+            expected = theirs.experts(hidden, picks, weights)
+            assert torch.equal(mine.experts(hidden, picks, weights), expected)
+
+
+def require_balanced_books(engine) -> None:
+    """What was moved and asked for is what the caches hold and the report says."""
+    report = engine.report()
+    caches = [memory.cache for memory in engine.memories.memories]
+    for memory in engine.memories.memories:
+        assert memory.wait_until_idle(10)
+        assert memory.cache.num_admitted - memory.cache.num_evicted == np.count_nonzero(memory.cache.state)
+    moved = sum(cache.num_admitted for cache in caches) * engine.records.record_bytes
+    assert moved >= report.demand_bytes + report.prefetched_bytes > 0
+    assert report.accesses == report.hits + report.late + report.misses
 
 
 def test_an_expert_is_copied_to_the_home_device_once_however_often_its_parameters_are_read(monkeypatch):
