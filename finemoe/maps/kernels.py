@@ -11,6 +11,8 @@ from finemoe.compiling import njit
 
 MAP_SCALE = np.float32(1.0 / 65535.0)
 EMBEDDING_SCALE = np.float32(1.0 / 32767.0)
+_LEAST, _ALL_BUT_ONE, _ALL_BUT_THE_SIGN = -(2**31), np.int32(31), np.int32(2**31 - 1)
+_ZERO = np.float32(0.0)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -70,14 +72,28 @@ def accumulate_dots_of_rows(codes, weights, size, dots):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True, fastmath=True)
 def nearest_neighbour(dots, inverse_norms, size):  # type: ignore[no-untyped-def]
-    """(neighbour, value) of the greatest dots[c] * inverse_norms[c]; the first one where several tie."""
-    best = np.float32(-np.inf)
+    """(neighbour, value) of the greatest dots[c] * inverse_norms[c]; the first one where several tie.
+
+    Both loops compare whole numbers, which a compiler can do for many records at once: the greatest of floating-point numbers
+    waits for each comparison, and a loop that ends at the first match looks at one record after the other.
+    """
+    if not size:
+        return 0, np.float32(0.0)
+    best, last = np.int32(_LEAST), np.int32(size - 1)
     for c in range(size):
-        best = max(best, dots[c] * inverse_norms[c])
+        best = max(best, _ranked(dots[c] * inverse_norms[c]))
+    neighbour = last
     for c in range(size):
-        if dots[c] * inverse_norms[c] >= best:
-            return c, best
-    return 0, np.float32(0.0)
+        neighbour = min(neighbour, np.int32(c) if _ranked(dots[c] * inverse_norms[c]) == best else last)
+    return neighbour, dots[neighbour] * inverse_norms[neighbour]
+
+
+@njit(cache=True, nogil=True)
+def _ranked(value):  # type: ignore[no-untyped-def]
+    """A whole number for a float32, greater where that is greater: its bits, of which those of a negative one are turned round.
+    Zero is above minus zero."""
+    bits = np.float32(value + _ZERO).view(np.int32)
+    return np.int32(bits ^ np.int32(np.int32(bits >> _ALL_BUT_ONE) & _ALL_BUT_THE_SIGN))
 
 
 @njit(cache=True, nogil=True)

@@ -17,7 +17,7 @@ from finemoe.models.layers import MoELayer
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup, Prediction, checked
 from finemoe.report import Counters
-from finemoe.runtime import seam
+from finemoe.runtime import gates, seam
 from finemoe.runtime.compute_stream import ComputeStream
 from finemoe.runtime.devices import DeviceMemories
 from finemoe.runtime.expert_layout import ExpertLayout
@@ -142,7 +142,9 @@ class Attachment:
     def _make_policy(self) -> Policy:
         policy = make_policy(self._options.policy, self._setup, **self._options.policy_options)
         if policy.needs_context:
-            warm_up()  # what it searches and selects with, so that no first token waits for a compiler; and what checks it
+            # What it searches and selects with, so that no first token waits for a compiler; what it is told; and what checks it.
+            warm_up()
+            gates.warm_up()
             checked([Prediction(0, np.zeros(self._setup.num_experts), np.zeros(1, dtype=np.int64))], self._setup)
         self.eviction = self._options.eviction or policy.default_eviction
         return policy

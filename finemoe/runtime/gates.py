@@ -7,7 +7,7 @@ import torch
 
 from finemoe.compiling import njit
 from finemoe.maps import expert_map, ranking
-from finemoe.maps.ranking import are_within, as_half, pairwise_sum, rank_as_selected, record_rows
+from finemoe.maps.ranking import as_half, pairwise_sum, rank_as_selected, record_rows
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.stale_kernels import forget_stale_kernels
 
@@ -39,6 +39,10 @@ class GateOutput:
         self._num_experts, self._width = num_experts, width
         self._is_whole = router_output is not None and router_output.shape[-1] >= num_experts
         self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights, buffers)
+
+    def keep(self) -> None:
+        """As `Snapshot.keep`."""
+        self._values.keep()
 
     @property
     def is_whole(self) -> bool:
@@ -89,10 +93,11 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
         EngineError: the router emitted NaN.
     """
     selected = np.ascontiguousarray(selected, dtype=np.int64)
-    if _is_distribution(scores):
+    lowered = np.empty_like(scores)
+    if less_the_greatest(scores, lowered) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3):
         probs = scores
-    else:  # without its last step, which is the first of what is recorded
-        probs = np.exp(scores - np.maximum.reduce(scores, axis=-1, keepdims=True))
+    else:  # a softmax without its last step, which is the first of what is recorded
+        probs = np.exp(lowered, out=lowered)
         if probs.shape[1] == num_experts and record_rows(probs, selected):
             return probs
         probs /= np.add.reduce(probs, axis=-1, keepdims=True)
@@ -102,8 +107,18 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
     return rank_as_selected(as_recorded(probs), selected)
 
 
-def _is_distribution(scores: np.ndarray) -> bool:
-    return are_within(scores.reshape(-1), 0, np.inf) and bool(np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
+@njit(cache=True, nogil=True)
+def less_the_greatest(scores, lowered):  # type: ignore[no-untyped-def]
+    """Fill `lowered` with each row of `scores` [B, J] less its greatest; returns whether none is below 0 or NaN."""
+    is_none_below = True
+    for row in range(scores.shape[0]):
+        greatest = scores[row, 0]
+        for score in scores[row]:
+            is_none_below &= score >= 0
+            greatest = max(greatest, score)
+        for place in range(scores.shape[1]):
+            lowered[row, place] = scores[row, place] - greatest
+    return is_none_below
 
 
 def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
@@ -135,6 +150,13 @@ def sparse_rows(weights, selected, least, probs):  # type: ignore[no-untyped-def
         for expert in range(probs.shape[1]):
             probs[row, expert] = as_half(probs[row, expert] / total if total > 0 else np.float32(1.0 / probs.shape[1]))
     return True
+
+
+def warm_up() -> None:
+    """Compile what turns a gate's output into a distribution, or load it from the cache on disk."""
+    selected = np.zeros((1, 1), dtype=np.int64)
+    distribution_of(np.zeros((1, 2), dtype=np.float32), selected, 2, 0)
+    sparse_distribution(np.ones((1, 1), dtype=np.float32), selected, 2, 0)
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:

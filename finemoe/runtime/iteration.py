@@ -217,8 +217,8 @@ class Iterations:
         if iteration.is_published:
             with self.moving():
                 told = forward.phase.is_prefill, forward.starts_request
-                is_seen = self._parts.matcher.publish_start(iteration.number, embeddings, *told, iteration.rows)
-            self._parts.counters.skipped_iterations += not is_seen
+                iteration.is_published = self._parts.matcher.publish_start(iteration.number, embeddings, *told, iteration.rows)
+            self._parts.counters.skipped_iterations += not iteration.is_published
 
     def _start_past_the_embedding(self, num_rows: int, observer: "Observer") -> None:
         before, forward, is_inside = self.current, observer.forward, observer.is_inside

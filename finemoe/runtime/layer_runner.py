@@ -127,6 +127,7 @@ class LayerRunner:
             if parts.matcher.is_asynchronous and not parts.policy.lookahead:
                 parts.matcher.publish_gate(iteration.number, gate, iteration.rows)
             else:  # when the layer is done
+                gate.keep()
                 iteration.gate = gate
         return lease
 

@@ -120,6 +120,13 @@ class AheadOutput:
             for one in choices
         ]
 
+    def keep(self) -> None:
+        """As `Snapshot.keep`."""
+        for one in self._snapshots:
+            if one is not None:
+                one[0].keep()
+                one[1].keep()
+
     def distributions(self, rows: np.ndarray | None, num_rows: int) -> np.ndarray:
         """[strides, B, width] float32 with the precision of a trace, each ranking as its router selects; zeros where a router
         could not be applied."""

@@ -73,7 +73,8 @@ class Matcher:
             self._has_missed_start = False
             vectors = None if embeddings is None else Snapshot(embeddings, self._buffers)
             kind = "start", 0 if embeddings is None else len(embeddings).bit_length()
-            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows), kind)
+            keep = None if vectors is None else vectors.keep
+            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows), kind, keep)
         return self._accepting
 
     def publish_gate(
@@ -86,7 +87,7 @@ class Matcher:
         """A gate has spoken; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
             kind = "gate", len(gate.selected).bit_length()
-            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind)
+            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind, lambda: _keep(gate, ahead))
 
     def publish_end(self) -> None:
         """The last layer has run."""
@@ -166,3 +167,9 @@ class Matcher:
 
     def _skip(self) -> None:
         self._finished += 1
+
+
+def _keep(gate: GateOutput, ahead: AheadOutput | None) -> None:
+    gate.keep()
+    if ahead is not None:
+        ahead.keep()

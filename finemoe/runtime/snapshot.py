@@ -1,4 +1,4 @@
-"""A tensor's values as they are now, for another thread to read later, without making the device or the caller wait."""
+"""A tensor's values as they are now, to be read later, perhaps by another thread, without making the device or the caller wait."""
 
 from collections import deque
 
@@ -9,8 +9,8 @@ _BUFFER_BYTES = 64 << 10
 
 
 class Snapshot:
-    """Copied at once on the CPU (the model may overwrite its tensor); on CUDA a copy is queued behind the work that makes the
-    values.
+    """On CUDA a copy is queued at once behind the work that makes the values; on the CPU they are copied when somebody says that
+    they are to outlast the model's next step, which may overwrite its tensor.
 
     Args:
         values: [..., n], of any floating-point type, or on CUDA of whole numbers.
@@ -22,18 +22,25 @@ class Snapshot:
         flat = flat if flat.dim() == 2 else flat.reshape(-1, flat.shape[-1])
         self._buffers = buffers
         self._buffer: HostBuffer | None = None
-        self._values: np.ndarray
+        self._values: np.ndarray | None = None
+        self._host = flat
         if _is_on_cuda(flat):
             self._buffer = HostBuffer(flat.nbytes) if buffers is None else buffers.take(flat.nbytes)
             self._host = self._buffer.copy(flat)
-        else:
-            self._values = _copied(flat)
+
+    def keep(self) -> None:
+        """Whoever reads it does so later: the model goes on."""
+        if self._buffer is None and self._values is None:
+            self._values = _copied(self._host)
 
     def rows(self, rows: np.ndarray | None) -> np.ndarray:
-        """The values of some rows (all if None), [B, n] float32; waits for the copy."""
+        """The values of some rows (all if None), [B, n] float32, not to be written to; waits for the copy."""
         if self._buffer is not None:
-            self._read(self._buffer)
-        return self._values if rows is None else self._values[rows]
+            self._buffer.wait()
+            self._values = _copied(self._host)
+            self._give_back(self._buffer)
+        values = _on_the_host(self._host) if self._values is None else self._values
+        return values if rows is None else values[rows]
 
     def whole_numbers(self) -> np.ndarray:
         """Values of a type of whole numbers, [..., n], once; waits for the copy."""
@@ -43,11 +50,6 @@ class Snapshot:
         self._give_back(self._buffer)
         return values
 
-    def _read(self, buffer: "HostBuffer") -> None:
-        buffer.wait()
-        self._values = _copied(self._host)
-        self._give_back(buffer)
-
     def _give_back(self, buffer: "HostBuffer") -> None:
         self._buffer = None
         if self._buffers is not None:
@@ -56,8 +58,13 @@ class Snapshot:
 
 def _copied(values: torch.Tensor) -> np.ndarray:
     """Values on the host as float32, of their own also where they are that already."""
-    array: np.ndarray = values.float().numpy()
+    array = _on_the_host(values)
     return array.copy() if values.dtype == torch.float32 else array
+
+
+def _on_the_host(values: torch.Tensor) -> np.ndarray:
+    """As float32, contiguous, as compiled code expects it."""
+    return np.ascontiguousarray(values.float().numpy())
 
 
 class HostBuffer:

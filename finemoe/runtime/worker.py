@@ -46,14 +46,17 @@ class Worker:
         """Begin to work."""
         self._thread.start()
 
-    def do(self, work: Work, kind: object = None, is_urgent: bool = True) -> float:
+    def do(self, work: Work, kind: object = None, keep: Work | None = None, is_urgent: bool = True) -> float:
         """Give it something to do, from any thread and also while garbage is collected.
 
         Args:
             kind: of work that takes alike; is_urgent: whether anybody waits for it. For whoever chooses by that.
+            keep: called first if the work is not done at once, so that what it reads outlasts the caller's next step.
         Returns:
             How long the caller has waited for it to be done, in seconds.
         """
+        if keep is not None:
+            keep()
         self._given.put(work)
         return 0.0
 
@@ -104,27 +107,28 @@ class ThriftyWorker(Worker):
         self._num_given = 0
         self._last_s: dict[object, deque[float]] = {}  # what the last works of each kind took
         self._backlog: dict[int, float] = {}  # what is given and not done, by number: how long it is expected to take
-        self._handing_over_s = 0.0
+        self._trip_s = 0.0
 
     def start(self) -> None:
         super().start()
-        self._handing_over_s = _NUM_TURNS * self._round_trip_s()
+        self._trip_s = self._round_trip_s()
 
-    def do(self, work: Work, kind: object = None, is_urgent: bool = True) -> float:
-        """As in Worker. What is not known yet, or nobody waits for, is handed over; what seems long only because the thread had
-        to wait is tried at once from time to time."""
+    def do(self, work: Work, kind: object = None, keep: Work | None = None, is_urgent: bool = True) -> float:
+        """As in Worker. What is not known yet is handed over, also what nobody waits for unless it takes less than giving it away;
+        what seems long only because the thread had to wait is tried at once from time to time."""
         self._num_given = number = self._num_given + 1
-        expected_s, most_s = min(self._last_s.get(kind, _UNKNOWN)), self._handing_over_s
-        if number % _TRIAL_EVERY == 0:
-            most_s *= _TRIAL_LENGTH
-        if is_urgent and expected_s < most_s and self._has_caught_up(most_s):
+        expected_s, most_s = min(self._last_s.get(kind, _UNKNOWN)), self._trip_s
+        if is_urgent:
+            most_s *= _NUM_TURNS if number % _TRIAL_EVERY else _NUM_TURNS * _TRIAL_LENGTH
+        if expected_s < most_s and self._has_caught_up(most_s):
             return self._do_at_once(work, kind)
         self._backlog[number] = expected_s
-        self._given.put(lambda: self._do_beside(work, kind, number))
-        return 0.0
+        return super().do(lambda: self._do_beside(work, kind, number), keep=keep)
 
     def _has_caught_up(self, most_s: float) -> bool:
         """Whether all is done that was given before, perhaps after a wait that neither is expected to take longer nor does."""
+        if not self._backlog:
+            return self.failure is None
         end_s = time.perf_counter() + most_s
         while self._backlog and sum(list(self._backlog.values())) < most_s and time.perf_counter() < end_s:
             time.sleep(0)  # lets the other thread have the interpreter
@@ -169,7 +173,7 @@ class InlineWorker(Worker):
     def start(self) -> None:
         return None
 
-    def do(self, work: Work, kind: object = None, is_urgent: bool = True) -> float:
+    def do(self, work: Work, kind: object = None, keep: Work | None = None, is_urgent: bool = True) -> float:
         begin_s = time.perf_counter()
         work()
         return time.perf_counter() - begin_s

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemoe.errors import FinemoeError
+from finemoe.maps.kernels import nearest_neighbour
 from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.store import ExpertMapStore
 
@@ -21,6 +22,21 @@ def whole_prefix_cosines(stored: np.ndarray, observed: np.ndarray) -> np.ndarray
     a = stored.reshape(len(stored), -1).astype(np.float64)
     b = observed.reshape(len(observed), -1).astype(np.float64)
     return (b @ a.T) / np.linalg.norm(b, axis=1)[:, None] / np.linalg.norm(a, axis=1)[None, :]
+
+
+_SCORES = st.sampled_from([-3e38, -1.0, -0.5, -1e-40, -0.0, 0.0, 1e-40, 0.25, 0.5, 1.0, 3e38])
+
+
+@given(st.lists(st.tuples(_SCORES, st.sampled_from([0.5, 1.0])), min_size=1, max_size=70))
+def test_the_nearest_is_the_first_of_the_greatest_products(pairs):
+    dots, norms = np.array(pairs, dtype=np.float32).T.copy()
+    products = dots * norms
+    neighbour, value = nearest_neighbour(dots, norms, len(pairs))
+    assert (neighbour, value) == (np.flatnonzero(products == products.max())[0], products.max())
+
+
+def test_of_no_records_none_is_near():
+    assert nearest_neighbour(np.zeros(4, dtype=np.float32), np.ones(4, dtype=np.float32), 0) == (0, 0)
 
 
 @settings(deadline=None, max_examples=40)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import finemoe
-from finemoe.errors import FinemoeError
+from finemoe.errors import EngineError, FinemoeError
+from finemoe.maps import expert_map
 from finemoe.models.layers import find_moe_layers
 from finemoe.paths import ROOT
 from finemoe.runtime.gates import distribution_of, sparse_distribution
@@ -40,6 +41,27 @@ def test_a_column_past_the_last_expert_is_no_expert():
     probs = distribution_of(scores, np.array([[3], [2]]), num_experts=3, layer=0)
     expected = torch.softmax(torch.from_numpy(scores[:, :3]), -1).numpy()
     np.testing.assert_allclose(probs, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_experts", [1, 7, 8, 60, 129, 257])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_a_gate_s_distribution_is_that_of_a_trace_bit_for_bit(num_experts, scale):
+    scores = (np.random.default_rng(num_experts).standard_normal((5, num_experts)) * scale).astype(np.float32)
+    recorded = expert_map.from_logits(scores).astype(np.float16).astype(np.float32)
+    greatest = np.argsort(-recorded, axis=1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(distribution_of(scores, greatest, num_experts, layer=0), recorded)
+    shares = recorded / recorded.sum(axis=1, keepdims=True)  # a router may give them instead of logits
+    expected = shares.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(distribution_of(shares, greatest, num_experts, layer=0), expected)
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_router_s_nan_is_named_wherever_it_is(place):
+    scores = np.array([[1.0, 2.0, -np.inf, 3.0, 0.0, 4.0]], dtype=np.float32)
+    assert distribution_of(scores, np.array([[5]]), num_experts=6, layer=3)[0, 2] == 0
+    scores[0, place] = np.nan
+    with pytest.raises(EngineError, match="layer 3 emitted NaN"):
+        distribution_of(scores, np.array([[5]]), num_experts=6, layer=3)
 
 
 def test_a_selected_expert_without_weight_is_known_to_be_selected():

@@ -45,12 +45,27 @@ def test_what_is_long_is_done_beside(worker):
     assert where == ["finemoe-test"] * 20
 
 
-def test_what_nobody_waits_for_is_done_beside_however_short_it_is(worker):
-    where: list[str] = []
-    for _ in range(40):
-        worker.do(lambda: where.append(here()), "short", is_urgent=False)
-        worker.flush()
-    assert set(where) == {"finemoe-test"}
+@pytest.mark.parametrize("is_urgent", [True, False])
+def test_what_nobody_waits_for_is_done_beside_unless_it_takes_less_than_a_trip(worker, is_urgent):
+    worker._trip_s = LONG_S
+    where: dict[str, list[str]] = {"short": [], "of a few trips": []}
+    works = {"short": lambda: None, "of a few trips": lambda: time.sleep(3 * LONG_S)}
+    for _ in range(4):
+        for kind, work in works.items():
+            worker.do(lambda kind=kind, work=work: (work(), where[kind].append(here())), kind, is_urgent=is_urgent)
+            worker.flush()
+    assert where["short"][1:] == [here()] * 3
+    assert where["of a few trips"][1:] == [here() if is_urgent else "finemoe-test"] * 3
+
+
+def test_what_is_done_later_is_kept_first_and_what_is_done_at_once_is_not(worker):
+    kept: list[str] = []
+    worker.do(lambda: kept.append("done"), "short", lambda: kept.append("kept"))
+    worker.flush()
+    assert kept == ["kept", "done"]
+    worker._trip_s = LONG_S
+    worker.do(lambda: kept.append("done"), "short", lambda: kept.append("kept"))
+    assert kept == ["kept", "done", "done"]
 
 
 def test_nothing_overtakes_what_was_given_before(worker):
@@ -69,11 +84,13 @@ def test_nothing_overtakes_what_was_given_before(worker):
 
 def test_nobody_waits_long_for_what_had_been_short(worker):
     """Its time was known, and then it does not end."""
+    worker._trip_s, trip_s = 0.0, worker._trip_s  # so that it is given away
     go_on, done = threading.Event(), []
     for _ in range(20):
         worker.do(lambda: None, "treacherous", is_urgent=False)
     worker.flush()
     worker.do(go_on.wait, "treacherous", is_urgent=False)
+    worker._trip_s = trip_s
     worker.do(lambda: done.append(here()), "treacherous")  # comes back, though what was given before does not
     assert done == []
     go_on.set()
