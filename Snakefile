@@ -349,6 +349,7 @@ rule engine_overhead:
                 "models": [f"{MINIATURES}/{model}" for model in MODELS],
                 **dataset_source(DATASETS[0]),
                 "num_rounds": config["num_rounds"],
+                "interval_width": config["interval_width"],
                 "overhead_tokens": config["overhead_tokens"],
                 "seed": config["seed"],
                 "figure": output.pdf.removesuffix(".pdf"),

@@ -1,4 +1,4 @@
-"""A tensor's values as they are now, to be read later, perhaps by another thread, without making the device or the caller wait."""
+"""A tensor's values as they are now, to be read later, perhaps elsewhere, without making the device or the caller wait."""
 
 from collections import deque
 

@@ -114,8 +114,8 @@ class ThriftyWorker(Worker):
         self._trip_s = self._round_trip_s()
 
     def do(self, work: Work, kind: object = None, keep: Work | None = None, is_urgent: bool = True) -> float:
-        """As in Worker. What is not known yet is handed over, also what nobody waits for unless it takes less than giving it away;
-        what seems long only because the thread had to wait is tried at once from time to time."""
+        """As in Worker. What is not known yet is handed over, as is what nobody waits for unless it takes less than giving it
+        away; what seems long only because the thread had to wait is tried at once from time to time."""
         self._num_given = number = self._num_given + 1
         expected_s, most_s = min(self._last_s.get(kind, _UNKNOWN)), self._trip_s
         if is_urgent:

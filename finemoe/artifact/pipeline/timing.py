@@ -5,8 +5,9 @@ Variants are timed in turn, round by round in one process, so that whatever else
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,16 @@ from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
 VARIANTS = ("eager", "default", "on-demand", "finemoe")
+_FEWEST_ROUNDS = 10  # before an interval of their median says anything
 
 
-def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds: int) -> pd.DataFrame:
-    """Decode time per token of a model as it is and offloaded with every expert resident, `num_rounds` times in turn.
+def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds: int, interval_width: float) -> pd.DataFrame:
+    """Decode time per token of a model as it is and offloaded with every expert resident, in turn, in as many rounds as it takes
+    until every one of the `ratios` is known well enough.
 
     Args:
         prompts: generated side by side. num_tokens: generated for each, at least 2; the first comes from the prefill, which is
-            not counted.
+            not counted. num_rounds: at most. interval_width: of a ratio, as a share of it, that is narrow enough.
     Returns:
         Rows (round, variant, seconds_per_token); variants are `eager`, Transformers' own default, and the policies.
     """
@@ -33,14 +36,26 @@ def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds:
         calls = {name: generation(model, tokenizer, prompts, num_tokens) for name, (model, tokenizer) in models.items()}
         expected = {name: call([]).tolist() for name, call in calls.items()}  # also warms up
         assert all(expected[name] == expected["eager"] for name in engines), "an offloaded model gave other tokens"
-        rows = [
-            {"round": number, "variant": name, "seconds_per_token": _decode_s(call)}
-            for number in range(num_rounds)
-            for name, call in calls.items()
-        ]
+        measures = {name: partial(_decode_s, call) for name, call in calls.items()}
+        return rounds_until_narrow(measures, num_rounds, interval_width)
     finally:
         for engine in engines.values():
             engine.close()
+
+
+def rounds_until_narrow(measures: Mapping[str, Callable[[], float]], num_rounds: int, interval_width: float) -> pd.DataFrame:
+    """Measure variants in turn, `num_rounds` times at most; see `overhead_table`.
+
+    Returns:
+        Rows (round, variant, seconds_per_token).
+    """
+    rows: list[dict[str, Any]] = []
+    for number in range(num_rounds):
+        rows += [{"round": number, "variant": name, "seconds_per_token": measure()} for name, measure in measures.items()]
+        if number + 1 >= _FEWEST_ROUNDS:
+            found = ratios(pd.DataFrame(rows))
+            if ((found.high - found.low) <= interval_width * found.ratio).all():
+                break
     return pd.DataFrame(rows)
 
 
@@ -49,7 +64,7 @@ def ratios(table: pd.DataFrame, baseline: str = "eager", seed: int = 0) -> pd.Da
     by_round = table.pivot_table(index="round", columns="variant", values="seconds_per_token", sort=False)
     found = {name: bootstrap_median((by_round[name] / by_round[baseline]).to_numpy(), seed=seed) for name in by_round}
     rows = [{"variant": name, "ratio": i.value, "low": i.low, "high": i.high} for name, i in found.items() if name != baseline]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(num_rounds=len(by_round))
 
 
 def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:

@@ -44,14 +44,15 @@ def subjects(material: Material) -> list[Subject]:
 
 
 def _own_time(model: str) -> Subject:
-    variants = tuple(f"{policy} {share}" for share in ("0.5", "1.0") for policy in POLICIES)
+    searching = ("finemoe 0.5", "finemoe with history 0.5")
+    variants = (*(f"{policy} {share}" for share in ("0.5", "1.0") for policy in POLICIES), searching[1])
     bars = (
-        _against_old("finemoe 0.5", 0.3),
-        Bar(Side(NEW, "finemoe 0.5"), Side(NEW, "on-demand 0.5"), 1.5),
+        *(_against_old(variant, 0.3) for variant in searching),
+        *(Bar(Side(NEW, variant), Side(NEW, "on-demand 0.5"), 1.5) for variant in searching),
         _against_old("on-demand 0.5"),
         *(_against_old(f"{policy} 1.0", 1.0) for policy in POLICIES),
     )
-    options = {"model": model, "variants": variants, "num_passes": 20}
+    options = {"model": model, "variants": variants, "num_passes": 20, "num_maps": 1000}
     return Subject(f"own time a layer, {model}", "own_time", options, _both(variants), 15, bars, scale=1e6, unit="µs")
 
 

@@ -18,9 +18,9 @@ def layers_of(engine: Any) -> list[Any]:
     return list(engine.layers if hasattr(engine, "layers") else engine._layers)
 
 
-def top_k_of(engine: Any) -> int:
-    """How many experts a token activates."""
-    return int((engine.setup if hasattr(engine, "setup") else engine._setup).top_k)
+def setup_of(engine: Any) -> Any:
+    """The sizes of its model."""
+    return engine.setup if hasattr(engine, "setup") else engine._setup
 
 
 def no_arithmetic(engine: Any) -> AbstractContextManager[Any]:
