@@ -103,9 +103,11 @@ def _paced(model: str, share: float, load_ms: int, material: Material) -> Subjec
 
 
 def _bandwidth() -> Subject:
-    variants = ("prefetches", "bare copy")
+    variants = ("prefetches", "bare copy", "bare copy beside")
     bars = (
         Bar(Side(NEW, "prefetches"), Side(NEW, "bare copy"), 0.9, is_floor=True),
+        Bar(Side(NEW, "prefetches"), Side(NEW, "bare copy beside")),
+        Bar(Side(NEW, "bare copy beside"), Side(NEW, "bare copy")),
         Bar(Side(OLD, "prefetches"), Side(OLD, "bare copy")),
     )
     options = {"hidden_size": 512, "intermediate_size": 1024}
