@@ -18,7 +18,7 @@ _PATIENCE_S = 60
 
 
 class Measured:
-    """Variants "prefetches", "bare copy", and "bare copy beside", which shows what the kernels take from any copy on this machine.
+    """Variants "prefetches", "bare copy", and "bare copy beside", which shows what the kernels take from any copy on a machine.
 
     Half of a model's experts are prefetched at a time, in turn the lower and the upper half of every layer, so that slots are
     evicted and written anew as they are while a model runs.
