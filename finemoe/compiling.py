@@ -27,7 +27,7 @@ except Exception as error:  # a NumPy newer than it knows is refused, or fails, 
         RuntimeWarning,
         stacklevel=2,
     )
-IS_COMPILED = numba is not None
+IS_COMPILED = numba is not None and not numba.config.DISABLE_JIT
 _reporting = threading.Lock()  # of who asks what cannot be raised
 
 

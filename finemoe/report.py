@@ -45,8 +45,8 @@ class Counters:
     Attributes:
         hits, late, misses: demanded experts by their state when the gate fired (DESIGN 4).
         recalled, ranked: demanded experts found among, and compared with, equally many top predictions (recall at K).
-        moved: bytes of each device, [NUM_MOVED] int64, which the device itself counts: prefetched; loaded on demand; prefetched,
-            evicted unused. prefetched_bytes, demand_bytes, wasted_bytes: their sums.
+        moved: bytes of each device, [NUM_MOVED] int64, which the device itself counts, never from zero again: prefetched; loaded
+            on demand; prefetched, evicted unused. prefetched_bytes, demand_bytes, wasted_bytes: their sums since the last reset.
         stall_s: time that inference waited for weights.
         padding_accesses, padding_bytes: of experts that only padding selected.
         ttft_s, tpot_s: durations of prefills and of decode steps, in order, as far as they are known to be that.
@@ -61,6 +61,7 @@ class Counters:
     recalled: int = field(init=False)
     ranked: int = field(init=False)
     moved: list[np.ndarray] = field(init=False, default_factory=list)
+    _moved_before: list[np.ndarray] = field(init=False, repr=False)  # the last reset
     stall_s: float = field(init=False)
     padding_accesses: int = field(init=False)
     padding_bytes: int = field(init=False)
@@ -84,8 +85,7 @@ class Counters:
         self.hits, self.late, self.misses = ([0] * self.num_layers for _ in range(3))
         self.recalled = self.ranked = 0
         self.skipped_iterations = 0
-        for moved in self.moved:
-            moved[:] = 0
+        self._moved_before = [moved.copy() for moved in self.moved]
         self.padding_accesses = self.padding_bytes = 0
         self.num_prefills = self.num_decode_steps = self.num_unknown_steps = 0
         self.stall_s = self._prefill_s = self._decode_s = 0.0
@@ -94,8 +94,10 @@ class Counters:
 
     def moved_by_device(self) -> np.ndarray:
         """What one more device counts its bytes in."""
-        self.moved.append(np.zeros(NUM_MOVED, dtype=np.int64))
-        return self.moved[-1]
+        moved = np.zeros(NUM_MOVED, dtype=np.int64)
+        self.moved.append(moved)
+        self._moved_before.append(moved.copy())
+        return moved
 
     @property
     def prefetched_bytes(self) -> int:
@@ -113,7 +115,7 @@ class Counters:
         return self._moved(WASTED)
 
     def _moved(self, place: int) -> int:
-        return sum(int(moved[place]) for moved in self.moved)
+        return sum(int(moved[place] - before[place]) for moved, before in zip(self.moved, self._moved_before, strict=True))
 
     def enter_request(self, number: int) -> None:
         """What is counted from now on is this request's, until another is entered; it may be entered again."""

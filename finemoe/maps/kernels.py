@@ -12,7 +12,6 @@ from finemoe.compiling import njit
 MAP_SCALE = np.float32(1.0 / 65535.0)
 EMBEDDING_SCALE = np.float32(1.0 / 32767.0)
 _LEAST, _ALL_BUT_ONE, _ALL_BUT_THE_SIGN = -(2**31), np.int32(31), np.int32(2**31 - 1)
-_ZERO = np.float32(0.0)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -90,10 +89,11 @@ def nearest_neighbour(dots, inverse_norms, size):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def _ranked(value):  # type: ignore[no-untyped-def]
-    """A whole number for a float32, greater where that is greater: its bits, of which those of a negative one are turned round.
-    Zero is above minus zero."""
-    bits = np.float32(value + _ZERO).view(np.int32)
-    return np.int32(bits ^ np.int32(np.int32(bits >> _ALL_BUT_ONE) & _ALL_BUT_THE_SIGN))
+    """A whole number for a float32, greater where that is greater: its bits, and of a negative one, whose bits count its size,
+    less that size."""
+    bits = np.float32(value).view(np.int32)
+    sign = np.int32(bits >> _ALL_BUT_ONE)  # 0 or -1
+    return np.int32(np.int32(bits ^ np.int32(sign & _ALL_BUT_THE_SIGN)) - sign)
 
 
 @njit(cache=True, nogil=True)

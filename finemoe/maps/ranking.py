@@ -115,7 +115,7 @@ def _rank_rows(probs, selected):  # type: ignore[no-untyped-def]
         is_selected[:] = False
         least = np.float32(np.inf)
         for expert in selected[row]:
-            if expert < num_experts:
+            if 0 <= expert < num_experts:
                 is_selected[expert] = True
                 least = min(least, values[expert])
         is_led = False

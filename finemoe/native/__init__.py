@@ -9,6 +9,7 @@ same names do the same, slowly.
     lock, unlock(mutex); wait(condition, mutex), wait_until(condition, mutex, end_ns); wake_all(condition).
     now_ns(): time.perf_counter_ns. sleep_until(end_ns). set_timer_slack(ns): how late the system may wake this thread; the
     former. copy_bytes(sink, source, size).
+    transition(function): outside the interpreter's lock, and no interrupt strikes inside it.
 """
 
 import ctypes
@@ -32,6 +33,7 @@ if IS_COMPILED:
         now_ns,
         set_timer_slack,
         sleep_until,
+        transition,
         uint8_at,
         unlock,
         wait,
@@ -52,6 +54,7 @@ else:
         now_ns,
         set_timer_slack,
         sleep_until,
+        transition,
         uint8_at,
         unlock,
         wait,
@@ -74,6 +77,7 @@ __all__ = [
     "now_ns",
     "set_timer_slack",
     "sleep_until",
+    "transition",
     "uint8_at",
     "unlock",
     "wait",

@@ -1,5 +1,6 @@
 """`finemoe.native` where Numba compiles."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,9 @@ def function_addresses(function: Any, *examples: Any) -> tuple[int, int]:
     compiled = function.overloads[signature]
     names = compiled.fndesc.llvm_func_name, compiled.fndesc.llvm_cfunc_wrapper_name
     return tuple(int(compiled.library.get_pointer_to_function(name)) for name in names)  # type: ignore[return-value]
+
+
+transition = functools.partial(njit, cache=True, nogil=True)
 
 
 @njit(cache=True)

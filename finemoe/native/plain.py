@@ -1,16 +1,28 @@
 """`finemoe.native` where nothing is compiled: the same, slowly."""
 
 import ctypes
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from finemoe.interrupts import interrupts_wait
+
 _SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # of prctl
 _NS = 1_000_000_000
 _LIBRARY = ctypes.CDLL(None)
 _functions: dict[int, Any] = {}  # by the number that stands for the address
+
+
+def transition(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        with interrupts_wait():
+            return function(*arguments)
+
+    return run
 
 
 class _Time(ctypes.Structure):

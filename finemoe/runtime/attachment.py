@@ -221,7 +221,7 @@ def require_possible(
     rule_named(options.eviction or policy.default_eviction)
     record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
     slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
-    make_link(options.devices[0], options.link)
+    make_link(options.devices[0], options.link).close()
 
 
 def _wanted_memory(policy: Policy, options: EngineOptions) -> int | float | str:

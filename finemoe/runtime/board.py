@@ -1,10 +1,9 @@
 """What inference and the worker of a device's link share: one array of numbers and addresses that compiled code works on.
 
 Both run outside the interpreter's lock there, and take turns at the board's own (`transitions`). Python holds the arrays that
-lie at the addresses, and looks; it changes nothing that the lock protects.
+lie at the addresses, and looks; what the lock protects it changes only while nothing else does.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ ITERATION, DEMANDING, IS_CLOSED, COPIER, SLOT, HAS_RULE_FAILED = range(18, 24)
 MOVED_BYTES, SPANS, NUM_SPANS, SPAN = range(24, 28)
 NUM_PLACES = 28
 MOST_IN_FLIGHT = 64
-_MOST_SPANS = 1 << 20
 
 
 class Board:
@@ -55,9 +53,8 @@ class Board:
     ) -> None:
         self.places = places = np.zeros(NUM_PLACES, dtype=np.int64)
         self.fences, self._marks = np.zeros(len(cache.held), dtype=np.int64), np.zeros(MOST_IN_FLIGHT, dtype=np.int64)
-        self._spans = np.zeros((0, 3), dtype=np.int64)
         self._table = addresses_of(cache)
-        self._kept: list[Any] = [None, cache, rule, records, sizes, moved_bytes]  # whose memory the addresses are of
+        self._kept: list[Any] = [cache, rule, records, sizes, moved_bytes]  # whose memory the addresses are of
         for place, array in (
             (MUTEX, new_mutex()),
             (WORK, new_condition()),
@@ -75,9 +72,10 @@ class Board:
         places[[NUM_CACHE, SLOTS, SLOT_BYTES, COPIER]] = len(self._table), slots, slot_bytes, -1
 
     def connect(self, link: Link) -> None:
-        """Copies go over this link (see `link.Link`) from now on."""
-        self._kept[0] = link
-        self.places[[COPY, WAIT, LINK]] = link.addresses
+        """Copies go over this link (see `link.Link`) from now on; called while none is under way."""
+        addresses = link.addresses
+        self._kept.append(link)
+        self.places[[COPY, WAIT, LINK]] = addresses
         self.cut(link.chunk_bytes, link.chunks_in_flight)
 
     def cut(self, chunk_bytes: int, in_flight: int) -> None:
@@ -88,14 +86,3 @@ class Board:
     def copier(self) -> int:
         """Flat id of the expert that is being loaded ahead, or -1."""
         return int(self.places[COPIER])
-
-    def record_spans(self) -> None:
-        """Note from now on what is loaded ahead."""
-        self._spans = np.zeros((_MOST_SPANS, 3), dtype=np.int64)
-        self.places[[SPANS, SPAN]] = self._spans.ctypes.data, 0
-        self.places[NUM_SPANS] = _MOST_SPANS
-
-    def spans(self) -> Sequence[tuple[int, int, int]]:
-        """What was noted, and no more from now on: (flat id, begin, end in ns)."""
-        self.places[NUM_SPANS] = 0
-        return [tuple(row) for row in self._spans[: self.places[SPAN]].tolist()]

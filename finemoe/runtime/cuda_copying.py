@@ -8,10 +8,10 @@ from finemoe.native import function_types, int64_at, lock, new_mutex, unlock
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__)
-# Places of a link, behind a mutex: context and stream; the driver's functions; events for copies and for fences, each a ring; and
-# what the driver said last that was not "success".
-_CONTEXT, _STREAM, _SET_CONTEXT, _COPY, _RECORD, _SYNCHRONIZE, _WAIT_EVENT = range(16, 23)
-_EVENTS, _NUM_EVENTS, _NEXT_EVENT, _FENCES, _NUM_FENCES, _NEXT_FENCE, ERROR, _NUM_PLACES = range(23, 31)
+# Places of a link, behind a mutex: context and stream; the driver's functions; events for copies and for fences, each a ring;
+# what the driver said last that was not "success"; and where a context is put that nobody asks for.
+_CONTEXT, _STREAM, _PUSH_CONTEXT, _POP_CONTEXT, _COPY, _RECORD, _SYNCHRONIZE, _WAIT_EVENT = range(16, 24)
+_EVENTS, _NUM_EVENTS, _NEXT_EVENT, _FENCES, _NUM_FENCES, _NEXT_FENCE, ERROR, _POPPED, _NUM_PLACES = range(24, 33)
 _ERROR = np.int32(0)
 _, _one_at = function_types(_ERROR, 1)
 _, _two_at = function_types(_ERROR, 1, 1)
@@ -20,21 +20,34 @@ _, _four_at = function_types(_ERROR, 1, 1, 1, 1)
 
 
 def cuda_state(
-    context: int, stream: int, functions: tuple[int, int, int, int, int], events: np.ndarray, fences: np.ndarray
+    context: int, stream: int, functions: tuple[int, int, int, int, int, int], events: np.ndarray, fences: np.ndarray
 ) -> np.ndarray:
     """What a link to a CUDA device is: [n] int64; whoever holds it holds the arrays of events, [n] int64 each, too.
 
     Args:
-        functions: set_context, copy, record, synchronize, wait_event of a CudaDriver.
+        functions: push_context, pop_context, copy, record, synchronize, wait_event of a CudaDriver.
     """
     state = np.zeros(_NUM_PLACES, dtype=np.int64)
     mutex = new_mutex()
     state[: len(mutex)] = mutex
     state[[_CONTEXT, _STREAM]] = context, stream
-    state[_SET_CONTEXT : _WAIT_EVENT + 1] = functions
+    state[_PUSH_CONTEXT : _WAIT_EVENT + 1] = functions
     state[[_EVENTS, _NUM_EVENTS]] = events.ctypes.data, len(events)
     state[[_FENCES, _NUM_FENCES]] = fences.ctypes.data, len(fences)
     return state
+
+
+@njit(cache=True)
+def _enter(state):  # type: ignore[no-untyped-def]
+    """Into the link's context, which says whose a default stream is; the thread may be in another device's, or in none."""
+    return _one_at(state[_PUSH_CONTEXT])(state[_CONTEXT])
+
+
+@njit(cache=True)
+def _leave(link, state, error):  # type: ignore[no-untyped-def]
+    """Back into the thread's own; returns the error so far, or this one's."""
+    found = _one_at(state[_POP_CONTEXT])(link + 8 * _POPPED)
+    return error if error != 0 else found
 
 
 @njit(cache=True, nogil=True)
@@ -45,15 +58,21 @@ def copy_to_device(link, sink, source, size, fence):  # type: ignore[no-untyped-
     mark = state[_NEXT_EVENT]
     state[_NEXT_EVENT] = (mark + 1) % state[_NUM_EVENTS]
     event = int64_at(state[_EVENTS], state[_NUM_EVENTS])[mark]
-    error = _one_at(state[_SET_CONTEXT])(state[_CONTEXT])
-    if error == 0 and fence != 0:
-        error = _three_at(state[_WAIT_EVENT])(state[_STREAM], fence, 0)
+    error = _enter(state)
+    if error == 0:
+        error = _leave(link, state, _copy_behind(state, sink, source, size, fence, event))
+    unlock(link)
+    return _event_or_failure(state, event, error)
+
+
+@njit(cache=True)
+def _copy_behind(state, sink, source, size, fence, event):  # type: ignore[no-untyped-def]
+    error = _three_at(state[_WAIT_EVENT])(state[_STREAM], fence, 0) if fence != 0 else _ERROR
     if error == 0:
         error = _four_at(state[_COPY])(sink, source, size, state[_STREAM])
     if error == 0:
         error = _two_at(state[_RECORD])(event, state[_STREAM])
-    unlock(link)
-    return _event_or_failure(state, event, error)
+    return error
 
 
 @njit(cache=True)
@@ -66,28 +85,35 @@ def _event_or_failure(state, event, error):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def wait_for_device(link, mark, most_ns):  # type: ignore[no-untyped-def]
-    """The host waits; a copy's time is no matter for signals."""
+    """The host waits to the end, however long that is: a copy's time is no matter for signals."""
     state = int64_at(link, _NUM_PLACES)
-    error = _one_at(state[_SET_CONTEXT])(state[_CONTEXT])
+    error = _enter(state)
     if error == 0:
-        error = _one_at(state[_SYNCHRONIZE])(mark)
+        error = _leave(link, state, _one_at(state[_SYNCHRONIZE])(mark))
     return np.int64(1) if _event_or_failure(state, mark, error) >= 0 else np.int64(-1)
 
 
 @njit(cache=True, nogil=True)
 def order_stream(link, stream, mark):  # type: ignore[no-untyped-def]
-    """What is issued on a stream from now on waits for a copy; returns the mark, or -1."""
+    """What is issued on a stream of the link's device from now on waits for a copy; returns the mark, or -1."""
     state = int64_at(link, _NUM_PLACES)
-    return _event_or_failure(state, mark, _three_at(state[_WAIT_EVENT])(stream, mark, 0))
+    error = _enter(state)
+    if error == 0:
+        error = _leave(link, state, _three_at(state[_WAIT_EVENT])(stream, mark, 0))
+    return _event_or_failure(state, mark, error)
 
 
 @njit(cache=True, nogil=True)
 def fence_stream(link, stream):  # type: ignore[no-untyped-def]
     """An event after all that was issued on a stream, or -1. One that comes round again is recorded anew: whoever still waits
-    for its former place waits for this later one."""
+    for its former place waits for this later one, which is behind it as long as all compute is on streams that follow each other
+    (`compute_stream`)."""
     state = int64_at(link, _NUM_PLACES)
     lock(link)
     event = int64_at(state[_FENCES], state[_NUM_FENCES])[state[_NEXT_FENCE]]
     state[_NEXT_FENCE] = (state[_NEXT_FENCE] + 1) % state[_NUM_FENCES]
     unlock(link)
-    return _event_or_failure(state, event, _two_at(state[_RECORD])(event, stream))
+    error = _enter(state)
+    if error == 0:
+        error = _leave(link, state, _two_at(state[_RECORD])(event, stream))
+    return _event_or_failure(state, event, error)

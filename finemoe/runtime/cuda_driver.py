@@ -14,14 +14,16 @@ class CudaDriver:
     """Addresses of functions of the driver's interface.
 
     Attributes:
-        set_context: cuCtxSetCurrent(context). copy: cuMemcpyHtoDAsync(sink, source, bytes, stream).
+        push_context: cuCtxPushCurrent(context). pop_context: cuCtxPopCurrent(context*), back to the one before.
+        copy: cuMemcpyHtoDAsync(sink, source, bytes, stream).
         record: cuEventRecord(event, stream). synchronize: cuEventSynchronize(event). wait_event: cuStreamWaitEvent(stream,
             event, 0).
         create_event: cuEventCreate(event*, flags). destroy_event: cuEventDestroy(event). get_context: cuCtxGetCurrent(context*).
         finish: cuCtxSynchronize(). describe: cuGetErrorString(error, text*).
     """
 
-    set_context: int
+    push_context: int
+    pop_context: int
     copy: int
     record: int
     synchronize: int
@@ -65,8 +67,10 @@ class CudaDriver:
 
     def synchronize_context(self, context: int) -> None:
         """Wait until everything on a context's device is over."""
-        self.check(_call(self.set_context, ctypes.c_void_p(context)))
-        self.check(_call(self.finish))
+        self.check(_call(self.push_context, ctypes.c_void_p(context)))
+        error = _call(self.finish)
+        self.check(_call(self.pop_context, ctypes.byref(ctypes.c_void_p())))
+        self.check(error)
 
     def check(self, error: int) -> None:
         """Raise an EngineError that says what an error's number means."""
@@ -81,7 +85,8 @@ class CudaDriver:
 
 
 _FUNCTIONS = (
-    "cuCtxSetCurrent",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuEventRecord",
     "cuEventSynchronize",

@@ -37,7 +37,7 @@ class CudaLink(Link):
         self._events = np.array([driver.event() for _ in range(_NUM_EVENTS)], dtype=np.int64)
         self._fences = np.array([driver.event() for _ in range(_NUM_FENCES)], dtype=np.int64)
         self._owned = [*self._events.tolist(), *self._fences.tolist()]  # until they are given back
-        functions = driver.set_context, driver.copy, driver.record, driver.synchronize, driver.wait_event
+        functions = driver.push_context, driver.pop_context, driver.copy, driver.record, driver.synchronize, driver.wait_event
         self._state = cuda_copying.cuda_state(context, stream, functions, self._events, self._fences)
         self._at = self._state.ctypes.data
 

@@ -117,6 +117,7 @@ class DeviceMemories:
         """The experts of a layer by device."""
         if len(self.memories) == 1:
             return [experts]
+        experts = experts[(experts >= 0) & (experts < self.counts[layer])]  # others are foreign
         owners = self._owners[layer, experts]
         return [experts[owners == index] for index in range(len(self.memories))]
 

@@ -2,23 +2,23 @@
 
 import numpy as np
 
-from finemoe import native
-from finemoe.cache import kernels, prefetch_queue, state
+from finemoe import native, report
+from finemoe.cache import addresses, kernels, prefetch_queue, state
 from finemoe.cache.prefetch_queue import NOTHING
 from finemoe.cache.state import ABSENT, HELD, NUM_PENDING
 from finemoe.compiling import njit
-from finemoe.native import int64_at, lock, now_ns, set_timer_slack, unlock, wait, wait_until, wake_all
+from finemoe.native import int64_at, lock, now_ns, set_timer_slack, transition, unlock, wait, wait_until, wake_all
 from finemoe.runtime import board as at
 from finemoe.runtime import transitions
 from finemoe.runtime.transitions import CLOSED, FAILED, NO_SLOT, PATIENCE_NS, cache_of, copy_at, give_slot, wait_at
 from finemoe.stale_kernels import forget_stale_kernels
 
-forget_stale_kernels(__file__, *(one.__file__ for one in (native.compiled, kernels, prefetch_queue, state, at, transitions)))
+_SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, report, at, transitions
+forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
 _LEAST_SLACK_NS = 1
-_compiled = njit(cache=True, nogil=True)
 
 
-@_compiled
+@transition
 def reserve(board, flat, may_evict, is_counted):  # type: ignore[no-untyped-def]
     """A slot for an expert that is to be brought before it is demanded; NO_SLOT if it is here already, or no slot is to be had;
     FAILED.
@@ -34,7 +34,7 @@ def reserve(board, flat, may_evict, is_counted):  # type: ignore[no-untyped-def]
     return slot
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _bring(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
     """Copy an expert that nobody demands yet into its slot, chunk by chunk, and wait for it; what is demanded meanwhile goes
     first.
@@ -67,7 +67,7 @@ def _bring(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
     return np.int64(1)
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _outlast(board, mark):  # type: ignore[no-untyped-def]
     """Wait for a copy: 1, FAILED, or CLOSED where the memory was closed meanwhile."""
     found = np.int64(0)
@@ -78,7 +78,7 @@ def _outlast(board, mark):  # type: ignore[no-untyped-def]
     return np.int64(FAILED if found < 0 else 1)
 
 
-@_compiled
+@transition
 def let_demands_pass(board, most_ns):  # type: ignore[no-untyped-def]
     """Wait as long as a layer demands loads, for so long at most; returns whether none does."""
     end_ns = now_ns() + most_ns
@@ -90,7 +90,7 @@ def let_demands_pass(board, most_ns):  # type: ignore[no-untyped-def]
     return is_over
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _let_demands_pass(board):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     while board[at.DEMANDING] and not board[at.IS_CLOSED]:
@@ -98,7 +98,7 @@ def _let_demands_pass(board):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def settle(board, flat):  # type: ignore[no-untyped-def]
     """An expert that was brought is here."""
     lock(board[at.MUTEX])
@@ -106,7 +106,7 @@ def settle(board, flat):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _settle(board, cache, flat):  # type: ignore[no-untyped-def]
     kernels.complete(cache, flat)
     if board[at.COPIER] == flat:
@@ -114,7 +114,7 @@ def _settle(board, cache, flat):  # type: ignore[no-untyped-def]
     wake_all(board[at.CHANGED])
 
 
-@_compiled
+@transition
 def take_next(board):  # type: ignore[no-untyped-def]
     """The most urgent prefetch, in line: it has its slot (`SLOT`), and is the caller's to bring and settle.
 
@@ -127,7 +127,7 @@ def take_next(board):  # type: ignore[no-untyped-def]
     return flat
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _take_next(board, cache):  # type: ignore[no-untyped-def]
     while cache.counts[NUM_PENDING]:
         flat = prefetch_queue.take_most_urgent(cache)
@@ -142,7 +142,7 @@ def _take_next(board, cache):  # type: ignore[no-untyped-def]
     return np.int64(NOTHING)
 
 
-@_compiled
+@transition
 def serve(board):  # type: ignore[no-untyped-def]
     """The worker's whole life: load what waits, most urgent first, whenever nothing is demanded.
 
@@ -150,9 +150,16 @@ def serve(board):  # type: ignore[no-untyped-def]
         CLOSED, FAILED, or the flat id of an expert whose record must be read from disk: it has its slot, and is the caller's to
         bring and settle before it comes back here.
     """
+    before_ns = set_timer_slack(_LEAST_SLACK_NS)
+    flat = _serve(board)
+    set_timer_slack(before_ns)  # of a thread that goes on to something else
+    return flat
+
+
+@njit(cache=True, nogil=True)
+def _serve(board):  # type: ignore[no-untyped-def]
     cache = cache_of(board)
     records = int64_at(board[at.RECORDS], len(cache.presence))
-    set_timer_slack(_LEAST_SLACK_NS)
     while True:
         lock(board[at.MUTEX])
         while not board[at.IS_CLOSED] and (board[at.DEMANDING] or not cache.counts[NUM_PENDING]):
@@ -176,22 +183,30 @@ def serve(board):  # type: ignore[no-untyped-def]
         unlock(board[at.MUTEX])
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
     place = board[at.SPAN]
     if place < board[at.NUM_SPANS]:
         span = int64_at(board[at.SPANS] + place * 24, 3)
         span[0], span[1], span[2] = flat, begin_ns, now_ns()
-        board[at.SPAN] = place + 1
+    board[at.SPAN] = place + 1
 
 
-@_compiled
-def note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
-    """An expert was brought from `begin_ns` until now, for whoever records that."""
-    _note(board, flat, begin_ns)
+@transition
+def note_in(board, spans, num_spans):  # type: ignore[no-untyped-def]
+    """Note what is loaded from now on at that address, so many spans (flat id, begin, end in ns) at most; none without any.
+
+    Returns:
+        How many there have been since this was called before.
+    """
+    lock(board[at.MUTEX])
+    num_noted = board[at.SPAN]
+    board[at.SPANS], board[at.NUM_SPANS], board[at.SPAN] = spans, num_spans, 0
+    unlock(board[at.MUTEX])
+    return num_noted
 
 
-@_compiled
+@transition
 def close(board):  # type: ignore[no-untyped-def]
     """Nothing is loaded ahead any more; whoever waits goes on."""
     lock(board[at.MUTEX])
@@ -201,7 +216,7 @@ def close(board):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def leave(board):  # type: ignore[no-untyped-def]
     """Whoever loaded ahead does so no more: it has failed, or was interrupted."""
     lock(board[at.MUTEX])
@@ -210,7 +225,7 @@ def leave(board):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def forget(board):  # type: ignore[no-untyped-def]
     """Something broke off: nothing is demanded, and no prefetch waits."""
     cache = cache_of(board)
@@ -221,7 +236,7 @@ def forget(board):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def wait_idle(board, most_ns):  # type: ignore[no-untyped-def]
     """Wait until nothing is being loaded ahead, nor waits to be, for so long at most; returns whether it is so."""
     cache, end_ns = cache_of(board), now_ns() + most_ns
@@ -233,7 +248,7 @@ def wait_idle(board, most_ns):  # type: ignore[no-untyped-def]
     return is_idle
 
 
-@_compiled
+@transition
 def empty(board):  # type: ignore[no-untyped-def]
     """Every expert is absent; see the cache's `reset`."""
     lock(board[at.MUTEX])

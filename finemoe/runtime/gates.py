@@ -125,7 +125,7 @@ def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: 
     """A distribution that knows only the selected experts, [B, J] float32 (as in top-k traces, DESIGN 4).
 
     Args:
-        weights, selected: [B, K]; an id of J or more is no expert. layer: index of the MoE layer, for the message.
+        weights, selected: [B, K]; an id of J or more, or below 0, is no expert. layer: index of the MoE layer, for the message.
     Raises:
         EngineError: the router emitted NaN.
     """
@@ -142,7 +142,7 @@ def sparse_rows(weights, selected, least, probs):  # type: ignore[no-untyped-def
     for row in range(probs.shape[0]):
         for place in range(selected.shape[1]):
             weight = abs(weights[row, place])
-            if selected[row, place] < probs.shape[1]:
+            if 0 <= selected[row, place] < probs.shape[1]:
                 probs[row, selected[row, place]] = weight if weight > least or weight != weight else least
         total = pairwise_sum(probs[row])
         if total != total:

@@ -26,9 +26,10 @@ class Matcher:
     """Feeds a policy with what inference publishes.
 
     Args:
-        policy: whose state only the matcher's thread touches.
+        policy: whose state only what is given to the matcher touches, one after the other.
         post: called with (iteration, predictions); None for an iteration where nothing is to be loaded for them.
-        asynchronous: search in a thread of its own, from `start` on; otherwise inside `publish_*`. buffers: see Snapshot.
+        asynchronous: search long in a thread of its own, from `start` on; otherwise all of it inside `publish_*`.
+        buffers: see Snapshot.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Matcher:
     ) -> None:
         """A gate has spoken; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
-            kind = "gate", len(gate.selected).bit_length()
+            kind = "gate", gate.layer, len(gate.selected).bit_length()  # the last layers' have nothing to search for
             self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind, lambda: _keep(gate, ahead))
 
     def publish_end(self) -> None:
@@ -161,9 +162,11 @@ class Matcher:
             self._post(None, checked(answer, self._policy.setup))
 
     def _end(self) -> None:
-        if self._is_following:
-            self._policy.end_iteration()
-        self._finished += 1
+        try:
+            if self._is_following:
+                self._policy.end_iteration()
+        finally:
+            self._finished += 1
 
     def _skip(self) -> None:
         self._finished += 1

@@ -7,6 +7,7 @@ cache is a transition, which inference and the worker run outside the interprete
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -23,12 +24,13 @@ from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Link, outlast
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
-from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.timeline import Span, Timeline
 from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS
 from finemoe.runtime.worker import InlineWorker, Worker
 
 PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
 _NONE = np.empty(0, dtype=np.int64)
+_MOST_SPANS = 1 << 20
 
 
 class ExpertMemory:
@@ -56,18 +58,23 @@ class ExpertMemory:
         self._moved = counters.moved_by_device()
         where = records.addresses(cache.state.shape[1]), records.sizes(cache.state.shape[1])
         self.board = Board(cache.arrays, cache.rule, *where, pool.address(0), pool.slot_bytes, self._moved)
-        self.connect(link)
+        self.board.connect(link)
+        self._links = [link]  # all there were: slots may be fenced by one that was replaced
         # The slots may still be being cleared: the first copies wait for that, as later ones for what read the slot last.
         self.board.fences[:] = link.fence()
         self.told = np.zeros((4, cache.state.shape[1]), dtype=np.int64)  # what a demand finds
         self._is_abandoned = False
         self._unheard: set[threading.Thread] = set()  # that the process ends
         self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._give_up)
-        timeline.watch(self.board.record_spans, self._spans)
+        self._noted = np.zeros((0, 3), dtype=np.int64)  # what the worker loaded, see `fetching.note_in`
+        timeline.watch(self._record_spans, self._spans)
 
     def connect(self, link: Link) -> None:
-        """Let experts come over this link from now on."""
+        """Let experts come over this link from now on, once nothing is loaded ahead over the one before."""
+        while not self.is_over and not self.wait_until_idle():
+            pass
         self.link = link
+        self._links.append(link)
         self.board.connect(link)
 
     def start(self) -> None:
@@ -193,8 +200,9 @@ class ExpertMemory:
     def close(self) -> None:
         """Stop the worker, wait for it and for the link, and give the slots back."""
         self._stop()
-        self.link.finish()  # a forward that broke off leaves copies behind that nobody waited for
-        self.link.close()
+        for link in self._links:
+            link.finish()  # a forward that broke off leaves copies behind that nobody waited for
+            link.close()
         self.pool.close()
 
     def _stop(self) -> None:
@@ -245,7 +253,18 @@ class ExpertMemory:
         for mark in under_way:
             outlast(self.link, mark)
 
-    def _spans(self) -> Iterable[tuple[str, str, float, float]]:
-        for flat, begin_ns, end_ns in self.board.spans():
+    def _record_spans(self) -> None:
+        spans = np.zeros((_MOST_SPANS, 3), dtype=np.int64)
+        fetching.note_in(self.board.places, spans.ctypes.data, len(spans))
+        self._noted = spans  # not before: until then those noted so far are written to
+
+    def _spans(self) -> Iterable[Span]:
+        count = fetching.note_in(self.board.places, 0, 0)
+        noted, self._noted = self._noted[:count], self._noted[:0].copy()
+        if count > len(noted):
+            warnings.warn(
+                f"the timeline lacks {self.name}'s last {count - len(noted)} loads; record fewer iterations", stacklevel=2
+            )
+        for flat, begin_ns, end_ns in noted.tolist():
             layer, expert = divmod(flat, self.cache.state.shape[1])
             yield self.name, f"prefetch {layer}.{expert}", begin_ns / 1e9, end_ns / 1e9

@@ -23,35 +23,37 @@ class Snapshot:
         self._buffers = buffers
         self._buffer: HostBuffer | None = None
         self._values: np.ndarray | None = None
-        self._host = flat
+        self._host: torch.Tensor | None = flat  # until it has been read
         if _is_on_cuda(flat):
             self._buffer = HostBuffer(flat.nbytes) if buffers is None else buffers.take(flat.nbytes)
             self._host = self._buffer.copy(flat)
 
     def keep(self) -> None:
         """Whoever reads it does so later: the model goes on."""
-        if self._buffer is None and self._values is None:
-            self._values = _copied(self._host)
+        if self._buffer is None and self._host is not None:
+            self._values, self._host = _copied(self._host), None
 
     def rows(self, rows: np.ndarray | None) -> np.ndarray:
         """The values of some rows (all if None), [B, n] float32, not to be written to; waits for the copy."""
-        if self._buffer is not None:
+        if self._buffer is not None and self._host is not None:
             self._buffer.wait()
             self._values = _copied(self._host)
             self._give_back(self._buffer)
-        values = _on_the_host(self._host) if self._values is None else self._values
+        values = self._values if self._host is None else _on_the_host(self._host)
+        assert values is not None
         return values if rows is None else values[rows]
 
     def whole_numbers(self) -> np.ndarray:
         """Values of a type of whole numbers, [..., n], once; waits for the copy."""
         assert self._buffer is not None
+        assert self._host is not None
         self._buffer.wait()
         values: np.ndarray = self._host.numpy().copy()
         self._give_back(self._buffer)
         return values
 
     def _give_back(self, buffer: "HostBuffer") -> None:
-        self._buffer = None
+        self._buffer = self._host = None
         if self._buffers is not None:
             self._buffers.give_back(buffer)
 

@@ -1,24 +1,25 @@
 """What inference does on a `Board`, each transition in one call, outside the interpreter's lock (`fetching`: what is done ahead).
 
 So nobody waits for the interpreter to move an expert, and an interrupt strikes before or after a transition, never inside one.
-What blocks returns after `most_ns`, so that the interpreter may look for signals.
+What blocks returns after `most_ns`, so that the interpreter may look for signals; only a CUDA copy is waited for to its end.
 
 Experts go by flat id. A mark is what a link gave for a copy (see `link.Link`).
 """
 
 import numpy as np
 
-from finemoe import native
+from finemoe import native, report
 from finemoe.cache import addresses, kernels, prefetch_queue, state
 from finemoe.cache.addresses import cache_at
 from finemoe.cache.state import ABSENT, HELD, NUM_PENDING, NUM_RESIDENT, RESIDENT, empty_state
 from finemoe.compiling import njit
-from finemoe.native import function_types, int64_at, lock, now_ns, unlock, wait_until, wake_all
+from finemoe.native import function_types, int64_at, lock, now_ns, transition, unlock, wait_until, wake_all
 from finemoe.report import DEMANDED, NUM_MOVED, PREFETCHED, WASTED
 from finemoe.runtime import board as at
 from finemoe.stale_kernels import forget_stale_kernels
 
-forget_stale_kernels(__file__, *(one.__file__ for one in (native.compiled, addresses, kernels, prefetch_queue, state, at)))
+_SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, report, at
+forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
 FAILED = -2  # the eviction rule, or the link
 CLOSED = -3
 NO_SLOT = -1
@@ -29,7 +30,6 @@ _weigh_at, _ = function_types(None, _STATS, _NUMBERS, np.zeros(1))
 _visit_at, _ = function_types(None, _STATS, 1, _NUMBERS)
 _, copy_at = function_types(1, 1, 1, 1, 1, 1)
 _, wait_at = function_types(1, 1, 1, 1)
-_compiled = njit(cache=True, nogil=True)
 PATIENCE_NS = 50_000_000  # after which the interpreter looks for signals
 
 
@@ -38,7 +38,7 @@ def cache_of(board):  # type: ignore[no-untyped-def]
     return cache_at(int64_at(board[at.CACHE], board[at.NUM_CACHE]))
 
 
-@_compiled
+@transition
 def start_iteration(board, number):  # type: ignore[no-untyped-def]
     """A new iteration, of this number: see the cache's `start_iteration`."""
     lock(board[at.MUTEX])
@@ -47,7 +47,7 @@ def start_iteration(board, number):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-untyped-def]
     """A layer's distribution is predicted, [J], and these of its experts are wanted, [n] ids; what is of another iteration is
     only heard.
@@ -68,13 +68,13 @@ def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-un
     return is_wanted
 
 
-@_compiled
+@transition
 def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
     """A layer's gate has spoken: its set is accessed, missing experts get slots in ascending order as long as there are any, and
     their copies begin. Until that is done no chunk of a prefetch does.
 
     Args:
-        selected: [m] ids of the layer's experts, in any order and repeated; J or more is none.
+        selected: [m] ids of the layer's experts, in any order and repeated; J or more, or below 0, is none.
         told: [4, J], filled with the set in ascending order; where each was; its slot, or NO_SLOT; and the mark of its copy, if
             it was missing.
     Returns:
@@ -106,10 +106,10 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _distinct(selected, num_experts, experts):  # type: ignore[no-untyped-def]
-    """Fill `experts` with the ids below J among these, ascending; returns how many."""
+    """Fill `experts` with the ids of 0 to J-1 among these, ascending; returns how many."""
     is_wanted = np.zeros(num_experts, dtype=np.bool_)
     for expert in selected:
-        if expert < num_experts:
+        if 0 <= expert < num_experts:
             is_wanted[expert] = True
     n = 0
     for expert in range(num_experts):
@@ -119,7 +119,7 @@ def _distinct(selected, num_experts, experts):  # type: ignore[no-untyped-def]
     return n
 
 
-@_compiled
+@transition
 def use(board, layer, selected):  # type: ignore[no-untyped-def]
     """A layer's set is accessed while everything is here for good: no rule has anything to learn, but what was prefetched is
     unused no longer; selected: as in `demand`. Returns how many experts it has."""
@@ -132,13 +132,13 @@ def use(board, layer, selected):  # type: ignore[no-untyped-def]
     return n
 
 
-@_compiled
+@transition
 def end_demand(board):  # type: ignore[no-untyped-def]
     """What a layer demanded is under way."""
     _end_demand(board)
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _end_demand(board):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     board[at.DEMANDING] = max(0, board[at.DEMANDING] - 1)
@@ -146,7 +146,7 @@ def _end_demand(board):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def load_late(board, flat):  # type: ignore[no-untyped-def]
     """Give a demanded expert a slot that found none at first, and begin its copy.
 
@@ -156,7 +156,7 @@ def load_late(board, flat):  # type: ignore[no-untyped-def]
     return _start_load(board, cache_of(board), flat)
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _start_load(board, cache, flat):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     slot = give_slot(board, cache, flat, False)
@@ -167,13 +167,13 @@ def _start_load(board, cache, flat):  # type: ignore[no-untyped-def]
     return slot, _start_copy(board, cache, flat, slot, source) if source else np.int64(MUST_READ)
 
 
-@_compiled
+@transition
 def start_copy(board, flat, slot, source):  # type: ignore[no-untyped-def]
     """Begin to copy a demanded expert's record from an address; returns the mark, or FAILED."""
     return _start_copy(board, cache_of(board), flat, slot, source)
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _start_copy(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
     size, fence = int64_at(board[at.SIZES], len(cache.presence))[flat], int64_at(board[at.FENCES], len(cache.held))[slot]
     sink = board[at.SLOTS] + slot * board[at.SLOT_BYTES]
@@ -181,7 +181,7 @@ def _start_copy(board, cache, flat, slot, source):  # type: ignore[no-untyped-de
     return mark if mark >= 0 else np.int64(FAILED)
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _visit(board, cache, layer, experts):  # type: ignore[no-untyped-def]
     try:
         _visit_at(board[at.VISIT])(cache.stats, layer, experts)
@@ -189,7 +189,7 @@ def _visit(board, cache, layer, experts):  # type: ignore[no-untyped-def]
         board[at.HAS_RULE_FAILED] = 1
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def give_slot(board, cache, flat, is_prefetch):  # type: ignore[no-untyped-def]
     """A slot for an absent expert, NO_SLOT or FAILED; with the lock."""
     slot, evicted, is_wasted = np.int64(FAILED), np.int64(0), False
@@ -205,7 +205,7 @@ def give_slot(board, cache, flat, is_prefetch):  # type: ignore[no-untyped-def]
     return slot
 
 
-@_compiled
+@transition
 def land(board, flat, mark, must_wait, most_ns):  # type: ignore[no-untyped-def]
     """A demanded expert's copy is over, or compute will wait for it; then it is resident.
 
@@ -226,7 +226,7 @@ def land(board, flat, mark, must_wait, most_ns):  # type: ignore[no-untyped-def]
     return np.int64(1)
 
 
-@_compiled
+@transition
 def wait_resident(board, flat, most_ns):  # type: ignore[no-untyped-def]
     """Wait for an expert that somebody else brings, for so long at most; returns whether it is there."""
     cache, end_ns = cache_of(board), now_ns() + most_ns
@@ -238,7 +238,7 @@ def wait_resident(board, flat, most_ns):  # type: ignore[no-untyped-def]
     return is_there
 
 
-@_compiled
+@transition
 def release(board, layer, experts):  # type: ignore[no-untyped-def]
     """Experts of the running set that have been used, [n] ids, and may go now."""
     lock(board[at.MUTEX])
@@ -246,7 +246,7 @@ def release(board, layer, experts):  # type: ignore[no-untyped-def]
     unlock(board[at.MUTEX])
 
 
-@_compiled
+@transition
 def hold(board, flat):  # type: ignore[no-untyped-def]
     """Keep an expert of the running layer from going, though it is not demanded; returns its slot, or NO_SLOT if it is not
     here."""
@@ -259,7 +259,7 @@ def hold(board, flat):  # type: ignore[no-untyped-def]
     return slot
 
 
-@_compiled
+@transition
 def can_make_room(board, num_own, most_ns):  # type: ignore[no-untyped-def]
     """Wait, if somebody else's load is under way, until one may go or that load is over.
 
@@ -280,6 +280,6 @@ def can_make_room(board, num_own, most_ns):  # type: ignore[no-untyped-def]
     return may_look
 
 
-@_compiled
+@njit(cache=True, nogil=True)
 def _num_loading(cache):  # type: ignore[no-untyped-def]
     return cache.counts[HELD] - cache.counts[NUM_RESIDENT]

@@ -31,7 +31,7 @@ def warm_up() -> None:
     transitions.land(places, 0, 0, True, 0)
     transitions.post(places, 1, 1, probabilities, one)
     fetching.settle(places, fetching.take_next(places))
-    fetching.note(places, 0, 0)
+    fetching.note_in(places, 0, 0)
     transitions.load_late(places, 0)
     transitions.start_copy(places, 0, 0, int(records[0]))
     fetching.reserve(places, 0, True, True)

@@ -22,7 +22,7 @@ _TRIAL_EVERY, _TRIAL_LENGTH = 16, 10  # how often, and how many times as long
 
 
 class Worker:
-    """Does what it is given, in that order, in a daemon thread from `start` on; the first failure is its last work.
+    """Does what it is given, in that order, in a daemon thread from `start` on; after the first failure it does nothing more.
 
     Args:
         name: of the thread; title: what its failure's message calls it.
@@ -122,8 +122,10 @@ class ThriftyWorker(Worker):
             most_s *= _NUM_TURNS if number % _TRIAL_EVERY else _NUM_TURNS * _TRIAL_LENGTH
         if expected_s < most_s and self._has_caught_up(most_s):
             return self._do_at_once(work, kind)
+        if keep is not None:
+            keep()
         self._backlog[number] = expected_s
-        return super().do(lambda: self._do_beside(work, kind, number), keep=keep)
+        return super().do(lambda: self._do_beside(work, kind, number))
 
     def _has_caught_up(self, most_s: float) -> bool:
         """Whether all is done that was given before, perhaps after a wait that neither is expected to take longer nor does."""
@@ -144,10 +146,13 @@ class ThriftyWorker(Worker):
         return self._note(kind, time.perf_counter() - begin_s)
 
     def _do_beside(self, work: Work, kind: object, number: int) -> None:
+        if self.failure is not None:  # of something that was done at once
+            return
         begin_s = time.perf_counter()
         work()
         self._note(kind, time.perf_counter() - begin_s)
-        del self._backlog[number]
+        for done in [one for one in list(self._backlog) if one <= number]:  # also one that an interrupt kept from being given
+            del self._backlog[done]
 
     def _note(self, kind: object, taken_s: float) -> float:
         self._last_s.setdefault(kind, deque(maxlen=_NUM_LAST)).append(taken_s)

@@ -27,7 +27,8 @@ class FakeDriver:
         self._kept: list[Any] = []
         p, i = ctypes.c_int64, ctypes.c_int
         self.driver = CudaDriver(
-            set_context=self._function("set_context", self.set_context, p),
+            push_context=self._function("push_context", self.push_context, p),
+            pop_context=self._function("pop_context", self.pop_context, ctypes.POINTER(p)),
             copy=self._function("copy", self.copy, p, p, p, p),
             record=self._function("record", self.record, p, p),
             synchronize=self._function("synchronize", self.synchronize, p),
@@ -43,8 +44,12 @@ class FakeDriver:
         """A link over it."""
         return CudaLink(self.driver, CONTEXT, LINK, lambda: COMPUTE, kept=self)
 
-    def set_context(self, context: int) -> None:
-        self.log.append(("context", context))
+    def push_context(self, context: int) -> None:
+        self.log.append(("enter", context))
+
+    def pop_context(self, found: Any) -> None:
+        found[0] = CONTEXT
+        self.log.append(("leave",))
 
     def copy(self, sink: int, source: int, size: int, stream: int) -> None:
         self.log.append(("copy", sink, size, stream))

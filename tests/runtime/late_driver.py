@@ -29,7 +29,10 @@ class LateDriver(FakeDriver):
         thread.start()
         weakref.finalize(self, self._given.put, None)
 
-    def set_context(self, context: int) -> None:
+    def push_context(self, context: int) -> None:
+        return None
+
+    def pop_context(self, found: Any) -> None:
         return None
 
     def copy(self, sink: int, source: int, size: int, stream: int) -> None:

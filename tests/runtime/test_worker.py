@@ -109,7 +109,27 @@ def test_a_failure_at_once_is_the_last_work_and_is_raised_as_one_beside(worker):
 
     worker.do(fail, "short")
     worker.do(lambda: done.append(1), "short")
-    worker.flush()
+    worker.do(lambda: done.append(2), "not known yet")
+    worker.close()
+    assert done == []
     with pytest.raises(EngineError, match="the test failed: no") as raised:
         worker.check()
     assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_what_an_interrupt_kept_from_being_given_is_not_waited_for(worker):
+    for _ in range(40):
+        worker.do(lambda: None, "short")
+        worker.flush()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.do(lambda: None, "new", interrupt)
+    worker._backlog[worker._num_given] = 0.0  # as if it had come a moment later
+    where: list[str] = []
+    for _ in range(3):
+        worker.do(lambda: where.append(here()), "short")
+        worker.flush()
+    assert where[-1] == here()
