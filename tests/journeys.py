@@ -37,6 +37,9 @@ if __name__ == "__main__":  # before anything is compiled
     from finemoe import compiling
 
     compiling.njit, compiling.borrowing = as_python, as_python
+    from finemoe import native
+
+    native.transition = as_python
 
 import numpy as np
 import torch
@@ -44,6 +47,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import finemoe
 from finemoe.maps.store import ExpertMapStore
+from finemoe.runtime import matcher
+from finemoe.runtime.worker import Worker
 from finemoe.traces import RoutingTrace
 
 PACKAGE = Path(finemoe.__file__).parent
@@ -137,7 +142,8 @@ def journeys() -> dict[str, list[str]]:
 
 def live() -> tuple[list[str], list[str]]:
     """Of one decode step under FineMoE's policy, with three quarters of the experts in memory, where all that is demanded is
-    there and something is prefetched."""
+    there and something is prefetched. Searches take long, uncompiled as they are, and go to the matcher's thread."""
+    matcher.ThriftyWorker = Worker  # type: ignore[misc, assignment]
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = MixtralConfig(**sizes, vocab_size=96, intermediate_size=48, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K)

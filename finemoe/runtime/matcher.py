@@ -88,7 +88,8 @@ class Matcher:
         """A gate has spoken; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
             kind = "gate", gate.layer, len(gate.selected).bit_length()  # the last layers' have nothing to search for
-            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind, lambda: _keep(gate, ahead))
+            keep = gate.keep if ahead is None else lambda: (gate.keep(), ahead.keep())
+            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind, keep)
 
     def publish_end(self) -> None:
         """The last layer has run."""
@@ -171,8 +172,3 @@ class Matcher:
     def _skip(self) -> None:
         self._finished += 1
 
-
-def _keep(gate: GateOutput, ahead: AheadOutput | None) -> None:
-    gate.keep()
-    if ahead is not None:
-        ahead.keep()
