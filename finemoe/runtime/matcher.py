@@ -171,4 +171,3 @@ class Matcher:
 
     def _skip(self) -> None:
         self._finished += 1
-
