@@ -103,6 +103,29 @@ def test_importing_finemoe_needs_no_numba():
     run("-W", "error", "-c", "import sys; sys.modules['numba'] = None; import finemoe, finemoe.cli")
 
 
+def test_an_uncompiled_transition_is_whole_too():
+    program = """
+import os, signal, sys
+sys.modules["numba"] = None
+from finemoe.native import transition
+done = []
+@transition
+def step():
+    os.kill(os.getpid(), signal.SIGINT)
+    done.append("whole")
+try:
+    step()
+except KeyboardInterrupt:
+    print(done)
+"""
+    assert run("-W", "ignore", "-c", program).stdout == "['whole']\n"
+
+
+def test_where_numba_is_told_not_to_compile_experts_move_all_the_same():
+    program = "from finemoe.native import function_addresses, int64_at, new_mutex; print(function_addresses(len)[0] == id(len))"
+    assert run("-c", f"import os; os.environ['NUMBA_DISABLE_JIT'] = '1'; {program}").stdout == "True\n"
+
+
 def test_uncompiled_functions_are_as_they_were(monkeypatch):
     def double(number: int) -> int:
         return 2 * number

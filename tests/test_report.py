@@ -42,3 +42,13 @@ def test_a_prefill_from_before_a_reset_is_not_corrected():
     report = Report.of(counters, "p", "e", 0)
     assert math.isnan(report.ttft_s)
     assert math.isnan(report.requests[0].ttft_s)
+
+
+def test_a_reset_leaves_alone_what_a_device_counts_meanwhile():
+    counters = Counters(1)
+    moved = counters.moved_by_device()
+    moved[:] = 5, 7, 2
+    counters.reset()
+    moved[:] += 1, 2, 3  # by compiled code that knows of no reset
+    assert (counters.prefetched_bytes, counters.demand_bytes, counters.wasted_bytes) == (1, 2, 3)
+    assert moved.tolist() == [6, 9, 5]

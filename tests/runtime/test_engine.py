@@ -279,6 +279,18 @@ def test_a_request_whose_first_iteration_was_left_out_still_begins():
     assert told == [*[False] * num_seen, True, False]
 
 
+def test_a_matcher_whose_ends_are_interrupted_does_not_seem_to_be_behind():
+    class Interrupted(OnDemand):
+        def end_iteration(self):
+            raise KeyboardInterrupt
+
+    matcher = Matcher(Interrupted(PolicySetup(1, 2, 1, prefetch_distance=1)), lambda *_: None, Timeline(), asynchronous=False)
+    for _ in range(6):
+        assert matcher.publish_start(1, None, is_prefill=False, starts_request=False, rows=None)
+        with pytest.raises(KeyboardInterrupt):
+            matcher.publish_end()
+
+
 def test_eviction_hears_what_is_predicted_of_a_layer_that_did_not_run_and_nothing_is_loaded_for_it():
     """Where a layer stands idle (of another modality), the policy is told that every expert is alike."""
     posted: list[tuple[int | None, list[int]]] = []

@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from finemoe.cache.state import RESIDENT
 from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
+from finemoe.runtime import memory as memory_module
 from finemoe.runtime.expert_layout import ExpertLayout, Field
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Link
@@ -20,6 +22,7 @@ from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.warm_up import warm_up
 
 LAYERS, EXPERTS, CHUNKS = 5, 4, 4
 LAYOUT = ExpertLayout((Field("w", 0, 0, (256,), torch.float32),), 1024)
@@ -317,3 +320,51 @@ def test_a_load_that_broke_off_in_one_thread_does_not_hold_up_another(fixture, m
     monkeypatch.undo()
     f.memory.reset()
     assert not f.cache.state.any()
+
+
+def test_ids_of_no_expert_are_left_out(fixture):
+    f = fixture(slots=2)
+    lease = f.memory.demand(1, np.array([-1, 2, EXPERTS, -EXPERTS - 3, 2, 7 * EXPERTS]))
+    assert lease.experts == [2]
+    lease.end()
+
+
+def test_another_link_serves_from_when_the_worker_is_idle(fixture):
+    f = fixture(slots=12)
+    f.link.held = 5
+    f.memory.start_iteration(1)
+    f.memory.post(1, [prediction(1, 1, 0.5)])
+    assert f.link.started.wait(10)
+    other = ScriptedLink()
+    threading.Timer(0.1, f.link.go_on.set).start()
+    f.memory.connect(other)
+    assert f.memory.cache.state[1, 1] == RESIDENT
+    assert use(f.memory, 2, [0]) == [2 * EXPERTS]
+    assert {number for number, _ in f.link.log} == {5}
+    assert {number for number, _ in other.log} == {2 * EXPERTS}
+
+
+def test_spans_are_noted_from_one_start_to_one_end_and_what_is_too_much_is_said(fixture, monkeypatch):
+    monkeypatch.setattr(memory_module, "_MOST_SPANS", 2)
+    f = fixture(slots=12)
+    timeline = f.memory.timeline
+    for wanted in ([0], [1, 2, 3]):  # the second start forgets what the first has noted
+        timeline.start()
+        f.memory.start_iteration(1)
+        f.memory.post(1, [prediction(1, expert, 0.5) for expert in wanted])
+        f.settle()
+    with pytest.warns(UserWarning, match="lacks link's last 1 loads"):
+        timeline.stop()
+    assert [span[1] for span in timeline._spans] == ["prefetch 1.1", "prefetch 1.2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/timerslack_ns").exists(), reason="the system tells nobody its timer slack")
+def test_the_calling_thread_is_woken_as_it_was_before(fixture):
+    def slack_ns() -> int:
+        return int(Path(f"/proc/{threading.get_native_id()}/timerslack_ns").read_text())
+
+    before_ns = slack_ns()
+    warm_up.__wrapped__()
+    f = fixture(slots=2)
+    assert use(f.memory, 1, [0, 1]) == [EXPERTS, EXPERTS + 1]
+    assert slack_ns() == before_ns
