@@ -40,8 +40,10 @@ def main() -> None:
             rounds = list(measurements(subject, workers, told.rounds or subject.num_rounds))
             measured += rounds
             print(f"# {subject.name}: {time.perf_counter() - begin_s:.0f} s", flush=True)
-            print(*map(line_of, findings([subject], rounds)), sep="\n", flush=True)
+            print(*(line_of(one) for one in findings([subject], rounds) if one.subject == subject.name), sep="\n", flush=True)
             write(told.out, findings(chosen, measured), measured, heading)
+    names = {one.name for one in chosen}
+    print(*(line_of(one) for one in findings(chosen, measured) if one.subject not in names), sep="\n")  # means over subjects
     print("\n".join((told.out / "summary.txt").read_text(encoding="utf-8").splitlines()[-1:]), f"(more in {told.out})")
 
 
