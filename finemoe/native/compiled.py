@@ -1,6 +1,7 @@
 """`finemoe.native` where Numba compiles."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def function_addresses(function: Any, *examples: Any) -> tuple[int, int]:
     return tuple(int(compiled.library.get_pointer_to_function(name)) for name in names)  # type: ignore[return-value]
 
 
-transition = functools.partial(njit, cache=True, nogil=True)
+transition: Callable[[Callable[..., Any]], Callable[..., Any]] = functools.partial(njit, cache=True, nogil=True)
 
 
 @njit(cache=True)

@@ -7,6 +7,7 @@ than delaying anyone.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class Matcher:
         """A gate has spoken; ahead: the routers applied ahead, if wanted."""
         if self._accepting:
             kind = "gate", gate.layer, len(gate.selected).bit_length()  # the last layers' have nothing to search for
-            keep = gate.keep if ahead is None else lambda: (gate.keep(), ahead.keep())
+            keep = gate.keep if ahead is None else partial(_keep, gate, ahead)
             self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind, keep)
 
     def publish_end(self) -> None:
@@ -171,3 +172,8 @@ class Matcher:
 
     def _skip(self) -> None:
         self._finished += 1
+
+
+def _keep(gate: GateOutput, ahead: AheadOutput) -> None:
+    gate.keep()
+    ahead.keep()
