@@ -3,7 +3,7 @@
 # of them: written with max() or with a branch, the loop compares one value after the other (maxss), each waiting for the one before. The
 # same loop over int32 compares as many at once as a register holds (pmaxsd). A float's bits, with those of negative ones turned round, are
 # whole numbers of the same order, so that looking at them as int32 takes a fraction of the time: seen, on a shared machine, for 10,000 values
-# and with the call from Python: 3 microseconds against 15 (asked for here: less than half).
+# and with the call from Python: 3 to 4 microseconds against 15 to 17 (asked for here: less than half).
 # finemoe's search for the nearest map was such a loop (finemoe/maps/kernels.py).
 # Needs python3 3.11-3.13 on x86-64 and a package index; fails if the behaviour is not what is said here.
 set -euo pipefail
