@@ -122,10 +122,8 @@ class ThriftyWorker(Worker):
             most_s *= _NUM_TURNS if number % _TRIAL_EVERY else _NUM_TURNS * _TRIAL_LENGTH
         if expected_s < most_s and self._has_caught_up(most_s):
             return self._do_at_once(work, kind)
-        if keep is not None:
-            keep()
         self._backlog[number] = expected_s
-        return super().do(lambda: self._do_beside(work, kind, number))
+        return super().do(lambda: self._do_beside(work, kind, number), keep=keep)
 
     def _has_caught_up(self, most_s: float) -> bool:
         """Whether all is done that was given before, perhaps after a wait that neither is expected to take longer nor does."""
