@@ -1,8 +1,11 @@
 """What every test may rely on: one thread per process, no network, and the external samples where they exist."""
 
 import os
+import signal
 from pathlib import Path
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script runs in the background; tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
