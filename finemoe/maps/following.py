@@ -1,44 +1,140 @@
-"""A gate's whole search and selection in one compiled call: in an engine each call from Python costs as much as a search."""
+"""Trajectory search over one iteration (section 4.2.2, Eq. 5), by which each of its gates tells what a layer ahead will do.
+
+Each gate is one compiled call that is handed a table of addresses: in an engine every array that Python hands over costs as much
+as a short search.
+"""
+
+import functools
+from typing import Any
 
 import numpy as np
 
+from finemoe import native
 from finemoe.compiling import njit
+from finemoe.errors import FinemoeError
 from finemoe.maps import kernels, selection
 from finemoe.maps.kernels import advance_prefix, gather_rows, nearest_neighbours
 from finemoe.maps.selection import select_rows
+from finemoe.maps.store import ExpertMapStore
+from finemoe.native import float32_at, function_addresses, uint16_at
 from finemoe.stale_kernels import forget_stale_kernels
 
-forget_stale_kernels(__file__, kernels.__file__, selection.__file__)
+forget_stale_kernels(__file__, native.compiled.__file__, kernels.__file__, selection.__file__)
+NOTHING, OUT_OF_PLACE = -1, -2  # instead of a number of experts: nothing is predicted; it is no gate of this iteration's
+# Where the table says what. Addresses of: the store's codes [L, J, capacity] and norms [L, capacity]; dots [B, C] and squares [B],
+# which are extended in place; the gates heard so far [L, B, J], 0 where nobody keeps them.
+_CODES, _NORMS, _DOTS, _SQUARES, _GATES = range(5)
+# Sizes; d, K, whether a poor match selects more (Eq. 6); and how many gates have been heard.
+_NUM_LAYERS, _NUM_EXPERTS, _CAPACITY, _NUM_RECORDS, _NUM_ROWS, _DISTANCE, _TOP_K, _IS_SIMILARITY_AWARE, _NUM_HEARD = range(5, 14)
 
 
-@njit(cache=True, nogil=True)
-def follow_gate(codes, target, inverse_norms, probs, dots, squares, top_k, is_similarity_aware):  # type: ignore[no-untyped-def]
-    """A layer extends the prefix, the nearest map says what the target layer is expected to do, and experts are selected of that.
+class Following:
+    """One iteration over a store that does not change meanwhile.
 
     Args:
-        codes, target: [J, capacity] of the layer and of the target. inverse_norms: [C] of the layer. probs: [B, J].
-        dots, squares: [B, C] and [B], extended in place. top_k: K.
-        is_similarity_aware: whether a poor match selects more (Eq. 6).
-    Returns:
-        (probabilities [J] float32, the maximum over rows; ids of the experts that any row selects, ascending).
+        store: the records searched, perhaps none.
+        num_rows: B, rows of the iteration (one per sequence in decode, one per token in prefill).
+        distance: d, how many layers ahead a gate tells something. top_k: K.
+        is_similarity_aware: whether a poor match selects more than K experts (Eqs. 6-8).
+        keeps_gates: whether they are wanted afterwards.
+    Attributes:
+        table: [n] int64, what `follow_gate` is handed; valid as long as this lives.
     """
-    num_rows, num_experts = probs.shape
-    neighbours, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
-    rows, selected = np.empty((num_rows, num_experts), dtype=np.float32), np.zeros((num_rows, num_experts), dtype=np.bool_)
-    advance_prefix(codes, probs, dots, squares)
-    nearest_neighbours(dots, inverse_norms, squares, neighbours, scores)
-    gather_rows(target, neighbours, rows)
-    thresholds = np.zeros(num_rows)
-    if is_similarity_aware:
-        for row in range(num_rows):
-            thresholds[row] = min(max(1.0 - np.float64(scores[row]), 0.0), 1.0)
-    select_rows(rows, thresholds, top_k, selected)
-    return _united(rows, selected)
+
+    def __init__(
+        self, store: ExpertMapStore, num_rows: int, distance: int, top_k: int, is_similarity_aware: bool, keeps_gates: bool
+    ) -> None:
+        self.store, self._shape = store, (num_rows, store.num_experts)
+        self._dots, self._squares = np.zeros((num_rows, len(store)), dtype=np.float32), np.zeros(num_rows, dtype=np.float32)
+        self._gates = np.empty((store.num_layers if keeps_gates else 0, *self._shape), dtype=np.float32)
+        arrays = store.map_codes, store.inverse_prefix_norms, self._dots, self._squares
+        self.table = np.array(
+            (
+                *(array.ctypes.data for array in arrays),
+                self._gates.ctypes.data if keeps_gates else 0,
+                store.num_layers,
+                store.num_experts,
+                store.capacity,
+                len(store),
+                num_rows,
+                distance,
+                top_k,
+                is_similarity_aware,
+                0,
+            ),
+            dtype=np.int64,
+        )
+
+    def hear(self, layer: int, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The gate of a layer has spoken, [B, J]; they do so in order.
+
+        Returns:
+            (probabilities [J] float32, the maximum over rows; ids of the experts that any row selects, ascending) of the layer d
+            ahead, or None where there is no such layer, or no record.
+        Raises:
+            FinemoeError: it is not this layer's turn, or the shape is wrong.
+        """
+        probabilities, experts = np.empty(self._shape[1], dtype=np.float32), np.empty(self._shape[1], dtype=np.int64)
+        found = follow_gate(self.table, layer, np.ascontiguousarray(probs, dtype=np.float32), probabilities, experts)
+        if found == OUT_OF_PLACE:
+            raise FinemoeError(
+                f"the gate of layer {layer} spoke after {self.table[_NUM_HEARD]} others, {probs.shape}; they speak in order, and "
+                f"each of {self._shape} rows and experts"
+            )
+        return None if found == NOTHING else (probabilities, experts[:found])
+
+    @property
+    def maps(self) -> np.ndarray | None:
+        """The iteration's maps [B, L, J], float32, once all gates have spoken, if they were to be kept."""
+        is_whole = len(self._gates) > 0 and self.table[_NUM_HEARD] == len(self._gates)
+        return np.ascontiguousarray(self._gates.transpose(1, 0, 2)) if is_whole else None
 
 
 @njit(cache=True, nogil=True)
-def _united(rows, selected):  # type: ignore[no-untyped-def]
-    probabilities, experts, n = np.empty(rows.shape[1], dtype=np.float32), np.empty(rows.shape[1], dtype=np.int64), 0
+def follow_gate(table, layer, probs, probabilities, experts):  # type: ignore[no-untyped-def]
+    """A layer extends the prefix, the nearest map says what the layer d ahead is expected to do, and experts are selected of that.
+
+    Args:
+        table: see Following. probs: [B, J] float32 of the layer.
+        probabilities, experts: [J] float32 and int64, filled with what `Following.hear` returns.
+    Returns:
+        How many experts are selected, NOTHING or OUT_OF_PLACE.
+    """
+    num_rows, num_experts, capacity, size = table[_NUM_ROWS], table[_NUM_EXPERTS], table[_CAPACITY], table[_NUM_RECORDS]
+    if layer != table[_NUM_HEARD] or layer >= table[_NUM_LAYERS] or probs.shape != (num_rows, num_experts):
+        return np.int64(OUT_OF_PLACE)
+    table[_NUM_HEARD] += 1
+    if table[_GATES]:
+        float32_at(table[_GATES] + 4 * layer * probs.size, probs.size)[:] = probs.reshape(probs.size)
+    target = layer + table[_DISTANCE]
+    if target >= table[_NUM_LAYERS] or not size:
+        return np.int64(NOTHING)
+    dots, squares = float32_at(table[_DOTS], num_rows * size).reshape(num_rows, size), float32_at(table[_SQUARES], num_rows)
+    neighbours, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
+    advance_prefix(_codes_at(table, layer), probs, dots, squares)
+    nearest_neighbours(dots, float32_at(table[_NORMS] + 4 * layer * capacity, size), squares, neighbours, scores)
+    rows, selected = np.empty(probs.shape, dtype=np.float32), np.zeros(probs.shape, dtype=np.bool_)
+    gather_rows(_codes_at(table, target), neighbours, rows)
+    thresholds = np.zeros(num_rows)
+    if table[_IS_SIMILARITY_AWARE]:
+        for row in range(num_rows):
+            thresholds[row] = min(max(1.0 - np.float64(scores[row]), 0.0), 1.0)
+    select_rows(rows, thresholds, table[_TOP_K], selected)
+    return _unite(rows, selected, probabilities, experts)
+
+
+@njit(cache=True, nogil=True)
+def _codes_at(table, layer):  # type: ignore[no-untyped-def]
+    """[J, capacity] of a layer."""
+    num_experts, capacity = table[_NUM_EXPERTS], table[_CAPACITY]
+    size = num_experts * capacity
+    return uint16_at(table[_CODES] + 2 * layer * size, size).reshape(num_experts, capacity)
+
+
+@njit(cache=True, nogil=True)
+def _unite(rows, selected, probabilities, experts):  # type: ignore[no-untyped-def]
+    """Fill in the maximum over rows, and what any of them selects; returns how many."""
+    n = np.int64(0)
     for expert in range(rows.shape[1]):
         probabilities[expert], is_selected = rows[0, expert], selected[0, expert]
         for row in range(1, rows.shape[0]):
@@ -47,4 +143,20 @@ def _united(rows, selected):  # type: ignore[no-untyped-def]
         if is_selected:
             experts[n] = expert
             n += 1
-    return probabilities, experts[:n]
+    return n
+
+
+@functools.cache
+def follow_gate_address() -> int:
+    """Where `follow_gate` lies as compiled, for code that calls functions by address."""
+    return function_addresses(follow_gate, *_examples())[0]
+
+
+def _examples() -> tuple[Any, ...]:
+    return (
+        np.zeros(1, dtype=np.int64),
+        1,
+        np.zeros((1, 1), dtype=np.float32),
+        np.zeros(1, dtype=np.float32),
+        np.zeros(1, dtype=np.int64),
+    )

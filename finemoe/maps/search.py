@@ -7,11 +7,8 @@ running dots [B, C], so a layer's search costs one [B, J] x [J, C] product howev
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.following import follow_gate
 from finemoe.maps.kernels import advance_prefix, follow_prefix, gather_layers, gather_rows, nearest_neighbours
 from finemoe.maps.store import ExpertMapStore
-
-_NOTHING = "nothing to search: observe a layer first, and search a store that holds records"
 
 
 class TrajectorySearch:
@@ -36,31 +33,12 @@ class TrajectorySearch:
         Raises:
             FinemoeError: layers are not observed in order, or the shape is wrong.
         """
-        self._require_next(layer, probs)
-        advance_prefix(self._codes[layer], probs, self._dots, self._squares)
-
-    def follow(
-        self, layer: int, probs: np.ndarray, target: int, top_k: int, is_similarity_aware: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """In one step: `observe` a layer, find the `nearest`, let it `guide` to a target layer, and select of that (Eqs. 6-8).
-
-        Returns:
-            (probabilities [J] float32, the maximum over rows; ids of the experts that any row selects, ascending).
-        Raises:
-            FinemoeError: as in `observe` and `nearest`.
-        """
-        self._require_next(layer, probs)
-        if not self._dots.shape[1]:
-            raise FinemoeError(_NOTHING)
-        codes, norms = self._codes, self._inverse_norms[layer]
-        return follow_gate(codes[layer], codes[target], norms, probs, self._dots, self._squares, top_k, is_similarity_aware)
-
-    def _require_next(self, layer: int, probs: np.ndarray) -> None:
         if layer != self._num_layers_seen:
             raise FinemoeError(f"layer {layer} observed after {self._num_layers_seen} layers; a prefix grows layer by layer")
         if probs.shape != (len(self._dots), self._store.num_experts):
             raise FinemoeError(f"gate output must be {(len(self._dots), self._store.num_experts)}, not {probs.shape}")
         self._num_layers_seen += 1
+        advance_prefix(self._codes[layer], probs, self._dots, self._squares)
 
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
         """Eq. 5: the stored map with the most similar prefix for each row, and that cosine: neighbours [B], scores [B].
@@ -69,7 +47,7 @@ class TrajectorySearch:
             FinemoeError: nothing was observed, or the store is empty.
         """
         if not self._num_layers_seen or not self._dots.shape[1]:
-            raise FinemoeError(_NOTHING)
+            raise FinemoeError("nothing to search: observe a layer first, and search a store that holds records")
         num_rows = len(self._dots)
         neighbours, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
         norms = self._inverse_norms[self._num_layers_seen - 1]

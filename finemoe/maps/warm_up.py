@@ -3,7 +3,7 @@
 import numpy as np
 
 from finemoe.maps.expert_map import are_distributions
-from finemoe.maps.following import follow_gate
+from finemoe.maps.following import follow_gate_address
 from finemoe.maps.kernels import (
     accumulate_dots_of_rows,
     advance_prefix,
@@ -26,7 +26,7 @@ def warm_up() -> None:
     advance_prefix(codes, probs, dots, squares)
     nearest_neighbours(dots, np.ones(8, dtype=np.float32), squares, neighbours, scores)
     gather_rows(codes, neighbours, probs)
-    follow_gate(codes, codes, np.ones(8, dtype=np.float32), probs, dots, squares, 1, True)
+    follow_gate_address()
     are_distributions(probs)
     are_within(probs[0], 0, np.inf)
     norms, layers = np.ones((1, 8), dtype=np.float32), neighbours[None].copy()

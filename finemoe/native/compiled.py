@@ -95,6 +95,11 @@ def float32_at(address, length):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def uint16_at(address, length):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (length,), np.uint16)
+
+
+@njit(cache=True)
 def uint8_at(address, length):  # type: ignore[no-untyped-def]
     return carray(_pointer(address), (length,), np.uint8)
 

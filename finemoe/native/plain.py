@@ -56,7 +56,7 @@ def _array_at(dtype: Any) -> Callable[[int, int], np.ndarray]:
 
 
 int64_at, float64_at, float32_at = _array_at(np.int64), _array_at(np.float64), _array_at(np.float32)
-uint8_at, bool_at = _array_at(np.uint8), _array_at(np.bool_)
+uint16_at, uint8_at, bool_at = _array_at(np.uint16), _array_at(np.uint8), _array_at(np.bool_)
 
 
 def lock(mutex: int) -> None:

@@ -18,6 +18,7 @@ from finemoe.maps import ranking
 from finemoe.maps.ranking import are_within
 from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.policies.block import Block
+from finemoe.policies.gate_step import GateStep
 from finemoe.policies.predictions import Predictions
 from finemoe.stale_kernels import forget_stale_kernels
 from finemoe.traces import RoutingTrace
@@ -131,17 +132,18 @@ class Policy(ABC):
         self.setup = setup
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A class that does anything in its own way, itself or by a mixin, is asked step by step, unless it says for itself what
-        it predicts of a block."""
+        """A class that does anything in its own way, itself or by a mixin, is asked step by step and in Python, unless it says for
+        itself what it predicts of a block, or how its gates are answered in compiled code."""
         super().__init_subclass__(**options)
         if cls.loads_whole_layers and cls.needs_context:
             raise FinemoeError(f"{cls.__name__} loads whole layers, so that it predicts none: set needs_context = False")
-        for kind in cls.__mro__:
-            if "predict_block" in vars(kind):
-                break
-            if any(callable(value) for name, value in vars(kind).items() if not name.startswith("__")):
-                cls.predict_block = Policy.predict_block  # type: ignore[method-assign]
-                break
+        for shortcut in ("predict_block", "gate_step"):
+            for kind in cls.__mro__:
+                if shortcut in vars(kind):
+                    break
+                if any(callable(value) for name, value in vars(kind).items() if not name.startswith("__")):
+                    setattr(cls, shortcut, getattr(Policy, shortcut))
+                    break
 
     @abstractmethod
     def start_iteration(self, context: Context) -> list[Prediction]:
@@ -166,6 +168,14 @@ class Policy(ABC):
         """What `start_iteration` and `on_gate` would answer in all iterations of a block, bit for bit; None, to be asked step by
         step. A replay asks this first, for whoever knows beforehand all that it will know answers faster at once."""
         return None if self.needs_context else Predictions.none(self.setup.num_experts)
+
+    def gate_step(self, num_rows: int) -> GateStep | None:
+        """How `on_gate` of all layers of this iteration is answered in compiled code; None, to be asked in Python.
+
+        Args:
+            num_rows: B. Asked instead of `on_gate` when the first layer's gate has spoken.
+        """
+        return None
 
     def foresee(self, demanded: Sequence[np.ndarray]) -> None:
         """What every layer of the next iteration will demand, [L] arrays of ascending ids; told before it starts to whoever

@@ -7,12 +7,14 @@ the next one starts.
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.search import TrajectorySearch, follow_block, guide, guides
+from finemoe.maps.following import Following, follow_gate_address
+from finemoe.maps.search import follow_block, guide, guides
 from finemoe.maps.selection import select_experts, thresholds_of
 from finemoe.maps.store import ExpertMapStore, semantic_search_bytes, trajectory_search_bytes
 from finemoe.maps.warm_up import warm_up
 from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
 from finemoe.policies.block import Block
+from finemoe.policies.gate_step import GateStep
 from finemoe.policies.predictions import Predictions
 from finemoe.traces import RoutingTrace
 
@@ -36,13 +38,12 @@ class FineMoE(Policy):
         self.store = store_from(setup)
         self._is_semantic, self._is_similarity_aware = semantic, similarity_aware
         self._learns = setup.history is None
-        self._search = TrajectorySearch(self.store, 0)
         self._context = Context(None, is_prefill=False, starts_request=True)
-        self._gates: list[np.ndarray] = []
+        self._following: Following | None = None
         self._sizes = np.zeros(0, dtype=np.int64)  # records held at each iteration of the last block
 
     def start_iteration(self, context: Context) -> list[Prediction]:
-        self._context, self._gates = context, []
+        self._context, self._following = context, None
         if context.embeddings is None or not self._searches_embeddings:
             return []
         neighbours, scores = self.store.nearest_embeddings(context.embeddings)
@@ -51,21 +52,20 @@ class FineMoE(Policy):
     def on_gate(
         self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
     ) -> list[Prediction]:
-        if self._learns:
-            self._gates.append(probs)
-        if layer == 0:
-            self._search = TrajectorySearch(self.store, len(probs))
-        if not len(self.store):
-            return []
-        target = layer + self.setup.prefetch_distance
-        if target >= self.setup.num_layers:
-            return []
-        return [Prediction(target, *self._search.follow(layer, probs, target, self.setup.top_k, self._is_similarity_aware))]
+        if layer == 0 or self._following is None:
+            self._following = self._follow(len(probs))
+        found = self._following.hear(layer, probs)
+        return [] if found is None else [Prediction(layer + self.setup.prefetch_distance, *found)]
+
+    def gate_step(self, num_rows: int) -> GateStep:
+        self._following = following = self._follow(num_rows)
+        return GateStep(follow_gate_address(), following.table, self.setup.prefetch_distance)
 
     def end_iteration(self) -> None:
         has_embeddings = self._context.embeddings is not None or not self.store.embedding_dim
-        if self._learns and has_embeddings and len(self._gates) == self.setup.num_layers:
-            self.store.add(np.stack(self._gates, axis=1), self._context.embeddings)
+        maps = None if self._following is None else self._following.maps
+        if maps is not None and has_embeddings:
+            self.store.add(maps, self._context.embeddings)
 
     def predict_block(self, block: Block) -> Predictions:
         """Over a store that stays as it is all rows of the block search together, else those of an iteration."""
@@ -120,6 +120,13 @@ class FineMoE(Policy):
         if self._is_semantic and self.store.embedding_dim > 0:
             read[:, 0] = num_rows * semantic_search_bytes(sizes, hidden_size).astype(float)
         return read
+
+    def _follow(self, num_rows: int) -> Following:
+        """A new iteration's search."""
+        setup = self.setup
+        return Following(
+            self.store, num_rows, setup.prefetch_distance, setup.top_k, self._is_similarity_aware, keeps_gates=self._learns
+        )
 
     @property
     def _searches_embeddings(self) -> bool:

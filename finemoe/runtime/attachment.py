@@ -164,13 +164,14 @@ class Attachment:
         buffers = host_buffers(home, 1 + (num_snapshots if policy.needs_context else 0))  # and the selection
         if buffers is not None:
             self._undo.push(buffers.close)
-        forecasts = Forecasts(memories, self._counters, setup.num_layers)
+        forecasts = Forecasts(memories, self._counters)
         is_beside = is_asynchronous and policy.needs_context
+        speak = forecasts.speak if len(memories.memories) == 1 else None  # what a step predicts is not split over devices
         return Parts(
             session=self._session,
             policy=policy,
             setup=setup,
-            matcher=Matcher(policy, forecasts.post, self._timeline, is_beside, buffers),
+            matcher=Matcher(policy, forecasts.post, self._timeline, is_beside, buffers, speak),
             forecasts=forecasts,
             memories=memories,
             counters=self._counters,

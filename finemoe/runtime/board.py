@@ -26,7 +26,10 @@ COPY, WAIT, LINK, CHUNK_BYTES, IN_FLIGHT, MARKS = range(12, 18)
 ITERATION, DEMANDING, IS_CLOSED, COPIER, SLOT, HAS_RULE_FAILED = range(18, 24)
 # What was moved, by `MOVED` (see Counters); spans for a timeline, how many there is room for and how many there are.
 MOVED_BYTES, SPANS, NUM_SPANS, SPAN = range(24, 28)
-NUM_PLACES = 28
+# Addresses of what is foreseen: by layer, in which iteration it was last foreseen before its gate spoke, as what, and whether it
+# has ever run.
+FORESEEN_IN, FORESEEN, HAS_RUN = range(28, 31)
+NUM_PLACES = 31
 MOST_IN_FLIGHT = 64
 
 
@@ -39,6 +42,8 @@ class Board:
         slots: where the first slot lies; slot_bytes: how far they lie apart. moved_bytes: [NUM_MOVED] where loads are counted.
     Attributes:
         places: [NUM_PLACES] int64, all of it. fences: [S] after what each slot may be overwritten.
+        foreseen_in: [L] iteration in which a layer was last foreseen before its gate spoke, -1 if never. foreseen: [L, J] float32,
+            as what. has_run: [L] whether the layer has ever run.
     """
 
     def __init__(
@@ -53,6 +58,9 @@ class Board:
     ) -> None:
         self.places = places = np.zeros(NUM_PLACES, dtype=np.int64)
         self.fences, self._marks = np.zeros(len(cache.held), dtype=np.int64), np.zeros(MOST_IN_FLIGHT, dtype=np.int64)
+        num_layers, num_experts = len(cache.stats.turns), cache.stats.num_experts
+        self.foreseen_in, self.has_run = np.full(num_layers, -1, dtype=np.int64), np.zeros(num_layers, dtype=np.bool_)
+        self.foreseen = np.zeros((num_layers, num_experts), dtype=np.float32)
         self._table = addresses_of(cache)
         self._kept: list[Any] = [cache, rule, records, sizes, moved_bytes]  # whose memory the addresses are of
         for place, array in (
@@ -65,6 +73,9 @@ class Board:
             (FENCES, self.fences),
             (MARKS, self._marks),
             (MOVED_BYTES, moved_bytes),
+            (FORESEEN_IN, self.foreseen_in),
+            (FORESEEN, self.foreseen),
+            (HAS_RUN, self.has_run),
         ):
             self._kept.append(array)
             places[place] = array.ctypes.data

@@ -34,11 +34,6 @@ class DeviceMemories:
         """Whether every expert is on the home device for good: nothing will be loaded or evicted any more."""
         return self._is_local and sum(memory.cache.num_resident for memory in self.memories) == self._num_experts
 
-    @property
-    def running_layer(self) -> int:
-        """The layer that has demanded its experts last, -1 before the first of an iteration."""
-        return self.memories[0].cache.layer
-
     def resident_weights(self, layer: int) -> list[dict[str, torch.Tensor]]:
         """Every expert's weights of a layer, by expert and parameter name; only while everything is resident."""
         if not self._resident:

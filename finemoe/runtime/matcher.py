@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from finemoe.policies.base import Context, Policy, Prediction, checked
+from finemoe.policies.gate_step import GateStep
 from finemoe.runtime.gates import GateOutput, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
@@ -21,6 +22,7 @@ from finemoe.runtime.worker import InlineWorker, ThriftyWorker
 
 _MOST_ITERATIONS_BEHIND = 4
 Post = Callable[[int | None, Sequence[Prediction]], None]
+Speak = Callable[[int | None, GateStep, int, np.ndarray], None]
 
 
 class Matcher:
@@ -31,12 +33,22 @@ class Matcher:
         post: called with (iteration, predictions); None for an iteration where nothing is to be loaded for them.
         asynchronous: search long in a thread of its own, from `start` on; otherwise all of it inside `publish_*`.
         buffers: see Snapshot.
+        speak: called with (iteration, step, layer, probs) when a gate has spoken, if the policy answers gates by a step in
+            compiled code; None: it is asked in Python.
     """
 
     def __init__(
-        self, policy: Policy, post: Post, timeline: Timeline, asynchronous: bool, buffers: HostBuffers | None = None
+        self,
+        policy: Policy,
+        post: Post,
+        timeline: Timeline,
+        asynchronous: bool,
+        buffers: HostBuffers | None = None,
+        speak: Speak | None = None,
     ) -> None:
         self._policy, self._post, self._timeline, self._buffers = policy, post, timeline, buffers
+        self._speak = speak
+        self._step: GateStep | None = None  # of this iteration
         self._worker = (ThriftyWorker if asynchronous else InlineWorker)("finemoe-matcher", "the matcher")
         self._published = self._finished = 0  # iterations
         self._accepting = self._is_following = False
@@ -151,17 +163,26 @@ class Matcher:
                 self._fill_idle_layers(layer, probs)
             self._next_layer = layer + 1
             lookahead = None if ahead is None else ahead.distributions(rows, len(probs))
-            experts = experts if rows is None else experts[rows]
+            self._hear(iteration, layer, probs, experts if rows is None else experts[rows], lookahead)
+            self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
+
+    def _hear(
+        self, iteration: int | None, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None
+    ) -> None:
+        """The policy hears of the next layer's gate, and what it predicts is passed on."""
+        if not layer:
+            self._step = None if self._speak is None else self._policy.gate_step(len(probs))
+        if self._step is not None and self._speak is not None:
+            self._speak(iteration, self._step, layer, probs)
+        else:
             answer = self._policy.on_gate(layer, probs, experts, lookahead)
             self._post(iteration, checked(answer, self._policy.setup))
-            self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
 
     def _fill_idle_layers(self, layer: int, probs: np.ndarray) -> None:
         """Layers that did not run (of another modality) said nothing: every expert alike, and nothing is loaded for it."""
         nothing = np.full_like(probs, 1.0 / probs.shape[1])
         for idle in range(self._next_layer, layer):
-            answer = self._policy.on_gate(idle, nothing, np.empty((len(probs), 0), dtype=np.int64))
-            self._post(None, checked(answer, self._policy.setup))
+            self._hear(None, idle, nothing, np.empty((len(probs), 0), dtype=np.int64), None)
 
     def _end(self) -> None:
         try:

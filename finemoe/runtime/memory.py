@@ -15,8 +15,9 @@ import numpy as np
 
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.state import ABSENT
-from finemoe.errors import EngineError
+from finemoe.errors import EngineError, FinemoeError
 from finemoe.policies.base import Prediction
+from finemoe.policies.gate_step import GateStep
 from finemoe.report import WASTED, Counters
 from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import HAS_RULE_FAILED, SLOT, Board
@@ -25,7 +26,7 @@ from finemoe.runtime.link import Link, outlast
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Span, Timeline
-from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS
+from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS, UNSOUND
 from finemoe.runtime.worker import InlineWorker, Worker
 
 PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
@@ -98,6 +99,22 @@ class ExpertMemory:
         places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
         for one in predictions:
             is_wanted |= transitions.post(places, number, one.layer, one.probabilities, one.experts)
+        self._load_in_line(is_wanted)
+
+    def speak(self, iteration: int | None, step: GateStep, layer: int, probs: np.ndarray) -> None:
+        """As `post`, of what a policy's step predicts when the gate of a layer has spoken, [B, J] float32.
+
+        Raises:
+            FinemoeError: it predicts something impossible.
+        """
+        number = -1 if iteration is None else iteration
+        found = transitions.speak(self.board.places, step.address, step.table, step.distance, number, layer, probs)
+        if found == UNSOUND:
+            raise FinemoeError(f"the policy's compiled step predicted something impossible when layer {layer} had spoken")
+        self._load_in_line(found)
+
+    def _load_in_line(self, is_wanted: bool) -> None:
+        """Where no worker does so, load what was asked for before going on."""
         if is_wanted and not self.worker.is_beside:
             self.counters.stall_s += self.worker.do(self._load_pending)
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from finemoe.cache.rules import rule_named
 from finemoe.cache.state import empty_state
+from finemoe.maps.following import Following, follow_gate_address
+from finemoe.maps.store import ExpertMapStore
 from finemoe.report import NUM_MOVED
 from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import Board
@@ -30,6 +32,7 @@ def warm_up() -> None:
     transitions.demand(places, 0, one, told)
     transitions.land(places, 0, 0, True, 0)
     transitions.post(places, 1, 1, probabilities, one)
+    _speak(places)
     fetching.settle(places, fetching.take_next(places))
     fetching.note_in(places, 0, 0)
     transitions.load_late(places, 0)
@@ -49,3 +52,9 @@ def warm_up() -> None:
     fetching.close(places)
     fetching.serve(places)
     num_recalled(probabilities, one)
+
+
+def _speak(places: np.ndarray) -> None:
+    """By the step of a policy that has nothing to say."""
+    following = Following(ExpertMapStore(2, 2, 0, 1, 1), 1, 1, 1, True, False)
+    transitions.speak(places, follow_gate_address(), following.table, 1, 1, 0, np.full((1, 2), 0.5, dtype=np.float32))

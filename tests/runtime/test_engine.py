@@ -162,7 +162,7 @@ def test_a_failing_worker_is_raised_in_the_caller_with_its_cause(broken, monkeyp
         raise RuntimeError("the moon is in the way")
 
     if broken == "search":
-        monkeypatch.setattr(engine.policy, "on_gate", fail)
+        monkeypatch.setattr(engine.policy, "gate_step", fail)
     else:
 
         class Broken(Link):
