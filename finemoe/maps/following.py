@@ -21,8 +21,8 @@ from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__, kernels.__file__, selection.__file__)
 NOTHING, OUT_OF_PLACE = -1, -2  # instead of a number of experts: nothing is predicted; it is no gate of this iteration's
-# Where the table says what. Addresses of: the store's codes [L, J, capacity] and norms [L, capacity]; dots [B, C] and squares [B],
-# which are extended in place; the gates heard so far [L, B, J], 0 where nobody keeps them.
+# Where the table says what. Addresses of: the store's codes [L, J, capacity] and norms [L, capacity]; dots [B, C] and squares
+# [B], which are extended in place; the gates heard so far [L, B, J], 0 where nobody keeps them.
 _CODES, _NORMS, _DOTS, _SQUARES, _GATES = range(5)
 # Sizes; d, K, whether a poor match selects more (Eq. 6); and how many gates have been heard.
 _NUM_LAYERS, _NUM_EXPERTS, _CAPACITY, _NUM_RECORDS, _NUM_ROWS, _DISTANCE, _TOP_K, _IS_SIMILARITY_AWARE, _NUM_HEARD = range(5, 14)
@@ -92,7 +92,7 @@ class Following:
 
 @njit(cache=True, nogil=True)
 def follow_gate(table, layer, probs, probabilities, experts):  # type: ignore[no-untyped-def]
-    """A layer extends the prefix, the nearest map says what the layer d ahead is expected to do, and experts are selected of that.
+    """A layer extends the prefix, the nearest map says what the layer d ahead is expected to do, and that selects experts.
 
     Args:
         table: see Following. probs: [B, J] float32 of the layer.

@@ -22,9 +22,10 @@ def accumulate_dots(codes, weights, size, dots):  # type: ignore[no-untyped-def]
     j = 0
     while j + 4 <= num_components:  # four components a pass: a quarter of the traffic on the sums
         w0, w1, w2, w3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        k0, k1, k2, k3 = codes[j, :size], codes[j + 1, :size], codes[j + 2, :size], codes[j + 3, :size]
-        for c in range(size):
-            sums[c] += w0 * np.float32(k0[c]) + w1 * np.float32(k1[c]) + w2 * np.float32(k2[c]) + w3 * np.float32(k3[c])
+        if w0 != 0 or w1 != 0 or w2 != 0 or w3 != 0:  # of a sparse distribution most are; zeros add nothing to any bit
+            k0, k1, k2, k3 = codes[j, :size], codes[j + 1, :size], codes[j + 2, :size], codes[j + 3, :size]
+            for c in range(size):
+                sums[c] += w0 * np.float32(k0[c]) + w1 * np.float32(k1[c]) + w2 * np.float32(k2[c]) + w3 * np.float32(k3[c])
         j += 4
     while j < num_components:
         w0, k0 = weights[j], codes[j, :size]

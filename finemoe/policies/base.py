@@ -132,8 +132,8 @@ class Policy(ABC):
         self.setup = setup
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A class that does anything in its own way, itself or by a mixin, is asked step by step and in Python, unless it says for
-        itself what it predicts of a block, or how its gates are answered in compiled code."""
+        """A class that does anything in its own way, itself or by a mixin, is asked step by step, and in Python, unless it says
+        for itself what it predicts of a block, or how its gates are answered in compiled code."""
         super().__init_subclass__(**options)
         if cls.loads_whole_layers and cls.needs_context:
             raise FinemoeError(f"{cls.__name__} loads whole layers, so that it predicts none: set needs_context = False")

@@ -9,11 +9,11 @@ class GateStep(NamedTuple):
     """One iteration's.
 
     Attributes:
-        address: of a function as `native.function_addresses` gives it (the first of the two), of
-            (table [n] int64, layer, probs [B, J] float32, probabilities [J] float32, experts [J] int64):
-            it takes the layer's distribution, fills the last two with what is predicted of the layer `distance` ahead, and returns
-            how many experts are wanted; `maps.following.NOTHING` if nothing is predicted, `maps.following.OUT_OF_PLACE` if that
-            layer cannot have spoken. It says what `on_gate` would say, bit for bit, and raises nothing.
+        address: of a function as `native.function_addresses` gives it (the first of the two), of (table [n] int64, layer, probs
+            [B, J] float32, probabilities [J] float32, experts [J] int64): it takes the layer's distribution, fills the last two
+            with what is predicted of the layer `distance` ahead, and returns how many experts are wanted;
+            `maps.following.NOTHING` if nothing is predicted, `maps.following.OUT_OF_PLACE` if that layer cannot have spoken. It
+            says what `on_gate` would say, bit for bit, and raises nothing.
         table: what the function is handed. distance: how many layers ahead it predicts.
     """
 

@@ -21,7 +21,6 @@ from finemoe.runtime import gates, seam
 from finemoe.runtime.compute_stream import ComputeStream
 from finemoe.runtime.devices import DeviceMemories
 from finemoe.runtime.expert_layout import ExpertLayout
-from finemoe.runtime.forecasts import Forecasts
 from finemoe.runtime.guards import Guards
 from finemoe.runtime.iteration import Iterations
 from finemoe.runtime.layer_runner import LayerRunner
@@ -164,15 +163,13 @@ class Attachment:
         buffers = host_buffers(home, 1 + (num_snapshots if policy.needs_context else 0))  # and the selection
         if buffers is not None:
             self._undo.push(buffers.close)
-        forecasts = Forecasts(memories, self._counters)
         is_beside = is_asynchronous and policy.needs_context
-        speak = forecasts.speak if len(memories.memories) == 1 else None  # what a step predicts is not split over devices
+        speak = memories.speak if memories.takes_steps else None
         return Parts(
             session=self._session,
             policy=policy,
             setup=setup,
-            matcher=Matcher(policy, forecasts.post, self._timeline, is_beside, buffers, speak),
-            forecasts=forecasts,
+            matcher=Matcher(policy, memories.post, self._timeline, is_beside, buffers, speak),
             memories=memories,
             counters=self._counters,
             timeline=self._timeline,

@@ -42,8 +42,8 @@ class Board:
         slots: where the first slot lies; slot_bytes: how far they lie apart. moved_bytes: [NUM_MOVED] where loads are counted.
     Attributes:
         places: [NUM_PLACES] int64, all of it. fences: [S] after what each slot may be overwritten.
-        foreseen_in: [L] iteration in which a layer was last foreseen before its gate spoke, -1 if never. foreseen: [L, J] float32,
-            as what. has_run: [L] whether the layer has ever run.
+        foreseen_in: [L] iteration in which a layer was last foreseen before its gate spoke, -1 if never.
+        foreseen: [L, J] float32, as what. has_run: [L] whether the layer has ever run.
     """
 
     def __init__(

@@ -10,9 +10,8 @@ class ComputeStream:
         self._stream: torch.cuda.Stream | None = None
 
     def follow(self, device: torch.device) -> None:
-        """A layer is about to be computed on a device's current stream."""
-        if device.type == "cuda":
-            stream = torch.cuda.current_stream(device)
-            if self._stream is not None and stream != self._stream:
-                stream.wait_stream(self._stream)
-            self._stream = stream
+        """A layer is about to be computed on a CUDA device's current stream."""
+        stream = torch.cuda.current_stream(device)
+        if self._stream is not None and stream != self._stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from finemoe.policies.base import Prediction
+from finemoe.policies.gate_step import GateStep
 from finemoe.runtime import transitions
 from finemoe.runtime.expert_layout import copied_in_phase
 from finemoe.runtime.lease import Lease
@@ -32,7 +33,10 @@ class DeviceMemories:
     @property
     def is_all_resident(self) -> bool:
         """Whether every expert is on the home device for good: nothing will be loaded or evicted any more."""
-        return self._is_local and sum(memory.cache.num_resident for memory in self.memories) == self._num_experts
+        num_absent = self._num_experts
+        for memory in self.memories:  # asked in every layer
+            num_absent -= memory.cache.num_resident
+        return self._is_local and not num_absent
 
     def resident_weights(self, layer: int) -> list[dict[str, torch.Tensor]]:
         """Every expert's weights of a layer, by expert and parameter name; only while everything is resident."""
@@ -46,12 +50,27 @@ class DeviceMemories:
             memory.start_iteration(iteration)
 
     def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
-        """Tell every device what is predicted; each loads the experts that it owns. See ExpertMemory."""
+        """Tell every device what is predicted in the iteration of that number; each loads the experts that it owns. See
+        ExpertMemory."""
         if len(self.memories) == 1:
             self.memories[0].post(iteration, predictions)
             return
         for index, memory in enumerate(self.memories):
             memory.post(iteration, [self._part(prediction, index) for prediction in predictions])
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether `speak` may be called: what a step predicts is not split over devices."""
+        return len(self.memories) == 1
+
+    def speak(self, iteration: int | None, step: GateStep, layer: int, probs: np.ndarray) -> None:
+        """Tell the one device that a gate has spoken; see ExpertMemory."""
+        self.memories[0].speak(iteration, step, layer, probs)
+
+    def note_run(self, layer: int) -> None:
+        """A layer has run, so that it is worth prefetching for."""
+        for memory in self.memories:
+            memory.board.has_run[layer] = True
 
     def preload(self, is_counted: bool = True) -> None:
         """Fill every device's free slots, the experts of highest expected probability first, ties spread over the layers;
@@ -63,8 +82,10 @@ class DeviceMemories:
 
     def use(self, layer: int, selected: np.ndarray) -> int:
         """A layer's set is accessed while everything is resident, as in `demand`; returns how many experts it has."""
-        counts = [transitions.use(memory.board.places, layer, selected) for memory in self.memories]
-        return int(counts[0])
+        count = 0
+        for memory in self.memories:
+            count = transitions.use(memory.board.places, layer, selected)
+        return count
 
     def complete_layer(self, layer: int) -> None:
         """Bring in all of a running layer's experts, as far as slots are to be had."""
@@ -154,6 +175,12 @@ class Leases:
     def num_misses(self) -> int:
         """See Lease."""
         return sum(lease.num_misses for lease in self._leases)
+
+    @property
+    def num_recalled(self) -> int:
+        """See Lease."""
+        board = self._memories.memories[0].board  # every device hears all that is predicted, and the first is the first to demand
+        return int(transitions.count_recalled(board.places, self._layer, np.array(self.experts, dtype=np.int64)))
 
     def as_they_come(self, experts: Sequence[int]) -> Iterable[int]:
         """In ascending order: each device's set may exceed its slots."""

@@ -172,7 +172,7 @@ class Iterations:
     def leave_layer(self, layer: int) -> None:
         """It is done, and what it needed has been moved."""
         self._is_moving = False
-        self._parts.forecasts.note_run(layer)
+        self._parts.memories.note_run(layer)
 
     def publish_gate(self, ahead: AheadOutput | None = None) -> None:
         """What a gate said and that waits goes to the matcher."""

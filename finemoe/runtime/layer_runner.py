@@ -70,8 +70,9 @@ class LayerRunner:
         self._iterations.raise_failures()
         if not self._parts.session.enter():  # inner modules may be called directly, past the model's own forward
             raise EngineError("this engine was closed while the layer waited; call the model again")
-        self._iterations.enter_layer(self._layer.index, len(hidden_states), self._observer)
-        self._stream.follow(hidden_states.device)
+        self._iterations.enter_layer(self._layer.index, hidden_states.shape[0], self._observer)
+        if hidden_states.is_cuda:
+            self._stream.follow(hidden_states.device)
 
     def _run(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -95,7 +96,8 @@ class LayerRunner:
         if parts.policy.loads_whole_layers:
             parts.memories.complete_layer(index)
         self._iterations.leave_layer(index)
-        parts.timeline.add("compute", f"layer {index}", begin_s)
+        if parts.timeline.is_recording:
+            parts.timeline.add("compute", f"layer {index}", begin_s)
         return output
 
     def _open_source(
@@ -116,7 +118,9 @@ class LayerRunner:
             parts.counters.hits[index] += parts.memories.use(index, chosen)
             return _Resident(parts.memories.resident_weights(index))
         lease = parts.memories.demand(index, chosen, aside)
-        parts.forecasts.count_recall(iteration.number, index, lease.experts)
+        if lease.num_recalled >= 0:
+            parts.counters.recalled += lease.num_recalled
+            parts.counters.ranked += len(lease.experts)
         parts.counters.hits[index] += lease.num_hits
         parts.counters.late[index] += lease.num_late
         parts.counters.misses[index] += lease.num_misses

@@ -27,6 +27,7 @@ class Lease:
         experts, aside: as in ExpertMemory.demand.
     Attributes:
         experts: those demanded, ascending. num_hits, num_late, num_misses: what was found when the gate fired.
+        num_recalled: how many of them had been ranked among the first n, or -1 if nothing was predicted of the layer.
     """
 
     def __init__(self, memory: "ExpertMemory", layer: int, experts: np.ndarray, aside: np.ndarray) -> None:
@@ -35,7 +36,8 @@ class Lease:
         self._last_aside: tuple[int, dict[str, torch.Tensor]] = (-1, {})
         begin_s = time.perf_counter()
         memory.check()
-        count, self.num_misses, goes_on = transitions.demand(memory.board.places, layer, experts, memory.told)
+        found = transitions.demand(memory.board.places, layer, experts, memory.told)
+        count, self.num_misses, goes_on, self.num_recalled = found
         self.experts, self._found, slots, marks = memory.told[:, :count].tolist()
         self._slots = dict(zip(self.experts, slots, strict=True))
         self.num_hits = self._found.count(RESIDENT)

@@ -94,8 +94,8 @@ class ExpertMemory:
         return self.cache.expected
 
     def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
-        """Hear what a policy predicts, and queue what it asks for: what is of another iteration (or of none) or of a passed layer
-        is not loaded, what is here is awaited."""
+        """Hear what a policy predicts, and queue what it asks for: what is of another iteration (or of none), of a passed layer
+        or of one that did not run although others did is not loaded, what is here is awaited."""
         places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
         for one in predictions:
             is_wanted |= transitions.post(places, number, one.layer, one.probabilities, one.experts)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.report import Counters
 from finemoe.runtime.devices import DeviceMemories
-from finemoe.runtime.forecasts import Forecasts
 from finemoe.runtime.matcher import Matcher
 from finemoe.runtime.probe import Probe
 from finemoe.runtime.session import Session
@@ -18,7 +17,7 @@ class Parts:
     """One engine's.
 
     Attributes:
-        session: who is inside. policy, setup: what decides, and what it was told. matcher: feeds it; forecasts: what it says.
+        session: who is inside. policy, setup: what decides, and what it was told. matcher: feeds it.
         memories: of the devices. counters, timeline: what is noted. probe: what is measured.
         buffers: see Snapshot. grouped_from: as in `finemoe.offload`.
     """
@@ -27,7 +26,6 @@ class Parts:
     policy: Policy
     setup: PolicySetup
     matcher: Matcher
-    forecasts: Forecasts
     memories: DeviceMemories
     counters: Counters
     timeline: Timeline

@@ -31,7 +31,7 @@ class SelectionReader:
         begun, self._begun = self._begun, None
         if begun is not None and begun[0] is top_k_index:
             return begun[1].whole_numbers()
-        selected: np.ndarray = top_k_index.cpu().numpy()
+        selected: np.ndarray = (top_k_index if top_k_index.is_cpu else top_k_index.cpu()).numpy()
         return selected
 
 

@@ -18,7 +18,7 @@ class Snapshot:
     """
 
     def __init__(self, values: torch.Tensor, buffers: "HostBuffers | None" = None) -> None:
-        flat = values.detach()
+        flat = values.detach() if values.requires_grad else values  # which costs more than asking, in every layer
         flat = flat if flat.dim() == 2 else flat.reshape(-1, flat.shape[-1])
         self._buffers = buffers
         self._buffer: HostBuffer | None = None

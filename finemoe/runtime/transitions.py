@@ -113,7 +113,8 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
         told: [4, J], filled with the set in ascending order; where each was; its slot, or NO_SLOT; and the mark of its copy, if
             it was missing.
     Returns:
-        (n, how many are missing, whether the caller must go on with what has a slot and no proper mark, and `end_demand` then).
+        (n, how many are missing, whether the caller must go on with what has a slot and no proper mark, and `end_demand` then,
+        what `count_recalled` returns).
     """
     cache = cache_of(board)
     num_experts = cache.stats.num_experts
@@ -123,6 +124,7 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     _visit(board, cache, layer, experts[:n])
     kernels.access(cache, layer, experts[:n], where)
+    num_recalled = _count_recalled(board, cache, layer, experts[:n])  # nothing is foreseen of the layer any more
     num_missing = (where == ABSENT).sum()
     board[at.DEMANDING] += num_missing > 0
     unlock(board[at.MUTEX])
@@ -136,7 +138,7 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
             goes_on |= marks[index] < 0
     if num_missing and not goes_on:
         _end_demand(board)
-    return n, num_missing, goes_on
+    return n, num_missing, goes_on, num_recalled
 
 
 @njit(cache=True)
@@ -152,6 +154,27 @@ def _distinct(selected, num_experts, experts):  # type: ignore[no-untyped-def]
             experts[n] = expert
             n += 1
     return n
+
+
+@transition
+def count_recalled(board, layer, demanded):  # type: ignore[no-untyped-def]
+    """How many of the n experts that a layer has demanded, [n] ids, are among the n that were expected most when it was last
+    foreseen in this iteration, the lower one first where two are equal; -1 if it was not."""
+    return _count_recalled(board, cache_of(board), layer, demanded)
+
+
+@njit(cache=True, nogil=True)
+def _count_recalled(board, cache, layer, demanded):  # type: ignore[no-untyped-def]
+    num_layers, num_experts = len(cache.stats.turns), cache.stats.num_experts
+    if int64_at(board[at.FORESEEN_IN], num_layers)[layer] != board[at.ITERATION]:
+        return np.int64(-1)
+    expected, recalled = float32_at(board[at.FORESEEN] + 4 * layer * num_experts, num_experts), np.int64(0)
+    for expert in demanded:
+        rank = 0
+        for other in range(num_experts):
+            rank += expected[other] > expected[expert] or (expected[other] == expected[expert] and other < expert)
+        recalled += rank < len(demanded)
+    return recalled
 
 
 @transition

@@ -11,7 +11,6 @@ from finemoe.maps.store import ExpertMapStore
 from finemoe.report import NUM_MOVED
 from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import Board
-from finemoe.runtime.forecasts import num_recalled
 from finemoe.runtime.link import MemoryLink
 
 _BYTES = 8
@@ -51,7 +50,7 @@ def warm_up() -> None:
     fetching.empty(places)
     fetching.close(places)
     fetching.serve(places)
-    num_recalled(probabilities, one)
+    transitions.count_recalled(places, 0, one)
 
 
 def _speak(places: np.ndarray) -> None:
