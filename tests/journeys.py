@@ -166,13 +166,12 @@ def live() -> tuple[list[str], list[str]]:
 
 
 def _of_one_prefetch(searching: list[tuple[str, str, str]], loading: list[tuple[str, str, str]]) -> list[str]:
-    """From the policy's answer at a gate on: what follows it in the matcher's thread, and then in the link's."""
-    begin = next(
-        n for n, (what, file, name) in enumerate(searching) if (what, name) == ("return", "on_gate") and "policies" in file
-    )
+    """From the policy's answer at a gate on, which is in the midst of a compiled step: what follows it in the matcher's thread,
+    and then in the link's."""
+    begin = next(n for n, (what, file, name) in enumerate(searching) if name == "speak" and "transitions" in file)
     files = [searching[begin][1]]
     for what, file, name in searching[begin + 1 :]:
-        if what == "call" and ("matcher" in file or name in ("on_gate", "end_iteration")):  # the next that it hears
+        if what == "call" and ("matcher" in file or name == "end_iteration"):  # the next that it hears
             break
         files += [file] if what == "call" else []
     return files + [file for what, file, _ in loading if what == "call"]

@@ -12,6 +12,7 @@ from finemoe.policies.base import Prediction
 from finemoe.policies.gate_step import GateStep
 from finemoe.runtime import transitions
 from finemoe.runtime.expert_layout import copied_in_phase
+from finemoe.runtime.gates import Said
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.memory import ExpertMemory
 
@@ -63,9 +64,9 @@ class DeviceMemories:
         """Whether `speak` may be called: what a step predicts is not split over devices."""
         return len(self.memories) == 1
 
-    def speak(self, iteration: int | None, step: GateStep, layer: int, probs: np.ndarray) -> None:
+    def speak(self, iteration: int | None, step: GateStep, layer: int, said: Said) -> None:
         """Tell the one device that a gate has spoken; see ExpertMemory."""
-        self.memories[0].speak(iteration, step, layer, probs)
+        self.memories[0].speak(iteration, step, layer, said)
 
     def note_run(self, layer: int) -> None:
         """A layer has run, so that it is worth prefetching for."""

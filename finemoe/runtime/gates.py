@@ -1,6 +1,6 @@
 """What a layer's gate said, as a distribution over all experts that ranks as the router selects (DESIGN 5, "Traps")."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,33 @@ from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, ranking.__file__)
 _LEAST_KNOWN = np.float32(2.0**-14)  # a selected expert without weight is still known to be selected
+AS_IT_IS, POWERS, SPARSE = range(3)  # forms of what a gate said
+
+
+class Said(NamedTuple):
+    """What a gate said of some rows, one compiled step before it is a distribution: whatever comes next may take that step, too.
+
+    Attributes:
+        values: float32 [B, width], the distribution AS_IT_IS or the POWERS of which it consists, or [B, K], the weights of the
+            selected experts, which are all that is known of a SPARSE one. selected: [B, K] int64. form: which.
+    """
+
+    values: np.ndarray
+    selected: np.ndarray
+    form: int
+
+    def distribution(self, width: int, layer: int) -> np.ndarray:
+        """[B, width] float32 with the precision of a trace; layer: index of the MoE layer, for the message.
+
+        Raises:
+            EngineError: the router emitted NaN.
+        """
+        if self.form == AS_IT_IS:
+            return self.values
+        probs = np.empty((len(self.values), width), dtype=np.float32)
+        if not fill_distribution(self.values, self.selected, self.form, probs):
+            raise expert_map.no_distribution(probs, layer)
+        return probs
 
 
 class GateOutput:
@@ -49,6 +76,26 @@ class GateOutput:
         """Whether the router gave a score to every expert; otherwise only the selected ones are known."""
         return self._is_whole
 
+    def said(self, rows: np.ndarray | None) -> Said:
+        """What the gate said of some of its rows, [B] indices, or of all if None.
+
+        Raises:
+            EngineError: the router emitted NaN, perhaps: what is not seen here is when this becomes a distribution.
+        """
+        values, selected = self._values.rows(rows), self.selected if rows is None else self.selected[rows]
+        selected = np.ascontiguousarray(selected, dtype=np.int64)
+        if not self._is_whole:
+            said = Said(values, selected, SPARSE)
+        elif values.shape[1] == self._num_experts and (powers := powers_of(values)) is not None:
+            said = Said(powers, selected, POWERS)
+        else:
+            said = Said(distribution_of(values, selected, self._num_experts, self.layer), selected, AS_IT_IS)
+        missing = self._width - self._num_experts
+        if missing:
+            probs = said.distribution(self._num_experts, self.layer)
+            said = Said(np.pad(probs, ((0, 0), (0, missing))), selected, AS_IT_IS)
+        return said
+
     def distribution(self, rows: np.ndarray | None) -> np.ndarray:
         """The gate's distribution over all experts, [B, width] float32 with the precision of a trace.
 
@@ -57,13 +104,7 @@ class GateOutput:
         Raises:
             EngineError: the router emitted NaN.
         """
-        values, selected = self._values.rows(rows), self.selected if rows is None else self.selected[rows]
-        if self._is_whole:
-            probs = distribution_of(values, selected, self._num_experts, self.layer)
-        else:
-            probs = sparse_distribution(values, selected, self._num_experts, self.layer)
-        missing = self._width - probs.shape[1]
-        return np.pad(probs, ((0, 0), (0, missing))) if missing else probs
+        return self.said(rows).distribution(self._width, self.layer)
 
 
 def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | None:
@@ -92,19 +133,25 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
     Raises:
         EngineError: the router emitted NaN.
     """
-    selected = np.ascontiguousarray(selected, dtype=np.int64)
-    lowered = np.empty_like(scores)
-    if less_the_greatest(scores, lowered) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3):
-        probs = scores
-    else:  # a softmax without its last step, which is the first of what is recorded
-        probs = np.exp(lowered, out=lowered)
-        if probs.shape[1] == num_experts and record_rows(probs, selected):
-            return probs
-        probs /= np.add.reduce(probs, axis=-1, keepdims=True)
+    selected, probs = np.ascontiguousarray(selected, dtype=np.int64), scores
+    powers = powers_of(scores)
+    if powers is not None:
+        if powers.shape[1] == num_experts and record_rows(powers, selected):
+            return powers
+        probs = powers / np.add.reduce(powers, axis=-1, keepdims=True)
     expert_map.require_distribution(probs, layer)
     if probs.shape[1] > num_experts:
         probs = _normalised(probs[:, :num_experts])
     return rank_as_selected(as_recorded(probs), selected)
+
+
+def powers_of(scores: np.ndarray) -> np.ndarray | None:
+    """A softmax [B, J] without its last step, which is the first of what is recorded; None if these are probabilities already."""
+    lowered = np.empty_like(scores)
+    if less_the_greatest(scores, lowered) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3):
+        return None
+    powers: np.ndarray = np.exp(lowered, out=lowered)
+    return powers
 
 
 @njit(cache=True, nogil=True)
@@ -121,18 +168,14 @@ def less_the_greatest(scores, lowered):  # type: ignore[no-untyped-def]
     return is_none_below
 
 
-def sparse_distribution(weights: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
-    """A distribution that knows only the selected experts, [B, J] float32 (as in top-k traces, DESIGN 4).
-
-    Args:
-        weights, selected: [B, K]; an id of J or more, or below 0, is no expert. layer: index of the MoE layer, for the message.
-    Raises:
-        EngineError: the router emitted NaN.
-    """
-    probs = np.zeros((len(weights), num_experts), dtype=np.float32)
-    if not sparse_rows(weights.astype(np.float32, copy=False), selected, _LEAST_KNOWN, probs):
-        expert_map.require_distribution(probs, layer)
-    return probs
+@njit(cache=True, nogil=True)
+def fill_distribution(values, selected, form, probs):  # type: ignore[no-untyped-def]
+    """Fill probs [B, width] float32 with what a gate said, see Said; returns whether all are numbers."""
+    if form == SPARSE:
+        probs[:] = 0
+        return sparse_rows(values, selected, _LEAST_KNOWN, probs)
+    probs[:] = values
+    return form == AS_IT_IS or record_rows(probs, selected)
 
 
 @njit(cache=True, nogil=True)
@@ -156,7 +199,7 @@ def warm_up() -> None:
     """Compile what turns a gate's output into a distribution, or load it from the cache on disk."""
     selected = np.zeros((1, 1), dtype=np.int64)
     distribution_of(np.zeros((1, 2), dtype=np.float32), selected, 2, 0)
-    sparse_distribution(np.ones((1, 1), dtype=np.float32), selected, 2, 0)
+    Said(np.ones((1, 1), dtype=np.float32), selected, SPARSE).distribution(2, 0)
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from finemoe.policies.base import Context, Policy, Prediction, checked
 from finemoe.policies.gate_step import GateStep
-from finemoe.runtime.gates import GateOutput, as_recorded
+from finemoe.runtime.gates import AS_IT_IS, GateOutput, Said, as_recorded
 from finemoe.runtime.lookahead import AheadOutput
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.runtime.timeline import Timeline
@@ -22,7 +22,7 @@ from finemoe.runtime.worker import InlineWorker, ThriftyWorker
 
 _MOST_ITERATIONS_BEHIND = 4
 Post = Callable[[int | None, Sequence[Prediction]], None]
-Speak = Callable[[int | None, GateStep, int, np.ndarray], None]
+Speak = Callable[[int | None, GateStep, int, Said], None]
 
 
 class Matcher:
@@ -33,8 +33,8 @@ class Matcher:
         post: called with (iteration, predictions); None for an iteration where nothing is to be loaded for them.
         asynchronous: search long in a thread of its own, from `start` on; otherwise all of it inside `publish_*`.
         buffers: see Snapshot.
-        speak: called with (iteration, step, layer, probs) when a gate has spoken, if the policy answers gates by a step in
-            compiled code; None: it is asked in Python.
+        speak: called with (iteration, step, layer, what its gate said), if the policy answers gates by a step in compiled code;
+            None: it is asked in Python.
     """
 
     def __init__(
@@ -152,37 +152,37 @@ class Matcher:
         rows: np.ndarray | None,
         ahead: AheadOutput | None,
     ) -> None:
-        begin_s, layer, experts = time.perf_counter(), gate.layer, gate.selected
-        rows = rows if rows is not None and len(experts) > rows.max(initial=0) else None
-        probs = gate.distribution(rows)
-        self._num_rows = self._num_rows or len(probs)
+        begin_s, layer = time.perf_counter(), gate.layer
+        said = gate.said(rows if rows is not None and len(gate.selected) > rows.max(initial=0) else None)
+        num_rows = len(said.values)
+        self._num_rows = self._num_rows or num_rows
         # Where a layer sees only some of the rows (text apart from images) there is no map to follow.
-        self._is_following = self._is_following and len(probs) == self._num_rows
+        self._is_following = self._is_following and num_rows == self._num_rows
         if self._is_following:
             if layer > self._next_layer:
-                self._fill_idle_layers(layer, probs)
+                self._fill_idle_layers(layer)
             self._next_layer = layer + 1
-            lookahead = None if ahead is None else ahead.distributions(rows, len(probs))
-            self._hear(iteration, layer, probs, experts if rows is None else experts[rows], lookahead)
-            self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
+            self._hear(iteration, layer, said, None if ahead is None else ahead.distributions(rows, num_rows))
+            if self._timeline.is_recording:
+                self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
 
-    def _hear(
-        self, iteration: int | None, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None
-    ) -> None:
+    def _hear(self, iteration: int | None, layer: int, said: Said, lookahead: np.ndarray | None = None) -> None:
         """The policy hears of the next layer's gate, and what it predicts is passed on."""
+        policy = self._policy
         if not layer:
-            self._step = None if self._speak is None else self._policy.gate_step(len(probs))
+            self._step = None if self._speak is None else policy.gate_step(self._num_rows)
         if self._step is not None and self._speak is not None:
-            self._speak(iteration, self._step, layer, probs)
+            self._speak(iteration, self._step, layer, said)
         else:
-            answer = self._policy.on_gate(layer, probs, experts, lookahead)
-            self._post(iteration, checked(answer, self._policy.setup))
+            probs = said.distribution(policy.setup.num_experts, layer)
+            self._post(iteration, checked(policy.on_gate(layer, probs, said.selected, lookahead), policy.setup))
 
-    def _fill_idle_layers(self, layer: int, probs: np.ndarray) -> None:
+    def _fill_idle_layers(self, layer: int) -> None:
         """Layers that did not run (of another modality) said nothing: every expert alike, and nothing is loaded for it."""
-        nothing = np.full_like(probs, 1.0 / probs.shape[1])
+        num_rows, num_experts = self._num_rows, self._policy.setup.num_experts
+        nothing = np.full((num_rows, num_experts), 1.0 / num_experts, dtype=np.float32)
         for idle in range(self._next_layer, layer):
-            self._hear(None, idle, nothing, np.empty((len(probs), 0), dtype=np.int64), None)
+            self._hear(None, idle, Said(nothing, np.empty((num_rows, 0), dtype=np.int64), AS_IT_IS))
 
     def _end(self) -> None:
         try:

@@ -21,12 +21,13 @@ from finemoe.policies.gate_step import GateStep
 from finemoe.report import WASTED, Counters
 from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import HAS_RULE_FAILED, SLOT, Board
+from finemoe.runtime.gates import Said
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Link, outlast
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Span, Timeline
-from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS, UNSOUND
+from finemoe.runtime.transitions import CLOSED, FAILED, NO_DISTRIBUTION, PATIENCE_NS
 from finemoe.runtime.worker import InlineWorker, Worker
 
 PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
@@ -101,15 +102,17 @@ class ExpertMemory:
             is_wanted |= transitions.post(places, number, one.layer, one.probabilities, one.experts)
         self._load_in_line(is_wanted)
 
-    def speak(self, iteration: int | None, step: GateStep, layer: int, probs: np.ndarray) -> None:
-        """As `post`, of what a policy's step predicts when the gate of a layer has spoken, [B, J] float32.
+    def speak(self, iteration: int | None, step: GateStep, layer: int, said: Said) -> None:
+        """As `post`, of what a policy's step predicts when the gate of a layer has spoken.
 
         Raises:
-            FinemoeError: it predicts something impossible.
+            EngineError: that was no distribution. FinemoeError: the step predicts something impossible.
         """
         number = -1 if iteration is None else iteration
-        found = transitions.speak(self.board.places, step.address, step.table, step.distance, number, layer, probs)
-        if found == UNSOUND:
+        found = transitions.speak(self.board.places, step.address, step.table, step.distance, number, layer, *said)
+        if found == NO_DISTRIBUTION:
+            said.distribution(self.cache.state.shape[1], layer)  # raises
+        if found < 0:
             raise FinemoeError(f"the policy's compiled step predicted something impossible when layer {layer} had spoken")
         self._load_in_line(found)
 

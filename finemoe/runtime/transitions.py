@@ -20,14 +20,16 @@ from finemoe.policies import base
 from finemoe.policies.base import are_sound
 from finemoe.report import DEMANDED, NUM_MOVED, PREFETCHED, WASTED
 from finemoe.runtime import board as at
+from finemoe.runtime import gates
+from finemoe.runtime.gates import fill_distribution
 from finemoe.stale_kernels import forget_stale_kernels
 
-_SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, report, following, base, at
+_SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, report, following, base, gates, at
 forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
 FAILED = -2  # the eviction rule, or the link
 CLOSED = -3
 NO_SLOT = -1
-UNSOUND = -4
+UNSOUND, NO_DISTRIBUTION = -4, -5
 MUST_READ = -1  # a mark: the record lies on disk, and the interpreter must bring it
 
 _STATS, _NUMBERS = empty_state(1, 1, 1).stats, np.zeros(1, dtype=np.int64)
@@ -65,16 +67,21 @@ def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-un
 
 
 @transition
-def speak(board, step, table, distance, iteration, layer, probs):  # type: ignore[no-untyped-def]
-    """A layer's gate has spoken, [B, J] float32, and a policy's step (see GateStep) predicts something of the layer `distance`
-    ahead, which is as in `post`.
+def speak(board, step, table, distance, iteration, layer, values, selected, form):  # type: ignore[no-untyped-def]
+    """A layer's gate has spoken, and a policy's step (see GateStep) predicts something of the layer `distance` ahead, which is as
+    in `post`.
 
+    Args:
+        values, selected, form: what it said, see gates.Said.
     Returns:
-        Whether prefetches wait that are of this iteration, or UNSOUND: the step's answer is impossible.
+        Whether prefetches wait that are of this iteration; NO_DISTRIBUTION; or UNSOUND: the step's answer is impossible.
     """
     cache = cache_of(board)
     num_experts, target = cache.stats.num_experts, layer + distance
     probabilities, experts = np.empty(num_experts, dtype=np.float32), np.empty(num_experts, dtype=np.int64)
+    probs = np.empty((len(values), num_experts), dtype=np.float32)
+    if not fill_distribution(values, selected, form, probs):
+        return np.int64(NO_DISTRIBUTION)
     count = _step_at(step)(table, layer, probs, probabilities, experts)
     if count == NOTHING:
         return np.int64(0)

@@ -11,6 +11,7 @@ from finemoe.maps.store import ExpertMapStore
 from finemoe.report import NUM_MOVED
 from finemoe.runtime import fetching, transitions
 from finemoe.runtime.board import Board
+from finemoe.runtime.gates import AS_IT_IS, Said
 from finemoe.runtime.link import MemoryLink
 
 _BYTES = 8
@@ -56,4 +57,5 @@ def warm_up() -> None:
 def _speak(places: np.ndarray) -> None:
     """By the step of a policy that has nothing to say."""
     following = Following(ExpertMapStore(2, 2, 0, 1, 1), 1, 1, 1, True, False)
-    transitions.speak(places, follow_gate_address(), following.table, 1, 1, 0, np.full((1, 2), 0.5, dtype=np.float32))
+    said = Said(np.full((1, 2), 0.5, dtype=np.float32), np.zeros((1, 1), dtype=np.int64), AS_IT_IS)
+    transitions.speak(places, follow_gate_address(), following.table, 1, 1, 0, *said)

@@ -4,7 +4,7 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 from finemoe.errors import EngineError
@@ -105,7 +105,8 @@ class ThriftyWorker(Worker):
     def __init__(self, name: str, title: str, when_failed: Work = lambda: None) -> None:
         super().__init__(name, title, when_failed)
         self._num_given = 0
-        self._last_s: dict[object, deque[float]] = {}  # what the last works of each kind took
+        # What the last works of each kind took.
+        self._last_s: defaultdict[object, deque[float]] = defaultdict(lambda: deque(_UNKNOWN, maxlen=_NUM_LAST))
         self._backlog: dict[int, float] = {}  # what is given and not done, by number: how long it is expected to take
         self._trip_s = 0.0
 
@@ -117,7 +118,7 @@ class ThriftyWorker(Worker):
         """As in Worker. What is not known yet is handed over, as is what nobody waits for unless it takes less than giving it
         away; what seems long only because the thread had to wait is tried at once from time to time."""
         self._num_given = number = self._num_given + 1
-        expected_s, most_s = min(self._last_s.get(kind, _UNKNOWN)), self._trip_s
+        expected_s, most_s = min(self._last_s[kind]), self._trip_s
         if is_urgent:
             most_s *= _NUM_TURNS if number % _TRIAL_EVERY else _NUM_TURNS * _TRIAL_LENGTH
         if expected_s < most_s and self._has_caught_up(most_s):
@@ -153,7 +154,7 @@ class ThriftyWorker(Worker):
             del self._backlog[done]
 
     def _note(self, kind: object, taken_s: float) -> float:
-        self._last_s.setdefault(kind, deque(maxlen=_NUM_LAST)).append(taken_s)
+        self._last_s[kind].append(taken_s)
         return taken_s
 
     def _round_trip_s(self) -> float:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.kernels import nearest_neighbour
+from finemoe.maps.kernels import accumulate_dots, accumulate_dots_of_rows, nearest_neighbour
 from finemoe.maps.search import TrajectorySearch, guide
 from finemoe.maps.store import ExpertMapStore
 
@@ -75,3 +75,17 @@ def test_misuse_is_named():
         search.observe(1, np.full((2, 4), 0.25, dtype=np.float32))
     with pytest.raises(FinemoeError, match=r"gate output must be \(2, 4\)"):
         search.observe(0, np.full((1, 4), 0.25, dtype=np.float32))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 23), st.integers(1, 70), st.integers(1, 9))
+def test_a_sparse_row_s_products_are_the_same_bits_whichever_rows_are_beside_it(seed, components, count, rows):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 65536, size=(components, count)).astype(np.uint16)
+    weights = rng.random((rows, components), dtype=np.float32) * (rng.random((rows, components)) < 0.2)
+    together, alone = np.zeros((2, rows, count), dtype=np.float32)
+    accumulate_dots_of_rows(codes, weights, count, together)
+    for row in range(rows):
+        accumulate_dots(codes, weights[row], count, alone[row])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(together, weights.astype(np.float64) @ codes, rtol=1e-5)

@@ -106,6 +106,31 @@ def use(memory: ExpertMemory, layer: int, experts: list[int]) -> list[int]:
     return numbers
 
 
+def test_what_stood_idle_so_far_is_heard_of_and_neither_loaded_nor_measured(fixture):
+    """From the second iteration on: a layer of another modality may never run."""
+    f = fixture(slots=12, asynchronous=False)
+    f.memory.start_iteration(2)
+    f.memory.board.has_run[3] = True
+    f.post((2, 1, 0.75), (3, 0, 0.5), iteration=2)
+    f.settle()
+    assert f.order() == [3 * EXPERTS]
+    assert f.cache.expected[2].tolist() == [0, 0.75, 0, 0]
+    assert [f.memory.demand(layer, np.array([0, 1])).num_recalled for layer in (2, 3)] == [-1, 2]
+    f.memory.start_iteration(3)
+    assert f.memory.demand(3, np.array([0, 1])).num_recalled == -1
+
+
+def test_recall_counts_who_was_among_the_first(fixture):
+    f = fixture(slots=12, asynchronous=False)
+    told = np.array([0.1, 0.4, 0.1, 0.4], dtype=np.float32)  # ranks 3, 1, 4, 2
+    ranks = {1: 0, 3: 1, 0: 2, 2: 3}
+    for demanded in ([1], [3], [1, 3], [0, 2], [0, 1, 3], [0, 2, 3], [2]):
+        f.memory.start_iteration(1)
+        f.memory.post(1, [Prediction(2, told, np.array([], dtype=np.int64))])
+        recalled = f.memory.demand(2, np.array(demanded)).num_recalled
+        assert recalled == sum(ranks[expert] < len(demanded) for expert in demanded)
+
+
 def test_prefetches_go_by_probability_over_distance(fixture):
     f = fixture(slots=12, asynchronous=False)
     f.memory.demand(0, np.array([], dtype=int))  # layer 0 runs

@@ -12,7 +12,7 @@ from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps import expert_map
 from finemoe.models.layers import find_moe_layers
 from finemoe.paths import ROOT
-from finemoe.runtime.gates import distribution_of, sparse_distribution
+from finemoe.runtime.gates import SPARSE, Said, distribution_of
 from tests.runtime import families, routing
 from tests.runtime.test_families import CHOSEN, NO_LOOKAHEAD, UNSUPPORTED
 
@@ -65,7 +65,7 @@ def test_a_router_s_nan_is_named_wherever_it_is(place):
 
 
 def test_a_selected_expert_without_weight_is_known_to_be_selected():
-    probs = sparse_distribution(np.array([[0.0, 0.5]]), np.array([[4, 1]]), num_experts=6, layer=0)
+    probs = Said(np.array([[0.0, 0.5]], dtype=np.float32), np.array([[4, 1]]), SPARSE).distribution(6, layer=0)
     assert set(np.argsort(-probs[0], kind="stable")[:2].tolist()) == {1, 4}
     assert probs.sum() == pytest.approx(1.0, abs=1e-3)
 

@@ -1,0 +1,145 @@
+"""A gate answered in compiled code is answered as in Python, bit for bit; what an impossible answer leads to."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import finemoe
+from finemoe.compiling import njit
+from finemoe.errors import FinemoeError
+from finemoe.maps.following import NOTHING, follow_gate
+from finemoe.native import function_addresses
+from finemoe.policies import make_policy
+from finemoe.policies.base import Context, Policy, PolicySetup
+from finemoe.policies.finemoe import FineMoE
+from finemoe.policies.gate_step import GateStep
+from finemoe.traces import RoutingTrace
+from tests.runtime.models import build, padded_batch
+from tests.test_traces import make_trace
+
+SERVED, HISTORY = make_trace(1, (9, 4, 6), layers=4), make_trace(2, (30, 20), layers=4)
+J, K, D = SERVED.num_experts, SERVED.top_k, 2
+
+
+class InPython(FineMoE):
+    """Answers as FineMoE does, but is asked."""
+
+    def on_gate(self, layer, probs, experts, lookahead=None):
+        return super().on_gate(layer, probs, experts, lookahead)
+
+
+@njit
+def too_many(table, layer, probs, probabilities, experts):  # pragma: no cover - compiled
+    probabilities[:] = 0
+    return np.int64(len(experts) + 1)
+
+
+@njit
+def unknown_expert(table, layer, probs, probabilities, experts):  # pragma: no cover - compiled
+    probabilities[:] = 0
+    experts[0] = len(experts)
+    return np.int64(1)
+
+
+@njit
+def no_number(table, layer, probs, probabilities, experts):  # pragma: no cover - compiled
+    probabilities[:] = np.nan
+    return np.int64(0)
+
+
+@njit
+def sound(table, layer, probs, probabilities, experts):  # pragma: no cover - compiled
+    probabilities[:] = 0
+    return np.int64(0)
+
+
+class Impossible(FineMoE):
+    """Its step is `step`, which predicts the layer `ahead`."""
+
+    step, ahead = sound, 1
+
+    def gate_step(self, num_rows):
+        table, single = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+        address, _ = function_addresses(type(self).step, table, 1, single[None], single, table)
+        return GateStep(address, table, self.ahead)
+
+
+def setup(history: RoutingTrace | None) -> PolicySetup:
+    return PolicySetup(4, J, K, SERVED.embedding_table.shape[1], D, store_capacity=12, history=history)
+
+
+def iterations() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Prefills and decode steps: maps [B, L, J], embeddings and selected experts."""
+    for begin, end in ((0, 5), (5, 6), (6, 7), (9, 12), (12, 13), (13, 19)):
+        rows = slice(begin, end)
+        yield SERVED.maps(rows), SERVED.embeddings(rows), SERVED.expert_ids[rows].astype(np.int64)
+
+
+@pytest.mark.parametrize("history", [None, HISTORY], ids=["online", "offline"])
+@pytest.mark.parametrize("options", [{}, {"similarity_aware": False}], ids=["aware", "unaware"])
+def test_a_step_says_what_on_gate_says(history, options):
+    asked, stepping = (make_policy("finemoe", setup(history), **options) for _ in range(2))
+    answers = 0
+    for maps, embeddings, selected in iterations():
+        for policy in (asked, stepping):
+            policy.start_iteration(Context(embeddings, is_prefill=None, starts_request=True, num_rows=len(maps)))
+        step = stepping.gate_step(len(maps))
+        for layer in range(4):
+            gate = np.ascontiguousarray(maps[:, layer])
+            probabilities, experts = np.full(J, np.nan, dtype=np.float32), np.full(J, -7, dtype=np.int64)
+            found = follow_gate(step.table, layer, gate, probabilities, experts)
+            answer = asked.on_gate(layer, gate, selected[:, layer])
+            assert bool(answer) == (found != NOTHING)
+            for one in answer:
+                assert one.layer == layer + step.distance
+                np.testing.assert_array_equal(one.probabilities, probabilities)
+                np.testing.assert_array_equal(one.experts, experts[:found])
+                answers += 1
+        for policy in (asked, stepping):
+            policy.end_iteration()
+        np.testing.assert_array_equal(asked.store.map_codes, stepping.store.map_codes)
+    assert answers >= 8
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_an_engine_that_asks_in_python_does_the_same(family, num_devices):
+    def run(policy: str) -> tuple:
+        model = build(family)
+        with torch.no_grad(), finemoe.offload(model, 0.5, policy, asynchronous=False, devices=["cpu"] * num_devices) as engine:
+            tokens = model.generate(**padded_batch(), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+            report, expected = engine.report(), [one.expected.copy() for one in engine.memories.memories]
+        counts = report.layer_hits, report.layer_misses, report.prefetched_bytes, report.wasted_bytes, report.recall_at_k
+        return tokens.tolist(), counts, np.array(expected).tolist()
+
+    asked, stepping = run(f"{__name__}:InPython"), run("finemoe")
+    assert asked == stepping
+    assert stepping[1][2] > 0
+
+
+def test_whoever_answers_in_its_own_way_is_asked():
+    assert InPython.gate_step is Policy.gate_step
+    assert make_policy("on-demand", setup(None)).gate_step(1) is None
+
+
+@pytest.mark.parametrize(("step", "ahead"), [(too_many, 1), (unknown_expert, 1), (no_number, 1), (sound, 9), (sound, -1)])
+def test_an_impossible_answer_is_refused(step, ahead, monkeypatch):
+    monkeypatch.setattr(Impossible, "step", step)
+    monkeypatch.setattr(Impossible, "ahead", ahead)
+    model = build("mixtral")
+    refused = pytest.raises(FinemoeError, match="compiled step predicted something impossible when layer 0 had spoken")
+    engine = finemoe.offload(model, 0.5, f"{__name__}:Impossible", asynchronous=False, prefetch_distance=1)
+    with torch.no_grad(), engine, refused:
+        model(**padded_batch())
+
+
+def test_a_gate_out_of_order_is_named():
+    policy = make_policy("finemoe", setup(HISTORY))
+    gate = np.full((2, J), 1 / J, dtype=np.float32)
+    with pytest.raises(FinemoeError, match="the gate of layer 1 spoke after 0 others"):
+        policy.on_gate(1, gate, np.zeros((2, K), dtype=np.int64))
+    policy.on_gate(0, gate, np.zeros((2, K), dtype=np.int64))
+    with pytest.raises(FinemoeError, match="each of"):
+        policy.on_gate(1, gate[:1], np.zeros((1, K), dtype=np.int64))
