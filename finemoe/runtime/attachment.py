@@ -164,12 +164,11 @@ class Attachment:
         if buffers is not None:
             self._undo.push(buffers.close)
         is_beside = is_asynchronous and policy.needs_context
-        speak = memories.speak if memories.takes_steps else None
         return Parts(
             session=self._session,
             policy=policy,
             setup=setup,
-            matcher=Matcher(policy, memories.post, self._timeline, is_beside, buffers, speak),
+            matcher=Matcher(policy, memories.post, self._timeline, is_beside, buffers, memories.speak),
             memories=memories,
             counters=self._counters,
             timeline=self._timeline,

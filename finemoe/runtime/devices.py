@@ -3,7 +3,7 @@
 The layer computes on the home device. A weight in another device's slot is copied over when its expert runs, device to device.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -60,13 +60,10 @@ class DeviceMemories:
             memory.post(iteration, [self._part(prediction, index) for prediction in predictions])
 
     @property
-    def takes_steps(self) -> bool:
-        """Whether `speak` may be called: what a step predicts is not split over devices."""
-        return len(self.memories) == 1
-
-    def speak(self, iteration: int | None, step: GateStep, layer: int, said: Said) -> None:
-        """Tell the one device that a gate has spoken; see ExpertMemory."""
-        self.memories[0].speak(iteration, step, layer, said)
+    def speak(self) -> Callable[[int | None, GateStep, int, Said], None] | None:
+        """How to tell the one device that a gate has spoken, see ExpertMemory; None if there are several, over which what a step
+        predicts is not split."""
+        return self.memories[0].speak if len(self.memories) == 1 else None
 
     def note_run(self, layer: int) -> None:
         """A layer has run, so that it is worth prefetching for."""

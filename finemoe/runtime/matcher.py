@@ -102,7 +102,7 @@ class Matcher:
         if self._accepting:
             kind = "gate", gate.layer, len(gate.selected).bit_length()  # the last layers' have nothing to search for
             keep = gate.keep if ahead is None else partial(_keep, gate, ahead)
-            self._worker.do(lambda: self._gate(iteration, gate, rows, ahead), kind, keep)
+            self._worker.do(partial(self._gate, iteration, gate, rows, ahead), kind, keep)
 
     def publish_end(self) -> None:
         """The last layer has run."""

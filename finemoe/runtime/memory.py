@@ -100,7 +100,8 @@ class ExpertMemory:
         places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
         for one in predictions:
             is_wanted |= transitions.post(places, number, one.layer, one.probabilities, one.experts)
-        self._load_in_line(is_wanted)
+        if is_wanted:
+            self._load_in_line()
 
     def speak(self, iteration: int | None, step: GateStep, layer: int, said: Said) -> None:
         """As `post`, of what a policy's step predicts when the gate of a layer has spoken.
@@ -114,11 +115,12 @@ class ExpertMemory:
             said.distribution(self.cache.state.shape[1], layer)  # raises
         if found < 0:
             raise FinemoeError(f"the policy's compiled step predicted something impossible when layer {layer} had spoken")
-        self._load_in_line(found)
+        if found:
+            self._load_in_line()
 
-    def _load_in_line(self, is_wanted: bool) -> None:
+    def _load_in_line(self) -> None:
         """Where no worker does so, load what was asked for before going on."""
-        if is_wanted and not self.worker.is_beside:
+        if not self.worker.is_beside:
             self.counters.stall_s += self.worker.do(self._load_pending)
 
     def preload(self, wanted: Iterable[tuple[int, int]], is_counted: bool = True) -> None:

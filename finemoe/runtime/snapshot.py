@@ -66,7 +66,7 @@ def _copied(values: torch.Tensor) -> np.ndarray:
 
 def _on_the_host(values: torch.Tensor) -> np.ndarray:
     """As float32, contiguous, as compiled code expects it."""
-    return np.ascontiguousarray(values.float().numpy())
+    return np.ascontiguousarray((values if values.dtype == torch.float32 else values.float()).numpy())
 
 
 class HostBuffer:

@@ -121,15 +121,13 @@ class ThriftyWorker(Worker):
         expected_s, most_s = min(self._last_s[kind]), self._trip_s
         if is_urgent:
             most_s *= _NUM_TURNS if number % _TRIAL_EVERY else _NUM_TURNS * _TRIAL_LENGTH
-        if expected_s < most_s and self._has_caught_up(most_s):
+        if expected_s < most_s and (self._has_caught_up(most_s) if self._backlog else self.failure is None):
             return self._do_at_once(work, kind)
         self._backlog[number] = expected_s
         return super().do(lambda: self._do_beside(work, kind, number), keep=keep)
 
     def _has_caught_up(self, most_s: float) -> bool:
-        """Whether all is done that was given before, perhaps after a wait that neither is expected to take longer nor does."""
-        if not self._backlog:
-            return self.failure is None
+        """Whether all is done that was given before, after a wait that neither is expected to take longer nor does."""
         end_s = time.perf_counter() + most_s
         while self._backlog and sum(list(self._backlog.values())) < most_s and time.perf_counter() < end_s:
             time.sleep(0)  # lets the other thread have the interpreter
