@@ -168,7 +168,7 @@ def live() -> tuple[list[str], list[str]]:
 def _of_one_prefetch(searching: list[tuple[str, str, str]], loading: list[tuple[str, str, str]]) -> list[str]:
     """From the policy's answer at a gate on, which is in the midst of a compiled step: what follows it in the matcher's thread,
     and then in the link's."""
-    begin = next(n for n, (what, file, name) in enumerate(searching) if name == "speak" and "transitions" in file)
+    begin = next(n for n, (what, file, name) in enumerate(searching) if name == "speak" and "hearing" in file)
     files = [searching[begin][1]]
     for what, file, name in searching[begin + 1 :]:
         if what == "call" and ("matcher" in file or name == "end_iteration"):  # the next that it hears

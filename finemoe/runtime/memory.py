@@ -19,15 +19,16 @@ from finemoe.errors import EngineError, FinemoeError
 from finemoe.policies.base import Prediction
 from finemoe.policies.gate_step import GateStep
 from finemoe.report import WASTED, Counters
-from finemoe.runtime import fetching, transitions
+from finemoe.runtime import fetching, hearing, transitions
 from finemoe.runtime.board import HAS_RULE_FAILED, SLOT, Board
 from finemoe.runtime.gates import Said
+from finemoe.runtime.hearing import NO_DISTRIBUTION
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Link, outlast
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Span, Timeline
-from finemoe.runtime.transitions import CLOSED, FAILED, NO_DISTRIBUTION, PATIENCE_NS
+from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS
 from finemoe.runtime.worker import InlineWorker, Worker
 
 PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
@@ -99,7 +100,7 @@ class ExpertMemory:
         or of one that did not run although others did is not loaded, what is here is awaited."""
         places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
         for one in predictions:
-            is_wanted |= transitions.post(places, number, one.layer, one.probabilities, one.experts)
+            is_wanted |= hearing.post(places, number, one.layer, one.probabilities, one.experts)
         if is_wanted:
             self._load_in_line()
 
@@ -110,7 +111,7 @@ class ExpertMemory:
             EngineError: that was no distribution. FinemoeError: the step predicts something impossible.
         """
         number = -1 if iteration is None else iteration
-        found = transitions.speak(self.board.places, step.address, step.table, step.distance, number, layer, *said)
+        found = hearing.speak(self.board.places, step.address, step.table, step.distance, number, layer, *said)
         if found == NO_DISTRIBUTION:
             said.distribution(self.cache.state.shape[1], layer)  # raises
         if found < 0:

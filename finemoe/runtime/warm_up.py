@@ -9,7 +9,7 @@ from finemoe.cache.state import empty_state
 from finemoe.maps.following import Following, follow_gate_address
 from finemoe.maps.store import ExpertMapStore
 from finemoe.report import NUM_MOVED
-from finemoe.runtime import fetching, transitions
+from finemoe.runtime import fetching, hearing, transitions
 from finemoe.runtime.board import Board
 from finemoe.runtime.gates import AS_IT_IS, Said
 from finemoe.runtime.link import MemoryLink
@@ -31,7 +31,7 @@ def warm_up() -> None:
     transitions.start_iteration(places, 1)
     transitions.demand(places, 0, one, told)
     transitions.land(places, 0, 0, True, 0)
-    transitions.post(places, 1, 1, probabilities, one)
+    hearing.post(places, 1, 1, probabilities, one)
     _speak(places)
     fetching.settle(places, fetching.take_next(places))
     fetching.note_in(places, 0, 0)
@@ -58,4 +58,4 @@ def _speak(places: np.ndarray) -> None:
     """By the step of a policy that has nothing to say."""
     following = Following(ExpertMapStore(2, 2, 0, 1, 1), 1, 1, 1, True, False)
     said = Said(np.full((1, 2), 0.5, dtype=np.float32), np.zeros((1, 1), dtype=np.int64), AS_IT_IS)
-    transitions.speak(places, follow_gate_address(), following.table, 1, 1, 0, *said)
+    hearing.speak(places, follow_gate_address(), following.table, 1, 1, 0, *said)
