@@ -1,8 +1,8 @@
 """The contract between a policy and an executor (DESIGN 2).
 
 An executor calls `start_iteration`, then `on_gate` for every layer, then `end_iteration`; a policy answers the first two with
-predictions, which the executor keeps, loads from and hands to its eviction rule. A policy never touches a weight, a clock or a
-thread.
+predictions, which the executor keeps, loads from and hands to its eviction rule. (`predict_block` and `gate_step` give the same
+answers faster.) A policy never touches a weight, a clock or a thread.
 """
 
 from abc import ABC, abstractmethod
@@ -135,6 +135,8 @@ class Policy(ABC):
         """A class that does anything in its own way, itself or by a mixin, is asked step by step, and in Python, unless it says
         for itself what it predicts of a block, or how its gates are answered in compiled code."""
         super().__init_subclass__(**options)
+        if cls.lookahead and "gate_step" in vars(cls):
+            raise FinemoeError(f"{cls.__name__} looks ahead, which only on_gate is told: it cannot have a gate_step")
         if cls.loads_whole_layers and cls.needs_context:
             raise FinemoeError(f"{cls.__name__} loads whole layers, so that it predicts none: set needs_context = False")
         for shortcut in ("predict_block", "gate_step"):
@@ -173,7 +175,8 @@ class Policy(ABC):
         """How `on_gate` of all layers of this iteration is answered in compiled code; None, to be asked in Python.
 
         Args:
-            num_rows: B. Asked instead of `on_gate` when the first layer's gate has spoken.
+            num_rows: B. Asked instead of `on_gate` when the first layer's gate has spoken, on one device; what is predicted over
+                several is split, and asked in Python.
         """
         return None
 

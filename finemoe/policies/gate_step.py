@@ -15,8 +15,10 @@ class GateStep(NamedTuple):
             `maps.following.NOTHING` if nothing is predicted, `maps.following.OUT_OF_PLACE` if that layer cannot have spoken. It
             says what `on_gate` would say, bit for bit, and raises nothing.
         table: what the function is handed. distance: how many layers ahead it predicts.
+        owner: whatever keeps the function, and the arrays whose addresses are in the table, as long as this lives.
     """
 
     address: int
     table: np.ndarray
     distance: int
+    owner: object

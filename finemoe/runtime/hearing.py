@@ -7,7 +7,7 @@ from finemoe.cache import addresses, kernels, prefetch_queue, state
 from finemoe.cache.state import LAYER, NUM_PENDING
 from finemoe.compiling import njit
 from finemoe.maps import following, ranking
-from finemoe.maps.following import NOTHING
+from finemoe.maps.following import NOTHING, OUT_OF_PLACE
 from finemoe.native import bool_at, float32_at, function_types, int64_at, lock, transition, unlock, wake_all
 from finemoe.policies import base
 from finemoe.policies.base import are_sound
@@ -44,7 +44,8 @@ def speak(board, step, table, distance, iteration, layer, values, selected, form
     Args:
         values, selected, form: what it said, see gates.Said.
     Returns:
-        Whether prefetches wait that are of this iteration; NO_DISTRIBUTION; or UNSOUND: the step's answer is impossible.
+        Whether prefetches wait that are of this iteration; NO_DISTRIBUTION; OUT_OF_PLACE; or UNSOUND: the step's answer is
+        impossible.
     """
     cache = cache_of(board)
     num_experts, target = cache.stats.num_experts, layer + distance
@@ -55,6 +56,8 @@ def speak(board, step, table, distance, iteration, layer, values, selected, form
     count = _step_at(step)(table, layer, probs, probabilities, experts)
     if count == NOTHING:
         return np.int64(0)
+    if count == OUT_OF_PLACE:
+        return np.int64(OUT_OF_PLACE)
     is_possible = 0 <= count <= num_experts and 0 <= target * num_experts < len(cache.presence)
     if not (is_possible and are_sound(probabilities, experts[:count], num_experts)):
         return np.int64(UNSOUND)

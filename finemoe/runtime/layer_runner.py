@@ -118,8 +118,9 @@ class LayerRunner:
             parts.counters.hits[index] += parts.memories.use(index, chosen)
             return _Resident(parts.memories.resident_weights(index))
         lease = parts.memories.demand(index, chosen, aside)
-        if lease.num_recalled >= 0:
-            parts.counters.recalled += lease.num_recalled
+        num_recalled = lease.num_recalled
+        if num_recalled >= 0:
+            parts.counters.recalled += num_recalled
             parts.counters.ranked += len(lease.experts)
         parts.counters.hits[index] += lease.num_hits
         parts.counters.late[index] += lease.num_late

@@ -139,7 +139,7 @@ class Matcher:
     ) -> None:
         begin_s = time.perf_counter()
         vectors = None if embeddings is None else as_recorded(embeddings.rows(rows))
-        self._is_following, self._next_layer = True, 0
+        self._is_following, self._next_layer, self._step = True, 0, None
         self._num_rows = 0 if vectors is None else len(vectors)
         answer = self._policy.start_iteration(Context(vectors, is_prefill, starts_request, self._num_rows or 1))
         self._post(iteration, checked(answer, self._policy.setup))

@@ -16,6 +16,7 @@ import numpy as np
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.state import ABSENT
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.maps.following import OUT_OF_PLACE
 from finemoe.policies.base import Prediction
 from finemoe.policies.gate_step import GateStep
 from finemoe.report import WASTED, Counters
@@ -108,12 +109,15 @@ class ExpertMemory:
         """As `post`, of what a policy's step predicts when the gate of a layer has spoken.
 
         Raises:
-            EngineError: that was no distribution. FinemoeError: the step predicts something impossible.
+            EngineError: that was no distribution.
+            FinemoeError: the step takes it for no gate of this iteration's, or predicts something impossible.
         """
         number = -1 if iteration is None else iteration
         found = hearing.speak(self.board.places, step.address, step.table, step.distance, number, layer, *said)
         if found == NO_DISTRIBUTION:
             said.distribution(self.cache.state.shape[1], layer)  # raises
+        if found == OUT_OF_PLACE:
+            raise FinemoeError(f"the policy's compiled step takes the gate of layer {layer} for none of this iteration's")
         if found < 0:
             raise FinemoeError(f"the policy's compiled step predicted something impossible when layer {layer} had spoken")
         if found:

@@ -1,4 +1,5 @@
-"""What inference does on a `Board`, each transition in one call, outside the interpreter's lock (`fetching`: what is done ahead).
+"""What inference does on a `Board`, each transition in one call, outside the interpreter's lock (`fetching`: what is done ahead;
+`hearing`: what is predicted).
 
 So nobody waits for the interpreter to move an expert, and an interrupt strikes before or after a transition, never inside one.
 What blocks returns after `most_ns`, so that the interpreter may look for signals; only a CUDA copy is waited for to its end.

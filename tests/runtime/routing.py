@@ -75,7 +75,7 @@ def live(name: str) -> Share:
             return on_gate(layer, probs, experts, lookahead)
 
         engine.policy.on_gate = spy  # type: ignore[method-assign]
-        engine.policy.gate_step = lambda num_rows: None  # type: ignore[method-assign]
+        engine.policy.gate_step = lambda num_rows: None  # type: ignore[method-assign] - what it is shown is the same
         families.logits_of(model, families.batch(model))
     assert [layer for layer, _, _ in shown] == sorted({layer for layer, _, _ in shown}), (
         f"{name}: layers out of the model's order"

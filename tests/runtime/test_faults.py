@@ -14,7 +14,7 @@ from finemoe.cache.state import LOADING
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.store import ExpertMapStore
 from finemoe.models.layers import find_moe_layers
-from finemoe.runtime import attachment, fetching, lean, transitions
+from finemoe.runtime import attachment, fetching, hearing, lean, transitions
 from finemoe.runtime.link import Link
 from finemoe.runtime.tiers import ExpertStore
 from tests.runtime.models import build, padded_batch
@@ -39,7 +39,7 @@ EVERYWHERE = ["compute", "demand", "land"]
 STRIKES = [
     *(("on-demand", where, {}) for where in EVERYWHERE),
     *(("on-demand", where, {"host_memory": 0}) for where in ("record", "start_copy", "end_demand")),
-    *(("finemoe", where, {}) for where in (*EVERYWHERE, "record", "copy", "take_next", "settle", "post")),
+    *(("finemoe", where, {}) for where in (*EVERYWHERE, "record", "copy", "take_next", "settle", "post", "speak")),
 ]
 
 
@@ -57,6 +57,8 @@ def test_an_interrupt_anywhere_and_then_again(policy, where, options, at, monkey
             "compute": (lean, "linear"),
             "take_next": (fetching, "take_next"),
             "settle": (fetching, "settle"),
+            "post": (hearing, "post"),
+            "speak": (hearing, "speak"),
         }.get(where, (transitions, where))
         monkeypatch.setattr(holder, name, Interrupts(getattr(holder, name), at))
         with pytest.raises(KeyboardInterrupt):
