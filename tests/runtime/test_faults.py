@@ -39,7 +39,8 @@ EVERYWHERE = ["compute", "demand", "land"]
 STRIKES = [
     *(("on-demand", where, {}) for where in EVERYWHERE),
     *(("on-demand", where, {"host_memory": 0}) for where in ("record", "start_copy", "end_demand")),
-    *(("finemoe", where, {}) for where in (*EVERYWHERE, "record", "copy", "take_next", "settle", "post", "speak")),
+    *(("finemoe", where, {}) for where in (*EVERYWHERE, "record", "copy", "take_next", "settle", "speak")),
+    ("finemoe", "post", {"prefetch_distance": 4}),
 ]
 
 
