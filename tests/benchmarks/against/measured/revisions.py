@@ -43,6 +43,8 @@ def post(memory: Any, iteration: int, layers: Iterable[int], experts: range, num
     """Have experts of some layers prefetched, all equally likely."""
     from finemoe.policies import base
 
+    if hasattr(memory, "board") and hasattr(memory.board, "has_run"):
+        memory.board.has_run[:] = True  # nothing is loaded for layers that stand idle
     if hasattr(base, "Prediction"):
         probabilities = np.full(num_experts, 1 / num_experts, dtype=np.float32)
         memory.post(iteration, [base.Prediction(layer, probabilities, np.array(experts)) for layer in layers])
