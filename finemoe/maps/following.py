@@ -5,7 +5,6 @@ as a short search.
 """
 
 import functools
-from typing import Any
 
 import numpy as np
 
@@ -149,14 +148,5 @@ def _unite(rows, selected, probabilities, experts):  # type: ignore[no-untyped-d
 @functools.cache
 def follow_gate_address() -> int:
     """Where `follow_gate` lies as compiled, for code that calls functions by address."""
-    return function_addresses(follow_gate, *_examples())[0]
-
-
-def _examples() -> tuple[Any, ...]:
-    return (
-        np.zeros(1, dtype=np.int64),
-        1,
-        np.zeros((1, 1), dtype=np.float32),
-        np.zeros(1, dtype=np.float32),
-        np.zeros(1, dtype=np.int64),
-    )
+    numbers, singles = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    return function_addresses(follow_gate, numbers, 1, singles[None], singles, numbers)[0]

@@ -135,8 +135,6 @@ class Policy(ABC):
         """A class that does anything in its own way, itself or by a mixin, is asked step by step, and in Python, unless it says
         for itself what it predicts of a block, or how its gates are answered in compiled code."""
         super().__init_subclass__(**options)
-        if cls.lookahead and "gate_step" in vars(cls):
-            raise FinemoeError(f"{cls.__name__} looks ahead, which only on_gate is told: it cannot have a gate_step")
         if cls.loads_whole_layers and cls.needs_context:
             raise FinemoeError(f"{cls.__name__} loads whole layers, so that it predicts none: set needs_context = False")
         for shortcut in ("predict_block", "gate_step"):
@@ -175,8 +173,8 @@ class Policy(ABC):
         """How `on_gate` of all layers of this iteration is answered in compiled code; None, to be asked in Python.
 
         Args:
-            num_rows: B. Asked instead of `on_gate` when the first layer's gate has spoken, on one device; what is predicted over
-                several is split, and asked in Python.
+            num_rows: B. Asked instead of `on_gate` when the first layer's gate has spoken; who looks ahead, and who predicts for
+                several devices, is asked in Python.
         """
         return None
 

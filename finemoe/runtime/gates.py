@@ -84,12 +84,14 @@ class GateOutput:
         """
         values, selected = self._values.rows(rows), self.selected if rows is None else self.selected[rows]
         selected = np.ascontiguousarray(selected, dtype=np.int64)
+        powers = powers_of(values) if self._is_whole else None
         if not self._is_whole:
             said = Said(values, selected, SPARSE)
-        elif values.shape[1] == self._num_experts and (powers := powers_of(values)) is not None:
+        elif powers is not None and powers.shape[1] == self._num_experts:
             said = Said(powers, selected, POWERS)
         else:
-            said = Said(distribution_of(values, selected, self._num_experts, self.layer), selected, AS_IT_IS)
+            probs = values if powers is None else _shares(powers)
+            said = Said(_recorded(probs, selected, self._num_experts, self.layer), selected, AS_IT_IS)
         missing = self._width - self._num_experts
         if missing:
             probs = said.distribution(self._num_experts, self.layer)
@@ -133,12 +135,22 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
     Raises:
         EngineError: the router emitted NaN.
     """
-    selected, probs = np.ascontiguousarray(selected, dtype=np.int64), scores
-    powers = powers_of(scores)
-    if powers is not None:
-        if powers.shape[1] == num_experts and record_rows(powers, selected):
-            return powers
-        probs = powers / np.add.reduce(powers, axis=-1, keepdims=True)
+    selected, powers = np.ascontiguousarray(selected, dtype=np.int64), powers_of(scores)
+    if powers is None:
+        return _recorded(scores, selected, num_experts, layer)
+    if powers.shape[1] == num_experts and record_rows(powers, selected):
+        return powers
+    return _recorded(_shares(powers), selected, num_experts, layer)
+
+
+def _shares(powers: np.ndarray) -> np.ndarray:
+    """A softmax's last step, [B, J]."""
+    shares: np.ndarray = powers / np.add.reduce(powers, axis=-1, keepdims=True)
+    return shares
+
+
+def _recorded(probs: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
+    """Probabilities [B, J or more] as a trace would hold them, [B, J]; see `distribution_of`."""
     expert_map.require_distribution(probs, layer)
     if probs.shape[1] > num_experts:
         probs = _normalised(probs[:, :num_experts])

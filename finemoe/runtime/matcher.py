@@ -153,7 +153,8 @@ class Matcher:
         ahead: AheadOutput | None,
     ) -> None:
         begin_s, layer = time.perf_counter(), gate.layer
-        said = gate.said(rows if rows is not None and len(gate.selected) > rows.max(initial=0) else None)
+        rows = rows if rows is not None and len(gate.selected) > rows.max(initial=0) else None
+        said = gate.said(rows)
         num_rows = len(said.values)
         self._num_rows = self._num_rows or num_rows
         # Where a layer sees only some of the rows (text apart from images) there is no map to follow.
@@ -170,7 +171,8 @@ class Matcher:
         """The policy hears of the next layer's gate, and what it predicts is passed on."""
         policy = self._policy
         if not layer:
-            self._step = None if self._speak is None else policy.gate_step(self._num_rows)
+            is_asked = self._speak is None or policy.lookahead  # of which a step is told nothing
+            self._step = None if is_asked else policy.gate_step(self._num_rows)
         if self._step is not None and self._speak is not None:
             self._speak(iteration, self._step, layer, said)
         else:

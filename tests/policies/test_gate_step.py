@@ -16,6 +16,10 @@ from finemoe.policies import make_policy
 from finemoe.policies.base import Context, Policy, PolicySetup
 from finemoe.policies.finemoe import FineMoE
 from finemoe.policies.gate_step import GateStep
+from finemoe.runtime.gates import GateOutput
+from finemoe.runtime.lookahead import AheadOutput, Choice
+from finemoe.runtime.matcher import Matcher
+from finemoe.runtime.timeline import Timeline
 from finemoe.traces import RoutingTrace
 from tests.runtime.models import build, padded_batch
 from tests.test_traces import make_trace
@@ -159,9 +163,29 @@ def test_a_gate_that_the_step_takes_for_another_iteration_s_is_named(monkeypatch
         model(**padded_batch())
 
 
-def test_who_looks_ahead_is_asked():
-    with pytest.raises(FinemoeError, match="Both looks ahead, which only on_gate is told"):
-        type("Both", (FineMoE,), {"lookahead": (1,), "gate_step": FineMoE.gate_step})
+def test_who_looks_ahead_is_asked_and_told_of_the_rows_that_count():
+    """A step would be told nothing of it. A layer may see the rows that count alone: then they are all of its rows."""
+    told: list[tuple[int, ...]] = []
+
+    class LooksAhead(FineMoE):
+        lookahead = (1,)
+
+        def on_gate(self, layer, probs, experts, lookahead=None):
+            told.append((len(probs), *lookahead.shape))
+            return []
+
+        gate_step = FineMoE.gate_step
+
+    policy = LooksAhead(PolicySetup(2, J, K, prefetch_distance=1))
+    matcher = Matcher(policy, lambda *_: None, Timeline(), asynchronous=False, speak=lambda *_: pytest.fail("not asked"))
+    rows = np.array([1, 3])
+    matcher.publish_start(1, torch.zeros(4, 5), is_prefill=True, starts_request=True, rows=rows)
+    for num_rows in (4, 2):
+        scores, selected = torch.randn(num_rows, J), torch.zeros(num_rows, K, dtype=torch.int64)
+        gate = GateOutput(len(told), J, J, scores, selected.numpy(), torch.ones(num_rows, K))
+        ahead = AheadOutput([Choice(scores, selected, J)], [1], J, J)
+        matcher.publish_gate(1, gate, rows, ahead)
+    assert told == [(2, 1, 2, J)] * 2
 
 
 def test_a_gate_out_of_order_is_named():
