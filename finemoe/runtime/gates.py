@@ -162,7 +162,7 @@ def powers_of(scores: np.ndarray) -> np.ndarray | None:
     lowered = np.empty_like(scores)
     if less_the_greatest(scores, lowered) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3):
         return None
-    powers: np.ndarray = np.exp(lowered, out=lowered)
+    powers: np.ndarray = np.exp(lowered, out=lowered)  # compiled it has other bits (findings/numba_exp_other_bits.sh)
     return powers
 
 
