@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.placement import owners_of
 from finemoe.cache.rules import rule_named
@@ -34,12 +33,14 @@ from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.parts import Parts
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.probe import Probe
+from finemoe.runtime.room import Room
 from finemoe.runtime.session import Session
 from finemoe.runtime.snapshot import host_buffers
 from finemoe.runtime.takeover import ModulesAsTheyWere, Takeover, is_empty
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
 from finemoe.runtime.undo import UndoStack
+from finemoe.runtime.unpacking import Unpacker
 from finemoe.runtime.warm_up import warm_up as memory_warm_up
 
 
@@ -58,6 +59,7 @@ class Attachment:
     records: ExpertStore
     eviction: str
     expert_memory_bytes: int
+    _num_rooms: int
 
     def __init__(self, model: nn.Module, layers: list[MoELayer], setup: PolicySetup, options: EngineOptions) -> None:
         self._model, self._layers, self._setup, self._options = model, layers, setup, options
@@ -114,7 +116,7 @@ class Attachment:
         options, home = self._options, self._options.devices[0]
         layouts = records.layouts if records else [ExpertLayout.in_place(layer, home) for layer in self._layers]
         policy = self._make_policy()
-        pools = self._make_pools(policy, layouts)
+        pools, unpacker = self._make_pools(policy, layouts), self._make_unpacker(layouts)
         holds_weights = records is None
         if records is None:
             records = ExpertStore(layouts, self._counts, options.host_bytes, home.type == "cuda", options.disk_folder)
@@ -124,7 +126,7 @@ class Attachment:
         takeover = Takeover(self._model, self._layers, records, home, holds_weights)
         self._undo.push(takeover.undo)
         takeover.begin()
-        self.parts = parts = self._make_parts(policy, pools)
+        self.parts = parts = self._make_parts(policy, pools, unpacker)
         self._undo.push(parts.memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.push(parts.matcher.close)
         parts.memories.start()
@@ -149,13 +151,21 @@ class Attachment:
         return policy
 
     def _make_pools(self, policy: Policy, layouts: Sequence[ExpertLayout]) -> list[SlotPool]:
-        devices, slot_bytes = self._options.devices, max(layout.nbytes for layout in layouts)
-        wanted = _wanted_memory(policy, self._options)
-        slots = slots_per_device(wanted, slot_bytes, sum(self._counts), len(devices))
-        self.expert_memory_bytes = slots * slot_bytes * len(devices)
+        devices = self._options.devices
+        room = Room.of(layouts, self._options.slots)
+        slots = room.slots_per_device(_wanted_memory(policy, self._options), sum(self._counts), len(devices))
+        self.expert_memory_bytes = room.nbytes(slots, len(devices))
+        self._num_rooms = room.num_rooms(slots, len(devices))
         return [SlotPool(layouts, slots, device) for device in devices]
 
-    def _make_parts(self, policy: Policy, pools: Sequence[SlotPool]) -> Parts:
+    def _make_unpacker(self, layouts: Sequence[ExpertLayout]) -> Unpacker | None:
+        if not self._num_rooms:
+            return None
+        unpacker = Unpacker(layouts, self._num_rooms, self._options.devices[0])
+        self._undo.push(unpacker.close)
+        return unpacker
+
+    def _make_parts(self, policy: Policy, pools: Sequence[SlotPool], unpacker: Unpacker | None) -> Parts:
         setup, home = self._setup, self._options.devices[0]
         is_asynchronous = not policy.is_synchronous if self._options.asynchronous is None else self._options.asynchronous
         memories = self._make_memories(pools, is_asynchronous)
@@ -175,6 +185,7 @@ class Attachment:
             probe=Probe(),
             buffers=buffers,
             grouped_from=self._options.grouped_from,
+            unpacker=unpacker,
         )
 
     def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
@@ -216,8 +227,8 @@ def require_possible(
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
     rule_named(options.eviction or policy.default_eviction)
-    record_bytes, wanted = max(layout.nbytes for layout in layouts), _wanted_memory(policy, options)
-    slots_per_device(wanted, record_bytes, sum(layer.num_experts for layer in layers), len(options.devices))
+    num_experts = sum(layer.num_experts for layer in layers)
+    Room.of(layouts, options.slots).slots_per_device(_wanted_memory(policy, options), num_experts, len(options.devices))
     make_link(options.devices[0], options.link).close()
 
 

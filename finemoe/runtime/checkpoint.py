@@ -5,65 +5,25 @@ tensors that it stacks into one parameter per layer; feeding it one expert at a 
 that no layer need ever be in memory whole.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers.core_model_loading import (
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    rename_source_key,
-)
+from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
 
+from finemoe.errors import FinemoeError
 from finemoe.models.layers import MoELayer
+from finemoe.packing.codec import PackedTensor
 from finemoe.runtime.expert_layout import LINE_BYTES, phase_of
+from finemoe.runtime.packed_parts import PackedPart, is_packed_type, packed_parts, plain_part, present
+from finemoe.runtime.packing import Matrix
 from finemoe.runtime.shards import Shards
+from finemoe.runtime.tensor_group import Group
 from finemoe.runtime.tiers import ExpertStore
-
-
-@dataclass(frozen=True)
-class Group:
-    """Tensors that together become one parameter or several.
-
-    Attributes:
-        target: the (first) parameter; transform: what Transformers does to them; sources: their names by the pattern they match.
-    """
-
-    target: str
-    transform: WeightTransform
-    sources: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    @property
-    def is_stacked(self) -> bool:
-        """Whether the first thing done is to stack one tensor per expert."""
-        return isinstance(self.transform, WeightConverter) and isinstance(self.transform.operations[0], MergeModulelist)
-
-    def is_by_expert(self, num_experts: int) -> bool:
-        """Whether one expert's tensors make that expert's part of the result: all that is done to them acts on other axes."""
-        if isinstance(self.transform, WeightRenaming):
-            return True
-        assert isinstance(self.transform, WeightConverter)
-        axes = [_axes(operation) for operation in self.transform.operations]
-        if self.is_stacked and axes.pop(0) != [0]:
-            return False
-        count = num_experts if self.is_stacked else 1
-        is_complete = set(self.sources) == set(self.transform.source_patterns)
-        return is_complete and all(map(_has_no_first, axes)) and all(len(names) == count for names in self.sources.values())
-
-
-def _axes(operation: Any) -> list[int]:
-    return [value for name, value in vars(operation).items() if name.startswith("dim")]
-
-
-def _has_no_first(axes: list[int]) -> bool:
-    return min(axes, default=0) > 0
 
 
 class _OneExpert:
@@ -124,6 +84,15 @@ class Checkpoint:
         leaves one mapped."""
         return {name: self._phases_of(self._maker(full))[full] for name, full in _full_names(layer).items()}
 
+    def matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
+        """How the checkpoint packs a layer's experts; None if it does not.
+
+        Raises:
+            FinemoeError: it does, and they do not come apart by expert.
+        """
+        parts = self._parts(layer)
+        return tuple(part.matrix for _, part in parts) if parts else None
+
     def load_experts(self, layers: Sequence[MoELayer], records: ExpertStore, progress: bool) -> None:
         """Put all layers' experts into their records, one by one where their tensors come apart by expert.
 
@@ -133,7 +102,10 @@ class Checkpoint:
         groups = [self._groups_of(layer) for layer in layers]
         whole: dict[str, dict[str, torch.Tensor]] = {}  # by group, of those that make several layers' parameters
         for number, layer in enumerate(tqdm(layers, desc="loading experts", unit="layer", disable=not progress)):
-            if all(group.is_by_expert(layer.num_experts) for group in groups[number].values()):
+            if records.layouts[layer.index].packing is not None and (parts := self._parts(layer)):
+                for expert in range(layer.num_experts):
+                    records.write_record(layer.index, expert, self._packed(parts, expert))
+            elif all(group.is_by_expert(layer.num_experts) for group in groups[number].values()):
                 for expert in range(layer.num_experts):
                     made = self._merged(self._of_expert(group, expert) for group in groups[number].values())
                     self._write(layer, expert, made, 0, records)
@@ -197,6 +169,59 @@ class Checkpoint:
             assert weights[name].shape == parameter.shape[1:], f"{layer.name}.{name} of expert {expert}"
         records.write(layer.index, expert, weights)
 
+    def _parts(self, layer: MoELayer) -> list[tuple[Group, PackedPart]]:
+        """The packed parts of a layer's experts; none where nothing is packed."""
+        groups = {name: self._maker(full) for name, full in _full_names(layer).items()}
+        if not any(self._is_packed(group) for group in groups.values()):
+            return []
+        found = []
+        for name, group in groups.items():
+            if not group.is_by_expert(layer.num_experts):
+                raise FinemoeError(f"the experts of {layer.name}.{name} do not come apart in this checkpoint, which is packed")
+            shape = tuple(layer.expert_parameters()[name].shape[1:])
+            found += [(group, part) for part in self._parts_of(group, name, shape)]
+        return found
+
+    def _parts_of(self, group: Group, name: str, shape: tuple[int, ...]) -> list[PackedPart]:
+        patterns = present(group)
+
+        def spec(pattern: str) -> PackedTensor:
+            meta = self._shards.on_meta(group.sources[pattern][0])
+            return PackedTensor(pattern, tuple(meta.shape if group.is_stacked else meta.shape[1:]), meta.dtype)
+
+        def convert(packed: Sequence[torch.Tensor]) -> torch.Tensor:
+            parts = {pattern: [one if group.is_stacked else one[None]] for pattern, one in zip(patterns, packed, strict=True)}
+            return self._convert(group, parts, _OneExpert(self._model))[group.target][0]
+
+        if isinstance(group.transform, WeightRenaming):
+            return [plain_part(name, shape, spec(group.transform.source_patterns[0]))]
+        return packed_parts(group, name, shape, spec, convert, self._method(group))
+
+    def _packed(self, parts: list[tuple[Group, PackedPart]], expert: int) -> dict[str, torch.Tensor]:
+        """One expert's packed tensors, by name."""
+        return {
+            field: self._entry(group, pattern, expert)
+            for group, part in parts
+            for field, pattern in zip(part.matrix.tensors, part.patterns, strict=True)
+        }
+
+    def _entry(self, group: Group, pattern: str, expert: int) -> torch.Tensor:
+        """What one expert has of a pattern, without an axis of experts."""
+        names = group.sources[pattern]
+        return self._shards.read(names[expert]) if group.is_stacked else self._shards.read_row(names[0], expert)[0]
+
+    def _is_packed(self, group: Group) -> bool:
+        """Whether a group's tensors are packed, and not left out of their checkpoint's quantisation."""
+        names = (names[0] for names in group.sources.values())
+        return group.dequantizes and any(is_packed_type(self._shards.on_meta(name).dtype) for name in names)
+
+    @staticmethod
+    def _method(group: Group) -> str:
+        if not group.dequantizes:
+            return "plain"
+        method = group.operations[0].hf_quantizer.quantization_config.quant_method
+        return str(getattr(method, "value", method))
+
     def _groups_of(self, layer: MoELayer) -> dict[str, Group]:
         makers = [self._maker(full) for full in _full_names(layer).values()]
         return {group.target: group for group in makers}
@@ -212,6 +237,8 @@ class Checkpoint:
 
     def _phases_of(self, group: Group) -> dict[str, int]:
         """The parameters a group makes, and their phases; converted on the meta device, where views are views as elsewhere."""
+        if group.dequantizes and len(group.transform.target_patterns) == 1:
+            return {group.target: 0}  # what is unpacked lies in new memory
         if group.target not in self._phases:
             metas = {name: self._shards.on_meta(name) for names in group.sources.values() for name in names}
             cast = {name: meta.to(self._dtype(group)) for name, meta in metas.items()}

@@ -11,13 +11,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from finemoe.models.layers import MoELayer
 
+if TYPE_CHECKING:
+    from finemoe.runtime.packing import Packing
+
 _PHASES = 256  # bytes after which alignment begins anew, the most that any kernel looks at
 LINE_BYTES = 64  # to which memory on the CPU is aligned
+_PACKED_ALIGNMENT = 16  # bytes, the widest load of a CUDA thread
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,36 @@ class Field:
 
 
 @dataclass(frozen=True)
+class PackedField(Field):
+    """A packed tensor inside a record: it begins at the same place in every expert's, since what it is worth does not depend on
+    where it lies."""
+
+    @property
+    def period(self) -> int:
+        """See Field."""
+        return 1
+
+    @property
+    def room_bytes(self) -> int:
+        """See Field."""
+        return -(-self.nbytes // _PACKED_ALIGNMENT) * _PACKED_ALIGNMENT
+
+    def start_bytes(self, expert: int) -> int:
+        """See Field."""
+        return self.offset_bytes
+
+
+@dataclass(frozen=True)
 class ExpertLayout:
-    """How one layer's experts lie in their records; layers of equal shapes and phases have equal layouts."""
+    """How one layer's experts lie in their records; layers of equal shapes and phases have equal layouts.
+
+    Attributes:
+        packing: how a record is unpacked; None where it holds the weights as the layer computes with them.
+    """
 
     fields: tuple[Field, ...]
     nbytes: int
+    packing: "Packing | None" = None
 
     @classmethod
     def of(cls, layer: MoELayer, phases: Mapping[str, int] | None = None) -> "ExpertLayout":
@@ -76,6 +106,16 @@ class ExpertLayout:
             fields.append(field)
             offset += field.room_bytes
         return cls(tuple(fields), offset)
+
+    @classmethod
+    def packed(cls, packing: "Packing") -> "ExpertLayout":
+        """The layout of records that hold a layer's packed tensors side by side."""
+        fields, offset = [], 0
+        for name, tensor in packing.tensors.items():
+            field = PackedField(name, offset, 0, tensor.shape, tensor.dtype)
+            fields.append(field)
+            offset += field.room_bytes
+        return cls(tuple(fields), offset, packing)
 
     @classmethod
     def in_place(cls, layer: MoELayer, device: torch.device) -> "ExpertLayout":

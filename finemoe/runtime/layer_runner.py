@@ -21,6 +21,7 @@ from finemoe.runtime.lease import Lease
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.parts import Parts
 from finemoe.runtime.selection_reader import SelectionReader
+from finemoe.runtime.unpacking import Unpacked
 
 _NONE = np.empty(0, dtype=np.int64)
 
@@ -39,6 +40,7 @@ class LayerRunner:
         self._selection = SelectionReader(parts.buffers)
         self._names = tuple(layer.expert_parameters())
         self._is_lean = is_common(type(layer.experts))  # type: ignore[arg-type]
+        self._is_packed = parts.unpacker is not None and parts.unpacker.is_packed(layer.index)
 
     def __call__(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -81,16 +83,17 @@ class LayerRunner:
         iteration, parts, index = self._iterations.current, self._parts, self._layer.index
         iteration.router_weights[index] = top_k_weights
         selected = self._selection.read(top_k_index)
-        groups = self._is_lean and parts.grouped_from is not None and len(selected) >= parts.grouped_from
-        source = self._open_source(iteration, selected, top_k_index, top_k_weights, groups)
-        stacked = source.stacked() if groups else None
+        groups = self._is_lean and parts.grouped_from is not None and len(selected) >= parts.grouped_from and not self._is_packed
+        lease = self._open_source(iteration, selected, top_k_index, top_k_weights, groups)
+        stacked = lease.stacked() if groups else None
+        source = Unpacked(lease, index, parts.unpacker) if self._is_packed and parts.unpacker is not None else lease
         if stacked is not None:
             output = grouped_forward(module, *stacked, hidden_states, selected, top_k_weights)
         elif self._is_lean:
             output = parts.probe.compute(module, source, hidden_states, selected, top_k_index, top_k_weights)
         else:
             output = seam.eager_forward(module, self._names, source, hidden_states, top_k_index, top_k_weights)
-        source.end()
+        lease.end()
         if iteration.gate is not None and not parts.policy.lookahead:
             self._iterations.publish_gate()
         if parts.policy.loads_whole_layers:

@@ -10,6 +10,8 @@ import torch
 from finemoe.cache.capacity import byte_count
 from finemoe.errors import FinemoeError
 
+_SLOTS = ("packed", "unpacked")
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -25,6 +27,7 @@ class EngineOptions:
     disk_folder: str | Path | None
     asynchronous: bool | None
     grouped_from: int | None
+    slots: str
 
 
 def engine_options(
@@ -38,9 +41,12 @@ def engine_options(
     disk_folder: str | Path | None = None,
     asynchronous: bool | None = None,
     grouped_from: int | None = None,
+    slots: str = "packed",
     **policy_options: Any,
 ) -> EngineOptions:
     """The options as users write them, in the units of `EngineOptions`."""
+    if slots not in _SLOTS:
+        raise FinemoeError(f"slots is {slots!r}; write 'packed', or 'unpacked' to keep experts unpacked beside their slots")
     if grouped_from is not None and grouped_from < 1:
         raise FinemoeError(f"grouped_from is {grouped_from}; give a number of tokens, or leave it out to stay bit-equal to eager")
     return EngineOptions(
@@ -54,6 +60,7 @@ def engine_options(
         disk_folder=disk_folder,
         asynchronous=asynchronous,
         grouped_from=grouped_from,
+        slots=slots,
     )
 
 

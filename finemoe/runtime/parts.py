@@ -10,6 +10,7 @@ from finemoe.runtime.probe import Probe
 from finemoe.runtime.session import Session
 from finemoe.runtime.snapshot import HostBuffers
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.unpacking import Unpacker
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Parts:
     Attributes:
         session: who is inside. policy, setup: what decides, and what it was told. matcher: feeds it.
         memories: of the devices. counters, timeline: what is noted. probe: what is measured.
-        buffers: see Snapshot. grouped_from: as in `finemoe.offload`.
+        buffers: see Snapshot. grouped_from: as in `finemoe.offload`. unpacker: None where no expert is packed.
     """
 
     session: Session
@@ -32,3 +33,4 @@ class Parts:
     probe: Probe
     buffers: HostBuffers | None
     grouped_from: int | None
+    unpacker: Unpacker | None

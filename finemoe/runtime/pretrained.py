@@ -25,12 +25,14 @@ from transformers import (
     AutoModelForMultimodalLM,
     PreTrainedModel,
 )
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from finemoe.errors import FinemoeError, first_line
 from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.checkpoint import Checkpoint
+from finemoe.runtime.quantization import quantization_of, require_known
 from finemoe.runtime.shards import Shards
 
 _AUTO: tuple[tuple[Any, Any], ...] = (
@@ -129,7 +131,6 @@ class LoadingStep:
         with in_one_line(f"{self._source}: no usable configuration: "):
             config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
         if not self._keeps_experts:
-            self._require_unquantised(config)
             self._require_no_distributed_shards()
         made = class_of(config)
         quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
@@ -140,6 +141,7 @@ class LoadingStep:
                 experts_implementation="eager",
                 trust_remote_code=False,
                 output_loading_info=True,
+                **self._dequantizing(config),
             )
         if lost := info["missing_keys"]:
             raise self._lacks(lost)
@@ -164,13 +166,13 @@ class LoadingStep:
                 "(merge_and_unload of peft) and save the model, or move the adapter's files elsewhere"
             )
 
-    def _require_unquantised(self, config: Any) -> None:
-        for part in (config, config.get_text_config()):
-            if getattr(part, "quantization_config", None) is not None:
-                raise FinemoeError(
-                    f"{self._source}: this model's weights are quantised, which finemoe does not support yet; "
-                    "use a checkpoint in bf16, fp16 or fp32"
-                )
+    def _dequantizing(self, config: Any) -> dict[str, Any]:
+        """Arguments by which `from_pretrained` unpacks what it loads of a quantised checkpoint."""
+        told = quantization_of(config)
+        if told is None:
+            return {}
+        require_known(told, self._source)
+        return {"quantization_config": AutoQuantizationConfig.from_dict({**told, "dequantize": True})}
 
     def _require_no_distributed_shards(self) -> None:
         """Transformers prefers what a distributed run left to all else in a folder, and reads it whole, past the loading step."""

@@ -37,6 +37,10 @@ class Shards:
         """A tensor's shape."""
         return tuple(self._slice(name).get_shape())
 
+    def dtype_name(self, name: str) -> str:
+        """A tensor's type, as safetensors names it."""
+        return str(self._slice(name).get_dtype())
+
     def on_meta(self, name: str) -> torch.Tensor:
         """A tensor's shape and type without its values: not even one page of the file is read."""
         part = self._slice(name)
@@ -82,3 +86,7 @@ class _Absent:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         return self._shards.on_meta(self._name)
+
+    def get_dtype(self) -> str:
+        """As safetensors names it; where a checkpoint is quantised, Transformers asks before it reads."""
+        return self._shards.dtype_name(self._name)

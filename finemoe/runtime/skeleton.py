@@ -16,6 +16,7 @@ from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import EngineOptions
+from finemoe.runtime.packing import Matrix, Packing
 from finemoe.runtime.pretrained import model_without_experts
 from finemoe.runtime.tiers import ExpertStore
 
@@ -74,11 +75,20 @@ class Skeleton:
         return records
 
     def _layouts(self, is_cuda: bool) -> list[ExpertLayout]:
-        return [ExpertLayout.of(layer, None if is_cuda else self._phases(layer)) for layer in self.layers]
+        return [self._layout(layer, is_cuda) for layer in self.layers]
+
+    def _layout(self, layer: MoELayer, is_cuda: bool) -> ExpertLayout:
+        plain = ExpertLayout.of(layer, None if is_cuda else self._phases(layer))
+        matrices = self._matrices(layer)
+        return plain if matrices is None else ExpertLayout.packed(Packing(matrices, plain))
 
     def _phases(self, layer: MoELayer) -> dict[str, int]:
         """Where the CPU would read a layer's weights had Transformers loaded them, by parameter name (see `expert_layout`)."""
         return self._checkpoint.phases(layer)
+
+    def _matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
+        """How a layer's experts are packed; None if they are not."""
+        return self._checkpoint.matrices(layer)
 
     @torch.no_grad()
     def _read(self, records: ExpertStore, progress: bool) -> None:

@@ -111,12 +111,17 @@ class ExpertStore:
         return self.disk.read(self._places[index], self._sizes[index])
 
     def write(self, layer: int, expert: int, weights: dict[str, torch.Tensor]) -> None:
-        """Put one expert's weights, by parameter name and without the expert axis, where they wait."""
+        """Put one expert's weights, by parameter name and without the expert axis, where they wait, packed if its layer is."""
+        packing = self.layouts[layer].packing
+        self.write_record(layer, expert, weights if packing is None else packing.pack(weights))
+
+    def write_record(self, layer: int, expert: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Put what an expert's record holds, by the names of its layout's fields, where it waits."""
         index = self._first[layer] + expert
         place, is_host = self._places[index], self._is_host[index]
         record = self._arena.record(place) if is_host else torch.zeros(self._sizes[index], dtype=torch.uint8, device="cpu")
         for field in self.layouts[layer].fields:
-            field.view(record, expert).copy_(weights[field.name])
+            field.view(record, expert).copy_(tensors[field.name])
         if not is_host:
             assert self.disk is not None
             self.disk.write(place, record)

@@ -1,0 +1,87 @@
+"""Fine-grained FP8: a byte a weight, and a scale for every block of rows and columns (DeepSeek-V3, Qwen3-FP8, GLM, MiniMax).
+
+The value is the byte's times its block's scale, in float32, rounded once to the type that the layer computes in: so Transformers'
+`Fp8Dequantize` does it. Blocks at the end may be smaller than the others, where a size is no multiple of theirs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from finemoe.packing.codec import PackedTensor, Packer
+from finemoe.packing.powers import powers_of_two
+
+BLOCK = (128, 128)  # what everybody publishes
+_MOST = torch.finfo(torch.float8_e4m3fn).max
+
+
+@dataclass(frozen=True)
+class Fp8(Packer):
+    """A matrix in e4m3 with block scales.
+
+    Args:
+        shape: rows, columns; block: rows, columns that share a scale.
+        scale_shape, scale_dtype: of the scales as the checkpoint has them: a grid, or a single one; floats, or powers of two as
+            bytes (ue8m0).
+        weight_dtype: of the bytes.
+    """
+
+    shape: tuple[int, int]
+    block: tuple[int, int] = BLOCK
+    scale_shape: tuple[int, ...] = ()
+    scale_dtype: torch.dtype = torch.float32
+    weight_dtype: torch.dtype = torch.float8_e4m3fn
+    format: str = "fp8"
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], block: tuple[int, int] = BLOCK, scale_dtype: torch.dtype = torch.float32) -> "Fp8":
+        """With a grid of scales that covers the whole matrix."""
+        return cls(shape, block, grid_of(shape, block), scale_dtype)
+
+    @property
+    def tensors(self) -> tuple[PackedTensor, ...]:
+        weight = PackedTensor("weight", self.shape, self.weight_dtype)
+        return weight, PackedTensor("scale", self.scale_shape, self.scale_dtype)
+
+    def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """See Codec."""
+        weight, scales = packed
+        scale_by_block(weight.float(), as_float32(scales), self.block, out)
+
+    def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """Each block's largest value becomes the largest of e4m3, 448."""
+        rows, columns = grid_of(self.shape, self.block)
+        room = matrix.new_zeros((rows * self.block[0], columns * self.block[1]), dtype=torch.float32)
+        room[: self.shape[0], : self.shape[1]] = matrix
+        blocks = room.view(rows, self.block[0], columns, self.block[1])
+        most = blocks.abs().amax(dim=(1, 3))
+        scales = torch.where(most > 0, most / _MOST, torch.ones_like(most))
+        values = (blocks / scales[:, None, :, None]).clamp_(-_MOST, _MOST).view(room.shape)[: self.shape[0], : self.shape[1]]
+        return [values.to(self.weight_dtype).contiguous(), scales.to(self.scale_dtype)]
+
+
+def grid_of(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the blocks that cover a matrix."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+
+
+def as_float32(scales: torch.Tensor) -> torch.Tensor:
+    """Scales as float32, whatever they are kept as."""
+    return powers_of_two(scales) if scales.dtype == torch.uint8 else scales.float()
+
+
+def scale_by_block(values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], out: torch.Tensor) -> None:
+    """Write values times their block's scale into `out`, rounded once.
+
+    Args:
+        values: [rows, columns] float32, which become the products; scales: [1], or [blocks of rows, blocks of columns] float32.
+    """
+    rows, columns = values.shape
+    if scales.numel() == 1:
+        values *= scales.reshape(())
+    elif rows % block[0] or columns % block[1]:
+        values *= scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+    else:
+        values.view(-1, block[0], columns // block[1], block[1]).mul_(scales[:, None, :, None])
+    out.copy_(values)

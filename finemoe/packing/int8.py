@@ -1,0 +1,37 @@
+"""INT8: a signed byte a weight, and a scale for every row; what `expert_format="int8"` packs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from finemoe.packing.codec import PackedTensor, Packer
+
+_MOST = 127
+
+
+@dataclass(frozen=True)
+class Int8(Packer):
+    """A matrix, symmetric, with a scale for each row in float32.
+
+    Args:
+        shape: rows, columns.
+    """
+
+    shape: tuple[int, int]
+    format: str = "int8"
+
+    @property
+    def tensors(self) -> tuple[PackedTensor, ...]:
+        return PackedTensor("weight", self.shape, torch.int8), PackedTensor("scale", (self.shape[0], 1), torch.float32)
+
+    def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """See Codec."""
+        out.copy_(packed[0].float().mul_(packed[1]))
+
+    def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """Each row's largest value becomes 127."""
+        values = matrix.float()
+        most = values.abs().amax(dim=1, keepdim=True)
+        scales = torch.where(most > 0, most / _MOST, torch.ones_like(most))
+        return [(values / scales).round_().clamp_(-_MOST, _MOST).to(torch.int8), scales]

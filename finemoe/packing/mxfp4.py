@@ -1,0 +1,87 @@
+"""MXFP4: two values a byte, and a power of two for every 32 of them (gpt-oss).
+
+A nibble names one of sixteen values; the lower one comes first. The product with the block's power of two is rounded once to the
+type that the layer computes in, as in Transformers' `Mxfp4Dequantize`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from finemoe.packing.codec import PackedTensor, Packer
+from finemoe.packing.powers import powers_of_two
+
+BLOCK = 32  # values that share a scale
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_TIES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # midway between neighbours
+_LARGEST_EXPONENT = 2  # of the values: 4 = 2^2
+
+
+@cache
+def pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Both values of every byte, [256, 2]."""
+    values = torch.tensor(VALUES, dtype=dtype, device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack((values[byte & 15], values[byte >> 4]), dim=1)
+
+
+@dataclass(frozen=True)
+class Mxfp4(Packer):
+    """A matrix in blocks along the layer's input.
+
+    Args:
+        shape: as the layer computes with it; is_transposed: its first axis is the input, as gpt-oss has it, not the last.
+        is_flat: the bytes of a row lie side by side, not in blocks of 16.
+    """
+
+    shape: tuple[int, int]
+    is_transposed: bool = False
+    is_flat: bool = False
+    format: str = "mxfp4"
+
+    @property
+    def _packed_shape(self) -> tuple[int, int]:
+        return (self.shape[1], self.shape[0]) if self.is_transposed else self.shape
+
+    @property
+    def tensors(self) -> tuple[PackedTensor, ...]:
+        rows, columns = self._packed_shape
+        count = -(-columns // BLOCK)
+        shape = (rows, count * BLOCK // 2) if self.is_flat else (rows, count, BLOCK // 2)
+        return PackedTensor("blocks", shape, torch.uint8), PackedTensor("scales", (rows, count), torch.uint8)
+
+    def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """See Codec."""
+        blocks, scales = packed
+        rows, columns = self._packed_shape
+        values = pairs(out.dtype, out.device)[blocks.reshape(-1).int()].view(rows, -1, BLOCK)
+        torch.mul(values, powers_of_two(scales)[..., None], out=values)
+        matrix = values.view(rows, -1)[:, :columns]
+        out.copy_(matrix.t() if self.is_transposed else matrix)
+
+    def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """A block's scale is that of its largest value, rounded down to a power of two; values go to the nearest one, ties to the
+        even code, and beyond 6 to 6 (OCP Microscaling 1.0)."""
+        rows, columns = self._packed_shape
+        count = -(-columns // BLOCK)
+        room = matrix.new_zeros((rows, count * BLOCK), dtype=torch.float32)
+        room[:, :columns] = matrix.t() if self.is_transposed else matrix
+        blocks = room.view(rows, count, BLOCK)
+        exponents = torch.frexp(blocks.abs().amax(dim=2)).exponent - 1 - _LARGEST_EXPONENT
+        exponents = exponents.clamp(-127, 127)
+        codes = _codes(torch.ldexp(blocks, -exponents[..., None]))
+        packed = codes[..., ::2] | (codes[..., 1::2] << 4)
+        shape = self.tensors[0].shape
+        return [packed.view(shape), (exponents + 127).to(torch.uint8)]
+
+
+def _codes(values: torch.Tensor) -> torch.Tensor:
+    """The nibble of the nearest value, uint8."""
+    size = values.abs()
+    ties = torch.tensor(_TIES, device=values.device)
+    below = torch.bucketize(size, ties)  # a tie counts as below it
+    above = torch.bucketize(size, ties, right=True)
+    code = torch.where(below % 2 == 0, below, above)
+    return (code + 8 * torch.signbit(values)).to(torch.uint8)

@@ -1,0 +1,105 @@
+"""Which packed tensors of a checkpoint hold which part of a parameter: Transformers' conversions, read as codecs.
+
+In a quantised checkpoint Transformers puts an operation that dequantises before the others of a conversion. Where what follows only
+stacks experts and rows, a codec of `finemoe.packing` does the same with less; otherwise the conversion itself unpacks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.core_model_loading import Concatenate, MergeModulelist
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import Mxfp4Dequantize
+
+from finemoe.packing.codec import Codec, PackedTensor, Plain
+from finemoe.packing.converted import Converted
+from finemoe.packing.fp8 import Fp8
+from finemoe.packing.mxfp4 import Mxfp4
+from finemoe.runtime.packing import Matrix
+from finemoe.runtime.tensor_group import Group
+
+SCALE = "_scale_inv"  # after a weight's name: its scales
+_FP8 = torch.float8_e4m3fn
+Convert = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PackedPart:
+    """A matrix of every expert of a layer, and where its tensors come from.
+
+    Attributes:
+        matrix: of each expert; patterns: of the group's sources, in the order of the codec's tensors.
+    """
+
+    matrix: Matrix
+    patterns: tuple[str, ...]
+
+
+def packed_parts(
+    group: Group, parameter: str, shape: tuple[int, ...], spec: Callable[[str], PackedTensor], convert: Convert, method: str
+) -> list[PackedPart]:
+    """The parts of one parameter.
+
+    Args:
+        group: of packed tensors, that come apart by expert; parameter: its name within the experts' module.
+        shape: of one expert's weight; spec: what one expert has of a pattern.
+        convert: the conversion itself, for one expert's tensors in the order of `present`; method: the quantisation's name.
+    """
+    following = group.operations[1:]
+    if isinstance(group.operations[0], Fp8Dequantize) and _stacks_rows(following):
+        found = _of_fp8(group, parameter, spec)
+        if found is not None:
+            return found
+    if isinstance(group.operations[0], Mxfp4Dequantize) and not following:
+        return [_part(parameter, 0, Mxfp4((shape[0], shape[1]), is_transposed=True), tuple(group.transform.source_patterns))]
+    patterns = present(group)
+    packed = tuple(PackedTensor(pattern, spec(pattern).shape, spec(pattern).dtype) for pattern in patterns)
+    return [_part(parameter, 0, Converted(shape, packed, convert, method), patterns)]
+
+
+def _stacks_rows(operations: Sequence[Any]) -> bool:
+    """Whether experts are stacked, and then perhaps the rows of several matrices, and nothing else is done."""
+    kinds = [type(operation) for operation in operations]
+    return kinds == [MergeModulelist] or (kinds == [MergeModulelist, Concatenate] and operations[1].dim == 1)
+
+
+def present(group: Group) -> tuple[str, ...]:
+    """The patterns of which a checkpoint has tensors, in the conversion's order."""
+    return tuple(pattern for pattern in group.transform.source_patterns if pattern in group.sources)
+
+
+def _of_fp8(group: Group, parameter: str, spec: Callable[[str], PackedTensor]) -> list[PackedPart] | None:
+    parts, first_row = [], 0
+    block = getattr(group.operations[0].hf_quantizer.quantization_config, "weight_block_size", None)
+    for pattern in present(group):
+        if pattern.endswith(SCALE):
+            continue
+        weight = spec(pattern)
+        if weight.dtype != _FP8 or pattern + SCALE not in group.sources:
+            return None
+        scale = spec(pattern + SCALE)
+        codec = Fp8(_pair(weight.shape), _pair(block or weight.shape), scale.shape, scale.dtype)
+        parts.append(_part(parameter, first_row, codec, (pattern, pattern + SCALE)))
+        first_row += weight.shape[0]
+    return parts
+
+
+def plain_part(parameter: str, shape: tuple[int, ...], tensor: PackedTensor) -> PackedPart:
+    """A parameter that is in the checkpoint as it is."""
+    return _part(parameter, 0, Plain(shape, tensor.dtype), (tensor.name,))
+
+
+def is_packed_type(dtype: torch.dtype) -> bool:
+    """Whether values of a type are no weights by themselves."""
+    return not dtype.is_floating_point or dtype.itemsize < 2
+
+
+def _part(parameter: str, first_row: int, codec: Codec, patterns: tuple[str, ...]) -> PackedPart:
+    return PackedPart(Matrix(parameter, first_row, codec), patterns)
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    rows, columns = values
+    return int(rows), int(columns)

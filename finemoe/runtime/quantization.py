@@ -1,0 +1,40 @@
+"""Which quantised checkpoints can be loaded, and why the others cannot."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finemoe.errors import FinemoeError
+
+KNOWN = ("fp8", "mxfp4", "compressed-tensors")
+_OTHERS = {
+    "bitsandbytes": "its 4-bit and 8-bit kernels compute with weights that Transformers never unpacks",
+}
+_INSTEAD = "use a checkpoint in bf16, FP8, MXFP4, compressed-tensors or GGUF"
+
+
+def quantization_of(config: Any) -> dict[str, Any] | None:
+    """What a configuration says of its checkpoint's quantisation, as a dict; None if nothing."""
+    for part in (config, config.get_text_config()):
+        told = getattr(part, "quantization_config", None)
+        if told is not None:
+            return dict(told) if isinstance(told, Mapping) else dict(told.to_dict())
+    return None
+
+
+def require_known(told: Mapping[str, Any], source: str) -> None:
+    """Refuse a quantisation that cannot be unpacked as Transformers does it.
+
+    Raises:
+        FinemoeError: by name, with the reason.
+    """
+    method = str(
+        told.get("quant_method") or ("bitsandbytes" if told.get("load_in_4bit") or told.get("load_in_8bit") else "unknown")
+    )
+    if method not in KNOWN:
+        reason = _OTHERS.get(method, "a method that finemoe cannot unpack")
+        raise FinemoeError(f"{source}: its weights are quantised by {method}: {reason}; {_INSTEAD}")
+    if method == "fp8" and told.get("activation_scheme", "dynamic") != "dynamic":
+        raise FinemoeError(
+            f"{source}: FP8 with {told['activation_scheme']} activation scales, which quantise activations, too, and are lost where "
+            f"weights are unpacked; {_INSTEAD}"
+        )

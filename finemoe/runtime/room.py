@@ -1,0 +1,57 @@
+"""What experts take on a device: their slots, and the rooms in which packed ones are unpacked (see `unpacking`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finemoe.cache.capacity import byte_count, slots_per_device
+from finemoe.errors import FinemoeError
+from finemoe.runtime.expert_layout import ExpertLayout
+from finemoe.runtime.unpacking import room_bytes
+from finemoe.units import is_whole
+
+
+@dataclass(frozen=True)
+class Room:
+    """Sizes of one engine's memory.
+
+    Attributes:
+        slot_bytes: of a record in its slot; room_bytes: of an expert that is unpacked, 0 where none needs to be.
+        is_unpacked: whether there is a room for every slot, and not just one.
+    """
+
+    slot_bytes: int
+    room_bytes: int
+    is_unpacked: bool
+
+    @classmethod
+    def of(cls, layouts: Sequence[ExpertLayout], slots: str) -> "Room":
+        """Of records so laid out; slots: as in `finemoe.load`."""
+        return cls(max(layout.nbytes for layout in layouts), room_bytes(layouts), slots == "unpacked")
+
+    def slots_per_device(self, expert_memory: int | float | str, num_experts: int, num_devices: int) -> int:
+        """Slots of every device. A share counts experts; of bytes, the rooms go off first.
+
+        Raises:
+            FinemoeError: as `cache.capacity.slots_per_device`, or the rooms leave less than one expert.
+        """
+        if not self.room_bytes or not (isinstance(expert_memory, str) or is_whole(expert_memory)):
+            return slots_per_device(expert_memory, self.slot_bytes, num_experts, num_devices)
+        num_bytes = byte_count(expert_memory, "expert_memory")
+        if num_bytes < self.slot_bytes + self.room_bytes:
+            raise FinemoeError(
+                f"expert_memory is {num_bytes} bytes, but one expert takes {self.slot_bytes} packed, and {self.room_bytes} "
+                f"where it is unpacked; give {self.slot_bytes + self.room_bytes} at least, or a share in (0, 1]"
+            )
+        if self.is_unpacked:
+            return slots_per_device(num_bytes, self.slot_bytes + self.room_bytes, num_experts, num_devices)
+        return slots_per_device(num_bytes - self.room_bytes, self.slot_bytes, num_experts, num_devices)
+
+    def num_rooms(self, slots: int, num_devices: int) -> int:
+        """How many rooms there are beside so many slots a device."""
+        if not self.room_bytes:
+            return 0
+        return slots * num_devices if self.is_unpacked else 1
+
+    def nbytes(self, slots: int, num_devices: int) -> int:
+        """Bytes of slots and rooms, all devices together."""
+        return slots * num_devices * self.slot_bytes + self.num_rooms(slots, num_devices) * self.room_bytes
