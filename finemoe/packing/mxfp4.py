@@ -29,52 +29,40 @@ def pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Mxfp4(Packer):
-    """A matrix in blocks along the layer's input.
+    """A matrix in blocks along its rows, the last one filled up.
 
     Args:
-        shape: as the layer computes with it; is_transposed: its first axis is the input, as gpt-oss has it, not the last.
-        is_flat: the bytes of a row lie side by side, not in blocks of 16.
+        shape: rows, columns.
     """
 
     shape: tuple[int, int]
-    is_transposed: bool = False
-    is_flat: bool = False
     format: str = "mxfp4"
 
     @property
-    def _packed_shape(self) -> tuple[int, int]:
-        return (self.shape[1], self.shape[0]) if self.is_transposed else self.shape
-
-    @property
     def tensors(self) -> tuple[PackedTensor, ...]:
-        rows, columns = self._packed_shape
-        count = -(-columns // BLOCK)
-        shape = (rows, count * BLOCK // 2) if self.is_flat else (rows, count, BLOCK // 2)
-        return PackedTensor("blocks", shape, torch.uint8), PackedTensor("scales", (rows, count), torch.uint8)
+        rows, count = self.shape[0], -(-self.shape[1] // BLOCK)
+        return PackedTensor("blocks", (rows, count, BLOCK // 2), torch.uint8), PackedTensor("scales", (rows, count), torch.uint8)
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See Codec."""
         blocks, scales = packed
-        rows, columns = self._packed_shape
+        rows, columns = self.shape
         values = pairs(out.dtype, out.device)[blocks.reshape(-1).int()].view(rows, -1, BLOCK)
         torch.mul(values, powers_of_two(scales)[..., None], out=values)
-        matrix = values.view(rows, -1)[:, :columns]
-        out.copy_(matrix.t() if self.is_transposed else matrix)
+        out.copy_(values.view(rows, -1)[:, :columns])
 
     def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
         """A block's scale is that of its largest value, rounded down to a power of two; values go to the nearest one, ties to the
         even code, and beyond 6 to 6 (OCP Microscaling 1.0)."""
-        rows, columns = self._packed_shape
+        rows, columns = self.shape
         count = -(-columns // BLOCK)
         room = matrix.new_zeros((rows, count * BLOCK), dtype=torch.float32)
-        room[:, :columns] = matrix.t() if self.is_transposed else matrix
+        room[:, :columns] = matrix
         blocks = room.view(rows, count, BLOCK)
         exponents = torch.frexp(blocks.abs().amax(dim=2)).exponent - 1 - _LARGEST_EXPONENT
         exponents = exponents.clamp(-127, 127)
         codes = _codes(torch.ldexp(blocks, -exponents[..., None]))
-        packed = codes[..., ::2] | (codes[..., 1::2] << 4)
-        shape = self.tensors[0].shape
-        return [packed.view(shape), (exponents + 127).to(torch.uint8)]
+        return [codes[..., ::2] | (codes[..., 1::2] << 4), (exponents + 127).to(torch.uint8)]
 
 
 def _codes(values: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from finemoe.runtime.expert_layout import LINE_BYTES, phase_of
 from finemoe.runtime.packed_parts import PackedPart, is_packed_type, packed_parts, plain_part, present
 from finemoe.runtime.packing import Matrix
 from finemoe.runtime.shards import Shards
+from finemoe.runtime.soundness import packed_fault
 from finemoe.runtime.tensor_group import Group
 from finemoe.runtime.tiers import ExpertStore
 
@@ -58,7 +59,7 @@ class Checkpoint:
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
         prefix: Any = model.base_model_prefix
-        targets = model.state_dict()
+        self._targets = targets = model.state_dict()
         for name in shards:  # as Transformers' own loop, which keeps what it finds to itself
             target, pattern = rename_source_key(name, renamings, converters, prefix, targets)
             if target not in targets and name in targets:
@@ -118,6 +119,10 @@ class Checkpoint:
                 whole = {target: values for target, values in whole.items() if target in later}
             self._shards.close()
 
+    def packed_fault(self) -> str | None:
+        """What is wrong with packed tensors, in words."""
+        return packed_fault(self._groups.values(), self._shards, self._targets)
+
     def doubled(self) -> str | None:
         """A parameter whose weights are there both ready and in parts, in words."""
         for group in self._groups.values():
@@ -136,7 +141,8 @@ class Checkpoint:
         if isinstance(group.transform, WeightRenaming):
             return self._odd_shape(group.transform.source_patterns[0], tuple(parameter.shape))
         absent = [pattern for pattern in group.transform.source_patterns if pattern not in group.sources]
-        if absent:
+        absent = [pattern for pattern in absent if not pattern.endswith("activation_scale")]
+        if absent and self._method(group) != "compressed-tensors":  # which names all that any of its formats may have
             return f"the checkpoint lacks all tensors *{absent[0]} that make {target}"
         for names in group.sources.values() if group.is_stacked else ():
             if found := self._lost_or_extra(names, len(parameter)):

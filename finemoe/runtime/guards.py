@@ -33,7 +33,8 @@ def require_offloadable(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if getattr(model, "hf_quantizer", None) is not None or getattr(config, "quantization_config", None) is not None:
         raise FinemoeError(
-            "this model's weights are quantised, which finemoe does not support yet; load it in bf16, fp16 or fp32"
+            "this model's weights are quantised in memory, by kernels that need them whole; finemoe.load takes its checkpoint, and "
+            "keeps the experts packed"
         )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise FinemoeError(

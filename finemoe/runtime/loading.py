@@ -56,6 +56,7 @@ def load(
     disk_folder: str | Path | None = None,
     devices: Any = None,
     progress: bool = False,
+    expert_format: str | None = None,
     **options: Any,
 ) -> "tuple[PreTrainedModel, Engine]":
     """A model whose experts were never all in memory: read from its checkpoint straight to where they wait.
@@ -65,27 +66,33 @@ def load(
             "random:CONFIG" (a config.json, a folder or a hub id) for a model of that size with random weights.
         dtype: of the weights; "auto" is what `from_pretrained` makes of it: the configuration's, else the checkpoint's.
         progress: show a bar.
-        expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`.
+        expert_format: "mxfp4", "fp8" or "int8" packs the experts of a checkpoint in bf16, fp16 or fp32 while it is loaded. **Lossy**:
+            tokens are those of the packed model. None, the default, takes a checkpoint as it is, packed or not, and loses nothing.
+        expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`; and, for packed experts,
+            slots="unpacked", which keeps an expert unpacked beside its slot instead of unpacking it whenever it is used.
     Returns:
         The model, ready to generate, and its engine. Closing the engine leaves the model without experts, as it never had them.
     Raises:
         FinemoeError: no such model, what `from_pretrained` cannot load or would fill with random numbers, an adapter beside the
-            checkpoint, quantised weights, files other than safetensors, or what `offload` refuses.
+            checkpoint, a quantisation that Transformers cannot unpack, or what `offload` refuses.
     """
+    from finemoe.packing.formats import require_format
     from finemoe.runtime.options import engine_options
     from finemoe.runtime.pretrained import type_of
     from finemoe.runtime.random_model import RandomModel
     from finemoe.runtime.skeleton import Skeleton
 
     source, dtype = str(source), type_of(dtype)
+    if expert_format is not None:
+        require_format(expert_format)
     told = {name: options.pop(name) for name in _POLICY_OPTIONS if name in options}
     engine_told = engine_options(
         expert_memory, policy, host_memory=host_memory, disk_folder=disk_folder, devices=devices, **options
     )
     if source.startswith(_RANDOM):
-        skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, told.get("seed", 0))
+        skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, told.get("seed", 0), expert_format)
     else:
-        skeleton = Skeleton(_source_of(source), dtype)
+        skeleton = Skeleton(_source_of(source), dtype, expert_format)
     return skeleton.load(engine_told, told, progress)
 
 

@@ -17,6 +17,7 @@ from finemoe.packing.codec import Codec, PackedTensor, Plain
 from finemoe.packing.converted import Converted
 from finemoe.packing.fp8 import Fp8
 from finemoe.packing.mxfp4 import Mxfp4
+from finemoe.packing.transposed import Transposed
 from finemoe.runtime.packing import Matrix
 from finemoe.runtime.tensor_group import Group
 
@@ -53,7 +54,7 @@ def packed_parts(
         if found is not None:
             return found
     if isinstance(group.operations[0], Mxfp4Dequantize) and not following:
-        return [_part(parameter, 0, Mxfp4((shape[0], shape[1]), is_transposed=True), tuple(group.transform.source_patterns))]
+        return [_part(parameter, 0, Transposed(Mxfp4((shape[1], shape[0]))), tuple(group.transform.source_patterns))]
     patterns = present(group)
     packed = tuple(PackedTensor(pattern, spec(pattern).shape, spec(pattern).dtype) for pattern in patterns)
     return [_part(parameter, 0, Converted(shape, packed, convert, method), patterns)]

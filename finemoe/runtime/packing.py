@@ -6,7 +6,9 @@ from functools import cached_property
 
 import torch
 
-from finemoe.packing.codec import Codec, PackedTensor, Packer
+from finemoe.models.layers import MoELayer
+from finemoe.packing.codec import Codec, PackedTensor, Packer, Plain
+from finemoe.packing.formats import packer
 from finemoe.runtime.expert_layout import ExpertLayout
 
 
@@ -70,3 +72,15 @@ class Packing:
             made = matrix.codec.pack(part) if isinstance(matrix.codec, Packer) else [part]
             packed |= dict(zip(matrix.tensors, made, strict=True))
         return packed
+
+
+def packing_matrices(layer: MoELayer, expert_format: str) -> tuple[Matrix, ...]:
+    """Every parameter of a layer's experts in one format; vectors, as biases are, stay as they are."""
+    is_transposed = bool(layer.experts.is_transposed)
+    found = []
+    for name, parameter in layer.expert_parameters().items():
+        shape = tuple(parameter.shape[1:])
+        is_matrix = len(shape) == 2
+        codec = packer(expert_format, (shape[0], shape[1]), is_transposed) if is_matrix else Plain(shape, parameter.dtype)
+        found.append(Matrix(name, 0, codec))
+    return tuple(found)

@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from finemoe.errors import FinemoeError, first_line
 from finemoe.models.layers import find_moe_layers
+from finemoe.runtime.blockwise import replace_in
 from finemoe.runtime.checkpoint import Checkpoint
 from finemoe.runtime.quantization import quantization_of, require_known
 from finemoe.runtime.shards import Shards
@@ -224,9 +225,12 @@ class LoadingStep:
                 PreTrainedModel._load_pretrained_model = staticmethod(original)  # type: ignore[method-assign]
 
     def _read_names(self, model: Any, files: Any, load_config: Any) -> None:
+        replace_in(load_config.weight_mapping or [])
         if files and all(file.endswith(_ENDINGS[0]) for file in files):
             mapping = deepcopy(load_config.weight_mapping or [])  # some renamings remember what they have seen
             self.checkpoint = Checkpoint(model, Shards(files), mapping)
+            if fault := self.checkpoint.packed_fault():
+                raise FinemoeError(f"{self._source}: {fault}")
 
     def _leave_out(self, model: Any, files: Any, load_config: Any) -> tuple[dict[str, Any], Any]:
         """Tensors and instructions for the loading step by which experts' parameters are left on the meta device."""

@@ -21,12 +21,13 @@ class RandomModel(Skeleton):
 
     Args:
         source: a folder, config.json or hub id. dtype: of the weights; "auto" is the configuration's. seed: of the weights.
+        expert_format: what experts are packed into; None leaves them as they are.
     Raises:
         FinemoeError: there is no such configuration, or the model has no experts to offload.
     """
 
-    def __init__(self, source: str, dtype: Any, seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(self, source: str, dtype: Any, seed: int = 0, expert_format: str | None = None) -> None:
+        self._seed, self._expert_format = seed, expert_format
         config = config_of(source)
         own = config.dtype or config.get_text_config().dtype or torch.float32
         self._dtype = type_of(own if dtype == "auto" else dtype)
@@ -45,6 +46,9 @@ class RandomModel(Skeleton):
     def _phases(self, layer: MoELayer) -> dict[str, int]:
         return {}
 
+    def _matrices(self, layer: MoELayer) -> None:
+        return None
+
     @torch.no_grad()
     def _read(self, records: ExpertStore, progress: bool) -> None:
         """Random values instead of a checkpoint's, made on the GPU where there is one, which is a hundred times faster at it; all
@@ -54,7 +58,7 @@ class RandomModel(Skeleton):
         self._move_rest(device)
         self._initialize_rest()
         for layer in tqdm(self.layers, desc="making experts", unit="layer", disable=not progress):
-            shapes = {field.name: field.shape for field in records.layouts[layer.index].fields}
+            shapes = {name: tuple(parameter.shape[1:]) for name, parameter in layer.expert_parameters().items()}
             for expert in range(layer.num_experts):
                 records.write(
                     layer.index, expert, {name: self._random(shape, device, generator) for name, shape in shapes.items()}

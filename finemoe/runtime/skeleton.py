@@ -16,7 +16,7 @@ from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import EngineOptions
-from finemoe.runtime.packing import Matrix, Packing
+from finemoe.runtime.packing import Matrix, Packing, packing_matrices
 from finemoe.runtime.pretrained import model_without_experts
 from finemoe.runtime.tiers import ExpertStore
 
@@ -26,13 +26,15 @@ class Skeleton:
 
     Args:
         source: a checkpoint's folder or hub id; dtype: of the weights, "auto" for the checkpoint's own.
+        expert_format: what experts are packed into; None leaves them as they are.
     Raises:
         FinemoeError: what `model_without_experts` refuses, or the model has no experts to offload.
     """
 
     _checkpoint: Checkpoint
 
-    def __init__(self, source: str | Path, dtype: Any) -> None:
+    def __init__(self, source: str | Path, dtype: Any, expert_format: str | None = None) -> None:
+        self._expert_format = expert_format
         model, self._checkpoint = model_without_experts(str(source), dtype)
         self._take(model)
 
@@ -80,6 +82,12 @@ class Skeleton:
     def _layout(self, layer: MoELayer, is_cuda: bool) -> ExpertLayout:
         plain = ExpertLayout.of(layer, None if is_cuda else self._phases(layer))
         matrices = self._matrices(layer)
+        if self._expert_format is not None:
+            if matrices is not None:
+                raise FinemoeError(
+                    f"this checkpoint's experts are packed already; leave out expert_format={self._expert_format!r}"
+                )
+            matrices = packing_matrices(layer, self._expert_format)
         return plain if matrices is None else ExpertLayout.packed(Packing(matrices, plain))
 
     def _phases(self, layer: MoELayer) -> dict[str, int]:
