@@ -1,1 +1,1 @@
-"""How experts are packed: one small file for each format, and how a layer's packed matrices become the weights it computes with."""
+"""How experts are packed: one small file for each format, between a checkpoint's tensors and the weights that a layer needs."""

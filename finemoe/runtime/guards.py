@@ -33,8 +33,8 @@ def require_offloadable(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if getattr(model, "hf_quantizer", None) is not None or getattr(config, "quantization_config", None) is not None:
         raise FinemoeError(
-            "this model's weights are quantised in memory, by kernels that need them whole; finemoe.load takes its checkpoint, and "
-            "keeps the experts packed"
+            "this model's weights are quantised in memory, where kernels need them whole; give finemoe.load its checkpoint, "
+            "which keeps the experts packed, or load it in bf16, fp16 or fp32"
         )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise FinemoeError(

@@ -66,8 +66,8 @@ def load(
             "random:CONFIG" (a config.json, a folder or a hub id) for a model of that size with random weights.
         dtype: of the weights; "auto" is what `from_pretrained` makes of it: the configuration's, else the checkpoint's.
         progress: show a bar.
-        expert_format: "mxfp4", "fp8" or "int8" packs the experts of a checkpoint in bf16, fp16 or fp32 while it is loaded. **Lossy**:
-            tokens are those of the packed model. None, the default, takes a checkpoint as it is, packed or not, and loses nothing.
+        expert_format: "mxfp4", "fp8" or "int8" packs the experts of a checkpoint in bf16, fp16 or fp32 while it is loaded.
+            **Lossy**: tokens are the packed model's. None, the default, takes a checkpoint as it is, and loses nothing.
         expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`; and, for packed experts,
             slots="unpacked", which keeps an expert unpacked beside its slot instead of unpacking it whenever it is used.
     Returns:

@@ -1,7 +1,7 @@
 """Which packed tensors of a checkpoint hold which part of a parameter: Transformers' conversions, read as codecs.
 
-In a quantised checkpoint Transformers puts an operation that dequantises before the others of a conversion. Where what follows only
-stacks experts and rows, a codec of `finemoe.packing` does the same with less; otherwise the conversion itself unpacks.
+In a quantised checkpoint Transformers puts an operation that dequantises before the others of a conversion. Where what follows
+only stacks experts and rows, a codec of `finemoe.packing` does the same with less; otherwise the conversion itself unpacks.
 """
 
 from collections.abc import Callable, Sequence

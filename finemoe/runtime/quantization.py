@@ -35,6 +35,6 @@ def require_known(told: Mapping[str, Any], source: str) -> None:
         raise FinemoeError(f"{source}: its weights are quantised by {method}: {reason}; {_INSTEAD}")
     if method == "fp8" and told.get("activation_scheme", "dynamic") != "dynamic":
         raise FinemoeError(
-            f"{source}: FP8 with {told['activation_scheme']} activation scales, which quantise activations, too, and are lost where "
-            f"weights are unpacked; {_INSTEAD}"
+            f"{source}: FP8 with {told['activation_scheme']} activation scales, by which activations are quantised, too, and "
+            f"which are lost where weights are unpacked; {_INSTEAD}"
         )

@@ -37,8 +37,8 @@ def _taken_for_weights(group: Group, shards: Shards, target: torch.Tensor) -> It
             for name in names:
                 if is_packed_type(shards.on_meta(name).dtype):
                     yield (
-                        f"{name} ({shards.file_of(name)}) is of type {shards.dtype_name(name)}, which is no weight by itself, and "
-                        "config.json names no quantisation that unpacks it"
+                        f"{name} ({shards.file_of(name)}) is of type {shards.dtype_name(name)}, which is no weight by itself, "
+                        "and config.json names no quantisation that unpacks it"
                     )
 
 
