@@ -10,8 +10,6 @@ from typing import Any
 
 from finemoe.errors import FinemoeError, first_line
 
-_BYTES_PER_PARAMETER = 2  # bf16, the precision the models are published in
-
 
 @dataclass(frozen=True)
 class Geometry:
@@ -20,7 +18,10 @@ class Geometry:
     Attributes:
         name: family of the configuration. num_layers: L, MoE layers. num_experts: J, routed experts a layer.
         experts_per_token: K. hidden_size: h. dense_layers: decoder layers without routed experts.
-        expert_params: parameters of one routed expert; expert_bytes: its size in bf16.
+        expert_params: parameters of one routed expert.
+        expert_format: how experts are packed, as "fp8"; "bf16" where the configuration says of no quantisation.
+        expert_bytes: of one expert as it is packed, the record that waits, moves and lies in a slot; of the largest where layers
+            differ. unpacked_expert_bytes: of one in bf16. all_experts_bytes: of all as they are packed.
         total_params, active_params: of the whole model, and those one token uses.
     """
 
@@ -31,7 +32,10 @@ class Geometry:
     hidden_size: int
     dense_layers: int
     expert_params: int
+    expert_format: str
     expert_bytes: int
+    unpacked_expert_bytes: int
+    all_experts_bytes: int
     total_params: int
     active_params: int
 
@@ -41,26 +45,24 @@ class Geometry:
         return 1 - self.active_params / self.total_params
 
     @classmethod
-    def from_config(cls, source: Any) -> "Geometry":
+    def from_config(cls, source: Any, mix: str | None = None) -> "Geometry":
         """The geometry of a configuration.
 
         Args:
             source: a Transformers config object, a dict of its fields, a folder with config.json, a JSON file, or a hub id.
+            mix: a name of llama.cpp's, as "Q4_K_M": experts count as if they were in a GGUF file of that mix.
         Raises:
-            FinemoeError: no such file or model type, or the model has no routed experts.
+            FinemoeError: no such file or model type, the model has no routed experts, or what they take cannot be known.
         """
-        import torch
-        from transformers import AutoModelForCausalLM
-
         from finemoe.models.layers import activated_per_token, find_moe_layers
+        from finemoe.models.packed_sizes import expert_records
+        from finemoe.packing.methods import quantization_of
 
         config = config_of(source)
-        try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
-        except ValueError as error:
-            raise FinemoeError(f"no causal language model can be built from this configuration: {first_line(error)}") from error
+        model = _on_meta(config)
         layers = find_moe_layers(model)
+        records = expert_records(model, layers, quantization_of(config), mix)
+        largest = max(records, key=lambda record: record.nbytes)
         parameters = [sum(p.numel() for p in layer.expert_parameters().values()) for layer in layers]
         num_experts, top_k = layers[0].num_experts, activated_per_token(model, layers)
         total = sum(parameter.numel() for parameter in model.parameters())
@@ -73,10 +75,25 @@ class Geometry:
             hidden_size=text.hidden_size,
             dense_layers=text.num_hidden_layers - len(layers),
             expert_params=parameters[0] // num_experts,
-            expert_bytes=parameters[0] // num_experts * _BYTES_PER_PARAMETER,
+            expert_format=largest.format,
+            expert_bytes=largest.nbytes,
+            unpacked_expert_bytes=largest.unpacked_bytes,
+            all_experts_bytes=sum(record.count * record.nbytes for record in records),
             total_params=total,
             active_params=total - sum(parameters) * (num_experts - top_k) // num_experts,
         )
+
+
+def _on_meta(config: Any) -> Any:
+    """A model without weights, in bf16, the precision models are published in."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    except ValueError as error:
+        raise FinemoeError(f"no causal language model can be built from this configuration: {first_line(error)}") from error
 
 
 def config_of(source: Any) -> Any:

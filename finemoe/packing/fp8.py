@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from finemoe.packing.codec import PackedTensor, Packer
-from finemoe.packing.powers import powers_of_two
+from finemoe.packing.host import on_arrays, unpack_fp8, unpacks_here
 
 BLOCK = (128, 128)  # what everybody publishes
+_BIAS = 127  # of exponents
 _MOST = torch.finfo(torch.float8_e4m3fn).max
 
 
@@ -44,9 +45,23 @@ class Fp8(Packer):
         weight = PackedTensor("weight", self.shape, self.weight_dtype)
         return weight, PackedTensor("scale", self.scale_shape, self.scale_dtype)
 
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Of the scales: (1, 1) where a single one covers all."""
+        return (1, 1) if torch.Size(self.scale_shape).numel() == 1 else grid_of(self.shape, self.block)
+
+    @property
+    def _spread(self) -> tuple[int, int]:
+        """Rows and columns that a scale covers."""
+        return self.shape if self._grid == (1, 1) else self.block
+
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See Codec."""
         weight, scales = packed
+        if unpacks_here(out) and weight.dtype == torch.float8_e4m3fn and out.is_contiguous():
+            grid = as_float32(scales).reshape(self._grid)
+            on_arrays(unpack_fp8, (weight.view(torch.uint8), grid), *self._spread, out=out)
+            return
         scale_by_block(weight.float(), as_float32(scales), self.block, out)
 
     def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
@@ -67,8 +82,8 @@ def grid_of(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
 
 
 def as_float32(scales: torch.Tensor) -> torch.Tensor:
-    """Scales as float32, whatever they are kept as."""
-    return powers_of_two(scales) if scales.dtype == torch.uint8 else scales.float()
+    """Scales as float32, whatever they are kept as; of bytes, the powers of two that they are the exponents of."""
+    return (scales.float() - _BIAS).exp2() if scales.dtype == torch.uint8 else scales.float()
 
 
 def scale_by_block(values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], out: torch.Tensor) -> None:

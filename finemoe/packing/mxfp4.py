@@ -11,8 +11,9 @@ from functools import cache
 import torch
 
 from finemoe.packing.codec import PackedTensor, Packer
-from finemoe.packing.powers import powers_of_two
+from finemoe.packing.host import on_arrays, unpack_mxfp4, unpacks_here
 
+_BIAS = 127  # of exponents
 BLOCK = 32  # values that share a scale
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _TIES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # midway between neighbours
@@ -45,10 +46,13 @@ class Mxfp4(Packer):
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See Codec."""
+        if unpacks_here(out):
+            on_arrays(unpack_mxfp4, packed, out=out)
+            return
         blocks, scales = packed
         rows, columns = self.shape
         values = pairs(out.dtype, out.device)[blocks.reshape(-1).int()].view(rows, -1, BLOCK)
-        torch.mul(values, powers_of_two(scales)[..., None], out=values)
+        torch.ldexp(values, scales[..., None].int() - _BIAS, out=values)
         out.copy_(values.view(rows, -1)[:, :columns])
 
     def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from finemoe.cache.rules import rule_named
 from finemoe.interrupts import interrupts_wait
 from finemoe.maps.warm_up import warm_up
 from finemoe.models.layers import MoELayer
+from finemoe.packing.warm_up import warm_up as packing_warm_up
 from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup, Prediction, checked
 from finemoe.report import Counters
@@ -161,6 +162,7 @@ class Attachment:
     def _make_unpacker(self, layouts: Sequence[ExpertLayout]) -> Unpacker | None:
         if not self._num_rooms:
             return None
+        packing_warm_up()
         unpacker = Unpacker(layouts, self._num_rooms, self._options.devices[0])
         self._undo.push(unpacker.close)
         return unpacker

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from finemoe.models.layers import MoELayer
+from finemoe.packing.record import aligned
 
 if TYPE_CHECKING:
     from finemoe.runtime.packing import Packing
 
 _PHASES = 256  # bytes after which alignment begins anew, the most that any kernel looks at
 LINE_BYTES = 64  # to which memory on the CPU is aligned
-_PACKED_ALIGNMENT = 16  # bytes, the widest load of a CUDA thread
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PackedField(Field):
     @property
     def room_bytes(self) -> int:
         """See Field."""
-        return -(-self.nbytes // _PACKED_ALIGNMENT) * _PACKED_ALIGNMENT
+        return aligned(self.nbytes)
 
     def start_bytes(self, expert: int) -> int:
         """See Field."""

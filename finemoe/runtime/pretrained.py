@@ -31,9 +31,10 @@ from transformers.utils import logging as transformers_logging
 
 from finemoe.errors import FinemoeError, first_line
 from finemoe.models.layers import find_moe_layers
+from finemoe.packing.methods import quantization_of
 from finemoe.runtime.blockwise import replace_in
 from finemoe.runtime.checkpoint import Checkpoint
-from finemoe.runtime.quantization import quantization_of, require_known
+from finemoe.runtime.quantization import require_known
 from finemoe.runtime.shards import Shards
 
 _AUTO: tuple[tuple[Any, Any], ...] = (

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finemoe.errors import FinemoeError
+from finemoe.packing.methods import method_of
 
 KNOWN = ("fp8", "mxfp4", "compressed-tensors")
 _OTHERS = {
@@ -12,24 +13,13 @@ _OTHERS = {
 _INSTEAD = "use a checkpoint in bf16, FP8, MXFP4, compressed-tensors or GGUF"
 
 
-def quantization_of(config: Any) -> dict[str, Any] | None:
-    """What a configuration says of its checkpoint's quantisation, as a dict; None if nothing."""
-    for part in (config, config.get_text_config()):
-        told = getattr(part, "quantization_config", None)
-        if told is not None:
-            return dict(told) if isinstance(told, Mapping) else dict(told.to_dict())
-    return None
-
-
 def require_known(told: Mapping[str, Any], source: str) -> None:
     """Refuse a quantisation that cannot be unpacked as Transformers does it.
 
     Raises:
         FinemoeError: by name, with the reason.
     """
-    method = str(
-        told.get("quant_method") or ("bitsandbytes" if told.get("load_in_4bit") or told.get("load_in_8bit") else "unknown")
-    )
+    method = method_of(told)
     if method not in KNOWN:
         reason = _OTHERS.get(method, "a method that finemoe cannot unpack")
         raise FinemoeError(f"{source}: its weights are quantised by {method}: {reason}; {_INSTEAD}")

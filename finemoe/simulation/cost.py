@@ -23,7 +23,10 @@ _BYTES = 2  # bf16
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model weighs, in parameters of two bytes.
+    """What a model weighs, in parameters of two bytes but for experts that are packed.
+
+    Those wait, move and lie in slots as they are packed. That they are unpacked before a layer computes with them is not
+    modelled: it takes no time here, and the room for one of them no memory.
 
     Attributes:
         name; num_layers, num_experts, top_k: L, J, K; hidden_size: h.
@@ -31,6 +34,7 @@ class ModelSize:
             router, shared experts; the mean over all layers, dense ones included). head_params: of the output layer.
         total_params: of all.
         attention_width: query heads x head size. kv_bytes: keys and values of one token in one layer.
+        packed_bytes: of one routed expert as it is packed, the largest where layers differ; None where experts are in bf16.
     """
 
     name: str
@@ -44,9 +48,16 @@ class ModelSize:
     total_params: int
     attention_width: int
     kv_bytes: int
+    packed_bytes: int | None = None
 
     @property
     def expert_bytes(self) -> int:
+        """Of one expert as it waits, moves and lies in a slot."""
+        return self.unpacked_bytes if self.packed_bytes is None else self.packed_bytes
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Of one expert as a layer computes with it."""
         return _BYTES * self.expert_params
 
     @property
@@ -55,17 +66,18 @@ class ModelSize:
 
     @property
     def total_bytes(self) -> int:
-        return _BYTES * self.total_params
+        return self.resident_bytes + self.all_experts_bytes
 
     @property
     def resident_bytes(self) -> int:
-        """All weights but the routed experts."""
-        return self.total_bytes - self.all_experts_bytes
+        """All weights but the routed experts, in bf16."""
+        return _BYTES * (self.total_params - self.num_layers * self.num_experts * self.expert_params)
 
     @classmethod
     def from_config(cls, source: Any, name: str = "") -> "ModelSize":
         """Sizes from a configuration, as `Geometry.from_config` takes it."""
         from finemoe.models.geometry import Geometry, config_of
+        from finemoe.models.packed_sizes import PLAIN
 
         geometry, text = Geometry.from_config(source), config_of(source).get_text_config()
         head = text.vocab_size * text.hidden_size
@@ -87,6 +99,7 @@ class ModelSize:
             total_params=geometry.total_params,
             attention_width=text.num_attention_heads * head_size,
             kv_bytes=_BYTES * kv_width,
+            packed_bytes=None if geometry.expert_format == PLAIN else geometry.expert_bytes,
         )
 
     @classmethod
@@ -139,9 +152,9 @@ class CostModel:
         return self.testbed.layer_overhead_s + self._roofline(flops, moved)
 
     def expert(self, num_tokens: np.ndarray) -> np.ndarray:
-        """One routed expert over the tokens that selected it, [n]."""
+        """One routed expert over the tokens that selected it, [n]; it is read unpacked."""
         flops = 2.0 * num_tokens * self.size.expert_params
-        return self.testbed.expert_overhead_s + self._roofline(flops, np.full(len(num_tokens), float(self.size.expert_bytes)))
+        return self.testbed.expert_overhead_s + self._roofline(flops, np.full(len(num_tokens), float(self.size.unpacked_bytes)))
 
     def exchange(self, num_rows: np.ndarray) -> np.ndarray:
         """Activations to the devices that hold a layer's experts and back, [n]; nothing on one device."""

@@ -1,0 +1,58 @@
+"""Which matrices of a checkpoint make an expert's parameters: gate and up are one parameter, and mostly two matrices there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finemoe.models.layers import MoELayer
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """A matrix or vector of an expert as a checkpoint has it.
+
+    Attributes:
+        name: of its module in the checkpoint, as "gate_proj", where that is one for each expert, else of the parameter.
+        shape: without an axis of experts. is_transposed: its first axis is the layer's input.
+        is_down: whether it leads back to the hidden size.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_transposed: bool
+    is_down: bool
+
+
+def expert_matrices(model: Any, layer: MoELayer) -> list[ExpertMatrix]:
+    """What makes up one of a layer's experts, by Transformers' own conversions of the family's checkpoints."""
+    is_transposed = bool(layer.experts.is_transposed)
+    found = []
+    for parameter, weight in layer.expert_parameters().items():
+        shape, is_down = tuple(weight.shape[1:]), "down" in parameter
+        names = _stacked_below(model, f"{layer.name}.{parameter}") if len(shape) == 2 else []
+        if not names:
+            found.append(ExpertMatrix(parameter, shape, is_transposed, is_down))
+        found += [ExpertMatrix(name, (shape[0] // len(names), shape[1]), is_transposed, is_down) for name in names]
+    return found
+
+
+def _stacked_below(model: Any, target: str) -> list[str]:
+    """Names of the modules whose weights, expert by expert, are stacked to a parameter; none where it is fused in checkpoints."""
+    for sources, end in _conversions(model):
+        if target.endswith(end):
+            return [source.split(".")[-2] for source in sources]
+    return []
+
+
+def _conversions(model: Any) -> Iterator[tuple[list[str], str]]:
+    """Patterns of weights that are stacked, and the end of the name of what they make."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+
+    for conversion in get_model_conversion_mapping(model):
+        if not isinstance(conversion, WeightConverter) or len(conversion.target_patterns) != 1:
+            continue
+        kinds = [type(operation) for operation in conversion.operations]
+        sources = [source for source in conversion.source_patterns if source.endswith(".weight")]
+        if kinds[:1] == [MergeModulelist] and set(kinds[1:]) <= {Concatenate} and sources:
+            yield sources, conversion.target_patterns[0]

@@ -1,0 +1,74 @@
+"""Which of GGML's types llama.cpp's quantisation tool gives to the experts of a named mix, such as Q4_K_M.
+
+The rule is that of `llama_tensor_get_type` in llama.cpp's src/llama-quant.cpp, without an importance matrix: gate and up have
+the mix's own type, and down has more bits in the layers that count as sensitive. `Q4_K` and `Q5_K` are other names of the medium
+mixes there. Files whose makers chose types by other rules have other sizes; what is in a file, the file says.
+"""
+
+from finemoe.errors import FinemoeError
+from finemoe.packing.gguf import Gguf
+
+_OWN = {
+    "Q4_0": "Q4_0",
+    "Q8_0": "Q8_0",
+    "Q4_K_S": "Q4_K",
+    "Q4_K_M": "Q4_K",
+    "Q4_K": "Q4_K",
+    "Q5_K_S": "Q5_K",
+    "Q5_K_M": "Q5_K",
+    "Q5_K": "Q5_K",
+    "Q6_K": "Q6_K",
+}
+_MEDIUM = ("Q4_K_M", "Q4_K", "Q5_K_M", "Q5_K")
+_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # of rows that are no multiple of a block
+MIXES = tuple(_OWN)
+
+
+def require_mix(mix: str) -> None:
+    """Refuse a name that is no mix's.
+
+    Raises:
+        FinemoeError: it is none; with a list of those known.
+    """
+    if mix not in _OWN:
+        raise FinemoeError(f"unknown GGUF mix {mix!r}; known: {', '.join(MIXES)}")
+
+
+def codec_in_mix(mix: str, is_down: bool, block: int, num_blocks: int, shape: tuple[int, int]) -> Gguf:
+    """How a matrix of an expert is packed in a mix.
+
+    Args:
+        is_down: the projection back to the hidden size. block: the decoder layer's number, of `num_blocks`, dense ones included.
+        shape: rows, columns.
+    Raises:
+        FinemoeError: its rows fit no block of the mix's type, and Transformers cannot unpack the type that llama.cpp takes.
+    """
+    from transformers.integrations.gguf.dequant import GGML_BLOCK, GGML_NAME
+
+    numbers = {name: number for number, name in GGML_NAME.items()}
+    name = type_in_mix(mix, is_down, block, num_blocks)
+    if shape[1] % GGML_BLOCK[numbers[name]][0]:
+        other = _FALLBACKS.get(name, "F16")
+        if other not in numbers or shape[1] % GGML_BLOCK[numbers[other]][0]:
+            raise FinemoeError(
+                f"rows of {shape[1]} are no multiple of a block of {name}; llama.cpp makes them {other} in {mix}, which "
+                "Transformers cannot unpack in experts"
+            )
+        name = other
+    return Gguf.of(shape, numbers[name])
+
+
+def type_in_mix(mix: str, is_down: bool, block: int, num_blocks: int) -> str:
+    """The name of the type that a mix has for a matrix whose rows fit; arguments as in `codec_in_mix`."""
+    require_mix(mix)
+    if is_down and mix in _MEDIUM and _has_more_bits(block, num_blocks):
+        return "Q6_K"
+    if is_down and mix == "Q4_K_S" and block < num_blocks // 8:
+        return "Q5_K"
+    return _OWN[mix]
+
+
+def _has_more_bits(block: int, num_blocks: int) -> bool:
+    """The first and the last eighth of the layers, and every third one between."""
+    eighth = num_blocks // 8
+    return block < eighth or block >= 7 * num_blocks // 8 or (block - eighth) % 3 == 2

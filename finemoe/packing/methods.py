@@ -1,0 +1,60 @@
+"""Which codec a quantisation has for a matrix, from the sizes and what a configuration says, without a checkpoint.
+
+What is loaded is packed as its checkpoint's own tensors say, which a test holds against this.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finemoe.errors import FinemoeError
+from finemoe.packing.codec import Codec
+from finemoe.packing.compressed import compressed
+from finemoe.packing.fp8 import Fp8
+from finemoe.packing.mxfp4 import Mxfp4
+from finemoe.packing.transposed import Transposed
+
+
+def quantization_of(config: Any) -> dict[str, Any] | None:
+    """What a Transformers configuration says of its checkpoint's quantisation, as a dict; None if nothing."""
+    for part in (config, config.get_text_config()):
+        told = getattr(part, "quantization_config", None)
+        if told is not None:
+            return dict(told) if isinstance(told, Mapping) else dict(told.to_dict())
+    return None
+
+
+def method_of(told: Mapping[str, Any]) -> str:
+    """The name of a quantisation."""
+    is_bitsandbytes = told.get("load_in_4bit") or told.get("load_in_8bit")
+    return str(told.get("quant_method") or ("bitsandbytes" if is_bitsandbytes else "unknown"))
+
+
+def codec_of(told: Mapping[str, Any], shape: tuple[int, int], is_transposed: bool) -> Codec:
+    """The codec of one matrix.
+
+    Args:
+        told: a configuration's quantisation_config. shape: of the matrix, as the layer computes with it; is_transposed: its first
+            axis is the input.
+    Raises:
+        FinemoeError: what such a matrix takes is not known.
+    """
+    method = method_of(told)
+    if method == "mxfp4":
+        return Transposed(Mxfp4((shape[1], shape[0]))) if is_transposed else Mxfp4(shape)
+    if is_transposed:
+        raise FinemoeError(f"experts quantised by {method} whose matrices are transposed: finemoe does not know what they take")
+    if method == "fp8":
+        return _fp8(told, shape)
+    if method == "compressed-tensors":
+        return compressed(told, shape)
+    raise FinemoeError(f"experts quantised by {method}: finemoe cannot unpack them, and does not know what they take")
+
+
+def _fp8(told: Mapping[str, Any], shape: tuple[int, int]) -> Fp8:
+    """Scales count as float32 also where the configuration says ue8m0: some such checkpoints (DeepSeek-V3.1) have powers of two
+    in float32, others bytes, and it is 0.02 % of the record."""
+    block = told.get("weight_block_size")
+    if block is None:
+        return Fp8(shape, shape, (1,))
+    rows, columns = block
+    return Fp8.of(shape, (int(rows), int(columns)))

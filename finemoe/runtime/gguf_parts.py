@@ -1,0 +1,116 @@
+"""Which tensors of a GGUF file hold which part of an expert's parameters (llama.cpp's `ffn_{gate,up,down}_exps`)."""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+
+from finemoe.errors import FinemoeError
+from finemoe.models.layers import MoELayer
+from finemoe.packing.codec import Codec, Plain
+from finemoe.packing.gguf import Gguf
+from finemoe.runtime.gguf_file import GgufFile, GgufTensor
+from finemoe.runtime.packing import Matrix
+
+_UP, _DOWN = "gate_up_proj", "down_proj"  # the parameters of experts that a file can hold
+_ONE_EACH = "blk.{bid}.ffn_{part}.{expert}.weight"  # as files made before experts were stacked name them
+
+
+@dataclass(frozen=True)
+class GgufPart:
+    """A matrix of every expert of a layer, and where it lies.
+
+    Attributes:
+        matrix: of each expert; tensors: the one in which experts are stacked, or one for each of them.
+    """
+
+    matrix: Matrix
+    tensors: tuple[GgufTensor, ...]
+
+    def packed(self, file: GgufFile, expert: int) -> tuple[str, torch.Tensor]:
+        """What one expert has of it, with the name that it has in a record."""
+        (name,) = self.matrix.tensors
+        if len(self.tensors) == 1:
+            return name, file.read(self.tensors[0])[expert]
+        return name, file.read(self.tensors[expert])
+
+
+def parts_of(file: GgufFile, layer: MoELayer, arithmetic: torch.dtype) -> list[GgufPart]:
+    """The parts of a layer's experts, in the order of its parameters and of their rows.
+
+    Args:
+        arithmetic: in which blocks are unpacked.
+    Raises:
+        FinemoeError: the layer's experts hold other parameters, or the file has not all of their tensors, in the right shapes.
+    """
+    shapes = {name: tuple(parameter.shape[1:]) for name, parameter in layer.expert_parameters().items()}
+    others = {name for name, _ in layer.experts.named_parameters(recurse=False)} - {_UP, _DOWN}
+    if set(shapes) != {_UP, _DOWN} or others or layer.experts.is_transposed:
+        raise FinemoeError(
+            f"{file.path}: experts of {file.architecture} are more than gate, up and down matrices, and are not read from GGUF "
+            "files; use the model's safetensors checkpoint"
+        )
+    rows, columns = shapes[_UP]
+    gate_up = ((_UP, part, first_row, (rows // 2, columns)) for part, first_row in (("gate", 0), ("up", rows // 2)))
+    return [
+        _part(file, layer, parameter, part, first_row, shape, arithmetic)
+        for parameter, part, first_row, shape in (*gate_up, (_DOWN, "down", 0, shapes[_DOWN]))
+    ]
+
+
+def _part(
+    file: GgufFile,
+    layer: MoELayer,
+    parameter: str,
+    part: str,
+    first_row: int,
+    shape: tuple[int, int],
+    arithmetic: torch.dtype,
+) -> GgufPart:
+    tensors = _tensors(file, layer, part)
+    wanted = (layer.num_experts, *shape) if len(tensors) == 1 else shape
+    for tensor in tensors:
+        if tensor.shape != wanted:
+            raise FinemoeError(f"{file.path}: {tensor.name} has shape {tensor.shape}, not {wanted}; fetch the file again")
+        if tensor.type_id != tensors[0].type_id:
+            raise FinemoeError(
+                f"{file.path}: {tensor.name} is {tensor.type_name}, but {tensors[0].name} {tensors[0].type_name}; use a file "
+                "whose experts have one type in each layer"
+            )
+    return GgufPart(Matrix(parameter, first_row, _codec(file, tensors[0], shape, arithmetic)), tensors)
+
+
+def _tensors(file: GgufFile, layer: MoELayer, part: str) -> tuple[GgufTensor, ...]:
+    """The tensor of all experts, or of each."""
+    package = import_module("gguf")
+    block = _block_of(layer)
+    stacked = package.TENSOR_NAMES[package.MODEL_TENSOR[f"FFN_{part.upper()}_EXP"]].format(bid=block) + ".weight"
+    if stacked in file.tensors:
+        return (file.tensors[stacked],)
+    apart = [_ONE_EACH.format(bid=block, part=part, expert=expert) for expert in range(layer.num_experts)]
+    lost = next((name for name in apart if name not in file.tensors), None)
+    if lost is None:
+        return tuple(file.tensors[name] for name in apart)
+    name = lost if apart[0] in file.tensors else stacked
+    raise FinemoeError(f"{file.path}: it lacks {name}; fetch the file again, or check that its experts are not stored otherwise")
+
+
+def _block_of(layer: MoELayer) -> int:
+    """The number of the decoder layer that a layer of experts is in."""
+    found = re.search(r"\.layers\.(\d+)\.", layer.name)
+    assert found is not None, layer.name
+    return int(found.group(1))
+
+
+def _codec(file: GgufFile, tensor: GgufTensor, shape: tuple[int, int], arithmetic: torch.dtype) -> Codec:
+    from transformers.integrations.gguf.dequant import GGML_BLOCK
+
+    if tensor.dtype is not None:
+        return Plain(shape, tensor.dtype)
+    if tensor.type_id not in GGML_BLOCK:
+        raise FinemoeError(
+            f"{file.path}: {tensor.name} is {tensor.type_name}, which Transformers cannot unpack in experts; use a file of "
+            "another type, as Q4_K_M or Q8_0"
+        )
+    return Gguf.of(shape, tensor.type_id, arithmetic)
