@@ -11,6 +11,7 @@ from finemoe.errors import FinemoeError, first_line
 
 _MAGIC = b"GGUF"
 _AGAIN = "fetch it again"
+_PACKAGES = {"gguf": "gguf>=0.10", "accelerate": "accelerate", "transformers.integrations.gguf.reader": "transformers>=5.23"}
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -88,11 +89,11 @@ def require_packages(path: Path) -> None:
     Raises:
         FinemoeError: a package is not installed.
     """
-    for name in ("gguf", "accelerate"):
+    for module, package in _PACKAGES.items():
         try:
-            import_module(name)
+            import_module(module)
         except ModuleNotFoundError as error:
-            raise FinemoeError(f"{path}: reading a GGUF file takes the package {name}; pip install {name}") from error
+            raise FinemoeError(f"{path}: reading a GGUF file takes {package}; pip install '{package}'") from error
 
 
 def _reader(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What GGUF files and Transformers call the same things: which file a source means, and which tensors are an expert's."""
+"""Which GGUF file a source means."""
 
 from pathlib import Path
 

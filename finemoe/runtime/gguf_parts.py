@@ -44,19 +44,15 @@ def parts_of(file: GgufFile, layer: MoELayer, arithmetic: torch.dtype) -> list[G
     Raises:
         FinemoeError: the layer's experts hold other parameters, or the file has not all of their tensors, in the right shapes.
     """
-    shapes = {name: tuple(parameter.shape[1:]) for name, parameter in layer.expert_parameters().items()}
-    others = {name for name, _ in layer.experts.named_parameters(recurse=False)} - {_UP, _DOWN}
-    if set(shapes) != {_UP, _DOWN} or others or layer.experts.is_transposed:
+    parameters = dict(layer.experts.named_parameters(recurse=False))
+    if set(parameters) != {_UP, _DOWN} or layer.experts.is_transposed or layer.experts.has_bias:
         raise FinemoeError(
             f"{file.path}: experts of {file.architecture} are more than gate, up and down matrices, and are not read from GGUF "
             "files; use the model's safetensors checkpoint"
         )
-    rows, columns = shapes[_UP]
-    gate_up = ((_UP, part, first_row, (rows // 2, columns)) for part, first_row in (("gate", 0), ("up", rows // 2)))
-    return [
-        _part(file, layer, parameter, part, first_row, shape, arithmetic)
-        for parameter, part, first_row, shape in (*gate_up, (_DOWN, "down", 0, shapes[_DOWN]))
-    ]
+    hidden, width = parameters[_DOWN].shape[1:]
+    wanted = ((_UP, "gate", 0, (width, hidden)), (_UP, "up", width, (width, hidden)), (_DOWN, "down", 0, (hidden, width)))
+    return [_part(file, layer, *one, arithmetic) for one in wanted]
 
 
 def _part(

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from finemoe.errors import FinemoeError
 from finemoe.models.shipped import resolve
+from finemoe.runtime.gguf_names import gguf_path
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from finemoe.runtime.engine import Engine
+    from finemoe.runtime.skeleton import Skeleton
 
 _RANDOM = "random:"  # before what configures a model with random weights
 _POLICY_OPTIONS = ("history", "prefetch_distance", "store_capacity", "seed")  # that a policy is told, whichever it is
@@ -42,8 +44,10 @@ def load_tokenizer(name: str) -> Any:
     from finemoe.runtime.pretrained import in_one_line
 
     source = _source_of(name)
+    file = gguf_path(source)
+    folder, told = (source, {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     with in_one_line(f"the tokenizer of {name!r} cannot be loaded from {source}: "):
-        return AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **told)
 
 
 def load(
@@ -62,8 +66,9 @@ def load(
     """A model whose experts were never all in memory: read from its checkpoint straight to where they wait.
 
     Args:
-        source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), a hub id, or
-            "random:CONFIG" (a config.json, a folder or a hub id) for a model of that size with random weights.
+        source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), a hub id, a
+            GGUF file or a folder with one and nothing else to load, or "random:CONFIG" (a config.json, a folder or a hub id) for
+            a model of that size with random weights.
         dtype: of the weights; "auto" is what `from_pretrained` makes of it: the configuration's, else the checkpoint's.
         progress: show a bar.
         expert_format: "mxfp4", "fp8" or "int8" packs the experts of a checkpoint in bf16, fp16 or fp32 while it is loaded.
@@ -91,15 +96,26 @@ def load(
     )
     if source.startswith(_RANDOM):
         skeleton: Skeleton = RandomModel(source.removeprefix(_RANDOM), dtype, told.get("seed", 0), expert_format)
+    elif file := gguf_path(source := _source_of(source)):
+        skeleton = _gguf_model(file, dtype, expert_format)
     else:
-        skeleton = Skeleton(_source_of(source), dtype, expert_format)
+        skeleton = Skeleton(source, dtype, expert_format)
     return skeleton.load(engine_told, told, progress)
+
+
+def _gguf_model(path: Path, dtype: Any, expert_format: str | None) -> "Skeleton":
+    from finemoe.runtime.gguf_file import require_packages
+
+    require_packages(path)
+    from finemoe.runtime.gguf_model import GgufModel
+
+    return GgufModel(path, dtype, expert_format)
 
 
 def _source_of(name: str) -> str:
     """The folder or hub id meant; `from_pretrained` would take a file for a strange hub id."""
     source = resolve(name)
-    if Path(source).is_file():
+    if Path(source).is_file() and gguf_path(source) is None:
         raise FinemoeError(
             f"{source} is a file; give the folder that it lies in, or, for a model of random weights, {_RANDOM}{source}"
         )

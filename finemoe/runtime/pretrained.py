@@ -130,8 +130,7 @@ class LoadingStep:
         """The model; see `whole_model`."""
         dtype = type_of(dtype)
         self._require_no_adapter()
-        with in_one_line(f"{self._source}: no usable configuration: "):
-            config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
+        config = self._config()
         if not self._keeps_experts:
             self._require_no_distributed_shards()
         made = class_of(config)
@@ -157,6 +156,10 @@ class LoadingStep:
             raise FinemoeError(
                 f"{self._source}: {_listed(stray)} cannot be read apart from the experts; use finemoe.offload instead"
             )
+
+    def _config(self) -> Any:
+        with in_one_line(f"{self._source}: no usable configuration: "):
+            return AutoConfig.from_pretrained(self._source, trust_remote_code=False)
 
     def _require_no_adapter(self) -> None:
         """With peft installed `from_pretrained` applies an adapter in the folder, without it leaves it out in silence."""

@@ -13,6 +13,7 @@ from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.expert_layout import ExpertLayout
+from finemoe.runtime.gguf_checkpoint import GgufCheckpoint
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.offloading import policy_setup
 from finemoe.runtime.options import EngineOptions
@@ -31,7 +32,7 @@ class Skeleton:
         FinemoeError: what `model_without_experts` refuses, or the model has no experts to offload.
     """
 
-    _checkpoint: Checkpoint
+    _checkpoint: Checkpoint | GgufCheckpoint
 
     def __init__(self, source: str | Path, dtype: Any, expert_format: str | None = None) -> None:
         self._expert_format = expert_format

@@ -1,0 +1,60 @@
+"""Everything in a GGUF file but its experts, as Transformers makes parameters of it, one tensor at a time.
+
+Transformers unpacks the whole file before it loads any of it. Here its own name map, its own unpacking and its own changes of
+order are asked for one tensor when that is loaded.
+"""
+
+import threading
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from finemoe.runtime.gguf_file import GgufFile, GgufTensor
+
+_LLAMA_NAMES = {"mixtral": "llama"}  # llama.cpp's name of an architecture where Transformers' table does not have it
+
+
+def rest_of(file: GgufFile, model: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """A file's tensors by the model's names, unread, as Transformers' loading takes them; experts are none of them.
+
+    Args:
+        dtype: of the model, in which they are given.
+    """
+    legacy = import_module("transformers.modeling_gguf_pytorch_utils")
+    processor = legacy.TENSOR_PROCESSORS.get(file.architecture, legacy.TensorProcessor)(config=model.config.to_dict())
+    kind = model.config.model_type
+    names = legacy.get_gguf_hf_weights_map(model, processor, model_type=_LLAMA_NAMES.get(kind, kind))
+    turn = threading.Lock()
+    return {
+        names[name]: _Unread(file, tensor, processor, names, dtype, turn)
+        for name, tensor in file.tensors.items()
+        if name in names
+    }
+
+
+class _Unread:
+    """A tensor that is unpacked when it is indexed, one at a time."""
+
+    def __init__(
+        self, file: GgufFile, tensor: GgufTensor, processor: Any, names: dict[str, str], dtype: torch.dtype, turn: Any
+    ) -> None:
+        self._file, self._tensor, self._processor = file, tensor, processor
+        self._names, self._dtype, self._turn = names, dtype, turn
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        package = import_module("gguf")
+        with self._turn:
+            stored = self._file.read(self._tensor)
+            if stored.dtype == torch.bfloat16:
+                stored = stored.view(torch.uint8)  # NumPy has no such type, and the package takes bytes
+            values = package.dequantize(stored.numpy(), package.GGMLQuantizationType(self._tensor.type_id))
+            made = self._processor.process(
+                weights=values, name=self._tensor.name, tensor_key_mapping=self._names, parsed_parameters={"tensors": {}}
+            )
+            own = torch.empty(made.weights.shape, dtype=self._dtype)  # torch's memory, which begins at a multiple of 64
+            return own.copy_(torch.from_numpy(made.weights))
+
+    def get_dtype(self) -> str:
+        """As safetensors names a type of weights; Transformers asks before it reads."""
+        return "F32"
