@@ -71,7 +71,8 @@ class Fp8(Packer):
         room[: self.shape[0], : self.shape[1]] = matrix
         blocks = room.view(rows, self.block[0], columns, self.block[1])
         most = blocks.abs().amax(dim=(1, 3))
-        scales = torch.where(most > 0, most / _MOST, torch.ones_like(most))
+        scales = most / _MOST
+        scales[scales == 0] = 1  # also where it is too small for a float32
         values = (blocks / scales[:, None, :, None]).clamp_(-_MOST, _MOST).view(room.shape)[: self.shape[0], : self.shape[1]]
         return [values.to(self.weight_dtype).contiguous(), scales.to(self.scale_dtype)]
 

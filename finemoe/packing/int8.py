@@ -33,5 +33,6 @@ class Int8(Packer):
         """Each row's largest value becomes 127."""
         values = matrix.float()
         most = values.abs().amax(dim=1, keepdim=True)
-        scales = torch.where(most > 0, most / _MOST, torch.ones_like(most))
+        scales = most / _MOST
+        scales[scales == 0] = 1  # also where it is too small for a float32
         return [(values / scales).round_().clamp_(-_MOST, _MOST).to(torch.int8), scales]

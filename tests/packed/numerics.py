@@ -28,10 +28,9 @@ def to_e4m3(values: np.ndarray) -> np.ndarray:
     return (code + 128 * np.signbit(values)).astype(np.uint8)
 
 
-def e8m0(byte: int) -> np.float32:
-    """The power of two of a byte, as Transformers means it: 255 is infinity, not NaN."""
-    with np.errstate(over="ignore"):
-        return np.float32(2.0 ** (byte - 127)) if byte < 255 else np.float32("inf")
+def e8m0(byte: int) -> float:
+    """The power of two of a byte; 255 is one, too, the largest, though the format says NaN. Not all of them are float32's."""
+    return 2.0 ** (byte - 127)
 
 
 def nibble(code: int) -> np.float32:
@@ -80,7 +79,7 @@ def quantize_fp8(matrix: np.ndarray, block: tuple[int, int], kind: str) -> tuple
                 scale = float32(rounded(np.array([scale]), torch.bfloat16))[0] if kind == "bfloat16" else scale
             else:
                 exponents[row, column] = int(np.ceil(np.log2(most / 448))) + 127
-                scale = e8m0(int(exponents[row, column]))
+                scale = np.float32(e8m0(int(exponents[row, column])))
             scales[row, column] = scale
             codes[part] = to_e4m3(matrix[part] / scale)
             worth[part] = E4M3[codes[part]] * scale
