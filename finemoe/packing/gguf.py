@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from finemoe.packing import gguf_fives
 from finemoe.packing.codec import Codec, PackedTensor
 
 
@@ -31,16 +32,30 @@ class Gguf(Codec):
         """Named after its type."""
         from transformers.integrations.gguf.dequant import GGML_NAME
 
-        return cls(shape, type_id, f"gguf {GGML_NAME[type_id]}", arithmetic)
+        name = gguf_fives.NAME.get(type_id) or GGML_NAME[type_id]
+        return cls(shape, type_id, f"gguf {name}", arithmetic)
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
-        from transformers.integrations.gguf.dequant import row_bytes
-
-        return (PackedTensor("blocks", (self.shape[0], row_bytes(self.type_id, self.shape[1])), torch.uint8),)
+        block = block_of(self.type_id)
+        assert block is not None
+        return (PackedTensor("blocks", (self.shape[0], self.shape[1] // block[0] * block[1]), torch.uint8),)
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See Codec."""
         from transformers.integrations.gguf.dequant import dequantize
 
-        out.copy_(dequantize(packed[0].reshape(-1), self.type_id, self.arithmetic).view(self.shape))
+        data = packed[0].reshape(-1)
+        if self.type_id in gguf_fives.BLOCK:
+            out.copy_(gguf_fives.dequantize(data, self.type_id).view(self.shape))
+        else:
+            out.copy_(dequantize(data, self.type_id, self.arithmetic).view(self.shape))
+
+
+def block_of(type_id: int) -> tuple[int, int] | None:
+    """Values and bytes of a block of a type, by GGML's number of it; None for types that cannot be unpacked, and those of plain
+    numbers."""
+    from transformers.integrations.gguf.dequant import GGML_BLOCK
+
+    found: tuple[int, int] | None = gguf_fives.BLOCK.get(type_id) or GGML_BLOCK.get(type_id)
+    return found

@@ -78,6 +78,13 @@ class GgufFile:
         data = self._mapped[tensor.start : tensor.start + tensor.nbytes]
         return data.view(*tensor.shape[:-1], -1) if tensor.dtype is None else data.view(tensor.dtype).view(tensor.shape)
 
+    def on_meta(self, tensor: GgufTensor) -> torch.Tensor:
+        """What `read` gives, without its values."""
+        rows = tensor.shape[:-1]
+        per_row = tensor.nbytes // max(1, torch.Size(rows).numel())
+        shape, dtype = ((*rows, per_row), torch.uint8) if tensor.dtype is None else (tensor.shape, tensor.dtype)
+        return torch.empty(shape, dtype=dtype, device="meta")
+
     def close(self) -> None:
         """Unmap the file, once no view is in use, so that pages read no longer count as memory."""
         self._mapped = None

@@ -9,7 +9,7 @@ import torch
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import MoELayer
 from finemoe.packing.codec import Codec, Plain
-from finemoe.packing.gguf import Gguf
+from finemoe.packing.gguf import Gguf, block_of
 from finemoe.runtime.gguf_file import GgufFile, GgufTensor
 from finemoe.runtime.packing import Matrix
 
@@ -53,6 +53,11 @@ def parts_of(file: GgufFile, layer: MoELayer, arithmetic: torch.dtype) -> list[G
     hidden, width = parameters[_DOWN].shape[1:]
     wanted = ((_UP, "gate", 0, (width, hidden)), (_UP, "up", width, (width, hidden)), (_DOWN, "down", 0, (hidden, width)))
     return [_part(file, layer, *one, arithmetic) for one in wanted]
+
+
+def tensors_of(file: GgufFile, layer: MoELayer) -> list[GgufTensor]:
+    """All tensors of a layer's experts; raises as `parts_of`."""
+    return [tensor for part in parts_of(file, layer, torch.float32) for tensor in part.tensors]
 
 
 def _part(
@@ -100,13 +105,11 @@ def _block_of(layer: MoELayer) -> int:
 
 
 def _codec(file: GgufFile, tensor: GgufTensor, shape: tuple[int, int], arithmetic: torch.dtype) -> Codec:
-    from transformers.integrations.gguf.dequant import GGML_BLOCK
-
     if tensor.dtype is not None:
         return Plain(shape, tensor.dtype)
-    if tensor.type_id not in GGML_BLOCK:
+    if block_of(tensor.type_id) is None:
         raise FinemoeError(
-            f"{file.path}: {tensor.name} is {tensor.type_name}, which Transformers cannot unpack in experts; use a file of "
+            f"{file.path}: {tensor.name} is {tensor.type_name}, which finemoe cannot unpack in experts; use a file of "
             "another type, as Q4_K_M or Q8_0"
         )
     return Gguf.of(shape, tensor.type_id, arithmetic)

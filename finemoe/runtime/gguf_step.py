@@ -24,7 +24,7 @@ from finemoe.runtime.expert_layout import LINE_BYTES
 from finemoe.runtime.gguf_checkpoint import GgufCheckpoint
 from finemoe.runtime.gguf_config import config_of_gguf
 from finemoe.runtime.gguf_file import GgufFile
-from finemoe.runtime.gguf_parts import parts_of
+from finemoe.runtime.gguf_parts import parts_of, tensors_of
 from finemoe.runtime.gguf_rest import rest_of
 from finemoe.runtime.pretrained import LoadingStep, in_one_line
 
@@ -84,30 +84,31 @@ class GgufStep(LoadingStep):
         is_new = load_config.hf_quantizer.supported
         arithmetic = load_config.dtype if is_new else torch.float32
         for layer in find_moe_layers(model):
-            parts_of(self._file, layer, arithmetic)  # refused before anything is read
+            parts_of(self._file, layer, arithmetic)  # what it lacks is refused before anything is read
         self.gguf = GgufCheckpoint(self._file, arithmetic)
 
     def _leave_out(self, model: Any, files: Any, load_config: Any) -> tuple[dict[str, Any], Any]:
         layers = find_moe_layers(model)
-        absent = {
-            f"{layer.name}.{name}": torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            for layer in layers
-            for name, parameter in layer.expert_parameters().items()
-        }
-        self._experts = set(absent)
+        experts = {f"{layer.name}.{name}": one for layer in layers for name, one in layer.expert_parameters().items()}
+        self._experts = set(experts)
         if load_config.hf_quantizer.supported:
-            theirs = {one.name for layer in layers for part in parts_of(self._file, layer, torch.float32) for one in part.tensors}
             read = load_gguf_state_dict(load_config.hf_quantizer.header)
-            rest = {name: tensor for name, tensor in read.items() if name not in theirs}
+            absent = {tensor.name: self._file.on_meta(tensor) for layer in layers for tensor in tensors_of(self._file, layer)}
         else:
-            rest = rest_of(self._file, model, load_config.dtype)
-        places = (load_config.device_map or {"": "cpu"}) | dict.fromkeys(absent, "meta")
-        return rest | absent, replace(load_config, device_map=places)
+            read = rest_of(self._file, model, load_config.dtype)
+            absent = {name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in experts.items()}
+        places = (load_config.device_map or {"": "cpu"}) | dict.fromkeys(experts, "meta")
+        return read | absent, replace(load_config, device_map=places)
 
     def _require_right(self, model: Any, info: Any) -> None:
         for name, found, wanted in info.mismatched_keys:
             raise FinemoeError(
                 f"{self._file.path}: it has shape {tuple(found)}, not {tuple(wanted)}, for {name}; fetch the file again, or "
+                f"{_INSTEAD}"
+            )
+        for name, reason in info.conversion_errors.items():
+            raise FinemoeError(
+                f"{self._file.path}: its tensors do not make {name} ({reason.strip().splitlines()[-1]}); fetch the file again, or "
                 f"{_INSTEAD}"
             )
         super()._require_right(model, info)

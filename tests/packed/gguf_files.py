@@ -142,10 +142,7 @@ def qwen2moe(types: Types, shape: Shape = Shape(), seed: int = 0) -> Content:
     make = _Maker(content, types, seed)
     make.rest(shape, head_dim=shape.hidden // HEADS, biased=True)
     for layer in range(shape.layers):
-        make(f"blk.{layer}.ffn_gate_inp_shexp.weight", shape.hidden)
-        for part, sizes in (("gate", (shape.shared, shape.hidden)), ("up", (shape.shared, shape.hidden))):
-            make(f"blk.{layer}.ffn_{part}_shexp.weight", *sizes)
-        make(f"blk.{layer}.ffn_down_shexp.weight", shape.hidden, shape.shared)
+        make.shared(layer, shape)
         make.experts(layer, shape)
     return content
 
@@ -162,6 +159,74 @@ def mixtral(types: Types, shape: Shape = Shape(), seed: int = 0, apart: bool = F
     make.rest(shape, head_dim=shape.hidden // HEADS, biased=False)
     for layer in range(shape.layers):
         make.experts(layer, shape, apart)
+    return content
+
+
+def minimax_m2(types: Types, shape: Shape = Shape(), seed: int = 0) -> Content:
+    """A MiniMax-M2: norms over all heads, and a bias that chooses experts."""
+    told = {
+        "feed_forward_length": shape.intermediate,
+        "rope.dimension_count": 16,
+        "attention.key_length": 32,
+        "expert_gating_func": 2,
+    }
+    metadata = _metadata("minimax-m2", shape) | {f"minimax-m2.{key}": value for key, value in told.items()}
+    content = Content("minimax-m2", metadata)
+    make = _Maker(content, types, seed)
+    make.rest(shape, head_dim=32, biased=False)
+    for layer in range(shape.layers):
+        make(f"blk.{layer}.attn_q_norm.weight", HEADS * 32)
+        make(f"blk.{layer}.attn_k_norm.weight", KV_HEADS * 32)
+        make(f"blk.{layer}.exp_probs_b.bias", shape.num_experts)
+        make.experts(layer, shape)
+    return content
+
+
+def qwen35moe(types: Types, shape: Shape = Shape(), seed: int = 0) -> Content:
+    """A Qwen3.5-MoE of two layers, the first of which has linear attention; Transformers reads it by its newer way."""
+    keys, values, width, head_dim = 2, 4, 16, 32  # heads of linear attention, their width; width of the other heads
+    told = {
+        "attention.key_length": head_dim,
+        "full_attention_interval": 2,
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": width,
+        "ssm.group_count": keys,
+        "ssm.time_step_rank": values,
+        "ssm.inner_size": values * width,
+        "rope.dimension_count": 16,
+        "rope.dimension_sections": [3, 3, 2, 0],
+        "expert_shared_feed_forward_length": shape.shared,
+    }
+    content = Content("qwen35moe", _metadata("qwen35moe", shape) | {f"qwen35moe.{key}": value for key, value in told.items()})
+    make = _Maker(content, types, seed)
+    make.ends(shape)
+    mixed = (2 * keys + values) * width
+    for layer in range(shape.layers):
+        before = f"blk.{layer}."
+        make(f"{before}attn_norm.weight", shape.hidden)
+        make(f"{before}post_attention_norm.weight", shape.hidden)
+        make(f"{before}ffn_gate_inp.weight", shape.num_experts, shape.hidden)
+        make.shared(layer, shape)
+        make.experts(layer, shape)
+        if layer % 2:
+            make(f"{before}attn_q.weight", 2 * HEADS * head_dim, shape.hidden)
+            for name in ("k", "v"):
+                make(f"{before}attn_{name}.weight", KV_HEADS * head_dim, shape.hidden)
+            make(f"{before}attn_output.weight", shape.hidden, HEADS * head_dim)
+            for name in ("q", "k"):
+                make(f"{before}attn_{name}_norm.weight", head_dim)
+        else:
+            make(f"{before}attn_qkv.weight", mixed, shape.hidden)
+            make(f"{before}attn_gate.weight", values * width, shape.hidden)
+            make(f"{before}ssm_conv1d.weight", mixed, 4)
+            make(f"{before}ssm_out.weight", shape.hidden, values * width)
+            make(f"{before}ssm_norm.weight", width)
+            make(f"{before}ssm_dt.bias", values)
+            make(f"{before}ssm_a", values)
+            for name in ("alpha", "beta"):
+                make(f"{before}ssm_{name}.weight", values, shape.hidden)
+            kind, logs = content.tensors[f"{before}ssm_a"]
+            content.tensors[f"{before}ssm_a"] = (kind, -np.exp(logs))
     return content
 
 
@@ -208,10 +273,7 @@ class _Maker:
 
     def rest(self, shape: Shape, head_dim: int, biased: bool) -> None:
         """Everything but the feed-forward part."""
-        self("token_embd.weight", VOCABULARY, shape.hidden)
-        self("output_norm.weight", shape.hidden)
-        if not shape.tied:
-            self("output.weight", VOCABULARY, shape.hidden)
+        self.ends(shape)
         for layer in range(shape.layers):
             for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
                 self(f"blk.{layer}.attn_{name}.weight", heads * head_dim, shape.hidden)
@@ -221,6 +283,20 @@ class _Maker:
             self(f"blk.{layer}.attn_norm.weight", shape.hidden)
             self(f"blk.{layer}.ffn_norm.weight", shape.hidden)
             self(f"blk.{layer}.ffn_gate_inp.weight", shape.num_experts, shape.hidden)
+
+    def ends(self, shape: Shape) -> None:
+        """What comes before and after the layers."""
+        self("token_embd.weight", VOCABULARY, shape.hidden)
+        self("output_norm.weight", shape.hidden)
+        if not shape.tied:
+            self("output.weight", VOCABULARY, shape.hidden)
+
+    def shared(self, layer: int, shape: Shape) -> None:
+        """The shared expert, and the gate before it, which is a vector."""
+        self(f"blk.{layer}.ffn_gate_inp_shexp.weight", shape.hidden)
+        for part in ("gate", "up"):
+            self(f"blk.{layer}.ffn_{part}_shexp.weight", shape.shared, shape.hidden)
+        self(f"blk.{layer}.ffn_down_shexp.weight", shape.hidden, shape.shared)
 
     def experts(self, layer: int, shape: Shape, apart: bool = False) -> None:
         """The routed experts, stacked, or one tensor each."""
