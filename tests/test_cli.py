@@ -13,11 +13,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import finemoe
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
 from finemoe.runtime.generation import refusals_in_one_line
 from finemoe.simulation.cost import size_named
 from finemoe.traces import RoutingTrace
+from finemoe.units import format_bytes, parse_bytes
+from tests.models.packed_configs import gpt_oss_20b, qwen3_30b_a3b, qwen3_30b_a3b_fp8
+from tests.packed.gguf_files import Type, qwen3moe
 from tests.simulation.golden import FILE as GOLDEN
 
 pytestmark = pytest.mark.timeout(300)  # programs that load a model
@@ -157,6 +161,57 @@ def test_options_that_contradict_each_other_are_named():
 def test_info_on_a_model():
     found = json.loads(run(app, ["info", "mixtral-mini", "--json"]).stdout)
     assert (found["num_layers"], found["num_experts"], found["experts_per_token"]) == (32, 8, 2)
+    assert found["expert_format"] == "bf16"
+    assert found["expert_bytes"] == found["unpacked_expert_bytes"]
+    assert 0 <= found["smallest_expert_memory_bytes"] - found["expert_bytes"] <= 2 * 256
+
+
+ROOM_OF_QWEN3 = 9_437_184 + 2 * 256  # on the CPU two parameters may begin anywhere in a line of the cache
+ROOM_OF_GPT_OSS = 49_783_680 + 128 + 4 * 256  # four, of which the last one fills no 256 bytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "expected"),
+    [
+        (gpt_oss_20b, [], ("mxfp4", 13_236_480, 13_236_480 + ROOM_OF_GPT_OSS, 120 * 13_236_480 + ROOM_OF_GPT_OSS)),
+        (qwen3_30b_a3b_fp8, [], ("fp8", 4_719_744, 4_719_744 + ROOM_OF_QWEN3, 480 * 4_719_744 + ROOM_OF_QWEN3)),
+        (qwen3_30b_a3b, ["--gguf", "Q4_K_M"], ("gguf Q4_K_M", 3_059_712, 3_059_712 + 18_874_368, 480 * 3_059_712 + 18_874_368)),
+        (qwen3_30b_a3b, [], ("bf16", 9_437_184, ROOM_OF_QWEN3, 480 * ROOM_OF_QWEN3)),
+    ],
+)
+def test_info_names_the_format_and_the_memory_to_give(fields, options, expected, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(fields()))
+    arguments = ["info", str(tmp_path / "config.json"), *options]
+    found = json.loads(run(app, [*arguments, "--json"]).stdout)
+    names = ("expert_format", "expert_bytes", "smallest_expert_memory_bytes", "recommended_expert_memory_bytes")
+    assert tuple(found[name] for name in names) == expected
+    assert 0 <= parse_bytes(found["recommended_expert_memory"]) - found["recommended_expert_memory_bytes"] < 0.01 * 2**30
+    assert found["expert_share_of_bf16"] == round(found["expert_bytes"] / found["unpacked_expert_bytes"], 4)
+    shown = run(app, arguments).output
+    assert expected[0] in shown
+    assert f"{expected[1]} ({format_bytes(expected[1])})" in shown
+
+
+def test_info_on_a_gguf_file(tmp_path):
+    file = qwen3moe(lambda name: Type.Q6_K if "down_exps" in name else Type.Q4_K if "_exps" in name else Type.F32).write(tmp_path)
+    found = json.loads(run(app, ["info", str(file), "--json"]).stdout)
+    assert (found["architecture"], found["expert_format"]) == ("qwen3moe", "gguf Q4_K, Q6_K")
+    one = 256 * (2 * 144 + 210)  # rows of one block in each of three matrices
+    assert found["layers"] == [{"layer": layer, "types": "Q4_K Q4_K Q6_K", "expert_bytes": one} for layer in range(2)]
+    assert found["all_experts_bytes"] == 2 * found["num_experts"] * one
+    _, engine = finemoe.load(file, found["smallest_expert_memory_bytes"], "on-demand")
+    with engine:
+        assert engine.expert_memory_bytes == found["smallest_expert_memory_bytes"]
+    with pytest.raises(FinemoeError, match="at least"):
+        finemoe.load(file, found["smallest_expert_memory_bytes"] - 1, "on-demand")
+
+
+def test_info_refuses_what_cannot_be_loaded(tmp_path):
+    told = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(qwen3_30b_a3b() | told))
+    refused = run(app, ["info", str(tmp_path / "config.json")])
+    assert "its weights are quantised by awq: a method that finemoe cannot unpack" in str(refused.exception)
+    assert "--gguf says how to count a model's experts" in str(run(app, ["info", str(GOLDEN), "--gguf", "Q8_0"]).exception)
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,36 @@ import typer
 
 from finemoe.cli.options import AsJson
 from finemoe.cli.printing import print_json, print_table
+from finemoe.errors import FinemoeError
 
 
 def info(
-    what: Annotated[str, typer.Argument(help="a miniature's name, a model folder, config.json, hub id, trace or store file")],
+    what: Annotated[
+        str, typer.Argument(help="a miniature's name, a model folder, config.json, .gguf file, hub id, trace or store file")
+    ],
+    gguf: Annotated[
+        str | None, typer.Option(help="of a model: count its experts as in a GGUF file of this mix (Q4_K_M, Q8_0, ...)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a model's MoE geometry, a routing trace, or an Expert Map Store."""
-    facts = _describe(what)
-    print_json(facts) if as_json else print_table(what, [(key, str(value)) for key, value in facts.items()])
+    """Describe a model (its MoE geometry, how its experts are packed, and the expert memory to give it), a routing trace, or an
+    Expert Map Store."""
+    facts = _of_file(what)
+    if gguf is not None and facts is not None:
+        raise FinemoeError(f"--gguf says how to count a model's experts, and {what} is no configuration; leave it out")
+    facts = _of_model(what, gguf) if facts is None else facts
+    print_json(facts) if as_json else print_table(what, [(name, _text(name, value)) for name, value in facts.items()])
 
 
-def _describe(what: str) -> dict[str, Any]:
+def _of_file(what: str) -> dict[str, Any] | None:
+    """Of a trace, a store or a GGUF file; None if it is none of them."""
     from finemoe.files import kind_of
 
     path = Path(what)
+    if path.suffix == ".gguf" and path.is_file():
+        from finemoe.cli.gguf_facts import gguf_facts
+
+        return gguf_facts(path)
     kind = kind_of(path)
     if kind == "routing-trace" or path.suffix == ".trace":
         from finemoe.traces import RoutingTrace
@@ -35,9 +50,22 @@ def _describe(what: str) -> dict[str, Any]:
         store = ExpertMapStore.load(path)
         of_store = ("model", "num_layers", "num_experts", "embedding_dim", "capacity", "prefetch_distance", "nbytes")
         return {"records": len(store), **{name: getattr(store, name) for name in of_store}}
-    from dataclasses import asdict
+    return None
 
-    from finemoe.models.geometry import Geometry
+
+def _of_model(what: str, mix: str | None) -> dict[str, Any]:
+    from finemoe.cli.model_facts import model_facts
     from finemoe.models.shipped import resolve
 
-    return asdict(Geometry.from_config(resolve(what)))
+    return model_facts(resolve(what), mix)
+
+
+def _text(name: str, value: Any) -> str:
+    """A value for people."""
+    from finemoe.units import format_bytes
+
+    if name.endswith("_bytes"):
+        return f"{value} ({format_bytes(value)})"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(", ".join(f"{key} {item}" for key, item in one.items()) for one in value)
+    return str(value)

@@ -54,13 +54,20 @@ class Geometry:
         Raises:
             FinemoeError: no such file or model type, the model has no routed experts, or what they take cannot be known.
         """
+        return cls.of_model(model_on_meta(config_of(source)), mix)
+
+    @classmethod
+    def of_model(cls, model: Any, mix: str | None = None) -> "Geometry":
+        """The geometry of what `model_on_meta` makes; mix: as in `from_config`.
+
+        Raises:
+            FinemoeError: the model has no routed experts, or what they take cannot be known.
+        """
         from finemoe.models.layers import activated_per_token, find_moe_layers
         from finemoe.models.packed_sizes import expert_records
         from finemoe.packing.methods import quantization_of
 
-        config = config_of(source)
-        model = _on_meta(config)
-        layers = find_moe_layers(model)
+        config, layers = model.config, find_moe_layers(model)
         records = expert_records(model, layers, quantization_of(config), mix)
         largest = max(records, key=lambda record: record.nbytes)
         parameters = [sum(p.numel() for p in layer.expert_parameters().values()) for layer in layers]
@@ -84,8 +91,12 @@ class Geometry:
         )
 
 
-def _on_meta(config: Any) -> Any:
-    """A model without weights, in bf16, the precision models are published in."""
+def model_on_meta(config: Any) -> Any:
+    """A model without weights, in bf16, the precision models are published in.
+
+    Raises:
+        FinemoeError: Transformers has no language model of such a configuration.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 

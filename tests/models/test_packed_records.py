@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import finemoe
+from finemoe.cli.model_facts import model_facts
+from finemoe.errors import FinemoeError
 from finemoe.models.geometry import Geometry, config_of
 from finemoe.packing.codec import Packer
 from finemoe.packing.fp8 import Fp8
@@ -72,3 +74,15 @@ def test_records_have_the_computed_bytes(make, options, expected, tmp_path):
         sizes = [layout.nbytes for layout in engine.records.layouts]
     assert geometry.expert_bytes == max(sizes) == expected
     assert geometry.all_experts_bytes == geometry.num_experts * sum(sizes)
+
+
+@pytest.mark.parametrize(("make", "options"), [(fp8, ((16, 16), [])), (mxfp4, ())])
+def test_the_smallest_expert_memory_is_enough_and_no_more(make, options, tmp_path):
+    make(tmp_path, *options)
+    smallest = model_facts(str(tmp_path), None)["smallest_expert_memory_bytes"]
+    _, engine = finemoe.load(tmp_path, smallest, "on-demand")
+    most = 256 * len(engine.records.layouts[0].packing.weights.fields)  # which only the file can tell
+    with engine:
+        assert smallest - most <= engine.expert_memory_bytes <= smallest
+    with pytest.raises(FinemoeError, match="at least, or a share"):
+        finemoe.load(tmp_path, smallest - most - 1, "on-demand")

@@ -1,0 +1,76 @@
+"""How much expert memory a model should be given, and why."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from finemoe.units import format_bytes
+
+_AHEAD = 1.25  # times what a token activates: the rest is for experts loaded ahead
+_GIB, _MIB = 1 << 30, 1 << 20
+
+
+@dataclass(frozen=True)
+class ExpertMemory:
+    """Expert memory on one device.
+
+    Args:
+        slot_bytes: of a record in its slot; room_bytes: of an expert that is unpacked, 0 where none needs to be.
+        num_layers, num_experts, top_k: L, J, K. unpacked_to: the type that experts are unpacked to.
+    """
+
+    slot_bytes: int
+    room_bytes: int
+    num_layers: int
+    num_experts: int
+    top_k: int
+    unpacked_to: str = "bf16"
+
+    @property
+    def smallest_bytes(self) -> int:
+        """With less, no expert can be computed."""
+        return self.slot_bytes + self.room_bytes
+
+    @property
+    def recommended_slots(self) -> int:
+        """More than a token activates, but never more than there are experts."""
+        return min(self.num_layers * self.num_experts, math.ceil(_AHEAD * self.num_layers * self.top_k))
+
+    @property
+    def recommended_bytes(self) -> int:
+        return self.recommended_slots * self.slot_bytes + self.room_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """What `finemoe info` says of it."""
+        return {
+            "smallest_expert_memory_bytes": self.smallest_bytes,
+            "smallest_because": self._smallest_because,
+            "recommended_expert_memory": _as_option(self.recommended_bytes),
+            "recommended_expert_memory_bytes": self.recommended_bytes,
+            "recommended_slots": self.recommended_slots,
+            "recommended_because": self._recommended_because,
+        }
+
+    @property
+    def _smallest_because(self) -> str:
+        one = f"one expert in its slot ({format_bytes(self.slot_bytes)})"
+        room = f"the room where it is unpacked ({format_bytes(self.room_bytes)} in {self.unpacked_to})"
+        return f"{one}, and {room}" if self.room_bytes else one
+
+    @property
+    def _recommended_because(self) -> str:
+        cycle, before = self.num_layers * self.top_k, (self.num_layers - 1) * self.top_k
+        activated = f"{_AHEAD:g} x the {cycle} experts that one token activates ({self.num_layers} layers x {self.top_k})"
+        if self.recommended_slots == self.num_layers * self.num_experts:
+            return f"all experts, which are no more than {activated}"
+        return (
+            f"{activated}: up to {before} slots LRU hits nothing at one token a step, since a layer's experts are gone when the "
+            f"next token comes to it; from {cycle} on it hits all that a token shares with the one before; the rest is for "
+            "experts loaded ahead"
+        )
+
+
+def _as_option(num_bytes: int) -> str:
+    """Rounded up, as `--expert-memory` takes it."""
+    unit, name = (_GIB, "GiB") if num_bytes >= _GIB // 10 else (_MIB, "MiB")
+    return f"{math.ceil(num_bytes / unit * 100) / 100:.2f}{name}"
