@@ -286,7 +286,7 @@ def edit(folder: Path, function: Any) -> None:
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / ONE).items()}
     function(tensors)
     (folder / ONE).unlink()
-    save_file(tensors, folder / ONE, metadata={"format": "pt"})
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / ONE, metadata={"format": "pt"})
 
 
 def edit_config(folder: Path, function: Any) -> None:
