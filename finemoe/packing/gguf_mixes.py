@@ -6,7 +6,8 @@ mixes there. Files whose makers chose types by other rules have other sizes; wha
 """
 
 from finemoe.errors import FinemoeError
-from finemoe.packing.gguf import Gguf
+from finemoe.packing import gguf_fives
+from finemoe.packing.gguf import Gguf, block_of
 
 _OWN = {
     "Q4_0": "Q4_0",
@@ -41,21 +42,27 @@ def codec_in_mix(mix: str, is_down: bool, block: int, num_blocks: int, shape: tu
         is_down: the projection back to the hidden size. block: the decoder layer's number, of `num_blocks`, dense ones included.
         shape: rows, columns.
     Raises:
-        FinemoeError: its rows fit no block of the mix's type, and Transformers cannot unpack the type that llama.cpp takes.
+        FinemoeError: its rows fit no block at all, as llama.cpp leaves them in F16.
     """
-    from transformers.integrations.gguf.dequant import GGML_BLOCK, GGML_NAME
-
-    numbers = {name: number for number, name in GGML_NAME.items()}
     name = type_in_mix(mix, is_down, block, num_blocks)
-    if shape[1] % GGML_BLOCK[numbers[name]][0]:
-        other = _FALLBACKS.get(name, "F16")
-        if other not in numbers or shape[1] % GGML_BLOCK[numbers[other]][0]:
-            raise FinemoeError(
-                f"rows of {shape[1]} are no multiple of a block of {name}; llama.cpp makes them {other} in {mix}, which "
-                "Transformers cannot unpack in experts"
-            )
-        name = other
-    return Gguf.of(shape, numbers[name])
+    numbers = _numbers()
+    for one in (name, _FALLBACKS.get(name)):
+        if one is not None and shape[1] % _values_of(numbers[one]) == 0:
+            return Gguf.of(shape, numbers[one])
+    raise FinemoeError(f"rows of {shape[1]} are no multiple of a block of {name}, nor of the type that llama.cpp takes instead")
+
+
+def _numbers() -> dict[str, int]:
+    """GGML's numbers of types, by name."""
+    from transformers.integrations.gguf.dequant import GGML_NAME
+
+    return {name: number for number, name in (GGML_NAME | gguf_fives.NAME).items()}
+
+
+def _values_of(type_id: int) -> int:
+    found = block_of(type_id)
+    assert found is not None
+    return found[0]
 
 
 def type_in_mix(mix: str, is_down: bool, block: int, num_blocks: int) -> str:

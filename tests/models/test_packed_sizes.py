@@ -104,6 +104,15 @@ def test_a_gguf_mix(mix, smaller, larger, num_larger):
     assert geometry == Geometry.from_config(qwen3_30b_a3b_fp8(), mix), "a mix is made of the weights, however they are packed"
 
 
+def test_rows_that_fit_no_block_of_256_get_another_type():
+    """Qwen1.5-MoE's down has rows of 1408, 44 blocks of 32: Q5_0 instead of Q4_K, Q8_0 instead of Q6_K."""
+    geometry = Geometry.from_config(MODEL_CONFIGS / "qwen1.5-moe-a2.7b.json", "Q4_K_M")
+    gate_up = 2 * 1408 * 2048 // 256 * 144
+    more = sum(block < 3 or block >= 21 or (block - 3) % 3 == 2 for block in range(24))
+    assert geometry.expert_bytes == gate_up + 2048 * 44 * 34
+    assert geometry.all_experts_bytes == 60 * (24 * gate_up + 2048 * 44 * (more * 34 + (24 - more) * 22))
+
+
 def test_layers_that_are_dense_count_where_llama_cpp_counts():
     """DeepSeek-V3's first three layers have no experts: the fourth is number 3 of 61."""
     geometry = Geometry.from_config(MODEL_CONFIGS / "deepseek-v3.json", "Q4_K_M")
@@ -116,7 +125,7 @@ def test_layers_that_are_dense_count_where_llama_cpp_counts():
     [
         (qwen3_30b_a3b(), "Q4_K_XL", "unknown GGUF mix 'Q4_K_XL'; known: Q4_0"),
         (gpt_oss_20b(), "Q8_0", "gpt_oss: no GGUF mix is known of experts whose matrices are transposed"),
-        ({**qwen3_30b_a3b(), "moe_intermediate_size": 1408}, "Q4_K_M", "rows of 1408 .* Q5_0 in Q4_K_M"),
+        ({**qwen3_30b_a3b(), "moe_intermediate_size": 1400}, "Q4_K_M", "rows of 1400 are no multiple of a block of Q6_K"),
         ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "awq"}}, None, "quantised by awq"),
         ({**qwen3_30b_a3b(), "quantization_config": {"load_in_4bit": True}}, None, "quantised by bitsandbytes"),
         ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "compressed-tensors"}}, None, "of no weights how"),
