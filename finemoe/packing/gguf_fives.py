@@ -1,7 +1,7 @@
 """Q5_0 and Q5_1, GGML's types of five bits, which Transformers' torch code does not know.
 
-llama.cpp takes them where rows are no multiple of 256, as `down` of Qwen1.5-MoE (1408) in a file of Q4_K_M. The `gguf` package, by
-which Transformers unpacks them while it loads, does the same operations on NumPy.
+llama.cpp takes them where rows are no multiple of 256, as `down` of Qwen1.5-MoE (1408) in a file of Q4_K_M. The `gguf` package,
+by which Transformers unpacks them while it loads, does the same operations on NumPy.
 """
 
 import torch

@@ -109,6 +109,8 @@ def _reader(path: Path) -> Any:
     if begin != _MAGIC:
         raise FinemoeError(f"{path}: no GGUF file, since it begins with {begin!r}, not {_MAGIC!r}; {_AGAIN}")
     try:
+        # First what ends at the end of the file: of a length that is damaged GGUFReader would read on and on.
+        import_module("transformers.integrations.gguf.reader").read_gguf_metadata(path)
         return import_module("gguf").GGUFReader(path)
     except Exception as error:  # whatever NumPy says of bytes that are not there
         reason = first_line(error)

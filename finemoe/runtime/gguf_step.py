@@ -107,10 +107,8 @@ class GgufStep(LoadingStep):
                 f"{_INSTEAD}"
             )
         for name, reason in info.conversion_errors.items():
-            raise FinemoeError(
-                f"{self._file.path}: its tensors do not make {name} ({reason.strip().splitlines()[-1]}); fetch the file again, or "
-                f"{_INSTEAD}"
-            )
+            said = reason.strip().splitlines()[-1]
+            raise FinemoeError(f"{self._file.path}: its tensors do not make {name} ({said}); fetch the file again, or {_INSTEAD}")
         super()._require_right(model, info)
         self._file.close()
 

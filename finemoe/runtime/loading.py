@@ -29,6 +29,8 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     from finemoe.runtime.pretrained import whole_model
 
     source = _source_of(name)
+    if file := gguf_path(source):
+        raise FinemoeError(f"{file}: a GGUF file is loaded with its experts packed, by finemoe.load alone")
     tokenizer = load_tokenizer(name)
     return whole_model(source, dtype).eval(), tokenizer
 

@@ -101,6 +101,14 @@ def blocks(rng: np.random.Generator, shape: Sequence[int], kind: Type) -> np.nda
     return _scaled(data, scales, kind).reshape(*shape[:-1], -1)
 
 
+def flat(kind: Type, rows: int, columns: int) -> np.ndarray:
+    """Blocks all of whose bytes but the scales are the same: the rows and blocks go through all values of a byte."""
+    per_block, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+    values = np.arange(rows * columns // per_block) % 256
+    data = np.repeat(values.astype(np.uint8)[:, None], num_bytes, axis=1)
+    return _scaled(data, np.full(len(data), 0.013), kind).reshape(rows, -1)
+
+
 @cache
 def _usual_scale(kind: Type) -> float:
     """The scale with which random blocks deviate as much as weights shall."""
@@ -248,8 +256,8 @@ def _metadata(architecture: str, shape: Shape) -> dict[str, Any]:
 
 
 def tokenizer() -> dict[str, Any]:
-    """A byte-pair vocabulary without merges."""
-    tokens = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(33, 33 + VOCABULARY - 3))]
+    """A byte-pair vocabulary with one merge."""
+    tokens = ["<unk>", "<s>", "</s>", "ab", *(chr(code) for code in range(33, 33 + VOCABULARY - 4))]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.tokens": tokens,
