@@ -314,6 +314,28 @@ def test_compressed_tensors_of_another_format(copy, change, load):
     refusal(folder, load)
 
 
+@both
+def test_nvfp4_whose_second_scale_transformers_loses(copy, load):
+    """Its experts would be thousands of times too large, in silence: they are unpacked without `weight_global_scale`."""
+    folder = copy("int4")
+
+    def as_nvfp4(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith("weight_packed")]:
+            stem = name.removesuffix("packed")
+            rows, columns = tensors.pop(f"{stem}shape").tolist()
+            tensors[name] = torch.full((rows, columns // 2), 0x21, dtype=torch.uint8)
+            tensors[f"{stem}scale"] = torch.ones(rows, columns // 16).to(torch.float8_e4m3fn)
+            tensors[f"{stem}global_scale"] = torch.tensor([3000.0])
+
+    edit(folder, as_nvfp4)
+    weights = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16, "dynamic": False}
+    told = compressed_tensors(
+        4, 16, format="nvfp4-pack-quantized", config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}
+    )
+    edit_config(folder, lambda config: config.update(quantization_config=told))
+    refusal(folder, load, "nvfp4")
+
+
 # What is no fault
 
 
