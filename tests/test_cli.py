@@ -195,6 +195,7 @@ def test_info_names_the_format_and_the_memory_to_give(fields, options, expected,
 def test_info_on_a_gguf_file(tmp_path):
     file = qwen3moe(lambda name: Type.Q6_K if "down_exps" in name else Type.Q4_K if "_exps" in name else Type.F32).write(tmp_path)
     found = json.loads(run(app, ["info", str(file), "--json"]).stdout)
+    assert json.loads(run(app, ["info", str(file.parent), "--json"]).stdout) == found
     assert (found["architecture"], found["expert_format"]) == ("qwen3moe", "gguf Q4_K, Q6_K")
     one = 256 * (2 * 144 + 210)  # rows of one block in each of three matrices
     assert found["layers"] == [{"layer": layer, "types": "Q4_K Q4_K Q6_K", "expert_bytes": one} for layer in range(2)]

@@ -31,12 +31,13 @@ def info(
 def _of_file(what: str) -> dict[str, Any] | None:
     """Of a trace, a store or a GGUF file; None if it is none of them."""
     from finemoe.files import kind_of
+    from finemoe.runtime.gguf_names import gguf_path
 
     path = Path(what)
-    if path.suffix == ".gguf" and path.is_file():
+    if (file := gguf_path(what)) is not None:
         from finemoe.cli.gguf_facts import gguf_facts
 
-        return gguf_facts(path)
+        return gguf_facts(file)
     kind = kind_of(path)
     if kind == "routing-trace" or path.suffix == ".trace":
         from finemoe.traces import RoutingTrace

@@ -15,8 +15,10 @@ from finemoe.errors import FinemoeError
 from finemoe.models.geometry import Geometry, config_of
 from finemoe.packing.codec import Packer
 from finemoe.packing.fp8 import Fp8
+from finemoe.packing.gguf_mixes import type_in_mix
 from finemoe.packing.mxfp4 import Mxfp4
 from tests.models.packed_configs import FP8, MXFP4, gpt_oss_20b, qwen3_30b_a3b
+from tests.packed import checkpoints, gguf_files
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 QWEN = {**qwen3_30b_a3b(), **SMALL, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
@@ -86,3 +88,35 @@ def test_the_smallest_expert_memory_is_enough_and_no_more(make, options, tmp_pat
         assert smallest - most <= engine.expert_memory_bytes <= smallest
     with pytest.raises(FinemoeError, match="at least, or a share"):
         finemoe.load(tmp_path, smallest - most - 1, "on-demand")
+
+
+@pytest.mark.parametrize(
+    "case", ["qwen3_moe_int4", "qwen3_moe_int8", "deepseek_v3_fp8", "glm4_moe_fp8", "qwen3_moe_fp8_one_scale", "gpt_oss_mxfp4"]
+)
+def test_other_checkpoints_have_the_computed_bytes(case, tmp_path):
+    checkpoints.make(case, tmp_path / case)
+    geometry = Geometry.from_config(tmp_path / case)
+    _, engine = finemoe.load(tmp_path / case, 1.0, "on-demand")
+    with engine:
+        sizes = [layout.nbytes for layout in engine.records.layouts]
+    assert geometry.expert_format != "bf16"
+    assert (geometry.expert_bytes, geometry.all_experts_bytes) == (max(sizes), geometry.num_experts * sum(sizes))
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q5_K_M", "Q8_0"])
+def test_a_gguf_file_of_a_mix_has_the_computed_bytes(mix, tmp_path):
+    shape = gguf_files.Shape(layers=9)
+
+    def kind(name: str) -> gguf_files.Type:
+        if "_exps" not in name:
+            return gguf_files.Type.F32
+        return gguf_files.Type[type_in_mix(mix, "down" in name, int(name.split(".")[1]), shape.layers)]
+
+    file = gguf_files.qwen3moe(kind, shape).write(tmp_path)
+    fields = {**QWEN, "hidden_size": shape.hidden, "moe_intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers}
+    geometry = Geometry.from_config({**fields, "num_experts": shape.num_experts}, mix)
+    _, engine = finemoe.load(file, 1.0, "on-demand")
+    with engine:
+        sizes = [layout.nbytes for layout in engine.records.layouts]
+    assert (geometry.expert_bytes, geometry.all_experts_bytes) == (max(sizes), shape.num_experts * sum(sizes))
+    assert len(set(sizes)) == (1 if mix == "Q8_0" else 2)
