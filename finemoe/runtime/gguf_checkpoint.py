@@ -48,7 +48,7 @@ class GgufCheckpoint:
                     records.write_record(layer.index, expert, dict(part.packed(self._file, expert) for part in parts))
                 else:
                     records.write(layer.index, expert, self._joined(parts, expert))
-            self._file.close()
+                self._file.close()
 
     def _parts(self, layer: MoELayer) -> list[GgufPart]:
         return parts_of(self._file, layer, self._arithmetic)

@@ -1,5 +1,6 @@
 """A GGUF file: its header, checked, and its tensors as views of the mapped file (llama.cpp's format)."""
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from finemoe.errors import FinemoeError, first_line
 
 _MAGIC = b"GGUF"
+_ALIGNMENT = 32  # of tensors, where a file does not say
 _AGAIN = "fetch it again"
 _PACKAGES = {"gguf": "gguf>=0.10", "accelerate": "accelerate", "transformers.integrations.gguf.reader": "transformers>=5.23"}
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -52,24 +54,20 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         require_packages(path)
         self.path = path
-        reader = _reader(path)
-        self._numbers = {key: field.contents() for key, field in reader.fields.items() if _is_number(field)}
-        named = reader.get_field("general.architecture")
-        if named is None:
-            raise FinemoeError(f"{path}: its header names no architecture (general.architecture); {_AGAIN}")
-        self.architecture = str(named.contents())
-        if int(self._numbers.get("split.count", 1)) > 1:
+        self._metadata, tensors = _header(path)
+        self.architecture = str(self._metadata["general.architecture"])
+        if int(self._metadata.get("split.count", 1)) > 1:
             raise FinemoeError(
-                f"{path}: one of {self._numbers['split.count']} parts of a model, which are not read apart; merge them into one "
+                f"{path}: one of {self._metadata['split.count']} parts of a model, which are not read apart; merge them into one "
                 "file first (llama.cpp's gguf-split --merge)"
             )
-        self.tensors = {one.name: one for one in map(_described, reader.tensors)}
+        self.tensors = {tensor.name: tensor for tensor in tensors}
         self._mapped: torch.Tensor | None = None
 
     def number(self, key: str) -> int | None:
         """A whole number of the architecture's metadata, as `expert_count`; None where the file does not say."""
-        value = self._numbers.get(f"{self.architecture}.{key}")
-        return None if value is None else int(value)
+        value = self._metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) else None
 
     def read(self, tensor: GgufTensor) -> torch.Tensor:
         """A tensor's values, of its shape, or blocks, [..., bytes of a row] uint8; a view of the file, not to be written to."""
@@ -103,29 +101,37 @@ def require_packages(path: Path) -> None:
             raise FinemoeError(f"{path}: reading a GGUF file takes {package}; pip install '{package}'") from error
 
 
-def _reader(path: Path) -> Any:
+def _header(path: Path) -> tuple[dict[str, Any], list[GgufTensor]]:
+    """Metadata by key, and tensors. By Transformers' reader: the gguf package's takes seconds for a vocabulary, and half a GB."""
     with path.open("rb") as file:
         begin = file.read(len(_MAGIC))
     if begin != _MAGIC:
         raise FinemoeError(f"{path}: no GGUF file, since it begins with {begin!r}, not {_MAGIC!r}; {_AGAIN}")
+    reader: Any = import_module("transformers.integrations.gguf.reader")
     try:
-        # First what ends at the end of the file: of a length that is damaged GGUFReader would read on and on.
-        import_module("transformers.integrations.gguf.reader").read_gguf_metadata(path)
-        return import_module("gguf").GGUFReader(path)
-    except Exception as error:  # whatever NumPy says of bytes that are not there
-        reason = first_line(error)
-        if "GGMLQuantizationType" in reason:
-            raise FinemoeError(
-                f"{path}: it holds a tensor of an unknown type ({reason}); use a file of another type, or a newer gguf package"
-            ) from error
-        raise FinemoeError(f"{path}: truncated or damaged ({reason}); {_AGAIN}") from error
+        mapped = reader._mapped(str(path))
+        metadata, count, table = reader._read_metadata(mapped, str(path))
+        entries, end = reader._read_tensor_table(mapped, count, table)
+        alignment = int(metadata.get("general.alignment", _ALIGNMENT))
+        first = -(-end // alignment) * alignment
+    except Exception as error:  # whatever bytes say that are not there, or are not what was written
+        raise FinemoeError(f"{path}: truncated or damaged ({first_line(error)}); {_AGAIN}") from error
+    tensors = [_described(path, name, shape, kind, first + offset) for name, shape, kind, offset in entries]
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise FinemoeError(f"{path}: truncated or damaged (two tensors of one name); {_AGAIN}")
+    return metadata, tensors
 
 
-def _is_number(field: Any) -> bool:
-    return [kind.name for kind in field.types] in (["UINT16"], ["UINT32"], ["INT32"], ["UINT64"], ["INT64"])
-
-
-def _described(tensor: Any) -> GgufTensor:
-    shape = tuple(int(size) for size in reversed(tensor.shape.tolist()))
-    kind = tensor.tensor_type
-    return GgufTensor(str(tensor.name), shape, int(kind), kind.name, int(tensor.data_offset), int(tensor.n_bytes))
+def _described(path: Path, name: str, shape: tuple[int, ...], type_id: int, start: int) -> GgufTensor:
+    package = import_module("gguf")
+    try:
+        kind = package.GGMLQuantizationType(type_id)
+    except ValueError as error:
+        raise FinemoeError(
+            f"{path}: {name} is of an unknown type, {type_id}; use a file of another type, or a newer gguf package"
+        ) from error
+    per_block, num_bytes = package.GGML_QUANT_SIZES[kind]
+    nbytes = math.prod(shape) // per_block * num_bytes
+    if not shape or shape[-1] % per_block or start + nbytes > path.stat().st_size:
+        raise FinemoeError(f"{path}: truncated or damaged ({name} ends beyond it, or in the middle of a block); {_AGAIN}")
+    return GgufTensor(name, shape, type_id, kind.name, start, nbytes)

@@ -53,7 +53,9 @@ class _Unread:
                 weights=values, name=self._tensor.name, tensor_key_mapping=self._names, parsed_parameters={"tensors": {}}
             )
             own = torch.empty(made.weights.shape, dtype=self._dtype)  # torch's memory, which begins at a multiple of 64
-            return own.copy_(torch.from_numpy(made.weights))
+            own.copy_(torch.from_numpy(made.weights))
+            self._file.close()
+            return own
 
     def get_dtype(self) -> str:
         """As safetensors names a type of weights; Transformers asks before it reads."""

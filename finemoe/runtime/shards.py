@@ -10,6 +10,8 @@ from transformers.modeling_utils import str_to_torch_dtype
 
 from finemoe.errors import FinemoeError
 
+_DTYPES = str_to_torch_dtype | {"F8_E8M0": torch.float8_e8m0fnu}  # which Transformers reads, and has no entry for
+
 
 class Shards:
     """The tensors of safetensors files by name; files are opened when needed and closed by `close`.
@@ -44,7 +46,7 @@ class Shards:
     def on_meta(self, name: str) -> torch.Tensor:
         """A tensor's shape and type without its values: not even one page of the file is read."""
         part = self._slice(name)
-        return torch.empty(part.get_shape(), dtype=str_to_torch_dtype[part.get_dtype()], device="meta")
+        return torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
 
     def lazily(self, absent: Callable[[str], bool]) -> dict[str, Any]:
         """All tensors as Transformers takes them, read when they are indexed; the `absent` ones have no values even then."""

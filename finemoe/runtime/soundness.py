@@ -1,9 +1,12 @@
 """What is wrong with a quantised checkpoint's tensors, in words: Transformers would take some of it for weights, in silence."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+from transformers.integrations.compressed_tensors import CompressedTensorsDequantize, get_experts_scheme
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import Mxfp4Dequantize
 
 from finemoe.packing.fp8 import grid_of
 from finemoe.runtime.blockwise import block_of
@@ -12,10 +15,12 @@ from finemoe.runtime.shards import Shards
 from finemoe.runtime.tensor_group import Group
 
 _ACTIVATION_SCALE = "activation_scale"
+_AGAIN = "fetch it again, or check that it is this model's"
+_INT32_BITS = 32
 
 
 def packed_fault(groups: Iterable[Group], shards: Shards, targets: Mapping[str, torch.Tensor]) -> str | None:
-    """The first fault found; None if there is none.
+    """The first fault found, and what to do about it; None if there is none.
 
     Args:
         groups: of the checkpoint's tensors; targets: the model's parameters and buffers by name.
@@ -27,8 +32,16 @@ def packed_fault(groups: Iterable[Group], shards: Shards, targets: Mapping[str, 
 def _faults(group: Group, shards: Shards, target: torch.Tensor) -> Iterator[str]:
     if not group.dequantizes:
         yield from _taken_for_weights(group, shards, target)
-    elif isinstance(group.operations[0], Fp8Dequantize):
-        yield from _of_fp8(group, shards, block_of(group.operations[0]))
+        return
+    operation = group.operations[0]
+    if isinstance(operation, Fp8Dequantize):
+        yield from _of_fp8(group, shards, block_of(operation))
+    if isinstance(operation, Mxfp4Dequantize):
+        yield from _of_mxfp4(group, shards)
+    if group.is_stacked:
+        yield from _unlike(group, shards)
+        if isinstance(operation, CompressedTensorsDequantize):
+            yield from _of_packed_integers(group, shards, _scheme_of(operation))
 
 
 def _taken_for_weights(group: Group, shards: Shards, target: torch.Tensor) -> Iterator[str]:
@@ -37,17 +50,35 @@ def _taken_for_weights(group: Group, shards: Shards, target: torch.Tensor) -> It
             for name in names:
                 if is_packed_type(shards.on_meta(name).dtype):
                     yield (
-                        f"{name} ({shards.file_of(name)}) is of type {shards.dtype_name(name)}, which is no weight by itself, "
-                        "and config.json names no quantisation that unpacks it"
+                        f"{_placed(name, shards)} is of type {shards.dtype_name(name)}, which is no weight by itself, and "
+                        f"config.json names no quantisation that unpacks it; {_AGAIN}"
                     )
+
+
+def _unlike(group: Group, shards: Shards) -> Iterator[str]:
+    """Experts of one layer that are packed in different ways, or of which a tensor is missing."""
+    most = max(map(len, group.sources.values()))
+    fullest = next(names for names in group.sources.values() if len(names) == most)
+    for pattern, names in group.sources.items():
+        if len(names) < most:
+            lost = _first_lost(fullest, names)
+            yield f"the checkpoint lacks the {pattern.rpartition('.')[2]} of {lost} ({shards.file_of(lost)} holds this); {_AGAIN}"
+        first = shards.on_meta(names[0])
+        for name in names:
+            other = shards.on_meta(name)
+            if (other.dtype, other.shape) != (first.dtype, first.shape):
+                yield (
+                    f"{_placed(name, shards)} is of type {shards.dtype_name(name)} and shape {tuple(other.shape)}, but {names[0]} "
+                    f"of type {shards.dtype_name(names[0])} and shape {tuple(first.shape)}; {_AGAIN}"
+                )
 
 
 def _of_fp8(group: Group, shards: Shards, block: tuple[int, int] | None) -> Iterator[str]:
     for pattern, names in group.sources.items():
         if pattern.endswith(_ACTIVATION_SCALE):
             yield (
-                f"{names[0]} ({shards.file_of(names[0])}) is an activation's scale, which is lost where weights are unpacked; "
-                "use a checkpoint without static activation scales"
+                f"{_placed(names[0], shards)} is an activation's scale, which is lost where weights are unpacked; use a "
+                "checkpoint without static activation scales"
             )
         elif not pattern.endswith(SCALE):
             packed = [name for name in names if is_packed_type(shards.on_meta(name).dtype)]
@@ -55,22 +86,64 @@ def _of_fp8(group: Group, shards: Shards, block: tuple[int, int] | None) -> Iter
 
 
 def _of_weights(weights: list[str], scales: list[str], shards: Shards, block: tuple[int, int] | None) -> Iterator[str]:
-    """Weights and their scales, each in the order of the checkpoint's experts."""
+    """FP8 weights and their scales, each in the order of the checkpoint's experts."""
     if len(weights) > len(scales):
-        have = {_stem(name) for name in scales}
-        lost = next((name for name in weights if _stem(name) not in have), weights[0])
-        yield f"the checkpoint lacks the scales of {lost} ({shards.file_of(lost)})"
+        lost = _first_lost(weights, scales)
+        yield f"the checkpoint lacks the scales of {lost} ({shards.file_of(lost)}); {_AGAIN}"
         return
     for weight, scale in zip(weights, scales, strict=False):
         shape, found = shards.shape(weight), shards.shape(scale)
         wanted = grid_of((shape[-2], shape[-1]), block) if block else None
         if shards.on_meta(weight).dtype == torch.float8_e4m3fn and torch.Size(found).numel() > 1 and found[-2:] != wanted:
             yield (
-                f"{scale} ({shards.file_of(scale)}) has shape {found}, but {weight} of shape {shape} "
+                f"{_placed(scale, shards)} has shape {found}, but {weight} of shape {shape} "
                 + (f"has {wanted} blocks of {block}" if block else "has one scale, as config.json names no blocks")
+                + f"; {_AGAIN}"
             )
+
+
+def _of_mxfp4(group: Group, shards: Shards) -> Iterator[str]:
+    for names in group.sources.values():
+        for name in names:
+            if shards.on_meta(name).dtype != torch.uint8:
+                yield f"{_placed(name, shards)} is of type {shards.dtype_name(name)}, but MXFP4 is made of bytes (U8); {_AGAIN}"
+
+
+def _of_packed_integers(group: Group, shards: Shards, scheme: Any) -> Iterator[str]:
+    """Integers that several share an int32: the shape that they shall have, and that which was packed."""
+    bits, group_size = scheme.weights.num_bits, scheme.weights.group_size
+    for pattern, names in group.sources.items():
+        if not pattern.endswith("weight_packed"):
+            continue
+        shapes = group.sources.get(pattern.replace("weight_packed", "weight_shape"), [])
+        scales = group.sources.get(pattern.replace("weight_packed", "weight_scale"), [])
+        for packed, shape, scale in zip(names, shapes, scales, strict=False):
+            rows, columns = (int(size) for size in shards.read(shape))
+            wanted = rows, -(-columns * bits // _INT32_BITS)
+            groups = rows, -(-columns // group_size) if group_size and group_size > 0 else 1
+            if shards.on_meta(packed).dtype == torch.int32 and shards.shape(packed) != wanted:
+                yield (
+                    f"{_placed(packed, shards)} has shape {shards.shape(packed)}, but {rows} x {columns} weights of {bits} bits, as "
+                    f"{shape} says, make {wanted}; {_AGAIN}"
+                )
+            if shards.on_meta(packed).dtype == torch.int32 and shards.shape(scale) != groups:
+                yield f"{_placed(scale, shards)} has shape {shards.shape(scale)}, but {shape} makes {groups} scales; {_AGAIN}"
+
+
+def _scheme_of(operation: CompressedTensorsDequantize) -> Any:
+    return operation.scheme or get_experts_scheme(operation.hf_quantizer.compressor.quantization_config)
+
+
+def _first_lost(names: list[str], others: list[str]) -> str:
+    """The first of some names for which there is none of the same stem among others."""
+    have = {_stem(name) for name in others}
+    return next((name for name in names if _stem(name) not in have), names[0])
 
 
 def _stem(name: str) -> str:
     """What a weight and its scales share of their names."""
     return name.rpartition(".")[0]
+
+
+def _placed(name: str, shards: Shards) -> str:
+    return f"{name} ({shards.file_of(name)})"
