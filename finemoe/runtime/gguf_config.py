@@ -32,6 +32,8 @@ def config_of_gguf(file: GgufFile) -> Any:
 
 def _mixtral(file: GgufFile) -> MixtralConfig:
     """Transformers' reading of a Llama, and the experts, which it leaves out."""
+    if (scaling := file.text("rope.scaling.type") or "none") != "none":
+        raise ValueError(f"positions scaled by {scaling!r}, which finemoe does not read from such a file")
     legacy = import_module("transformers.modeling_gguf_pytorch_utils")
     told = legacy.load_gguf_checkpoint(str(file.path), return_tensors=False)["config"]
     named = {name: value for name, value in told.items() if name != "model_type"}

@@ -69,6 +69,11 @@ class GgufFile:
         value = self._metadata.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) else None
 
+    def text(self, key: str) -> str | None:
+        """A text of the architecture's metadata; None where the file does not say."""
+        value = self._metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, str) else None
+
     def read(self, tensor: GgufTensor) -> torch.Tensor:
         """A tensor's values, of its shape, or blocks, [..., bytes of a row] uint8; a view of the file, not to be written to."""
         if self._mapped is None:

@@ -10,21 +10,28 @@ from typing import Any
 
 import torch
 
+from finemoe.errors import FinemoeError
 from finemoe.runtime.gguf_file import GgufFile, GgufTensor
 
+_INSTEAD = "use the model's safetensors checkpoint"
 _LLAMA_NAMES = {"mixtral": "llama"}  # llama.cpp's name of an architecture where Transformers' table does not have it
 
 
-def rest_of(file: GgufFile, model: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """A file's tensors by the model's names, unread, as Transformers' loading takes them; experts are none of them.
+def rest_of(file: GgufFile, model: Any, dtype: torch.dtype, experts: set[str]) -> dict[str, Any]:
+    """A file's tensors by the model's names, unread, as Transformers' loading takes them.
 
     Args:
-        dtype: of the model, in which they are given.
+        dtype: of the model, in which they are given; experts: names of the tensors that are none of them.
+    Raises:
+        FinemoeError: there are others in a model that Transformers does not read from such a file; in one that it reads, it
+            leaves them out, and so do we.
     """
     legacy = import_module("transformers.modeling_gguf_pytorch_utils")
     processor = legacy.TENSOR_PROCESSORS.get(file.architecture, legacy.TensorProcessor)(config=model.config.to_dict())
     kind = model.config.model_type
     names = legacy.get_gguf_hf_weights_map(model, processor, model_type=_LLAMA_NAMES.get(kind, kind))
+    if kind in _LLAMA_NAMES and (others := sorted(file.tensors.keys() - names.keys() - experts)):
+        raise FinemoeError(f"{file.path}: it holds {others[0]}, for which {type(model).__name__} has no weight; {_INSTEAD}")
     turn = threading.Lock()
     return {
         names[name]: _Unread(file, tensor, processor, names, dtype, turn)

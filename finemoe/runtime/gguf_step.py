@@ -91,11 +91,12 @@ class GgufStep(LoadingStep):
         layers = find_moe_layers(model)
         experts = {f"{layer.name}.{name}": one for layer in layers for name, one in layer.expert_parameters().items()}
         self._experts = set(experts)
+        tensors = {tensor.name: tensor for layer in layers for tensor in tensors_of(self._file, layer)}
         if load_config.hf_quantizer.supported:
             read = load_gguf_state_dict(load_config.hf_quantizer.header)
-            absent = {tensor.name: self._file.on_meta(tensor) for layer in layers for tensor in tensors_of(self._file, layer)}
+            absent = {name: self._file.on_meta(tensor) for name, tensor in tensors.items()}
         else:
-            read = rest_of(self._file, model, load_config.dtype)
+            read = rest_of(self._file, model, load_config.dtype, set(tensors))
             absent = {name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in experts.items()}
         places = (load_config.device_map or {"": "cpu"}) | dict.fromkeys(experts, "meta")
         return read | absent, replace(load_config, device_map=places)

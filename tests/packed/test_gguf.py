@@ -355,7 +355,7 @@ def with_type(data: bytes, name: str, number: int) -> bytes:
 def test_a_type_that_nobody_knows(content, tmp_path):
     file = content.write(tmp_path)
     file.write_bytes(with_type(file.read_bytes(), "blk.1.ffn_up_exps.weight", 99))
-    refused(file, "a tensor of an unknown type .*99.*another type")
+    refused(file, r"blk\.1\.ffn_up_exps\.weight is of an unknown type, 99; use a file of another type")
 
 
 def test_a_type_of_experts_that_is_not_unpacked(tmp_path):
@@ -400,6 +400,15 @@ def test_a_model_without_experts(tmp_path):
     content = files.mixtral(everywhere(Type.Q8_0), NARROW)
     del content.metadata["llama.expert_count"]
     refused(content.write(tmp_path), "LlamaForCausalLM has no experts")
+
+
+def test_a_mixtral_with_more_than_transformers_reads_of_a_llama(tmp_path):
+    content = files.mixtral(everywhere(Type.Q8_0), NARROW)
+    content.tensors["rope_freqs.weight"] = (Type.F32, np.ones(12, dtype=np.float32))
+    refused(content.write(tmp_path), r"it holds rope_freqs\.weight, for which MixtralForCausalLM has no weight")
+    del content.tensors["rope_freqs.weight"]
+    content.metadata["llama.rope.scaling.type"] = "yarn"
+    refused(content.write(tmp_path), "positions scaled by 'yarn'")
 
 
 def test_several_files_and_parts_of_one(content, tmp_path):
