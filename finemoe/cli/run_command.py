@@ -24,6 +24,11 @@ def run(
     ] = None,
     num_devices: Annotated[int, typer.Option("--devices", help="devices (or, without CUDA, pools) that share the experts")] = 1,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32")] = "auto",
+    expert_format: Annotated[
+        str | None,
+        typer.Option(help="mxfp4, fp8 or int8: pack the experts of an unpacked model while loading it; loses precision"),
+    ] = None,
+    slots: Annotated[str, typer.Option(help="'unpacked' keeps packed experts unpacked, too, beside their slots")] = "packed",
     link: Annotated[str | None, typer.Option(help="'paced:24GB/s' imitates a link on a CPU-only machine")] = None,
     timeline: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto to this .json file")] = None,
     seed: Seed = 0,
@@ -53,7 +58,7 @@ def run(
         "dtype": dtype,
     }
     options |= {"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance}
-    options |= {"store_capacity": store_capacity, "seed": seed}
+    options |= {"store_capacity": store_capacity, "seed": seed, "expert_format": expert_format, "slots": slots}
     module, engine = finemoe.load(model, memory_of(expert_memory), progress=not as_json, **options)
     is_streamed = not as_json and (module.generation_config.num_beams or 1) == 1  # beams are known at the end only
     with engine, engine.timeline(timeline) if timeline else nullcontext(), refusals_in_one_line(module):

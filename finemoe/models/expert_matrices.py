@@ -12,11 +12,13 @@ class ExpertMatrix:
     """A matrix or vector of an expert as a checkpoint has it.
 
     Attributes:
+        parameter: that it is a part of, or all of; parts follow each other row by row.
         name: of its module in the checkpoint, as "gate_proj", where that is one for each expert, else of the parameter.
         shape: without an axis of experts. is_transposed: its first axis is the layer's input.
         is_down: whether it leads back to the hidden size.
     """
 
+    parameter: str
     name: str
     shape: tuple[int, ...]
     is_transposed: bool
@@ -31,8 +33,8 @@ def expert_matrices(model: Any, layer: MoELayer) -> list[ExpertMatrix]:
         shape, is_down = tuple(weight.shape[1:]), "down" in parameter
         names = _stacked_below(model, f"{layer.name}.{parameter}") if len(shape) == 2 else []
         if not names:
-            found.append(ExpertMatrix(parameter, shape, is_transposed, is_down))
-        found += [ExpertMatrix(name, (shape[0] // len(names), shape[1]), is_transposed, is_down) for name in names]
+            found.append(ExpertMatrix(parameter, parameter, shape, is_transposed, is_down))
+        found += [ExpertMatrix(parameter, name, (shape[0] // len(names), shape[1]), is_transposed, is_down) for name in names]
     return found
 
 

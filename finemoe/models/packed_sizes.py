@@ -51,9 +51,15 @@ def expert_records(
     return [_record(model, layer, told, mix) for layer in layers]
 
 
+def expert_codecs(
+    model: Any, layer: MoELayer, told: Mapping[str, Any] | None = None, mix: str | None = None
+) -> list[tuple[ExpertMatrix, Codec]]:
+    """Every matrix and vector of a layer's experts, and how it is packed; arguments and errors as `expert_records`."""
+    return [(matrix, _codec(model, layer, matrix, told, mix)) for matrix in expert_matrices(model, layer)]
+
+
 def _record(model: Any, layer: MoELayer, told: Mapping[str, Any] | None, mix: str | None) -> ExpertRecord:
-    matrices = expert_matrices(model, layer)
-    codecs = [_codec(model, layer, matrix, told, mix) for matrix in matrices]
+    codecs = [codec for _, codec in expert_codecs(model, layer, told, mix)]
     tensors = tuple(tensor for codec in codecs for tensor in codec.tensors)
     unpacked = sum(parameter[0].numel() * parameter.element_size() for parameter in layer.expert_parameters().values())
     packed = [codec.format for codec in codecs if not isinstance(codec, Plain)]

@@ -37,7 +37,7 @@ def _bfloat16(value):  # type: ignore[no-untyped-def]
     bits = _bits(value)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     rounded = np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
-    return rounded if value == value else _NOT_A_NUMBER  # noqa: PLR0124 - only what is no number differs from itself
+    return rounded if value == value else _NOT_A_NUMBER  # only what is no number differs from itself
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -93,7 +93,7 @@ def unpack_mxfp4(codes, exponents, out):  # type: ignore[no-untyped-def]
     """out[r, c] = value of a nibble times its block's power of two.
 
     codes [rows, blocks, 16] uint8, the lower nibble first; exponents [rows, blocks] uint8; out [rows, columns], in any order of
-    memory, float32, or uint16 for bfloat16. By squares, so that a transposed matrix is written a whole line of the cache at a time.
+    memory, float32, or uint16 for bfloat16. In squares, so that a transposed matrix is written in whole lines.
     """
     rows, columns = out.shape
     values = np.empty(_BLOCK, dtype=np.float32)

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
+from finemoe.errors import FinemoeError
 from finemoe.models.layers import MoELayer
+from finemoe.models.packed_sizes import expert_codecs
 from finemoe.packing.codec import Codec, PackedTensor, Packer, Plain
 from finemoe.packing.formats import packer
 from finemoe.runtime.expert_layout import ExpertLayout
@@ -72,6 +75,25 @@ class Packing:
             made = matrix.codec.pack(part) if isinstance(matrix.codec, Packer) else [part]
             packed |= dict(zip(matrix.tensors, made, strict=True))
         return packed
+
+
+def matrices_as_published(model: Any, layer: MoELayer, told: Mapping[str, Any]) -> tuple[Matrix, ...] | None:
+    """A layer's experts as a checkpoint has them; None if it leaves them as they are.
+
+    Args:
+        told: its configuration's quantization_config.
+    Raises:
+        FinemoeError: it is quantised in a way in which nothing can be packed here.
+    """
+    found, num_rows = [], dict.fromkeys(layer.expert_parameters(), 0)
+    for matrix, codec in expert_codecs(model, layer, told):
+        if not isinstance(codec, Packer | Plain):
+            raise FinemoeError(
+                f"nothing can be packed as {codec.format} here; leave quantization_config out, or use expert_format"
+            )
+        found.append(Matrix(matrix.parameter, num_rows[matrix.parameter], codec))
+        num_rows[matrix.parameter] += matrix.shape[0]
+    return None if all(isinstance(matrix.codec, Plain) for matrix in found) else tuple(found)
 
 
 def packing_matrices(layer: MoELayer, expert_format: str) -> tuple[Matrix, ...]:

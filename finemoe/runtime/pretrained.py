@@ -6,6 +6,7 @@ experts' parameters on the meta device, so that their tensors are named, checked
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -136,7 +137,8 @@ class LoadingStep:
             self._require_no_distributed_shards()
         made = class_of(config)
         quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
-        with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly:
+        with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # to unpack, and nothing else
             model, info = made.from_pretrained(
                 self._source,
                 dtype=dtype,
@@ -291,8 +293,8 @@ class LoadingStep:
 
 
 def _cast_halves(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give what is not packed in a quantised checkpoint the type that was asked for, too: Transformers (5.23) leaves it in its own,
-    and stumbles at the first product of both. What is in float32 on purpose stays so."""
+    """Give what is not packed in a quantised checkpoint the type that was asked for, too: Transformers (5.23) leaves it in its
+    own, and stumbles at the first product of both. What is in float32 on purpose stays so."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype in _HALVES:
             tensor.data = tensor.data.to(dtype)

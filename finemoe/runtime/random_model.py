@@ -9,7 +9,10 @@ from transformers.initialization import no_init_weights
 from finemoe.errors import FinemoeError
 from finemoe.models.geometry import config_of
 from finemoe.models.layers import MoELayer
+from finemoe.packing.methods import quantization_of
+from finemoe.runtime.packing import Matrix, matrices_as_published
 from finemoe.runtime.pretrained import class_of, reason_of, type_of
+from finemoe.runtime.quantization import require_known
 from finemoe.runtime.skeleton import Skeleton
 from finemoe.runtime.tiers import ExpertStore
 
@@ -29,6 +32,7 @@ class RandomModel(Skeleton):
     def __init__(self, source: str, dtype: Any, seed: int = 0, expert_format: str | None = None) -> None:
         self._seed, self._expert_format = seed, expert_format
         config = config_of(source)
+        self._told = _quantization_taken_from(config, source)
         own = config.dtype or config.get_text_config().dtype or torch.float32
         self._dtype = type_of(own if dtype == "auto" else dtype)
         torch.manual_seed(seed)
@@ -46,8 +50,9 @@ class RandomModel(Skeleton):
     def _phases(self, layer: MoELayer) -> dict[str, int]:
         return {}
 
-    def _matrices(self, layer: MoELayer) -> None:
-        return None
+    def _matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
+        """As the configuration's quantisation says, so that records take what they take in the real checkpoint."""
+        return None if self._told is None else matrices_as_published(self.model, layer, self._told)
 
     @torch.no_grad()
     def _read(self, records: ExpertStore, progress: bool) -> None:
@@ -79,3 +84,13 @@ class RandomModel(Skeleton):
 
     def _random(self, shape: Any, device: torch.device, generator: torch.Generator) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=self._dtype).mul_(_DEVIATION)
+
+
+def _quantization_taken_from(config: Any, source: str) -> dict[str, Any] | None:
+    """What a configuration says of its quantisation, which it does not say any more: the model is built unpacked."""
+    told = quantization_of(config)
+    if told is not None:
+        require_known(told, source)
+        for part in (config, config.get_text_config()):
+            part.__dict__.pop("quantization_config", None)
+    return told

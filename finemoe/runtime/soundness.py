@@ -68,8 +68,8 @@ def _unlike(group: Group, shards: Shards) -> Iterator[str]:
             other = shards.on_meta(name)
             if (other.dtype, other.shape) != (first.dtype, first.shape):
                 yield (
-                    f"{_placed(name, shards)} is of type {shards.dtype_name(name)} and shape {tuple(other.shape)}, but {names[0]} "
-                    f"of type {shards.dtype_name(names[0])} and shape {tuple(first.shape)}; {_AGAIN}"
+                    f"{_placed(name, shards)} is of type {shards.dtype_name(name)} and shape {tuple(other.shape)}, but "
+                    f"{names[0]} is of type {shards.dtype_name(names[0])} and shape {tuple(first.shape)}; {_AGAIN}"
                 )
 
 
@@ -123,8 +123,8 @@ def _of_packed_integers(group: Group, shards: Shards, scheme: Any) -> Iterator[s
             groups = rows, -(-columns // group_size) if group_size and group_size > 0 else 1
             if shards.on_meta(packed).dtype == torch.int32 and shards.shape(packed) != wanted:
                 yield (
-                    f"{_placed(packed, shards)} has shape {shards.shape(packed)}, but {rows} x {columns} weights of {bits} bits, as "
-                    f"{shape} says, make {wanted}; {_AGAIN}"
+                    f"{_placed(packed, shards)} has shape {shards.shape(packed)}, but {rows} x {columns} weights of {bits} "
+                    f"bits, as {shape} says, make {wanted}; {_AGAIN}"
                 )
             if shards.on_meta(packed).dtype == torch.int32 and shards.shape(scale) != groups:
                 yield f"{_placed(scale, shards)} has shape {shards.shape(scale)}, but {shape} makes {groups} scales; {_AGAIN}"
