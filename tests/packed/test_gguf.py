@@ -396,6 +396,13 @@ def test_an_architecture_that_transformers_does_not_read(content, tmp_path):
     refused(content.write(tmp_path), "of architecture 'deepseek2': .*not supported.*safetensors")
 
 
+def test_gpt_oss_of_whose_experts_transformers_reads_nothing(content, tmp_path):
+    """It would fill them with random numbers, and warn."""
+    content.architecture = "gpt-oss"
+    content.metadata = {key.replace("qwen3moe", "gpt-oss"): value for key, value in content.metadata.items()}
+    refused(content.write(tmp_path), "experts of gpt-oss are more than gate, up and down .*safetensors")
+
+
 def test_a_model_without_experts(tmp_path):
     content = files.mixtral(everywhere(Type.Q8_0), NARROW)
     del content.metadata["llama.expert_count"]
