@@ -43,14 +43,15 @@ def experts_scheme(told: Mapping[str, Any]) -> Mapping[str, Any]:
     groups = [group for group in (told.get("config_groups") or {}).values() if group.get("weights")]
     if not groups:
         raise FinemoeError(f"the configuration is quantised by {_METHOD}, but says of no weights how")
-    naming = [group for group in groups if any(_names_experts(target) for target in group.get("targets", ()))]
+    naming = [group for group in groups if names_experts(group)]
     by_class = [group for group in groups if any(not target.startswith("re:") for target in group.get("targets", ()))]
     found: Mapping[str, Any] = (naming or by_class or groups)[0]
     return found
 
 
-def _names_experts(target: str) -> bool:
-    return target.startswith("re:") and "experts" in target
+def names_experts(group: Mapping[str, Any]) -> bool:
+    """Whether a group of weights is told from the others as that of the experts, as Transformers tells it."""
+    return any(target.startswith("re:") and "experts" in target for target in group.get("targets", ()))
 
 
 def _packed_integers(weights: Mapping[str, Any], shape: tuple[int, int], bits: int) -> tuple[PackedTensor, ...]:

@@ -103,7 +103,9 @@ def require_packages(path: Path) -> None:
         try:
             import_module(module)
         except ModuleNotFoundError as error:
-            raise FinemoeError(f"{path}: reading a GGUF file takes {package}; pip install '{package}'") from error
+            raise FinemoeError(
+                f"{path}: reading a GGUF file takes {package}, which is not installed; `pip install 'finemoe[quantised]'` brings it"
+            ) from error
 
 
 def _header(path: Path) -> tuple[dict[str, Any], list[GgufTensor]]:

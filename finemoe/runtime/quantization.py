@@ -1,9 +1,11 @@
 """Which quantised checkpoints can be loaded, and why the others cannot."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from finemoe.errors import FinemoeError
+from finemoe.packing.compressed import names_experts
 from finemoe.packing.methods import method_of
 
 KNOWN = ("fp8", "mxfp4", "compressed-tensors")
@@ -23,8 +25,9 @@ def require_known(told: Mapping[str, Any], source: str) -> None:
     if method not in KNOWN:
         reason = _OTHERS.get(method, "a method that finemoe cannot unpack")
         raise FinemoeError(f"{source}: its weights are quantised by {method}: {reason}; {_INSTEAD}")
-    for group in (told.get("config_groups") or {}).values():
-        _require_symmetric_integers(group, str(group.get("format") or told.get("format")), source)
+    if method == "compressed-tensors":
+        _require_package("compressed_tensors", source)
+        _require_unpackable_groups(told, source)
     if method == "fp8" and told.get("activation_scheme", "dynamic") != "dynamic":
         raise FinemoeError(
             f"{source}: FP8 with {told['activation_scheme']} activation scales, by which activations are quantised, too, and "
@@ -32,9 +35,27 @@ def require_known(told: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _require_symmetric_integers(group: Mapping[str, Any], packing: str, source: str) -> None:
-    """Of compressed-tensors' formats, refuse those that Transformers (5.23) unpacks to other weights, or not at all."""
-    if packing == "nvfp4-pack-quantized":
-        raise FinemoeError(f"{source}: NVFP4, whose global scales Transformers loses where it unpacks experts; {_INSTEAD}")
-    if (group.get("weights") or {}).get("symmetric") is False:
-        raise FinemoeError(f"{source}: asymmetric integers, which Transformers cannot unpack where experts are fused; {_INSTEAD}")
+def _require_package(module: str, source: str) -> None:
+    if find_spec(module) is None:
+        raise FinemoeError(
+            f"{source}: unpacking takes {module}, which is not installed; `pip install 'finemoe[quantised]'` brings it"
+        )
+
+
+def _require_unpackable_groups(told: Mapping[str, Any], source: str) -> None:
+    """Of compressed-tensors' checkpoints, refuse those that Transformers (5.23) unpacks to other weights, or not at all."""
+    groups = list((told.get("config_groups") or {}).values())
+    for group in groups:
+        if (group.get("format") or told.get("format")) == "nvfp4-pack-quantized":
+            raise FinemoeError(f"{source}: NVFP4, whose global scales Transformers loses where it unpacks experts; {_INSTEAD}")
+        if (group.get("weights") or {}).get("symmetric") is False:
+            raise FinemoeError(
+                f"{source}: asymmetric integers, which Transformers cannot unpack where experts are fused; {_INSTEAD}"
+            )
+    for of_experts in (True, False):
+        weights = [group.get("weights") for group in groups if names_experts(group) is of_experts]
+        if any(one != weights[0] for one in weights):
+            raise FinemoeError(
+                f"{source}: groups of weights that are quantised in different ways, of which Transformers unpacks all by the first; "
+                f"{_INSTEAD}"
+            )
