@@ -104,7 +104,7 @@ def require_packages(path: Path) -> None:
             import_module(module)
         except ModuleNotFoundError as error:
             raise FinemoeError(
-                f"{path}: reading a GGUF file takes {package}, which is not installed; `pip install 'finemoe[quantised]'` brings it"
+                f"{path}: a GGUF file takes {package}, which is not installed; `pip install 'finemoe[quantised]'` brings it"
             ) from error
 
 

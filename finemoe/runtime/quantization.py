@@ -9,8 +9,26 @@ from finemoe.packing.compressed import names_experts
 from finemoe.packing.methods import method_of
 
 KNOWN = ("fp8", "mxfp4", "compressed-tensors")
-_OTHERS = {
-    "bitsandbytes": "its 4-bit and 8-bit kernels compute with weights that Transformers never unpacks",
+_APART = "a checkpoint packs each expert apart, and Transformers has no place for its tensors in fused experts"
+_LAYERS = "it packs layers only and leaves fused experts in bf16"
+OTHERS = {
+    "aqlm": _LAYERS,
+    "auto-round": _APART,
+    "awq": _APART,
+    "bitnet": _LAYERS,
+    "bitsandbytes": f"{_LAYERS}; of experts that are packed one by one Transformers makes no model",
+    "eetq": _LAYERS,
+    "fbgemm_fp8": "it needs a GPU, and Transformers unpacks nothing of it while loading",
+    "gptq": _APART,
+    "higgs": _LAYERS,
+    "hqq": _LAYERS,
+    "metal": "it is made for kernels of Apple's GPUs",
+    "modelopt": "Transformers does not know it, and would take packed bytes for weights",
+    "quanto": _LAYERS,
+    "quark": "only its own package unpacks it",
+    "spqr": _LAYERS,
+    "torchao": "Transformers cannot unpack it while loading, and leaves fused experts in bf16, or useless to their layer",
+    "vptq": _LAYERS,
 }
 _INSTEAD = "use a checkpoint in bf16, FP8, MXFP4, compressed-tensors or GGUF"
 
@@ -23,7 +41,7 @@ def require_known(told: Mapping[str, Any], source: str) -> None:
     """
     method = method_of(told)
     if method not in KNOWN:
-        reason = _OTHERS.get(method, "a method that finemoe cannot unpack")
+        reason = OTHERS.get(method, "a method that Transformers does not unpack")
         raise FinemoeError(f"{source}: its weights are quantised by {method}: {reason}; {_INSTEAD}")
     if method == "compressed-tensors":
         _require_package("compressed_tensors", source)
@@ -56,6 +74,6 @@ def _require_unpackable_groups(told: Mapping[str, Any], source: str) -> None:
         weights = [group.get("weights") for group in groups if names_experts(group) is of_experts]
         if any(one != weights[0] for one in weights):
             raise FinemoeError(
-                f"{source}: groups of weights that are quantised in different ways, of which Transformers unpacks all by the first; "
-                f"{_INSTEAD}"
+                f"{source}: groups of weights that are quantised in different ways, all of which Transformers unpacks by the "
+                f"first; {_INSTEAD}"
             )

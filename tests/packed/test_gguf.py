@@ -431,7 +431,7 @@ def test_several_files_and_parts_of_one(content, tmp_path):
 @pytest.mark.parametrize("name", ["gguf", "accelerate"])
 def test_a_package_that_is_not_installed(content, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    refused(content.write(tmp_path), f"takes {name}.*pip install '{name}")
+    refused(content.write(tmp_path), rf"takes {name}.*pip install 'finemoe\[quantised\]'")
 
 
 def test_a_folder_with_a_safetensors_checkpoint_is_that(content, tmp_path):
