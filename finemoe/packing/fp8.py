@@ -1,8 +1,8 @@
 """Fine-grained FP8: a byte a weight, and a scale for every block of rows and columns (DeepSeek-V3, Qwen3-FP8, GLM, MiniMax).
 
 The value is the byte's times its block's scale, in float32, rounded once to the type that the layer computes in: so Transformers'
-`Fp8Dequantize` does it. Blocks at the end may be smaller than the others, where a size is no multiple of theirs: there Transformers
-(5.23) spreads blocks evenly, or stumbles (see `runtime.blockwise`).
+`Fp8Dequantize` does it. Blocks at the end may be smaller than the others, where a size is no multiple of theirs: there
+Transformers (5.23) spreads blocks evenly, or stumbles (see `runtime.blockwise`).
 """
 
 from collections.abc import Sequence

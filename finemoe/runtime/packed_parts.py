@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 from transformers.core_model_loading import Concatenate, MergeModulelist
+from transformers.integrations.compressed_tensors import CompressedTensorsDequantize, get_experts_scheme
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import Mxfp4Dequantize
 
 from finemoe.packing.codec import Codec, PackedTensor, Plain
 from finemoe.packing.converted import Converted
 from finemoe.packing.fp8 import Fp8
+from finemoe.packing.int_words import BITS, IntWords
 from finemoe.packing.mxfp4 import Mxfp4
 from finemoe.packing.transposed import Transposed
 from finemoe.runtime.packing import Matrix
 from finemoe.runtime.tensor_group import Group
 
+_WORDS = "weight_packed"
 SCALE = "_scale_inv"  # after a weight's name: its scales
 _FP8 = torch.float8_e4m3fn
 Convert = Callable[[Sequence[torch.Tensor]], torch.Tensor]
@@ -51,6 +54,10 @@ def packed_parts(
     following = group.operations[1:]
     if isinstance(group.operations[0], Fp8Dequantize) and _stacks_rows(following):
         found = _of_fp8(group, parameter, spec)
+        if found is not None:
+            return found
+    if isinstance(group.operations[0], CompressedTensorsDequantize) and _stacks_rows(following):
+        found = _of_int_words(group, parameter, spec, shape[-1])
         if found is not None:
             return found
     if isinstance(group.operations[0], Mxfp4Dequantize) and not following:
@@ -95,6 +102,28 @@ def plain_part(parameter: str, shape: tuple[int, ...], tensor: PackedTensor) -> 
 def is_packed_type(dtype: torch.dtype) -> bool:
     """Whether values of a type are no weights by themselves."""
     return not dtype.is_floating_point or dtype.itemsize < 2
+
+
+def _of_int_words(group: Group, parameter: str, spec: Callable[[str], PackedTensor], num_columns: int) -> list[PackedPart] | None:
+    scheme, parts, first_row = scheme_of(group.operations[0]).weights, [], 0
+    for pattern in present(group):
+        if not pattern.endswith(_WORDS):
+            continue
+        patterns = pattern, pattern.replace(_WORDS, "weight_scale"), pattern.replace(_WORDS, "weight_shape")
+        if scheme.num_bits not in BITS or scheme.type != "int" or not all(one in group.sources for one in patterns):
+            return None
+        words, scale = spec(pattern), spec(patterns[1])
+        codec = IntWords((words.shape[0], num_columns), scheme.num_bits, scale.shape[-1], scale.dtype)
+        if words.dtype != torch.int32 or num_columns % scale.shape[-1] or codec.tensors[0].shape != words.shape:
+            return None
+        parts.append(_part(parameter, first_row, codec, patterns))
+        first_row += words.shape[0]
+    return parts or None
+
+
+def scheme_of(operation: CompressedTensorsDequantize) -> Any:
+    """How compressed-tensors packed what Transformers unpacks by an operation."""
+    return operation.scheme or get_experts_scheme(operation.hf_quantizer.compressor.quantization_config)
 
 
 def _part(parameter: str, first_row: int, codec: Codec, patterns: tuple[str, ...]) -> PackedPart:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers.integrations.compressed_tensors import CompressedTensorsDequantize, get_experts_scheme
+from transformers.integrations.compressed_tensors import CompressedTensorsDequantize
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import Mxfp4Dequantize
 
 from finemoe.packing.fp8 import grid_of
 from finemoe.runtime.blockwise import block_of
-from finemoe.runtime.packed_parts import SCALE, is_packed_type
+from finemoe.runtime.packed_parts import SCALE, is_packed_type, scheme_of
 from finemoe.runtime.shards import Shards
 from finemoe.runtime.tensor_group import Group
 
@@ -41,7 +41,7 @@ def _faults(group: Group, shards: Shards, target: torch.Tensor) -> Iterator[str]
     if group.is_stacked:
         yield from _unlike(group, shards)
         if isinstance(operation, CompressedTensorsDequantize):
-            yield from _of_packed_integers(group, shards, _scheme_of(operation))
+            yield from _of_packed_integers(group, shards, scheme_of(operation))
 
 
 def _taken_for_weights(group: Group, shards: Shards, target: torch.Tensor) -> Iterator[str]:
@@ -128,10 +128,6 @@ def _of_packed_integers(group: Group, shards: Shards, scheme: Any) -> Iterator[s
                 )
             if shards.on_meta(packed).dtype == torch.int32 and shards.shape(scale) != groups:
                 yield f"{_placed(scale, shards)} has shape {shards.shape(scale)}, but {shape} makes {groups} scales; {_AGAIN}"
-
-
-def _scheme_of(operation: CompressedTensorsDequantize) -> Any:
-    return operation.scheme or get_experts_scheme(operation.hf_quantizer.compressor.quantization_config)
 
 
 def _first_lost(names: list[str], others: list[str]) -> str:

@@ -16,7 +16,7 @@ from tests.packed.checkpoints import CASES, EXPERTS, Made, dequantised, make, na
 DTYPES = ("float32", "float16", "bfloat16")
 FEW = ("qwen3_moe_fp8", "deepseek_v3_fp8_ragged", "gpt_oss_mxfp4", "qwen3_moe_int4")  # one of every kind
 GENERATION = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-FORMATS = {"fp8": ["fp8"], "mxfp4": ["mxfp4", "plain"], "int4": ["compressed-tensors"], "int8": ["compressed-tensors"]}
+FORMATS = {"int8": ["compressed-tensors int8"], "fp8": ["fp8"], "mxfp4": ["mxfp4", "plain"], "int4": ["compressed-tensors int4"]}
 
 
 @dataclass

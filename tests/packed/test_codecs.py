@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.gguf.dequant import GGML_NAME
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -13,6 +15,7 @@ from finemoe.packing.codec import Plain
 from finemoe.packing.fp8 import Fp8
 from finemoe.packing.gguf import Gguf
 from finemoe.packing.int8 import Int8
+from finemoe.packing.int_words import IntWords
 from finemoe.packing.mxfp4 import Mxfp4
 from finemoe.packing.transposed import Transposed
 from tests.packed.numerics import E4M3, FP4, e8m0, float32, nibble, quantize_fp8, quantize_mxfp4, rounded
@@ -317,3 +320,28 @@ def test_mxfp4_packs_as_numpy_does():
     matrix = random((40, 96))
     for one, other in zip(Mxfp4((40, 96)).pack(matrix), quantize_mxfp4(float32(matrix)), strict=False):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("bits", "columns", "num_groups"), [(4, 96, 3), (4, 60, 1), (8, 96, 3), (8, 62, 1)])
+def test_int_words_have_the_bits_of_compressed_tensors(bits, columns, num_groups, dtype):
+    rows = 40
+    group_size = columns // num_groups if num_groups > 1 else None
+    strategy = "group" if group_size else "channel"
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy=strategy, group_size=group_size)
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
+    generator = torch.Generator().manual_seed(0)
+    codec = IntWords((rows, columns), bits, num_groups, torch.bfloat16)
+    words = torch.randint(-(2**31), 2**31 - 1, codec.tensors[0].shape, generator=generator, dtype=torch.int32)
+    scales = torch.rand(rows, num_groups, generator=generator).bfloat16()
+    shape = torch.tensor([rows, columns])
+    whole = {"weight_packed": words, "weight_scale": scales, "weight_shape": shape}
+    expected = BaseCompressor.get_value_from_registry("pack-quantized").decompress(whole, scheme)["weight"].to(dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
+    codec.unpack([words, scales, shape], out)
+    assert torch.equal(out, expected)
+    per_word = 32 // bits
+    for row, column in ((0, 0), (3, columns - 1), (rows - 1, 7)):
+        number = ((int(words[row, column // per_word]) >> bits * (column % per_word)) & (2**bits - 1)) - 2 ** (bits - 1)
+        scale = scales[row, column * num_groups // columns]
+        assert out[row, column] == (torch.tensor(float(number)).bfloat16() * scale).to(dtype)
