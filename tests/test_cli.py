@@ -211,7 +211,7 @@ def test_info_refuses_what_cannot_be_loaded(tmp_path):
     told = {"quantization_config": {"quant_method": "awq", "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(qwen3_30b_a3b() | told))
     refused = run(app, ["info", str(tmp_path / "config.json")])
-    assert "its weights are quantised by awq: a method that finemoe cannot unpack" in str(refused.exception)
+    assert "its weights are quantised by awq: a checkpoint packs each expert apart" in str(refused.exception)
     assert "--gguf says how to count a model's experts" in str(run(app, ["info", str(GOLDEN), "--gguf", "Q8_0"]).exception)
 
 
