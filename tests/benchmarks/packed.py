@@ -1,12 +1,14 @@
-"""Packed experts beside bf16 ones over a paced link, at equal bytes of memory: `python -m tests.benchmarks.packed --out FILE.csv`.
+"""Packed experts beside bf16 ones over a paced link, at equal bytes of memory: `python -m tests.benchmarks.packed --out FILE`.
 
 One miniature with wide experts, loaded in every format at the same `expert_memory` in bytes; the variants generate in turn, round
 by round. A format's gain is the ratio of its time a token to bf16's of the same round. What unpacking itself takes is measured
-alone, an expert at a time, and counted as often as experts were unpacked. On the CPU a link that takes its time stands in for PCIe;
-unpacking is a single thread's.
+alone, an expert at a time, and counted as often as experts were unpacked, prefills included, so that its share is an upper bound.
+On the CPU a link that takes its time stands in for PCIe; unpacking is a single thread's.
 """
 
 import argparse
+import os
+import platform
 import tempfile
 import time
 from contextlib import ExitStack
@@ -17,13 +19,15 @@ import pandas as pd
 import torch
 
 import finemoe
-from finemoe.workloads import read_prompts
 from finemoe.intervals import bootstrap_median
+from finemoe.models.shipped import NAMES
+from finemoe.paths import ROOT
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.loading import load_tokenizer
+from finemoe.workloads import read_prompts
 from tests.benchmarks.wide_miniatures import save_widened
 
-TIMES = {"mixtral-mini": 64, "qwen-mini": 64, "phi-mini": 64}
+_TIMES = 64  # as wide
 FORMATS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "fp8": {"expert_format": "fp8"},
@@ -32,6 +36,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "mxfp4 unpacked slots": {"expert_format": "mxfp4", "slots": "unpacked"},
     "fp8 unpacked slots": {"expert_format": "fp8", "slots": "unpacked"},
 }
+MARKS = ("<!-- speed: written by `python -m tests.benchmarks.packed --page` -->", "<!-- end of speed -->")
+PAGE = ROOT / "docs" / "packed_experts.md"
 _NEW_TOKENS = 8
 _KEYS = ["model", "policy", "share", "load_ms"]
 
@@ -44,7 +50,7 @@ def measure(model: str, policy: str, share: float, load_ms: float, formats: list
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        save_widened(model, TIMES[model], Path(folder))
+        save_widened(model, _TIMES, Path(folder))
         tokenizer = load_tokenizer(folder)
         prompts = [tokenizer(text, return_tensors="pt") for text in [row["prompt"] for row in read_prompts("questions", limit=3)]]
         one_bytes = _expert_bytes(folder)
@@ -58,7 +64,10 @@ def measure(model: str, policy: str, share: float, load_ms: float, formats: list
         for number in range(rounds):
             for name, (lm, engine) in running.items():
                 found = _generate(lm, engine, prompts)
-                rows.append({"model": model, "policy": policy, "share": share, "load_ms": load_ms, "round": number, "format": name} | found)
+                rows.append(
+                    {"model": model, "policy": policy, "share": share, "load_ms": load_ms, "round": number, "format": name}
+                    | found
+                )
     return pd.DataFrame(rows)
 
 
@@ -115,21 +124,55 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         found.append(
             dict(zip(_KEYS, key, strict=True))
             | {"format": name, "tpot_ms": part.tpot_s.median() * 1e3, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
-            | {"unpack_share": unpack_share, "hit_rate": part.hit_rate.median(), "moved_mb_per_token": part.moved_bytes_per_token.median() / 1e6}
+            | {
+                "unpack_share": unpack_share,
+                "hit_rate": part.hit_rate.median(),
+                "moved_mb_per_token": part.moved_bytes_per_token.median() / 1e6,
+            }
             | {"expert_bytes": part.expert_bytes.iloc[0], "memory_bytes": part.memory_bytes.iloc[0]}
         )
     return pd.DataFrame(found)
 
 
+def section(found: pd.DataFrame, rounds: int) -> str:
+    """What a page says: the machine, and a line for each cell and format."""
+    heads = ("model, policy", "memory, of bf16's", "a bf16 expert's load", "experts in", "time a token, of bf16's", "ms", "hits")
+    heads += ("MB moved a token", "unpacking, at most")
+    lines = [
+        f"Miniatures with experts {_TIMES} times as wide (2.4 MB in bf16 on mixtral-mini, 0.6 MB on qwen-mini); the same bytes of",
+        f"expert memory for each format; {rounds} rounds in turn on a {os.cpu_count()}-core {platform.machine()} CPU, one thread, a",
+        "paced link. Time of a token after the first, over bf16's of the same round: medians and 95 % intervals. At 5 ms an expert the",
+        "link is the bottleneck.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in found.itertuples():
+        ratio = "1" if row.format == "bf16" else f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        numbers = f"{row.tpot_ms:.0f} | {row.hit_rate:.0%} | {row.moved_mb_per_token:.0f} | {row.unpack_share:.0%}"
+        lines.append(f"| {row.model}, {row.policy} | {row.share:.0%} | {row.load_ms:g} ms | {row.format} | {ratio} | {numbers} |")
+    return "\n".join(lines)
+
+
+def write_page(table: str) -> None:
+    """Put it between its marks on the page about packed experts."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    assert end, f"{PAGE}: lacks the marks {MARKS}"
+    PAGE.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(TIMES), choices=list(TIMES))
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--policies", nargs="+", default=["on-demand", "finemoe"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.25, 0.5])
     parser.add_argument("--load-ms", nargs="+", type=float, default=[1.0, 5.0])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--page", action="store_true", help="write the table into docs/packed_experts.md, too")
     given = parser.parse_args()
     cells = [(m, p, s, ms) for m in given.models for p in given.policies for s in given.shares for ms in given.load_ms]
     parts = []
@@ -138,6 +181,8 @@ def main() -> None:
         found = summary(pd.concat(parts))
         found.to_csv(given.out, index=False, float_format="%.4g")
         print(found.tail(len(given.formats)).to_string(index=False), flush=True)
+    if given.page:
+        write_page(section(found, given.rounds))
 
 
 if __name__ == "__main__":

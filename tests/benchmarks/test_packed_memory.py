@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 pytestmark = pytest.mark.timeout(600)  # more than the memory
 
 SLACK_BYTES, SLOTS_BYTES = 200_000_000, 64 << 20
-_COMMON = {"vocab_size": 512, "max_position_embeddings": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
 _HIDDEN, _LAYERS = 1024, 16
+_COMMON = {"vocab_size": 512, "max_position_embeddings": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
+_COMMON |= {"hidden_size": _HIDDEN, "num_hidden_layers": _LAYERS, "num_experts_per_tok": 4, "dtype": "bfloat16"}
 
 CHILD = """
 import json, re, sys
@@ -49,8 +50,8 @@ print(json.dumps({"loading": loading, "records": engine.records.host_bytes, "slo
 def _fp8(folder):
     """Qwen3-MoE in blocks of 128."""
     experts, width, block = 40, 512, 128
-    config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": _HIDDEN, "num_experts": experts}
-    config |= {"num_hidden_layers": _LAYERS, "moe_intermediate_size": width, "num_experts_per_tok": 4, "dtype": "bfloat16"} | _COMMON
+    config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]} | _COMMON
+    config |= {"num_experts": experts, "moe_intermediate_size": width}
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [block, block], "activation_scheme": "dynamic"}
 
     def layer(index):
@@ -68,8 +69,8 @@ def _fp8(folder):
 def _mxfp4(folder):
     """gpt-oss, whose experts lie side by side in one tensor a layer."""
     experts, width = 48, 896
-    config = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "hidden_size": _HIDDEN, "num_local_experts": experts}
-    config |= {"num_hidden_layers": _LAYERS, "intermediate_size": width, "num_experts_per_tok": 4, "dtype": "bfloat16"} | _COMMON
+    config = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"]} | _COMMON
+    config |= {"num_local_experts": experts, "intermediate_size": width}
     config["quantization_config"] = {"quant_method": "mxfp4"}
 
     def layer(index):

@@ -35,7 +35,7 @@ def mixed(name: str) -> Type:
         return Type.Q6_K if "blk.0" in name else Type.Q4_K
     if "_inp" in name or "conv" in name or "ssm" in name:
         return Type.F32
-    if "token_embd" in name or "output.weight" in name:
+    if name in ("token_embd.weight", "output.weight"):
         return Type.Q8_0
     return Type.Q5_0 if "attn_output" in name or "ssm_out" in name else Type.Q4_K
 
