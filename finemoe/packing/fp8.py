@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from finemoe.packing.codec import PackedTensor, Packer
-from finemoe.packing.host import on_arrays, unpack_fp8, unpacks_here
+from finemoe.packing.host import unpack_fp8, unpacks_here
 
 BLOCK = (128, 128)  # what everybody publishes
 _BIAS = 127  # of exponents
@@ -61,7 +61,7 @@ class Fp8(Packer):
         weight, scales = packed
         if unpacks_here(out) and weight.dtype == torch.float8_e4m3fn and out.is_contiguous():
             grid = as_float32(scales).reshape(self._grid)
-            on_arrays(unpack_fp8, (weight.view(torch.uint8), grid), *self._spread, out=out)
+            unpack_fp8(weight, grid, self._spread, out)
             return
         scale_by_block(weight.float(), as_float32(scales), self.block, out)
 

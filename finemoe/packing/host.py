@@ -3,8 +3,7 @@
 Results are float32 or, as whole numbers, bfloat16; rounded once, to the nearest, ties to even.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ import torch
 from finemoe.compiling import IS_COMPILED, njit
 
 _BLOCK = 32  # values that share a power of two
+_LEAST_PLAIN, _MOST_PLAIN = 2, 252  # exponents with which all values of a block are normal numbers
 _NOT_A_NUMBER = np.uint16(0x7FC0)
 
 
@@ -20,9 +20,29 @@ def unpacks_here(out: torch.Tensor) -> bool:
     return IS_COMPILED and out.device.type == "cpu" and out.dtype in (torch.float32, torch.bfloat16)
 
 
-def on_arrays(unpack: Callable[..., None], packed: Sequence[torch.Tensor], *more: Any, out: torch.Tensor) -> None:
-    """Call one of them with tensors' memory; packed: contiguous; more: between them and `out`."""
-    unpack(*(one.numpy() for one in packed), *more, (out if out.dtype == torch.float32 else out.view(torch.uint16)).numpy())
+def unpack_fp8(weight: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], out: torch.Tensor) -> None:
+    """Values times their block's scale.
+
+    Args:
+        weight: [rows, columns] float8_e4m3fn; scales: [blocks of rows, blocks of columns] float32; out: contiguous.
+    """
+    _fp8(weight.view(torch.uint8).numpy(), scales.numpy(), *block, _array(out))
+
+
+def unpack_mxfp4(packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Values times their block's power of two; packed: blocks and exponents as Mxfp4 has them; out: in any order of memory."""
+    codes, exponents = (one.numpy() for one in packed)
+    if out.dtype == torch.bfloat16 and out.t().is_contiguous():
+        _mxfp4_transposed(codes, exponents, _array(out.t()))
+    elif out.dtype == torch.bfloat16 and out.is_contiguous() and out.shape[1] % _BLOCK == 0 and out.data_ptr() % 4 == 0:
+        _mxfp4_pairs(codes, exponents, out.view(torch.uint32).numpy())
+    else:
+        _mxfp4(codes, exponents, _array(out))
+
+
+def _array(out: torch.Tensor) -> np.ndarray:
+    """float32, or bfloat16's bits as uint16."""
+    return (out if out.dtype == torch.float32 else out.view(torch.uint16)).numpy()
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -52,7 +72,7 @@ def _e4m3(code):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def unpack_fp8(codes, scales, block_rows, block_columns, out):  # type: ignore[no-untyped-def]
+def _fp8(codes, scales, block_rows, block_columns, out):  # type: ignore[no-untyped-def]
     """out[r, c] = value of codes[r, c] times scales[r // block_rows, c // block_columns].
 
     codes [rows, columns] uint8; scales float32; out [rows, columns] float32, or uint16 for bfloat16.
@@ -89,7 +109,7 @@ def _half_power(exponent):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def unpack_mxfp4(codes, exponents, out):  # type: ignore[no-untyped-def]
+def _mxfp4(codes, exponents, out):  # type: ignore[no-untyped-def]
     """out[r, c] = value of a nibble times its block's power of two.
 
     codes [rows, blocks, 16] uint8, the lower nibble first; exponents [rows, blocks] uint8; out [rows, columns], in any order of
@@ -113,3 +133,64 @@ def unpack_mxfp4(codes, exponents, out):  # type: ignore[no-untyped-def]
                 else:
                     for c in range(count):
                         into[c] = values[c]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bfloat16_of(code, exponent):  # type: ignore[no-untyped-def]
+    """A nibble's value times 2^(exponent - 127) as a bfloat16's bits, uint32; exponent: one that makes no result subnormal or
+    infinite.
+
+    Whole numbers only: a value has two bits of exponent and one of mantissa, which stand in the right place once shifted.
+    """
+    size = np.uint32(code & np.uint32(7))
+    half = np.uint32((exponent - np.uint32(1)) << np.uint32(7))  # of 0.5, the only one without a leading one
+    bits = np.uint32(half + np.uint32(size << np.uint32(6)))
+    bits = half if size == np.uint32(1) else bits
+    bits = np.uint32(0) if size == np.uint32(0) else bits
+    return np.uint32(bits | np.uint32((code & np.uint32(8)) << np.uint32(12)))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _pairs_of(packed, exponent, into):  # type: ignore[no-untyped-def]
+    """One block: into [16] uint32, two bfloat16 in each, the first one lower."""
+    plain = np.uint32(exponent)
+    if plain < np.uint32(_LEAST_PLAIN) or plain > np.uint32(_MOST_PLAIN):
+        scale = _half_power(exponent)
+        for pair in range(_BLOCK // 2):
+            low = np.uint32(_bfloat16(_twice_e2m1(packed[pair]) * scale))
+            high = np.uint32(_bfloat16(_twice_e2m1(packed[pair] >> np.uint8(4)) * scale))
+            into[pair] = np.uint32(low | np.uint32(high << np.uint32(16)))
+    else:
+        for pair in range(_BLOCK // 2):
+            code = np.uint32(packed[pair])
+            low, high = _bfloat16_of(code, plain), _bfloat16_of(np.uint32(code >> np.uint32(4)), plain)
+            into[pair] = np.uint32(low | np.uint32(high << np.uint32(16)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mxfp4_pairs(codes, exponents, out):  # type: ignore[no-untyped-def]
+    """As `_mxfp4` for bfloat16 in rows of whole blocks: out [rows, columns / 2] uint32, two of them in each."""
+    rows, num_blocks, num_pairs = codes.shape
+    for r in range(rows):
+        for block in range(num_blocks):
+            _pairs_of(codes[r, block], exponents[r, block], out[r, block * num_pairs : (block + 1) * num_pairs])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mxfp4_transposed(codes, exponents, out):  # type: ignore[no-untyped-def]
+    """As `_mxfp4` for bfloat16, the other way round: out [columns, rows] uint16, contiguous.
+
+    By squares of 32 x 32, so that what is written is a whole line of the cache at a time.
+    """
+    columns, rows = out.shape
+    square = np.empty((_BLOCK, _BLOCK // 2), dtype=np.uint32)
+    for first in range(0, rows, _BLOCK):
+        count = min(_BLOCK, rows - first)
+        for block in range(codes.shape[1]):
+            for r in range(count):
+                _pairs_of(codes[first + r, block], exponents[first + r, block], square[r])
+            begin = block * _BLOCK
+            for c in range(min(_BLOCK, columns - begin)):
+                into, shift = out[begin + c, first : first + count], np.uint32(16 * (c % 2))
+                for r in range(count):
+                    into[r] = np.uint16(square[r, c // 2] >> shift)

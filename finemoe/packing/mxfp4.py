@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from finemoe.packing.codec import PackedTensor, Packer
-from finemoe.packing.host import on_arrays, unpack_mxfp4, unpacks_here
+from finemoe.packing.host import unpack_mxfp4, unpacks_here
 
 _BIAS = 127  # of exponents
 BLOCK = 32  # values that share a scale
@@ -47,7 +47,7 @@ class Mxfp4(Packer):
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See Codec."""
         if unpacks_here(out):
-            on_arrays(unpack_mxfp4, packed, out=out)
+            unpack_mxfp4(packed, out)
             return
         blocks, scales = packed
         rows, columns = self.shape
