@@ -34,7 +34,7 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     geometry = Geometry.of_model(model, mix)
     is_packed = geometry.expert_format != PLAIN
     layers = find_moe_layers(model.float() if mix else model)  # a GGUF is loaded in float32 where nothing else is asked for
-    unpacked = max(ExpertLayout.of(layer, None if mix else _latest_phases(layer)).nbytes for layer in layers)
+    unpacked = max(ExpertLayout.of(layer, None if mix else _latest_phases(layer, is_packed)).nbytes for layer in layers)
     memory = ExpertMemory(
         slot_bytes=geometry.expert_bytes if is_packed else unpacked,
         room_bytes=unpacked if is_packed else 0,
@@ -46,12 +46,13 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     return asdict(geometry) | _share(geometry.expert_bytes, geometry.unpacked_expert_bytes) | memory.facts()
 
 
-def _latest_phases(layer: "MoELayer") -> dict[str, int]:
+def _latest_phases(layer: "MoELayer", is_packed: bool) -> dict[str, int]:
     """Where weights begin that take the most room: on the CPU records keep it, and only the checkpoint's file says where (see
-    `runtime.expert_layout`). It is at most 256 bytes a parameter."""
+    `runtime.expert_layout`). It is at most 256 bytes a parameter. What is unpacked lies in new memory."""
     from finemoe.runtime.expert_layout import LINE_BYTES
 
-    return dict.fromkeys(layer.expert_parameters(), LINE_BYTES - _FILE_ALIGNMENT)
+    as_in_file = [name for name, one in layer.expert_parameters().items() if not is_packed or one.ndim == 2]  # vectors, as biases
+    return dict.fromkeys(as_in_file, LINE_BYTES - _FILE_ALIGNMENT)
 
 
 def _share(packed_bytes: int, unpacked_bytes: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What every packed format has in common: a matrix of an expert as the tensors that a checkpoint holds of it, and back.
 
 A codec never decides what a weight is worth: it repeats, operation for operation, what Transformers does when it dequantises the
-same checkpoint, so that both give the same bits. Codecs are values: two layers that are packed alike have equal ones.
+same checkpoint, so that both give the same bits. Codecs are values: two layers that are packed alike have equal ones, unless a
+conversion of Transformers unpacks them.
 """
 
 from abc import ABC, abstractmethod
@@ -66,6 +67,7 @@ class Plain(Codec):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         return (PackedTensor("weight", self.shape, self.dtype),)
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:

@@ -1,11 +1,14 @@
 """Packed tensors that Transformers' own conversion unpacks, whatever it does to them."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from finemoe.packing.codec import Codec, PackedTensor
+
+_turn = threading.Lock()  # several engines' threads take turns in code that was made for loading, one model at a time
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class Converted(Codec):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         return self.packed
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """See Codec."""
-        out.copy_(self.convert(packed))
+        with _turn:
+            out.copy_(self.convert(packed))

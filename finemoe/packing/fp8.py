@@ -43,6 +43,7 @@ class Fp8(Packer):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         weight = PackedTensor("weight", self.shape, self.weight_dtype)
         return weight, PackedTensor("scale", self.scale_shape, self.scale_dtype)
 

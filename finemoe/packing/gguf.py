@@ -37,6 +37,7 @@ class Gguf(Codec):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         block = block_of(self.type_id)
         assert block is not None
         return (PackedTensor("blocks", (self.shape[0], self.shape[1] // block[0] * block[1]), torch.uint8),)

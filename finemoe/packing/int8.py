@@ -23,6 +23,7 @@ class Int8(Packer):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         return PackedTensor("weight", self.shape, torch.int8), PackedTensor("scale", (self.shape[0], 1), torch.float32)
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:

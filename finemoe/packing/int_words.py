@@ -36,6 +36,7 @@ class IntWords(Codec):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         rows, columns = self.shape
         return (
             PackedTensor("packed", (rows, -(-columns * self.bits // WORD_BITS)), torch.int32),

@@ -9,7 +9,7 @@ from typing import Any
 from finemoe.errors import FinemoeError
 from finemoe.packing.codec import Codec
 from finemoe.packing.compressed import compressed
-from finemoe.packing.fp8 import Fp8
+from finemoe.packing.fp8 import BLOCK, Fp8
 from finemoe.packing.mxfp4 import Mxfp4
 from finemoe.packing.transposed import Transposed
 
@@ -53,7 +53,7 @@ def codec_of(told: Mapping[str, Any], shape: tuple[int, int], is_transposed: boo
 def _fp8(told: Mapping[str, Any], shape: tuple[int, int]) -> Fp8:
     """Scales count as float32 also where the configuration says ue8m0: some such checkpoints (DeepSeek-V3.1) have powers of two
     in float32, others bytes, and it is 0.02 % of the record."""
-    block = told.get("weight_block_size")
+    block = told.get("weight_block_size", BLOCK)
     if block is None:
         return Fp8(shape, shape, (1,))
     rows, columns = block

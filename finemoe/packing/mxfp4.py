@@ -25,7 +25,10 @@ def pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Both values of every byte, [256, 2]."""
     values = torch.tensor(VALUES, dtype=dtype, device=device)
     byte = torch.arange(256, device=device)
-    return torch.stack((values[byte & 15], values[byte >> 4]), dim=1)
+    found = torch.stack((values[byte & 15], values[byte >> 4]), dim=1)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # other streams read it, too
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Mxfp4(Packer):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         rows, count = self.shape[0], -(-self.shape[1] // BLOCK)
         return PackedTensor("blocks", (rows, count, BLOCK // 2), torch.uint8), PackedTensor("scales", (rows, count), torch.uint8)
 

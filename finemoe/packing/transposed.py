@@ -31,6 +31,7 @@ class Transposed(Packer):
 
     @property
     def tensors(self) -> tuple[PackedTensor, ...]:
+        """See Codec."""
         return self.codec.tensors
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, Wei
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import MoELayer
 from finemoe.packing.codec import PackedTensor
+from finemoe.runtime.conversion import ExpertConversion, OneExpert, converted
 from finemoe.runtime.expert_layout import LINE_BYTES, phase_of
 from finemoe.runtime.packed_parts import PackedPart, is_packed_type, packed_parts, plain_part, present
 from finemoe.runtime.packing import Matrix
@@ -25,19 +26,6 @@ from finemoe.runtime.shards import Shards
 from finemoe.runtime.soundness import packed_fault
 from finemoe.runtime.tensor_group import Group
 from finemoe.runtime.tiers import ExpertStore
-
-
-class _OneExpert:
-    """A model as a conversion sees it that is given one expert's tensors: its experts' parameters hold one expert."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def get_parameter(self, name: str) -> torch.Tensor:
-        return self._model.get_parameter(name)[:1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 class Checkpoint:
@@ -189,19 +177,15 @@ class Checkpoint:
         return found
 
     def _parts_of(self, group: Group, name: str, shape: tuple[int, ...]) -> list[PackedPart]:
-        patterns = present(group)
 
         def spec(pattern: str) -> PackedTensor:
             meta = self._shards.on_meta(group.sources[pattern][0])
             return PackedTensor(pattern, tuple(meta.shape if group.is_stacked else meta.shape[1:]), meta.dtype)
 
-        def convert(packed: Sequence[torch.Tensor]) -> torch.Tensor:
-            parts = {pattern: [one if group.is_stacked else one[None]] for pattern, one in zip(patterns, packed, strict=True)}
-            return self._convert(group, parts, _OneExpert(self._model))[group.target][0]
-
         if isinstance(group.transform, WeightRenaming):
             return [plain_part(name, shape, spec(group.transform.source_patterns[0]))]
-        return packed_parts(group, name, shape, spec, convert, self._method(group))
+        conversion = ExpertConversion(group, present(group), self._model)
+        return packed_parts(group, name, shape, spec, conversion, self._method(group))
 
     def _packed(self, parts: list[tuple[Group, PackedPart]], expert: int) -> dict[str, torch.Tensor]:
         """One expert's packed tensors, by name."""
@@ -248,7 +232,8 @@ class Checkpoint:
         if group.target not in self._phases:
             metas = {name: self._shards.on_meta(name) for names in group.sources.values() for name in names}
             cast = {name: meta.to(self._dtype(group)) for name, meta in metas.items()}
-            made = self._convert(group, {pattern: [cast[name] for name in names] for pattern, names in group.sources.items()})
+            parts = {pattern: [cast[name] for name in names] for pattern, names in group.sources.items()}
+            made = converted(group, parts, self._model)
             self._phases[group.target] = {name: self._phase(value, metas) for name, value in made.items()}
         return self._phases[group.target]
 
@@ -262,7 +247,7 @@ class Checkpoint:
     def _whole(self, group: Group) -> dict[str, torch.Tensor]:
         """Everything a group makes, by parameter name."""
         parts = {pattern: [self._source(group, name) for name in names] for pattern, names in group.sources.items()}
-        return self._convert(group, parts)
+        return converted(group, parts, self._model)
 
     def _of_expert(self, group: Group, expert: int) -> dict[str, torch.Tensor]:
         """One expert's slice [1, ...] of everything a group makes, by parameter name."""
@@ -270,7 +255,7 @@ class Checkpoint:
         for pattern, names in group.sources.items():
             tensor = self._shards.read(names[expert]) if group.is_stacked else self._shards.read_row(names[0], expert)
             parts[pattern] = [tensor.to(self._dtype(group))]
-        return self._convert(group, parts, _OneExpert(self._model))
+        return converted(group, parts, OneExpert(self._model))
 
     def _source(self, group: Group, name: str) -> torch.Tensor:
         """A tensor, in the type that Transformers gives it before anything else is done."""
@@ -280,13 +265,6 @@ class Checkpoint:
         if group.target not in self._dtypes:
             self._dtypes[group.target] = self._model.get_parameter(group.target).dtype
         return self._dtypes[group.target]
-
-    def _convert(self, group: Group, parts: dict[str, list[torch.Tensor]], model: Any = None) -> dict[str, torch.Tensor]:
-        for pattern, tensors in parts.items():
-            for name, tensor in zip(group.sources[pattern], tensors, strict=False):
-                group.transform.add_tensor(group.target, name, pattern, tensor)  # type: ignore[arg-type]
-        made = group.transform.convert(group.target, model=model or self._model, config=self._model.config)  # type: ignore[attr-defined]
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     @staticmethod
     def _merged(parts: Any) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def packed_parts(
         if found is not None:
             return found
     if isinstance(group.operations[0], CompressedTensorsDequantize) and _stacks_rows(following):
-        found = _of_int_words(group, parameter, spec, shape[-1])
+        found = _of_int_words(group, parameter, spec, shape[-1]) or _of_scaled_bytes(group, parameter, spec)
         if found is not None:
             return found
     if isinstance(group.operations[0], Mxfp4Dequantize) and not following:
@@ -88,7 +88,8 @@ def _of_fp8(group: Group, parameter: str, spec: Callable[[str], PackedTensor]) -
         if weight.dtype != _FP8 or pattern + SCALE not in group.sources:
             return None
         scale = spec(pattern + SCALE)
-        codec = Fp8(_pair(weight.shape), _pair(block or weight.shape), scale.shape, scale.dtype)
+        spread = _pair(block) if block else spread_of(weight.shape, scale.shape)
+        codec = Fp8(_pair(weight.shape), spread, scale.shape, scale.dtype)
         parts.append(_part(parameter, first_row, codec, (pattern, pattern + SCALE)))
         first_row += weight.shape[0]
     return parts
@@ -105,7 +106,9 @@ def is_packed_type(dtype: torch.dtype) -> bool:
 
 
 def _of_int_words(group: Group, parameter: str, spec: Callable[[str], PackedTensor], num_columns: int) -> list[PackedPart] | None:
-    scheme, parts, first_row = scheme_of(group.operations[0]).weights, [], 0
+    scheme = scheme_of(group.operations[0]).weights
+    parts: list[PackedPart] = []
+    first_row = 0
     for pattern in present(group):
         if not pattern.endswith(_WORDS):
             continue
@@ -128,6 +131,31 @@ def scheme_of(operation: CompressedTensorsDequantize) -> Any:
 
 def _part(parameter: str, first_row: int, codec: Codec, patterns: tuple[str, ...]) -> PackedPart:
     return PackedPart(Matrix(parameter, first_row, codec), patterns)
+
+
+def _of_scaled_bytes(group: Group, parameter: str, spec: Callable[[str], PackedTensor]) -> list[PackedPart] | None:
+    """compressed-tensors' FP8, a scale for each row or each matrix."""
+    parts, first_row = [], 0
+    for pattern in present(group):
+        if not pattern.endswith(".weight"):
+            continue
+        weight, scales = spec(pattern), pattern + "_scale"
+        if weight.dtype != _FP8 or scales not in group.sources:
+            return None
+        scale = spec(scales)
+        if torch.Size(scale.shape).numel() > 1 and scale.shape != (weight.shape[0], 1):
+            return None
+        spread = spread_of(weight.shape, scale.shape)
+        codec = Fp8(_pair(weight.shape), spread, scale.shape, scale.dtype, format="compressed-tensors fp8")
+        parts.append(_part(parameter, first_row, codec, (pattern, scales)))
+        first_row += weight.shape[0]
+    return parts or None
+
+
+def spread_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns that a scale covers, where scales cover a matrix evenly."""
+    rows, columns = _pair(shape)
+    return (rows, columns) if torch.Size(scales).numel() == 1 else (rows // scales[-2], columns // scales[-1])
 
 
 def _pair(values: Any) -> tuple[int, int]:

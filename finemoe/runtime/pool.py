@@ -53,7 +53,8 @@ class SlotPool:
         views, period = self._views[layer], self._layouts[layer].period
         key = slot * period + expert % period
         if key not in views:
-            views[key] = self._layouts[layer].views(self._bytes[slot], expert)
+            with torch.inference_mode(False):  # whose views could not be written to outside it
+                views[key] = self._layouts[layer].views(self._bytes[slot], expert)
         return views[key]
 
     def can_stack(self, layer: int) -> bool:

@@ -64,8 +64,11 @@ def _require_unpackable_groups(told: Mapping[str, Any], source: str) -> None:
     """Of compressed-tensors' checkpoints, refuse those that Transformers (5.23) unpacks to other weights, or not at all."""
     groups = list((told.get("config_groups") or {}).values())
     for group in groups:
-        if (group.get("format") or told.get("format")) == "nvfp4-pack-quantized":
+        form = group.get("format") or told.get("format")
+        if form == "nvfp4-pack-quantized":
             raise FinemoeError(f"{source}: NVFP4, whose global scales Transformers loses where it unpacks experts; {_INSTEAD}")
+        if form == "int-quantized":
+            raise FinemoeError(f"{source}: integers a byte each, which Transformers does not unpack in experts; {_INSTEAD}")
         if (group.get("weights") or {}).get("symmetric") is False:
             raise FinemoeError(
                 f"{source}: asymmetric integers, which Transformers cannot unpack where experts are fused; {_INSTEAD}"

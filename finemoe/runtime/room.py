@@ -37,13 +37,15 @@ class Room:
         if not self.room_bytes or not (isinstance(expert_memory, str) or is_whole(expert_memory)):
             return slots_per_device(expert_memory, self.slot_bytes, num_experts, num_devices)
         num_bytes = byte_count(expert_memory, "expert_memory")
-        if num_bytes < self.slot_bytes + self.room_bytes:
+        rooms_a_slot = num_devices if self.is_unpacked else 0  # all rooms are on one device, which has slots like every other
+        least_bytes = self.slot_bytes + max(1, rooms_a_slot) * self.room_bytes
+        if num_bytes < least_bytes:
             raise FinemoeError(
-                f"expert_memory is {num_bytes} bytes, but one expert takes {self.slot_bytes} packed, and {self.room_bytes} "
-                f"where it is unpacked; give {self.slot_bytes + self.room_bytes} at least, or a share in (0, 1]"
+                f"expert_memory is {num_bytes} bytes, but one expert takes {self.slot_bytes} packed, and "
+                f"{least_bytes - self.slot_bytes} where it is unpacked; give {least_bytes} at least, or a share in (0, 1]"
             )
         if self.is_unpacked:
-            return slots_per_device(num_bytes, self.slot_bytes + self.room_bytes, num_experts, num_devices)
+            return slots_per_device(num_bytes, least_bytes, num_experts, num_devices)
         return slots_per_device(num_bytes - self.room_bytes, self.slot_bytes, num_experts, num_devices)
 
     def num_rooms(self, slots: int, num_devices: int) -> int:

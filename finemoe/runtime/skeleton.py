@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from finemoe.errors import FinemoeError
 from finemoe.models.layers import MoELayer, find_moe_layers
+from finemoe.packing.codec import Plain
 from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
 from finemoe.runtime.engine import Engine
@@ -84,7 +85,7 @@ class Skeleton:
         plain = ExpertLayout.of(layer, None if is_cuda else self._phases(layer))
         matrices = self._matrices(layer)
         if self._expert_format is not None:
-            if matrices is not None:
+            if matrices is not None and not all(isinstance(matrix.codec, Plain) for matrix in matrices):
                 raise FinemoeError(
                     f"this checkpoint's experts are packed already; leave out expert_format={self._expert_format!r}"
                 )

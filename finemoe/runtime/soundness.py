@@ -93,13 +93,14 @@ def _of_weights(weights: list[str], scales: list[str], shards: Shards, block: tu
         return
     for weight, scale in zip(weights, scales, strict=False):
         shape, found = shards.shape(weight), shards.shape(scale)
+        if shards.on_meta(weight).dtype != torch.float8_e4m3fn or torch.Size(found).numel() == 1:
+            continue
         wanted = grid_of((shape[-2], shape[-1]), block) if block else None
-        if shards.on_meta(weight).dtype == torch.float8_e4m3fn and torch.Size(found).numel() > 1 and found[-2:] != wanted:
-            yield (
-                f"{_placed(scale, shards)} has shape {found}, but {weight} of shape {shape} "
-                + (f"has {wanted} blocks of {block}" if block else "has one scale, as config.json names no blocks")
-                + f"; {_AGAIN}"
-            )
+        if block and found[-2:] != wanted:
+            of_weight = f"{weight} of shape {shape} has {wanted} blocks of {block}"
+            yield f"{_placed(scale, shards)} has shape {found}, but {of_weight}; {_AGAIN}"
+        if not block and (len(found) < 2 or shape[-2] % found[-2] or shape[-1] % found[-1]):
+            yield f"{_placed(scale, shards)} has shape {found}, which does not divide {weight} of shape {shape}; {_AGAIN}"
 
 
 def _of_mxfp4(group: Group, shards: Shards) -> Iterator[str]:

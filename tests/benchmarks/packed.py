@@ -139,10 +139,10 @@ def section(found: pd.DataFrame, rounds: int) -> str:
     heads = ("model, policy", "memory, of bf16's", "a bf16 expert's load", "experts in", "time a token, of bf16's", "ms", "hits")
     heads += ("MB moved a token", "unpacking, at most")
     lines = [
-        f"Miniatures with experts {_TIMES} times as wide (2.4 MB in bf16 on mixtral-mini, 0.6 MB on qwen-mini); the same bytes of",
-        f"expert memory for each format; {rounds} rounds in turn on a {os.cpu_count()}-core {platform.machine()} CPU, one thread, a",
-        "paced link. Time of a token after the first, over bf16's of the same round: medians and 95 % intervals. At 5 ms an expert the",
-        "link is the bottleneck.",
+        f"Miniatures with experts {_TIMES} times as wide (2.4 MB in bf16 on mixtral-mini, 0.6 MB on qwen-mini); the same bytes",
+        f"of expert memory for each format; {rounds} rounds in turn on a {os.cpu_count()}-core {platform.machine()} CPU, one",
+        "thread, a paced link. Time of a token after the first, over bf16's of the same round: medians and 95 % intervals. At 5 ms",
+        "an expert the link is the bottleneck.",
         "",
         f"| {' | '.join(heads)} |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",

@@ -50,7 +50,8 @@ def section(outcomes: dict[str, str]) -> str:
         "|---|---|",
         *(f"| `{name}` | {reason} |" for name, reason in fails.items()),
         f"| {', '.join(f'`{name}`' for name in OUTSIDE)} | Transformers does not dispatch their experts through that interface |",
-        "| models quantised in memory, PEFT adapters, models dispatched by Accelerate | refused by `offload` with what to do instead |",
+        "| models quantised in memory, PEFT adapters, models dispatched by Accelerate "
+        "| refused by `offload` with what to do instead |",
     ]
     return "\n".join(lines)
 
