@@ -141,8 +141,8 @@ def section(found: pd.DataFrame, rounds: int) -> str:
     lines = [
         f"Miniatures with experts {_TIMES} times as wide (2.4 MB in bf16 on mixtral-mini, 0.6 MB on qwen-mini); the same bytes",
         f"of expert memory for each format; {rounds} rounds in turn on a {os.cpu_count()}-core {platform.machine()} CPU, one",
-        "thread, a paced link. Time of a token after the first, over bf16's of the same round: medians and 95 % intervals. At 5 ms",
-        "an expert the link is the bottleneck.",
+        "thread, a paced link. Time of a token after the first, over bf16's of the same round: medians and 95 % intervals. At",
+        "5 ms an expert the link is the bottleneck.",
         "",
         f"| {' | '.join(heads)} |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
@@ -171,18 +171,17 @@ def main() -> None:
     parser.add_argument("--load-ms", nargs="+", type=float, default=[1.0, 5.0])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="every round's figures; added to what is there")
     parser.add_argument("--page", action="store_true", help="write the table into docs/packed_experts.md, too")
     given = parser.parse_args()
     cells = [(m, p, s, ms) for m in given.models for p in given.policies for s in given.shares for ms in given.load_ms]
-    parts = []
+    rows = pd.read_csv(given.out) if given.out.is_file() else pd.DataFrame()  # of earlier calls
     for cell in cells:
-        parts.append(measure(*cell, given.formats, given.rounds))
-        found = summary(pd.concat(parts))
-        found.to_csv(given.out, index=False, float_format="%.4g")
-        print(found.tail(len(given.formats)).to_string(index=False), flush=True)
+        rows = pd.concat([rows, measure(*cell, given.formats, given.rounds)])
+        rows.to_csv(given.out, index=False, float_format="%.6g")
+        print(summary(rows).tail(len(given.formats)).to_string(index=False), flush=True)
     if given.page:
-        write_page(section(found, given.rounds))
+        write_page(section(summary(rows), given.rounds))
 
 
 if __name__ == "__main__":
