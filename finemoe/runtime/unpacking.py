@@ -1,4 +1,4 @@
-"""Unpacks experts on the device that computes, right before a layer does (DESIGN 5, "Traps").
+"""Unpacks experts on the device that computes, right before a layer does (DESIGN 5, "Packed experts").
 
 Records, link and slots hold an expert as its checkpoint has it. What a layer computes with is made in *rooms*, memory of the home
 device that is used over and over: one is enough, since a layer asks for one expert after another, and what it launches on the
