@@ -11,7 +11,7 @@ from finemoe.cache.state import ABSENT, LOADING, RESIDENT
 from finemoe.runtime import transitions
 from finemoe.runtime.grouped import can_group
 from finemoe.runtime.link import move, outlast
-from finemoe.runtime.transitions import FAILED, MUST_READ, NO_SLOT, PATIENCE_NS
+from finemoe.runtime.transitions import FAILED, HERE, MUST_READ, NO_SLOT, PATIENCE_NS
 
 if TYPE_CHECKING:
     from finemoe.runtime.memory import ExpertMemory
@@ -163,7 +163,10 @@ class Lease:
             if slot != NO_SLOT:
                 break
             self._free_a_slot(expert)
-        self._note_load(expert, slot, mark)
+        if mark == HERE:
+            self._slots[expert] = slot
+        else:
+            self._note_load(expert, slot, mark)
         self._missing.remove(expert)
 
     def _free_a_slot(self, expert: int) -> None:

@@ -25,6 +25,7 @@ FAILED = -2  # the eviction rule, or the link
 CLOSED = -3
 NO_SLOT = -1
 MUST_READ = -1  # a mark: the record lies on disk, and the interpreter must bring it
+HERE = -4  # a mark: there is nothing to be copied
 
 _STATS, _NUMBERS = empty_state(1, 1, 1).stats, np.zeros(1, dtype=np.int64)
 _weigh_at, _ = function_types(None, _STATS, _NUMBERS, np.zeros(1))
@@ -151,18 +152,26 @@ def _end_demand(board):  # type: ignore[no-untyped-def]
 
 @transition
 def load_late(board, flat):  # type: ignore[no-untyped-def]
-    """Give a demanded expert a slot that found none at first, and begin its copy.
+    """Give a demanded expert a slot that found none at first, or has given up its own, and begin its copy.
 
     Returns:
-        (slot or NO_SLOT, mark).
+        (slot or NO_SLOT, mark); the mark HERE if nobody has taken the slot that it gave up.
     """
-    return _start_load(board, cache_of(board), flat)
+    cache, slot = cache_of(board), np.int64(NO_SLOT)
+    lock(board[at.MUTEX])
+    if cache.presence[flat] == RESIDENT:
+        cache.running[flat] = True
+        slot = np.int64(cache.slot_of[flat])
+    unlock(board[at.MUTEX])
+    return (slot, np.int64(HERE)) if slot >= 0 else _start_load(board, cache, flat)
 
 
 @njit(cache=True, nogil=True)
 def _start_load(board, cache, flat):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     slot = give_slot(board, cache, flat, False)
+    if slot >= 0:
+        cache.running[flat] = True  # again, where it gave up its slot: once it is here nobody else may have the new one
     unlock(board[at.MUTEX])
     if slot < 0:
         return slot, np.int64(FAILED if slot == FAILED else 0)

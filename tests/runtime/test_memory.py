@@ -15,6 +15,7 @@ from finemoe.errors import EngineError
 from finemoe.policies.base import Prediction
 from finemoe.report import Counters
 from finemoe.runtime import memory as memory_module
+from finemoe.runtime import transitions
 from finemoe.runtime.expert_layout import ExpertLayout, Field
 from finemoe.runtime.lease import Lease
 from finemoe.runtime.link import Link
@@ -22,6 +23,7 @@ from finemoe.runtime.memory import ExpertMemory
 from finemoe.runtime.pool import SlotPool
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.runtime.timeline import Timeline
+from finemoe.runtime.transitions import HERE
 from finemoe.runtime.warm_up import warm_up
 
 LAYERS, EXPERTS, CHUNKS = 5, 4, 4
@@ -393,3 +395,37 @@ def test_the_calling_thread_is_woken_as_it_was_before(fixture):
     f = fixture(slots=2)
     assert use(f.memory, 1, [0, 1]) == [EXPERTS, EXPERTS + 1]
     assert slack_ns() == before_ns
+
+
+def test_an_expert_that_gave_up_its_slot_and_came_back_stays(fixture):
+    """Of four experts in three slots the last one, which was there, makes room for the first and is loaded again: prefetches that
+    come meanwhile may have the slots of those that were used, but not the one that is being read."""
+    one = fixture(slots=3)
+    memory = one.memory
+    assert use(memory, 0, [1, 2, 3]) == [1, 2, 3]
+    lease = memory.demand(0, np.arange(4))
+    read = [lease.weights(expert)["w"] for expert in range(4)]
+    assert one.link.log.count((3, LAYOUT.nbytes)) == 2
+    one.post(*((layer, expert, 0.9) for layer in (1, 2, 3) for expert in range(EXPERTS)))
+    one.settle()
+    assert len(one.order()) > EXPERTS  # some came
+    assert read[3].unique().tolist() == [3.0]
+    assert one.cache.state[0, 3] == RESIDENT
+    lease.end()
+
+
+def test_an_expert_whose_given_up_slot_nobody_took_is_still_there(fixture):
+    one = fixture(slots=3)
+    memory = one.memory
+    use(memory, 0, [1, 2, 3])
+    lease = memory.demand(0, np.array([1, 2, 3]))
+    before = one.cache.num_held, one.cache.num_resident, len(one.link.log)
+    transitions.release(memory.board.places, 0, np.array([3]))
+    assert transitions.load_late(memory.board.places, memory.flat(0, 3)) == (one.cache.slot_of[0, 3], HERE)
+    assert one.cache.running[0, 3]
+    assert (one.cache.num_held, one.cache.num_resident, len(one.link.log)) == before
+    lease._missing.append(3)
+    assert lease.weights(3)["w"].unique().tolist() == [3.0]
+    assert not lease._missing
+    assert sorted(one.cache.arrays.held.tolist()) == [1, 2, 3]
+    lease.end()
