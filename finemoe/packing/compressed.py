@@ -1,21 +1,22 @@
 """What compressed-tensors keeps of a matrix: integers packed into int32, or FP8, and scales in bfloat16."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from finemoe.errors import FinemoeError
-from finemoe.packing.codec import PackedTensor
-from finemoe.packing.converted import Converted
-from finemoe.packing.fp8 import grid_of
+from finemoe.packing.codec import Codec, PackedTensor
+from finemoe.packing.counted import Counted
+from finemoe.packing.fp8 import Fp8, grid_of
+from finemoe.packing.int_words import BITS, WORD_BITS, IntWords
 
 _METHOD = "compressed-tensors"
-_WORD_BITS = 32  # of the integers that hold packed ones
+_SCALE = torch.bfloat16  # of the scales
 
 
-def compressed(told: Mapping[str, Any], shape: tuple[int, int]) -> Converted:
-    """A matrix of that shape (rows, columns) as it lies in a checkpoint; only a checkpoint's own conversion unpacks it.
+def compressed(told: Mapping[str, Any], shape: tuple[int, int]) -> Codec:
+    """The codec of a matrix of that shape (rows, columns) as it lies in a checkpoint.
 
     Raises:
         FinemoeError: the format is one that Transformers does not unpack in experts.
@@ -25,12 +26,29 @@ def compressed(told: Mapping[str, Any], shape: tuple[int, int]) -> Converted:
     bits, kind = int(weights.get("num_bits", 8)), str(weights.get("type", "int"))
     packing = scheme.get("format") or told.get("format")
     if packing == "pack-quantized" and kind == "int":
-        tensors = _packed_integers(weights, shape, bits)
-    elif packing in ("float-quantized", "naive-quantized") and (kind, bits) == ("float", 8):
-        tensors = (PackedTensor("weight", shape, torch.float8_e4m3fn), _scale(weights, shape))
-    else:
-        raise FinemoeError(f"experts quantised by {_METHOD} as {packing} ({bits}-bit {kind}), which Transformers does not unpack")
-    return Converted(shape, tensors, _needs_checkpoint, f"{_METHOD} {'int' if kind == 'int' else 'fp'}{bits}")
+        return _integers(weights, shape, bits)
+    if packing in ("float-quantized", "naive-quantized") and (kind, bits) == ("float", 8):
+        return _bytes(weights, shape)
+    raise FinemoeError(f"experts quantised by {_METHOD} as {packing} ({bits}-bit {kind}), which Transformers does not unpack")
+
+
+def _integers(weights: Mapping[str, Any], shape: tuple[int, int], bits: int) -> Codec:
+    scales, is_symmetric = _scales(weights, shape), weights.get("symmetric", True)
+    if bits in BITS and is_symmetric and scales[0] == shape[0]:
+        return IntWords(shape, bits, scales[1], _SCALE)
+    tensors = [PackedTensor("weight_packed", (shape[0], _words(shape[1], bits)), torch.int32)]
+    tensors += [PackedTensor("weight_scale", scales, _SCALE), PackedTensor("weight_shape", (2,), torch.int64)]
+    if not is_symmetric:
+        tensors.append(PackedTensor("weight_zero_point", (_words(shape[0], bits), scales[1]), torch.int32))
+    return Counted(shape, tuple(tensors), f"{_METHOD} int{bits}")
+
+
+def _bytes(weights: Mapping[str, Any], shape: tuple[int, int]) -> Codec:
+    scales = _scales(weights, shape)
+    if scales in ((1, 1), (shape[0], 1)):
+        return Fp8(shape, (shape[0] // scales[0], shape[1]), scales, _SCALE, format=f"{_METHOD} fp8")
+    tensors = PackedTensor("weight", shape, torch.float8_e4m3fn), PackedTensor("weight_scale", scales, _SCALE)
+    return Counted(shape, tensors, f"{_METHOD} fp8")
 
 
 def experts_scheme(told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -54,30 +72,17 @@ def names_experts(group: Mapping[str, Any]) -> bool:
     return any(target.startswith("re:") and "experts" in target for target in group.get("targets", ()))
 
 
-def _packed_integers(weights: Mapping[str, Any], shape: tuple[int, int], bits: int) -> tuple[PackedTensor, ...]:
-    scale = _scale(weights, shape)
-    packed = PackedTensor("weight_packed", (shape[0], _words(shape[1], bits)), torch.int32)
-    tensors = (packed, scale, PackedTensor("weight_shape", (2,), torch.int64))
-    if weights.get("symmetric", True):
-        return tensors
-    return (*tensors, PackedTensor("weight_zero_point", (_words(shape[0], bits), scale.shape[1]), torch.int32))
-
-
-def _scale(weights: Mapping[str, Any], shape: tuple[int, int]) -> PackedTensor:
+def _scales(weights: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, int]:
+    """The shape of a matrix's scales: one for each group of a row, row ("channel"), block, or one alone ("tensor")."""
     strategy = str(weights.get("strategy") or ("group" if weights.get("group_size") else "tensor"))
     if strategy == "group":
-        scales: tuple[int, ...] = (shape[0], -(-shape[1] // int(weights["group_size"])))
-    elif strategy == "block":
+        return shape[0], -(-shape[1] // int(weights["group_size"]))
+    if strategy == "block":
         rows, columns = weights["block_structure"]
-        scales = grid_of(shape, (int(rows), int(columns)))
-    else:
-        scales = (shape[0], 1) if strategy == "channel" else (1, 1)
-    return PackedTensor("weight_scale", scales, torch.bfloat16)
+        return grid_of(shape, (int(rows), int(columns)))
+    return (shape[0], 1) if strategy == "channel" else (1, 1)
 
 
 def _words(count: int, bits: int) -> int:
-    return -(-count * bits // _WORD_BITS)
-
-
-def _needs_checkpoint(packed: Sequence[torch.Tensor]) -> NoReturn:
-    raise NotImplementedError("only the conversion of a checkpoint unpacks compressed tensors")
+    """Words of 32 bits that hold so many numbers."""
+    return -(-count * bits // WORD_BITS)

@@ -11,11 +11,13 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.gguf.dequant import GGML_NAME
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from finemoe.errors import FinemoeError
 from finemoe.packing.codec import Plain
 from finemoe.packing.fp8 import Fp8
 from finemoe.packing.gguf import Gguf
 from finemoe.packing.int8 import Int8
 from finemoe.packing.int_words import IntWords
+from finemoe.packing.methods import codec_of
 from finemoe.packing.mxfp4 import Mxfp4
 from finemoe.packing.transposed import Transposed
 from tests.packed.numerics import E4M3, FP4, e8m0, float32, nibble, quantize_fp8, quantize_mxfp4, rounded
@@ -23,6 +25,7 @@ from tests.packed.numerics import E4M3, FP4, e8m0, float32, nibble, quantize_fp8
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(16, 32), (40, 48), (33, 70), (1, 32), (7, 1), (192, 96), (129, 130)]
 SCALES = [1.0, 0.3, -2.5, 0.0, 1e-3, 2.0**-140, 1e-38, 3e38, float("inf"), float("nan")]
+PACKED_BY_GGUF = ("Q4_0", "Q4_1", "Q8_0")  # the package unpacks more types than it packs
 UNPACKING = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -188,9 +191,9 @@ def test_gguf_as_its_own_package_unpacks_it(kind, dtype):
     gguf = pytest.importorskip("gguf")
     codec = Gguf.of((6, 512), int(gguf.GGMLQuantizationType[kind]))
     values = float32(random((6, 512), spread=0.5))
-    try:
+    if kind in PACKED_BY_GGUF:
         blocks = gguf.quantize(values, gguf.GGMLQuantizationType[kind])
-    except NotImplementedError:  # the package unpacks more than it packs: any bytes will do, but for halves that are no number
+    else:  # any bytes will do, but for halves that are no number
         blocks = np.random.default_rng(0).integers(0, 56, codec.tensors[0].shape, dtype=np.uint8)
     expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])
     assert np.isfinite(expected).all()
@@ -345,3 +348,12 @@ def test_int_words_have_the_bits_of_compressed_tensors(bits, columns, num_groups
         number = ((int(words[row, column // per_word]) >> bits * (column % per_word)) & (2**bits - 1)) - 2 ** (bits - 1)
         scale = scales[row, column * num_groups // columns]
         assert out[row, column] == (torch.tensor(float(number)).bfloat16() * scale).to(dtype)
+
+
+def test_what_is_only_counted_says_so_where_it_should_be_unpacked():
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": False}
+    told = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    codec = codec_of(told | {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}, (16, 64), False)
+    assert sum(tensor.nbytes for tensor in codec.tensors) == 16 * 64 // 2 + 16 * 2 * 2 + 16 + 2 * 2 * 4
+    with pytest.raises(FinemoeError, match=r"compressed-tensors int4 can be counted here, but not unpacked"):
+        codec.unpack([], torch.empty(16, 64))

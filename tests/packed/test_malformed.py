@@ -165,29 +165,14 @@ INT4: dict[str, tuple[Callable[[Tensors], None], str]] = {
 }
 
 
-@both
-@pytest.mark.parametrize("fault", FP8)
-def test_fp8(copy, fault, load):
-    change, name = FP8[fault]
-    folder = copy("fp8")
-    edit(folder, change)
-    refusal(folder, load, name)
+FAULTS = {"fp8": FP8, "mxfp4": MXFP4, "int4": INT4}
 
 
 @both
-@pytest.mark.parametrize("fault", MXFP4)
-def test_mxfp4(copy, fault, load):
-    change, name = MXFP4[fault]
-    folder = copy("mxfp4")
-    edit(folder, change)
-    refusal(folder, load, name)
-
-
-@both
-@pytest.mark.parametrize("fault", INT4)
-def test_int4(copy, fault, load):
-    change, name = INT4[fault]
-    folder = copy("int4")
+@pytest.mark.parametrize(("kind", "fault"), [(kind, fault) for kind, faults in FAULTS.items() for fault in faults])
+def test_tensors(copy, kind, fault, load):
+    change, name = FAULTS[kind][fault]
+    folder = copy(kind)
     edit(folder, change)
     refusal(folder, load, name)
 
