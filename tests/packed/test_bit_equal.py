@@ -12,10 +12,10 @@ import finemoe
 from finemoe.policies import LIVE_POLICIES
 from finemoe.runtime.pretrained import whole_model
 from tests.packed.checkpoints import CASES, EXPERTS, Made, dequantised, make, naive, prompts
+from tests.packed.outputs import assert_equal, outputs
 
 DTYPES = ("float32", "float16", "bfloat16")
 FEW = ("qwen3_moe_fp8", "deepseek_v3_fp8_ragged", "gpt_oss_mxfp4", "qwen3_moe_int4")  # one of every kind
-GENERATION = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 FORMATS = {"int8": ["compressed-tensors int8"], "fp8": ["fp8"], "mxfp4": ["mxfp4", "plain"], "int4": ["compressed-tensors int4"]}
 
 
@@ -54,24 +54,9 @@ def reference(made: Made, dtype: str = "auto") -> PreTrainedModel:
     return dequantised(made.folder, kind) if is_made and not made.is_ragged else naive(made, kind)
 
 
-@torch.no_grad()
 def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Prefill's logits of a left-padded batch, its greedy continuation, and that of one prompt, with all logits on the way."""
-    batch = prompts()
-    found = [model(**batch).logits]
-    for rows, steps in ((slice(None), 3), (slice(2, 3), 5)):
-        told = {name: tensor[rows] for name, tensor in batch.items()}
-        done = model.generate(**told, **GENERATION, max_new_tokens=steps, min_new_tokens=steps)
-        found += [done.sequences, torch.stack(done.logits)]
-    return found
-
-
-def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    names = ("prefill", "tokens of the batch", "logits of the batch", "tokens of one prompt", "logits of one prompt")
-    for name, one, other in zip(names, found, expected, strict=True):
-        assert one.dtype == other.dtype, name
-        assert torch.isfinite(other).all(), f"{name}: the reference is of no use"
-        assert torch.equal(one, other), f"{name}: {(one != other).float().mean():.1%} differ"
+    """See `outputs`."""
+    return outputs(model, prompts())
 
 
 def assert_loads_equal(case: Case, memory: Any, policy: str, dtype: str = "auto", **options: Any) -> None:

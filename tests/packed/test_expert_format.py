@@ -15,10 +15,10 @@ from finemoe.models.layers import find_moe_layers
 from finemoe.policies import LIVE_POLICIES
 from tests.packed.checkpoints import mxfp4
 from tests.packed.numerics import FP4, float32, nibble, quantize_fp8, rounded
+from tests.packed.outputs import assert_equal, outputs
 from tests.runtime.models import FAMILIES, ODD_FAMILY, build, padded_batch
 
 ALL = (*FAMILIES, ODD_FAMILY)
-GENERATION = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0}
 
 
 def fp8_worth(matrix: np.ndarray) -> np.ndarray:
@@ -96,23 +96,9 @@ def round_experts(model: PreTrainedModel, form: str) -> None:
                 parameter[expert] = rounded(worth, parameter.dtype)
 
 
-@torch.no_grad()
 def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Prefill's logits of a left-padded batch, and its greedy tokens and logits, and those of one prompt."""
-    batch = padded_batch()
-    found = [model(**batch).logits]
-    for rows, steps in ((slice(None), 3), (slice(2, 3), 5)):
-        told = {name: tensor[rows] for name, tensor in batch.items()}
-        done = model.generate(**told, **GENERATION, max_new_tokens=steps, min_new_tokens=steps)
-        found += [done.sequences, torch.stack(done.logits)]
-    return found
-
-
-def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert other.isfinite().all()
-        assert torch.equal(one, other), f"{(one != other).float().mean():.1%} differ"
+    """See `outputs`."""
+    return outputs(model, padded_batch())
 
 
 @pytest.mark.parametrize("memory", [0.25, 0.5, 1.0])

@@ -22,9 +22,9 @@ from finemoe.policies import LIVE_POLICIES
 from finemoe.runtime.loading import load_tokenizer
 from tests.packed import gguf_files as files
 from tests.packed.gguf_files import HEADS, KV_HEADS, NAME, VOCABULARY, Content, Shape, everywhere
+from tests.packed.outputs import assert_equal, outputs
 from tests.runtime.models import padded_batch
 
-GENERATION = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 NARROW = Shape(hidden=96, intermediate=160, shared=64)  # rows that no block of 256 fits
 TYPES = sorted((kind for kind in Type if block_of(int(kind))), key=lambda kind: kind.name)
 
@@ -170,25 +170,15 @@ def halves(rows: np.ndarray, heads: int, head_dim: int) -> np.ndarray:
     return rows[order]
 
 
-@torch.no_grad()
 def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Prefill's logits of a left-padded batch, its greedy continuation, and that of one prompt, with all logits on the way."""
-    batch = padded_batch()
-    found = [model(**batch).logits]
-    for rows, steps in ((slice(None), 3), (slice(2, 3), 5)):
-        told = {name: tensor[rows] for name, tensor in batch.items()}
-        done = model.generate(**told, **GENERATION, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0)
-        found += [done.sequences, torch.stack(done.logits)]
-    return found
+    """See `outputs`."""
+    return outputs(model, padded_batch())
 
 
 def assert_loads_equal(found: Case, memory: Any, policy: str, dtype: str = "auto", **options: Any) -> None:
     model, engine = finemoe.load(found.file, memory, policy, dtype=dtype, **options)
     with engine:
-        for one, other in zip(outputs_of(model), found.outputs(dtype), strict=True):
-            assert one.dtype == other.dtype
-            assert other.isfinite().all()
-            assert torch.equal(one, other), f"{(one != other).float().mean():.1%} differ"
+        assert_equal(outputs_of(model), found.outputs(dtype))
 
 
 @pytest.mark.parametrize("memory", [0.25, 0.5, 1.0, "bytes"])
