@@ -1,4 +1,4 @@
-"""A matrix of which only the size is known: a configuration says how it is packed, and nothing here unpacks a checkpoint of it."""
+"""A matrix of which only the size is known: a configuration says how it is packed, but nothing here unpacks its checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -172,8 +172,8 @@ class Checkpoint:
         for name, group in groups.items():
             if not group.is_by_expert(layer.num_experts):
                 raise FinemoeError(
-                    f"the packed tensors of {layer.name}.{name} do not come apart by expert, so that none can be taken alone; use "
-                    "this model's checkpoint in bf16"
+                    f"the packed tensors of {layer.name}.{name} do not come apart by expert, so that none can be taken alone; "
+                    "use this model's checkpoint in bf16"
                 )
             shape = tuple(layer.expert_parameters()[name].shape[1:])
             found += [(group, part) for part in self._parts_of(group, name, shape)]
