@@ -1,0 +1,218 @@
+"""The compiled memory of a forecaster: the rows of the running request, and what those that resemble the present one demanded."""
+
+import math
+
+import numpy as np
+
+from finemoe.compiling import njit
+from finemoe.maps import forecast_state
+from finemoe.maps.forecast_state import (
+    CONTINUES,
+    FILLED,
+    IS_FROZEN,
+    IS_PREFILL,
+    LAST_LAYER,
+    NEXT_SLOT,
+    NONE,
+    NUM_ASKED,
+    NUM_KEPT,
+    NUM_ROWS,
+    TABLE,
+    TOP_K,
+    UNUSABLE,
+)
+from finemoe.stale_kernels import forget_stale_kernels
+
+forget_stale_kernels(__file__, forecast_state.__file__)
+_FADING = np.float32(0.9)  # of an affinity from layer to layer: what was said last counts most
+_CARRIED = np.float32(0.3)  # of the affinity of the tokens before
+_SHARPNESS = np.float32(8.0)  # a row remembered weighs exp(sharpness x affinity)
+_NEGLIGIBLE = np.float32(-7.0)  # weights below exp(-7) of the greatest are left out
+_LEAST, _GREATEST = 0.02, 0.98  # of votes: below and above they say the same
+_LEAST_ODDS = math.log(_LEAST / (1 - _LEAST))
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+
+
+@njit(cache=True, nogil=True)
+def forget_rows(counters, before, after):  # type: ignore[no-untyped-def]
+    """Another request begins."""
+    for place in (NEXT_SLOT, FILLED, NUM_KEPT, NUM_ASKED, NUM_ROWS, IS_PREFILL, CONTINUES):
+        counters[place] = 0
+    counters[LAST_LAYER] = NONE
+    before[:] = NONE
+    after[:] = NONE
+
+
+@njit(cache=True, nogil=True)
+def continues(counters, num_rows, is_prefill):  # type: ignore[no-untyped-def]
+    """Whether the rows of a new iteration follow those of the last one, each its own: decode after decode of as many rows."""
+    return counters[NUM_ROWS] == num_rows and not is_prefill and not counters[IS_PREFILL]
+
+
+@njit(cache=True, nogil=True)
+def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
+    """Give the rows of a new iteration their slots, the oldest ones' first: of a prefill the last rows, as many as leave alone
+    the slots of the last iteration; of other iterations those that are asked about."""
+    counters = state.counters
+    most_asked, num_slots = len(state.asked), len(state.slots)
+    _find_origins(state, num_rows, is_prefill)
+    kept = min(num_rows, num_slots - most_asked if is_prefill else most_asked)
+    counters[NUM_KEPT], counters[NUM_ASKED] = kept, min(kept, most_asked)
+    counters[NUM_ROWS], counters[IS_PREFILL] = num_rows, is_prefill
+    for place in range(kept):
+        slot = counters[NEXT_SLOT]
+        _clear_slot(state, slot)
+        counters[NEXT_SLOT], counters[FILLED] = (slot + 1) % num_slots, max(counters[FILLED], slot + 1)
+        state.slots[place] = slot
+        state.numbers[place] = num_rows - kept + place if is_prefill else place * num_rows // kept
+        if is_prefill and place:
+            _link(state, state.slots[place - 1], slot)
+    for row in range(counters[NUM_ASKED]):
+        state.asked[row] = state.slots[(row + 1) * kept // counters[NUM_ASKED] - 1]
+        if state.previous[row] >= 0:
+            _link(state, state.previous[row], state.asked[row])
+    _start_affinities(state)
+
+
+@njit(cache=True, nogil=True)
+def _find_origins(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
+    """Which row of the last iteration each row asked about follows: its own in decode, the last one of a prefill, or none."""
+    counters, num_before = state.counters, state.counters[NUM_ASKED]
+    counters[CONTINUES] = continues(counters, num_rows, is_prefill)
+    for row in range(len(state.asked)):
+        state.origins[row] = row if counters[CONTINUES] and row < num_before else NONE
+    if num_before and counters[IS_PREFILL] and not is_prefill and num_rows == 1:
+        state.origins[0] = num_before - 1
+    for row in range(len(state.asked)):
+        state.previous[row] = state.asked[state.origins[row]] if state.origins[row] >= 0 else NONE
+
+
+@njit(cache=True, nogil=True)
+def _clear_slot(state, slot):  # type: ignore[no-untyped-def]
+    if state.after[slot] >= 0:
+        state.before[state.after[slot]] = NONE
+    if state.before[slot] >= 0:
+        state.after[state.before[slot]] = NONE
+    state.before[slot] = state.after[slot] = NONE
+    for layer in range(len(state.demanded)):
+        state.demanded[layer, slot] = 0
+        state.values[layer, slot, :] = _ZERO
+
+
+@njit(cache=True, nogil=True)
+def _link(state, slot, follower):  # type: ignore[no-untyped-def]
+    state.after[slot] = follower
+    state.before[follower] = slot
+
+
+@njit(cache=True, nogil=True)
+def _start_affinities(state):  # type: ignore[no-untyped-def]
+    """What this iteration's rows have in common with those remembered before any gate: their predecessors' affinity."""
+    counters = state.counters
+    last, own = state.affinities[counters[TABLE]], state.affinities[1 - counters[TABLE]]
+    counters[TABLE] = 1 - counters[TABLE]
+    for row in range(counters[NUM_ASKED]):
+        origin = state.origins[row]
+        for slot in range(counters[FILLED]):
+            before = state.before[slot]
+            is_known = origin >= 0 and before >= 0 and last[origin, before] > _ZERO
+            own[row, slot] = _CARRIED * last[origin, before] if is_known else _ZERO
+        for place in range(counters[NUM_KEPT]):
+            own[row, state.slots[place]] = UNUSABLE
+
+
+@njit(cache=True, nogil=True)
+def remember_gate(state, layer, probs, experts):  # type: ignore[no-untyped-def]
+    """Write down what a gate said of this iteration's rows; probs [B, J], experts [B, K]."""
+    top_k = min(state.counters[TOP_K], experts.shape[1])
+    for place in range(state.counters[NUM_KEPT]):
+        slot, number = state.slots[place], state.numbers[place]
+        state.demanded[layer, slot] = top_k
+        if top_k:
+            keep_entries(probs[number], experts[number, :top_k], state.ids[layer, slot], state.values[layer, slot])
+        if top_k and not state.counters[IS_FROZEN]:
+            state.rows[layer] += 1
+            for expert in experts[number, :top_k]:
+                state.demands[layer, expert] += 1
+
+
+@njit(cache=True, nogil=True)
+def keep_entries(probs, experts, ids, values):  # type: ignore[no-untyped-def]
+    """The experts demanded, then the most probable others, as many as there is room for.
+
+    probs [J], experts [k] -> ids, values [F]. Of equally probable ones the lower comes first; what follows those of probability 0
+    has value 0.
+    """
+    left = probs.copy()
+    for place in range(len(ids)):
+        best = 0
+        if place < len(experts):
+            best = experts[place]
+        else:
+            for expert in range(len(left)):
+                if left[expert] > left[best]:
+                    best = expert
+        ids[place] = best
+        values[place] = np.sqrt(max(left[best], _ZERO))
+        left[best] = -_ONE
+        if place >= len(experts) and values[place] == _ZERO:
+            values[place:] = _ZERO
+            break
+
+
+@njit(cache=True, nogil=True)
+def extend_affinities(ids, values, slot, affinities, num_experts):  # type: ignore[no-untyped-def]
+    """Add what a layer's gate has in common with each row remembered: sum_j sqrt(p_j q_j), at most 1.
+
+    ids, values [M, F] of that layer, slot: the present row's; affinities [filled] in place.
+    """
+    own = np.zeros(num_experts, dtype=np.float32)
+    for place in range(ids.shape[1]):
+        own[ids[slot, place]] += values[slot, place]
+    for other in range(len(affinities)):
+        common = _ZERO
+        for place in range(ids.shape[1]):
+            common += own[ids[other, place]] * values[other, place]
+        affinities[other] = _FADING * affinities[other] + common
+
+
+@njit(cache=True, nogil=True)
+def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
+    """What the rows that resemble the present one most demanded of the layers ahead: log odds of their weighted share, 0 where
+    that is least; votes [Q]."""
+    num_layers, num_experts = state.demands.shape
+    horizon = len(votes) // num_experts
+    totals = np.zeros(horizon, dtype=np.float32)
+    votes[:] = _ZERO
+    affinities = state.affinities[state.counters[TABLE], row, : state.counters[FILLED]]
+    best = UNUSABLE
+    for slot in range(len(affinities)):
+        best = max(best, affinities[slot])
+    for slot in range(len(affinities)):
+        exponent = _SHARPNESS * (affinities[slot] - best)
+        if exponent > _NEGLIGIBLE and affinities[slot] >= _ZERO:
+            _cast_votes(state, layer, slot, np.float32(math.exp(exponent)), votes, totals, num_layers, num_experts)
+    for ahead in range(horizon):
+        if totals[ahead] > _ZERO:
+            _share_to_odds(votes[ahead * num_experts : (ahead + 1) * num_experts], totals[ahead])
+
+
+@njit(cache=True, nogil=True)
+def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_experts):  # type: ignore[no-untyped-def]
+    ids, demanded = state.ids, state.demanded
+    for ahead in range(len(totals)):
+        target, source = layer + 1 + ahead, slot
+        if target >= num_layers:
+            target, source = target - num_layers, state.after[slot]
+        if source >= 0 and demanded[target, source]:
+            totals[ahead] += weight
+            for place in range(demanded[target, source]):
+                votes[ahead * num_experts + ids[target, source, place]] += weight
+
+
+@njit(cache=True, nogil=True)
+def _share_to_odds(votes, total):  # type: ignore[no-untyped-def]
+    for expert in range(len(votes)):
+        if votes[expert] > _ZERO:
+            share = min(max(float(votes[expert] / total), _LEAST), _GREATEST)
+            votes[expert] = np.float32(0.25 * (math.log(share / (1.0 - share)) - _LEAST_ODDS))

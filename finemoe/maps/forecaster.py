@@ -1,0 +1,170 @@
+"""Which experts the next layers will demand, with what probability: learned online, from one gate to the next.
+
+For every layer a small network is told what this token's gates have said so far and what the token before did at the layers
+ahead. To its log odds are added those of a vote: what did those tokens of the request demand there that resemble this one, by its
+gates so far, the latest most? Each network takes one step down the gradient of its cross-entropy as soon as the last layer that
+it foretold has spoken.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.maps.forecast_kernels import hear_gate, run_block, settle, start_iteration, start_request
+from finemoe.maps.forecast_state import IS_FROZEN, LEARNED, new_state
+from finemoe.traces import PREFILL, RoutingTrace
+
+MOST_ROWS = 8  # of an iteration that are asked about and learned from
+_MEMORY_ROWS = 512
+_MOST_UNITS, _FEWEST_UNITS = 128, 16
+_PRODUCTS = 100_000  # of a network, which take some 50 us to compute and to learn from
+_BYTES = 150e6  # of all networks
+
+
+class Forecaster:
+    """What each expert's chance is to be demanded by each of the next H layers, past the last layer those of the next token.
+
+    An iteration is `start`, then `hear` for every layer in order; what `start` and `hear` return is the caller's own. Iterations
+    that `forecast_block` runs at once are the same, bit for bit.
+
+    Args:
+        num_layers, num_experts, top_k: L, J, K.
+        horizon: H, at most L.
+        strides: in layers, of the routers applied ahead that `hear` may be given.
+        num_units: N of each layer's network; None: as many as a gate can learn with in about 50 microseconds.
+        memory_rows: M, how many tokens of the request are remembered.
+        seed: of the networks' first weights, and of the order in which a history is learned.
+    Attributes:
+        is_frozen: whether nothing is learned; what is remembered of the running request is remembered all the same.
+    Raises:
+        FinemoeError: sizes that no model has, or a horizon beyond L.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        top_k: int,
+        horizon: int = 8,
+        strides: tuple[int, ...] = (),
+        num_units: int | None = None,
+        memory_rows: int = _MEMORY_ROWS,
+        seed: int = 0,
+    ) -> None:
+        if min(num_layers, num_experts, top_k) < 1 or not 1 <= horizon <= num_layers:
+            raise FinemoeError(f"{num_layers} layers of {num_experts} experts, {top_k} a token, foretold {horizon} layers ahead")
+        if memory_rows < 2 * MOST_ROWS:
+            raise FinemoeError(f"a forecaster remembers at least {2 * MOST_ROWS} rows, not {memory_rows}")
+        self.num_layers, self.num_experts, self.horizon, self._seed = num_layers, num_experts, horizon, seed
+        top_k = min(top_k, num_experts)
+        units = default_units(num_layers, num_experts, top_k, horizon) if num_units is None else num_units
+        sizes = num_layers, num_experts, top_k, horizon, units, strides, memory_rows, MOST_ROWS, seed
+        self._state = new_state(*sizes)
+        self._state.rate[0] = self._rate = np.float32(min(0.03, 0.12 / (num_layers / 2 + horizon)))
+        self._no_gates = np.zeros((0, 0, 0), dtype=np.float32)
+        self.start_request()
+
+    @property
+    def is_frozen(self) -> bool:
+        return bool(self._state.counters[IS_FROZEN])
+
+    @is_frozen.setter
+    def is_frozen(self, is_frozen: bool) -> None:
+        if is_frozen:
+            settle(self._state)
+        self._state.counters[IS_FROZEN] = is_frozen
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that it keeps."""
+        return sum(array.nbytes for array in self._state)
+
+    def start_request(self) -> None:
+        """Forget the tokens remembered: another request begins."""
+        start_request(self._state)
+
+    def start(self, num_rows: int = 1, is_prefill: bool = False) -> np.ndarray:
+        """An iteration of B rows starts: [H, J] float32 probabilities for its layers 0..H-1.
+
+        Args:
+            is_prefill: whether the rows are tokens of one sequence, one after the other, of which the next iteration continues
+                the last; else row b of the next iteration follows row b of this one if there are as many.
+        """
+        forecast = self._forecast()
+        start_iteration(self._state, num_rows, is_prefill, forecast)
+        return forecast
+
+    def hear(self, layer: int, probs: np.ndarray, experts: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
+        """The gate of `layer` has spoken: [H, J] float32 probabilities that any row demands each expert of layers layer + 1, ...
+
+        Args:
+            probs: [B, J] float32. experts: [B, K] int64 what each row demands, of width 0 where the layer did not run.
+            ahead: [A, B, J] float32 the routers applied ahead, as the constructor's `strides` name them.
+        """
+        forecast = self._forecast()
+        hear_gate(self._state, layer, probs, experts, self._no_gates if ahead is None else ahead, forecast)
+        return forecast
+
+    def forecast_block(
+        self, gates: np.ndarray, experts: np.ndarray, starts: np.ndarray, is_prefill: np.ndarray, starts_request: np.ndarray
+    ) -> np.ndarray:
+        """What `start` and `hear` would return in iterations one after the other, [n, 1 + L, H, J] float32, in one call.
+
+        Args:
+            gates: [L, T, J] float32. experts: [T, L, K] int64. starts: [n + 1] first row of each iteration, and the end.
+            is_prefill, starts_request: [n] bool.
+        """
+        shape = (len(starts) - 1, 1 + self.num_layers, self.horizon, self.num_experts)
+        forecasts = np.empty(shape, dtype=np.float32)
+        run_block(self._state, gates, experts, starts, is_prefill, starts_request, forecasts)
+        return forecasts
+
+    def learn_trace(self, trace: RoutingTrace, passes: int = 4) -> None:
+        """Learn from a history, its requests in an order drawn anew at every pass, in ever smaller steps."""
+        rng = np.random.default_rng(self._seed)
+        order = np.concatenate([rng.permutation(trace.num_requests) for _ in range(passes)]) if passes else np.zeros(0, dtype=int)
+        forecasts = np.empty((1, 1 + self.num_layers, self.horizon, self.num_experts), dtype=np.float32)
+        for place, request in enumerate(order):
+            self._state.rate[0] = self._rate * np.float32(1 - 0.9 * place / len(order))
+            self._learn_request(trace, int(request), forecasts)
+        self._state.rate[0] = self._rate
+        self.start_request()
+
+    def _learn_request(self, trace: RoutingTrace, request: int, forecasts: np.ndarray) -> None:
+        rows = trace.rows_of(request)
+        steps = trace.step[rows]
+        starts = np.append(np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)), len(steps))
+        gates = np.ascontiguousarray(trace.maps(rows).transpose(1, 0, 2))
+        is_first = np.arange(len(starts) - 1) == 0
+        experts = trace.expert_ids[rows].astype(np.int64)
+        run_block(self._state, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, forecasts)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was learned; not what is remembered of the running request."""
+        return {name: getattr(self._state, name).copy() for name in LEARNED}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what another of the same sizes learned, and forget the running request.
+
+        Raises:
+            FinemoeError: it is of other sizes.
+        """
+        self.start_request()
+        for name in LEARNED:
+            kept, given = getattr(self._state, name), np.asarray(state[name])
+            if kept.shape != given.shape:
+                raise FinemoeError(f"the forecaster's {name} have shape {kept.shape}, those to be restored {given.shape}")
+            kept[:] = given
+        self._state.across[:] = self._state.outputs.transpose(0, 2, 1)
+
+    def _forecast(self) -> np.ndarray:
+        return np.empty((self.horizon, self.num_experts), dtype=np.float32)
+
+
+def default_units(num_layers: int, num_experts: int, top_k: int, horizon: int) -> int:
+    """N: as many as are worth their time, within what a gate may take and a device's host may hold."""
+    products = 2 * top_k * (num_layers + horizon) + horizon * num_experts
+    weights = num_layers * num_experts * (num_layers / 2 + 3 * horizon)
+    fitting = int(min(_PRODUCTS / products, _BYTES / (4 * weights), _MOST_UNITS))
+    return max(fitting // 8 * 8, _FEWEST_UNITS)
