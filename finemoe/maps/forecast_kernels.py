@@ -10,20 +10,24 @@ from finemoe.maps.forecast_rows import (
     count_votes,
     extend_affinities,
     forget_rows,
+    place_asked,
     place_rows,
     remember_gate,
 )
 from finemoe.maps.forecast_state import (
+    ALWAYS,
     CONTINUES,
     FILLED,
-    IS_FROZEN,
     IS_PREFILL,
     LAST_LAYER,
+    LEARNS,
+    NEVER,
     NONE,
     NUM_ASKED,
     NUM_ROWS,
     TABLE,
     TOP_K,
+    WITHIN_REQUESTS,
 )
 from finemoe.stale_kernels import forget_stale_kernels
 
@@ -34,16 +38,27 @@ _FARTHEST = np.float32(4.0)  # in log odds from the K-th expert, what a router a
 
 @njit(cache=True, nogil=True)
 def start_request(state):  # type: ignore[no-untyped-def]
-    """Learn what is left to learn of the last request, and forget its rows."""
+    """Learn what is left to learn of the last request, and forget its rows, and what it taught where that is not to last."""
     settle(state)
-    forget_rows(state.counters, state.before, state.after)
+    forget_rows(state.counters, state.memory.before, state.memory.after)
+    if state.counters[LEARNS] == WITHIN_REQUESTS:
+        _copy_outputs(state.kept, state.outputs)
+
+
+@njit(cache=True, nogil=True)
+def _copy_outputs(source, target):  # type: ignore[no-untyped-def]
+    target.weights[:] = source.weights
+    target.across[:] = source.across
+    target.bias[:] = source.bias
+    target.vote_gains[:] = source.vote_gains
+    target.ahead_gains[:] = source.ahead_gains
 
 
 @njit(cache=True, nogil=True)
 def start_iteration(state, num_rows, is_prefill, forecast):  # type: ignore[no-untyped-def]
     """Foretell the first H layers, before any gate has spoken; forecast [H, J]."""
-    if state.counters[LAST_LAYER] == len(state.demands) - 1:
-        _unite(state, len(state.demands) - 1, num_rows, state.counters[IS_PREFILL] != 0, forecast)
+    if state.counters[LAST_LAYER] == len(state.networks.demands) - 1:
+        _unite(state, len(state.networks.demands) - 1, num_rows, state.counters[IS_PREFILL] != 0, forecast)
     else:
         _tell_popularity(state, num_rows, forecast)
     if not continues(state.counters, num_rows, is_prefill):
@@ -55,16 +70,16 @@ def start_iteration(state, num_rows, is_prefill, forecast):  # type: ignore[no-u
 @njit(cache=True, nogil=True)
 def hear_gate(state, layer, probs, experts, ahead, forecast):  # type: ignore[no-untyped-def]
     """Take in a gate: probs [B, J], experts [B, K], ahead [A, B, J] or [0, 0, 0]; foretell the next H layers, forecast [H, J]."""
-    counters, num_experts = state.counters, state.demands.shape[1]
+    counters, num_experts = state.counters, state.networks.demands.shape[1]
     remember_gate(state, layer, probs, experts)
     _teach_one(state, layer - len(forecast))
     for row in range(counters[NUM_ASKED]):
-        affinities = state.affinities[counters[TABLE], row, : counters[FILLED]]
-        extend_affinities(state.ids[layer], state.values[layer], state.asked[row], affinities, num_experts)
-        count_votes(state, layer, row, state.votes[layer, row])
+        affinities = state.memory.affinities[counters[TABLE], row, : counters[FILLED]]
+        extend_affinities(state.memory.ids[layer], state.memory.values[layer], state.memory.asked[row], affinities, num_experts)
+        count_votes(state, layer, row, state.answers.votes[layer, row])
         _gather_inputs(state, layer, row)
         _run(state, layer, row, ahead)
-    state.is_pending[layer] = not counters[IS_FROZEN]
+    state.answers.is_pending[layer] = counters[LEARNS] != NEVER
     counters[LAST_LAYER] = layer
     _unite(state, layer, counters[NUM_ROWS], False, forecast)
 
@@ -73,7 +88,7 @@ def hear_gate(state, layer, probs, experts, ahead, forecast):  # type: ignore[no
 def run_block(state, gates, experts, starts, is_prefill, starts_request, forecasts):  # type: ignore[no-untyped-def]
     """Iterations one after the other, as `start_iteration` and `hear_gate` would do them.
 
-    gates [L, T, J], experts [T, L, K], starts [n + 1], is_prefill and starts_request [n] -> forecasts [n, 1 + L, H, J], or
+    gates [L, T, J], experts [L, T, K], starts [n + 1], is_prefill and starts_request [n] -> forecasts [n, 1 + L, H, J], or
     [1, 1 + L, H, J] where nobody wants them.
     """
     nothing = np.zeros((0, 0, 0), dtype=np.float32)
@@ -84,49 +99,49 @@ def run_block(state, gates, experts, starts, is_prefill, starts_request, forecas
             start_request(state)
         start_iteration(state, rows.stop - rows.start, is_prefill[iteration], forecast[0])
         for layer in range(len(gates)):
-            hear_gate(state, layer, gates[layer, rows], experts[rows, layer], nothing, forecast[1 + layer])
+            hear_gate(state, layer, gates[layer][rows], experts[layer][rows], nothing, forecast[1 + layer])
 
 
 @njit(cache=True, nogil=True)
 def _gather_inputs(state, layer, row):  # type: ignore[no-untyped-def]
     """What a layer's network is given: this token's gates up to it, and the token before's at the layers foretold."""
-    num_layers, num_experts = state.demands.shape
-    horizon = state.output_bias.shape[1] // num_experts
-    count, slot = 0, state.asked[row]
+    num_layers, num_experts = state.networks.demands.shape
+    horizon = state.outputs.bias.shape[1] // num_experts
+    count, slot = 0, state.memory.asked[row]
     for source in range(layer + 1):
-        count = _add_inputs(state, layer, row, count, state.first_input[layer] + source * num_experts, source, slot)
-    slot = state.previous[row]
+        count = _add_inputs(state, layer, row, count, state.networks.first_input[layer] + source * num_experts, source, slot)
+    slot = state.memory.previous[row]
     for ahead in range(horizon if slot >= 0 else 0):
-        place = state.first_input[layer] + (layer + 1 + ahead) * num_experts
+        place = state.networks.first_input[layer] + (layer + 1 + ahead) * num_experts
         count = _add_inputs(state, layer, row, count, place, (layer + 1 + ahead) % num_layers, slot)
-    state.num_inputs[layer, row] = count
+    state.answers.num_inputs[layer, row] = count
 
 
 @njit(cache=True, nogil=True)
 def _add_inputs(state, layer, row, count, place, source, slot):  # type: ignore[no-untyped-def]
-    ids, values = state.ids[source, slot], state.values[source, slot]
+    ids, values = state.memory.ids[source, slot], state.memory.values[source, slot]
     for entry in range(len(ids)):
         if values[entry] != _ZERO:
-            state.input_rows[layer, row, count] = place + ids[entry]
-            state.input_values[layer, row, count] = values[entry]
+            state.answers.input_rows[layer, row, count] = place + ids[entry]
+            state.answers.input_values[layer, row, count] = values[entry]
             count += 1
     return count
 
 
 @njit(cache=True, nogil=True)
 def _run(state, layer, row, ahead):  # type: ignore[no-untyped-def]
-    scores = state.probs[layer, row]
+    scores = state.answers.probs[layer, row]
     run_network(
-        state.inputs,
-        state.input_rows[layer, row],
-        state.input_values[layer, row],
-        state.num_inputs[layer, row],
-        state.hidden_bias[layer],
-        state.outputs[layer],
-        state.output_bias[layer],
-        state.vote_gains[layer],
-        state.votes[layer, row],
-        state.hidden[layer, row],
+        state.networks.inputs,
+        state.answers.input_rows[layer, row],
+        state.answers.input_values[layer, row],
+        state.answers.num_inputs[layer, row],
+        state.networks.hidden_bias[layer],
+        state.outputs.weights[layer],
+        state.outputs.bias[layer],
+        state.outputs.vote_gains[layer],
+        state.answers.votes[layer, row],
+        state.answers.hidden[layer, row],
         scores,
     )
     _read_ahead(state, layer, row, ahead, scores)
@@ -136,24 +151,16 @@ def _run(state, layer, row, ahead):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _read_ahead(state, layer, row, ahead, scores):  # type: ignore[no-untyped-def]
     """Add what the routers applied ahead say: by how much each expert's log probability is above the K-th's."""
-    num_layers, num_experts = state.demands.shape
-    state.ahead[layer, row, :, :] = _ZERO
+    num_layers, num_experts = state.networks.demands.shape
+    state.answers.ahead[layer, row, :, :] = _ZERO
     for index in range(len(ahead)):
-        stride = state.strides[index]
+        stride = state.networks.strides[index]
         if layer + stride < num_layers and stride * num_experts <= len(scores):
-            margins, first = state.ahead[layer, row, index], (stride - 1) * num_experts
-            number = state.numbers[_place_of(state, row)]
+            margins, first = state.answers.ahead[layer, row, index], (stride - 1) * num_experts
+            number = state.memory.numbers[place_asked(state.counters, row)]
             _margins(ahead[index, number], state.counters[TOP_K], margins)
             for expert in range(num_experts):
-                scores[first + expert] += state.ahead_gains[layer, index, expert] * margins[expert]
-
-
-@njit(cache=True, nogil=True)
-def _place_of(state, row):  # type: ignore[no-untyped-def]
-    for place in range(len(state.slots)):
-        if state.slots[place] == state.asked[row]:
-            return place
-    return 0
+                scores[first + expert] += state.outputs.ahead_gains[layer, index, expert] * margins[expert]
 
 
 @njit(cache=True, nogil=True)
@@ -169,70 +176,73 @@ def _teach_one(state, layer):  # type: ignore[no-untyped-def]
     """The network whose last layer foretold has just spoken learns, if it has not: that of `layer`, or, where this is below 0,
     that of the last iteration."""
     if layer >= 0:
-        if state.is_pending[layer]:
-            _teach(state, layer, state.asked, state.asked)
-    elif state.counters[CONTINUES] and state.is_pending[layer + len(state.demands)]:
-        _teach(state, layer + len(state.demands), state.previous, state.asked)
+        if state.answers.is_pending[layer]:
+            _teach(state, layer, state.memory.asked, state.memory.asked)
+    elif state.counters[CONTINUES] and state.answers.is_pending[layer + len(state.networks.demands)]:
+        _teach(state, layer + len(state.networks.demands), state.memory.previous, state.memory.asked)
 
 
 @njit(cache=True, nogil=True)
 def settle(state):  # type: ignore[no-untyped-def]
     """Networks that wait for an iteration that does not come learn from what has."""
-    nowhere = np.full(len(state.asked), NONE, dtype=np.int64)
-    for layer in range(len(state.demands)):
-        if state.is_pending[layer]:
-            _teach(state, layer, state.asked, nowhere)
+    nowhere = np.full(len(state.memory.asked), NONE, dtype=np.int64)
+    for layer in range(len(state.networks.demands)):
+        if state.answers.is_pending[layer]:
+            _teach(state, layer, state.memory.asked, nowhere)
 
 
 @njit(cache=True, nogil=True)
 def _teach(state, layer, slots, followers):  # type: ignore[no-untyped-def]
     """slots, followers: [S] where the rows are remembered that the network was asked about, and their next tokens."""
-    num_experts = state.demands.shape[1]
-    state.is_pending[layer] = False
-    errors = np.empty(state.output_bias.shape[1], dtype=np.float32)
+    num_experts = state.networks.demands.shape[1]
+    state.answers.is_pending[layer] = False
+    is_whole = state.counters[LEARNS] == ALWAYS
+    rate = state.networks.rates[0 if is_whole else 1]
+    errors = np.empty(state.outputs.bias.shape[1], dtype=np.float32)
     for row in range(state.counters[NUM_ASKED]):
         for ahead in range(len(errors) // num_experts):
             part = slice(ahead * num_experts, (ahead + 1) * num_experts)
-            _errors(state, layer + 1 + ahead, slots[row], followers[row], state.probs[layer, row, part], errors[part])
-        _learn_ahead(state, layer, row, errors)
+            _errors(state, layer + 1 + ahead, slots[row], followers[row], state.answers.probs[layer, row, part], errors[part])
+        _learn_ahead(state, layer, row, errors, rate)
         teach_network(
-            state.inputs,
-            state.input_rows[layer, row],
-            state.input_values[layer, row],
-            state.num_inputs[layer, row],
-            state.hidden_bias[layer],
-            state.outputs[layer],
-            state.across[layer],
-            state.output_bias[layer],
-            state.vote_gains[layer],
-            state.votes[layer, row],
-            state.hidden[layer, row],
+            state.networks.inputs,
+            state.answers.input_rows[layer, row],
+            state.answers.input_values[layer, row],
+            state.answers.num_inputs[layer, row],
+            state.networks.hidden_bias[layer],
+            state.outputs.weights[layer],
+            state.outputs.across[layer],
+            state.outputs.bias[layer],
+            state.outputs.vote_gains[layer],
+            state.answers.votes[layer, row],
+            state.answers.hidden[layer, row],
             errors,
-            state.rate[0],
+            rate,
+            is_whole,
         )
 
 
 @njit(cache=True, nogil=True)
 def _errors(state, target, slot, follower, probs, errors):  # type: ignore[no-untyped-def]
     """By how much each probability was too great; 0 where the layer has not spoken."""
-    num_layers = len(state.demands)
+    num_layers = len(state.networks.demands)
     source = slot if target < num_layers else follower
     target -= num_layers if target >= num_layers else 0
     errors[:] = _ZERO
-    if source >= 0 and state.demanded[target, source]:
+    if source >= 0 and state.memory.demanded[target, source]:
         errors[:] = probs
-        for place in range(state.demanded[target, source]):
-            errors[state.ids[target, source, place]] -= _ONE
+        for place in range(state.memory.demanded[target, source]):
+            errors[state.memory.ids[target, source, place]] -= _ONE
 
 
 @njit(cache=True, nogil=True)
-def _learn_ahead(state, layer, row, errors):  # type: ignore[no-untyped-def]
-    num_experts = state.demands.shape[1]
-    for index in range(len(state.strides)):
-        first = (state.strides[index] - 1) * num_experts
+def _learn_ahead(state, layer, row, errors, rate):  # type: ignore[no-untyped-def]
+    num_experts = state.networks.demands.shape[1]
+    for index in range(len(state.networks.strides)):
+        first = (state.networks.strides[index] - 1) * num_experts
         for expert in range(num_experts if first < len(errors) else 0):
-            step = state.rate[0] * errors[first + expert] * state.ahead[layer, row, index, expert]
-            state.ahead_gains[layer, index, expert] -= step
+            step = rate * errors[first + expert] * state.answers.ahead[layer, row, index, expert]
+            state.outputs.ahead_gains[layer, index, expert] -= step
 
 
 @njit(cache=True, nogil=True)
@@ -242,22 +252,22 @@ def _unite(state, layer, num_rows, only_last, forecast):  # type: ignore[no-unty
     num_asked = state.counters[NUM_ASKED]
     num_experts = forecast.shape[1]
     for ahead in range(len(forecast)):
-        is_last = only_last or (state.counters[IS_PREFILL] != 0 and layer + 1 + ahead >= len(state.demands))
+        is_last = only_last or (state.counters[IS_PREFILL] != 0 and layer + 1 + ahead >= len(state.networks.demands))
         first = num_asked - 1 if is_last else 0
         power = 1.0 if is_last and not only_last else max(num_rows / (num_asked - first), 1.0)
         for expert in range(num_experts):
             left = _ONE
             for row in range(first, num_asked):
-                left *= _ONE - state.probs[layer, row, ahead * num_experts + expert]
+                left *= _ONE - state.answers.probs[layer, row, ahead * num_experts + expert]
             forecast[ahead, expert] = _ONE - (left if power == 1.0 else np.float32(float(left) ** power))
 
 
 @njit(cache=True, nogil=True)
 def _tell_popularity(state, num_rows, forecast):  # type: ignore[no-untyped-def]
     """How often the first layers' experts are demanded; K of J before anything is known."""
-    num_experts = state.demands.shape[1]
+    num_experts = state.networks.demands.shape[1]
     prior = min(state.counters[TOP_K], num_experts) / num_experts
     for layer in range(len(forecast)):
         for expert in range(num_experts):
-            share = (state.demands[layer, expert] + prior) / (state.rows[layer] + 1)
+            share = (state.networks.demands[layer, expert] + prior) / (state.networks.num_heard[layer] + 1)
             forecast[layer, expert] = np.float32(1.0 - max(1.0 - share, 0.0) ** num_rows)

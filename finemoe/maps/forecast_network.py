@@ -80,16 +80,16 @@ def to_probabilities(scores):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def teach_network(  # type: ignore[no-untyped-def]
-    inputs, places, factors, size, hidden_bias, outputs, across, output_bias, gains, votes, hidden, errors, rate
+    inputs, places, factors, size, hidden_bias, outputs, across, output_bias, gains, votes, hidden, errors, rate, is_whole
 ):
     """One step down the gradient of the cross-entropy, by the errors of the probabilities, [Q] (changed); the rest as in
-    `run_network`, with across [Q, N] the outputs' weights once more."""
+    `run_network`, with across [Q, N] the outputs' weights once more. Only a whole step changes the first layer."""
     for q in range(len(errors)):
         errors[q] = rate * errors[q] if abs(errors[q]) >= _SMALL else _ZERO
     wrong, steps = np.empty(len(errors), dtype=np.int64), np.empty(len(errors), dtype=np.float32)
     num_wrong = nonzero(errors, wrong, steps)
-    blame = np.zeros(len(hidden), dtype=np.float32)
-    add_weighted(across, wrong, steps, num_wrong, blame)
+    if is_whole:
+        _teach_inputs(inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden)
     active, values = np.empty(len(hidden), dtype=np.int64), np.empty(len(hidden), dtype=np.float32)
     count = nonzero(hidden, active, values)
     take_steps(across, wrong, steps, num_wrong, hidden)
@@ -97,6 +97,14 @@ def teach_network(  # type: ignore[no-untyped-def]
     for q in range(len(errors)):
         output_bias[q] -= errors[q]
         gains[q] -= errors[q] * votes[q]
+
+
+@njit(cache=True, nogil=True)
+def _teach_inputs(  # type: ignore[no-untyped-def]
+    inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden
+):
+    blame = np.zeros(len(hidden), dtype=np.float32)
+    add_weighted(across, wrong, steps, num_wrong, blame)
     for n in range(len(hidden)):
         blame[n] = blame[n] if hidden[n] > _ZERO else _ZERO
         hidden_bias[n] -= blame[n]

@@ -7,11 +7,12 @@ import numpy as np
 from finemoe.compiling import njit
 from finemoe.maps import forecast_state
 from finemoe.maps.forecast_state import (
+    ALWAYS,
     CONTINUES,
     FILLED,
-    IS_FROZEN,
     IS_PREFILL,
     LAST_LAYER,
+    LEARNS,
     NEXT_SLOT,
     NONE,
     NUM_ASKED,
@@ -54,7 +55,7 @@ def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
     """Give the rows of a new iteration their slots, the oldest ones' first: of a prefill the last rows, as many as leave alone
     the slots of the last iteration; of other iterations those that are asked about."""
     counters = state.counters
-    most_asked, num_slots = len(state.asked), len(state.slots)
+    most_asked, num_slots = len(state.memory.asked), len(state.memory.slots)
     _find_origins(state, num_rows, is_prefill)
     kept = min(num_rows, num_slots - most_asked if is_prefill else most_asked)
     counters[NUM_KEPT], counters[NUM_ASKED] = kept, min(kept, most_asked)
@@ -63,15 +64,21 @@ def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
         slot = counters[NEXT_SLOT]
         _clear_slot(state, slot)
         counters[NEXT_SLOT], counters[FILLED] = (slot + 1) % num_slots, max(counters[FILLED], slot + 1)
-        state.slots[place] = slot
-        state.numbers[place] = num_rows - kept + place if is_prefill else place * num_rows // kept
+        state.memory.slots[place] = slot
+        state.memory.numbers[place] = num_rows - kept + place if is_prefill else place * num_rows // kept
         if is_prefill and place:
-            _link(state, state.slots[place - 1], slot)
+            _link(state, state.memory.slots[place - 1], slot)
     for row in range(counters[NUM_ASKED]):
-        state.asked[row] = state.slots[(row + 1) * kept // counters[NUM_ASKED] - 1]
-        if state.previous[row] >= 0:
-            _link(state, state.previous[row], state.asked[row])
+        state.memory.asked[row] = state.memory.slots[place_asked(counters, row)]
+        if state.memory.previous[row] >= 0:
+            _link(state, state.memory.previous[row], state.memory.asked[row])
     _start_affinities(state)
+
+
+@njit(cache=True, nogil=True)
+def place_asked(counters, row):  # type: ignore[no-untyped-def]
+    """Which of this iteration's rows remembered a row asked about is: they are evenly spaced, and the last is one of them."""
+    return (row + 1) * counters[NUM_KEPT] // counters[NUM_ASKED] - 1
 
 
 @njit(cache=True, nogil=True)
@@ -79,46 +86,46 @@ def _find_origins(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
     """Which row of the last iteration each row asked about follows: its own in decode, the last one of a prefill, or none."""
     counters, num_before = state.counters, state.counters[NUM_ASKED]
     counters[CONTINUES] = continues(counters, num_rows, is_prefill)
-    for row in range(len(state.asked)):
-        state.origins[row] = row if counters[CONTINUES] and row < num_before else NONE
+    for row in range(len(state.memory.asked)):
+        state.memory.origins[row] = row if counters[CONTINUES] and row < num_before else NONE
     if num_before and counters[IS_PREFILL] and not is_prefill and num_rows == 1:
-        state.origins[0] = num_before - 1
-    for row in range(len(state.asked)):
-        state.previous[row] = state.asked[state.origins[row]] if state.origins[row] >= 0 else NONE
+        state.memory.origins[0] = num_before - 1
+    for row in range(len(state.memory.asked)):
+        state.memory.previous[row] = state.memory.asked[state.memory.origins[row]] if state.memory.origins[row] >= 0 else NONE
 
 
 @njit(cache=True, nogil=True)
 def _clear_slot(state, slot):  # type: ignore[no-untyped-def]
-    if state.after[slot] >= 0:
-        state.before[state.after[slot]] = NONE
-    if state.before[slot] >= 0:
-        state.after[state.before[slot]] = NONE
-    state.before[slot] = state.after[slot] = NONE
-    for layer in range(len(state.demanded)):
-        state.demanded[layer, slot] = 0
-        state.values[layer, slot, :] = _ZERO
+    if state.memory.after[slot] >= 0:
+        state.memory.before[state.memory.after[slot]] = NONE
+    if state.memory.before[slot] >= 0:
+        state.memory.after[state.memory.before[slot]] = NONE
+    state.memory.before[slot] = state.memory.after[slot] = NONE
+    for layer in range(len(state.memory.demanded)):
+        state.memory.demanded[layer, slot] = 0
+        state.memory.values[layer, slot, :] = _ZERO
 
 
 @njit(cache=True, nogil=True)
 def _link(state, slot, follower):  # type: ignore[no-untyped-def]
-    state.after[slot] = follower
-    state.before[follower] = slot
+    state.memory.after[slot] = follower
+    state.memory.before[follower] = slot
 
 
 @njit(cache=True, nogil=True)
 def _start_affinities(state):  # type: ignore[no-untyped-def]
     """What this iteration's rows have in common with those remembered before any gate: their predecessors' affinity."""
     counters = state.counters
-    last, own = state.affinities[counters[TABLE]], state.affinities[1 - counters[TABLE]]
+    last, own = state.memory.affinities[counters[TABLE]], state.memory.affinities[1 - counters[TABLE]]
     counters[TABLE] = 1 - counters[TABLE]
     for row in range(counters[NUM_ASKED]):
-        origin = state.origins[row]
+        origin = state.memory.origins[row]
         for slot in range(counters[FILLED]):
-            before = state.before[slot]
+            before = state.memory.before[slot]
             is_known = origin >= 0 and before >= 0 and last[origin, before] > _ZERO
             own[row, slot] = _CARRIED * last[origin, before] if is_known else _ZERO
         for place in range(counters[NUM_KEPT]):
-            own[row, state.slots[place]] = UNUSABLE
+            own[row, state.memory.slots[place]] = UNUSABLE
 
 
 @njit(cache=True, nogil=True)
@@ -126,14 +133,14 @@ def remember_gate(state, layer, probs, experts):  # type: ignore[no-untyped-def]
     """Write down what a gate said of this iteration's rows; probs [B, J], experts [B, K]."""
     top_k = min(state.counters[TOP_K], experts.shape[1])
     for place in range(state.counters[NUM_KEPT]):
-        slot, number = state.slots[place], state.numbers[place]
-        state.demanded[layer, slot] = top_k
+        slot, number = state.memory.slots[place], state.memory.numbers[place]
+        state.memory.demanded[layer, slot] = top_k
         if top_k:
-            keep_entries(probs[number], experts[number, :top_k], state.ids[layer, slot], state.values[layer, slot])
-        if top_k and not state.counters[IS_FROZEN]:
-            state.rows[layer] += 1
+            keep_entries(probs[number], experts[number, :top_k], state.memory.ids[layer, slot], state.memory.values[layer, slot])
+        if top_k and state.counters[LEARNS] == ALWAYS:
+            state.networks.num_heard[layer] += 1
             for expert in experts[number, :top_k]:
-                state.demands[layer, expert] += 1
+                state.networks.demands[layer, expert] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -180,11 +187,11 @@ def extend_affinities(ids, values, slot, affinities, num_experts):  # type: igno
 def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
     """What the rows that resemble the present one most demanded of the layers ahead: log odds of their weighted share, 0 where
     that is least; votes [Q]."""
-    num_layers, num_experts = state.demands.shape
+    num_layers, num_experts = state.networks.demands.shape
     horizon = len(votes) // num_experts
     totals = np.zeros(horizon, dtype=np.float32)
     votes[:] = _ZERO
-    affinities = state.affinities[state.counters[TABLE], row, : state.counters[FILLED]]
+    affinities = state.memory.affinities[state.counters[TABLE], row, : state.counters[FILLED]]
     best = UNUSABLE
     for slot in range(len(affinities)):
         best = max(best, affinities[slot])
@@ -199,11 +206,11 @@ def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_experts):  # type: ignore[no-untyped-def]
-    ids, demanded = state.ids, state.demanded
+    ids, demanded = state.memory.ids, state.memory.demanded
     for ahead in range(len(totals)):
         target, source = layer + 1 + ahead, slot
         if target >= num_layers:
-            target, source = target - num_layers, state.after[slot]
+            target, source = target - num_layers, state.memory.after[slot]
         if source >= 0 and demanded[target, source]:
             totals[ahead] += weight
             for place in range(demanded[target, source]):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.maps.forecast_kernels import hear_gate, run_block, settle, start_iteration, start_request
-from finemoe.maps.forecast_state import IS_FROZEN, LEARNED, new_state
+from finemoe.maps.forecast_kernels import hear_gate, run_block, start_iteration, start_request
+from finemoe.maps.forecast_state import ALWAYS, LEARNS, NEVER, WITHIN_REQUESTS, ForecastState, Outputs, Sizes, new_state
 from finemoe.traces import PREFILL, RoutingTrace
 
 MOST_ROWS = 8  # of an iteration that are asked about and learned from
@@ -35,8 +35,6 @@ class Forecaster:
         num_units: N of each layer's network; None: as many as a gate can learn with in about 50 microseconds.
         memory_rows: M, how many tokens of the request are remembered.
         seed: of the networks' first weights, and of the order in which a history is learned.
-    Attributes:
-        is_frozen: whether nothing is learned; what is remembered of the running request is remembered all the same.
     Raises:
         FinemoeError: sizes that no model has, or a horizon beyond L.
     """
@@ -59,26 +57,42 @@ class Forecaster:
         self.num_layers, self.num_experts, self.horizon, self._seed = num_layers, num_experts, horizon, seed
         top_k = min(top_k, num_experts)
         units = default_units(num_layers, num_experts, top_k, horizon) if num_units is None else num_units
-        sizes = num_layers, num_experts, top_k, horizon, units, strides, memory_rows, MOST_ROWS, seed
-        self._state = new_state(*sizes)
-        self._state.rate[0] = self._rate = np.float32(min(0.03, 0.12 / (num_layers / 2 + horizon)))
+        sizes = Sizes(num_layers, num_experts, top_k, horizon, units, strides, memory_rows, MOST_ROWS)
+        self._state = new_state(sizes, seed)
+        self._rate = np.float32(min(0.03, 0.12 / (num_layers / 2 + horizon)))  # the more inputs, the smaller the steps
+        self._state.networks.rates[:] = self._rate, 2 * self._rate
         self._no_gates = np.zeros((0, 0, 0), dtype=np.float32)
-        self.start_request()
+        start_request(self._state)
 
     @property
     def is_frozen(self) -> bool:
-        return bool(self._state.counters[IS_FROZEN])
+        """Whether nothing that it hears changes what it says of other requests."""
+        return bool(self._state.counters[LEARNS] != ALWAYS)
 
     @is_frozen.setter
     def is_frozen(self, is_frozen: bool) -> None:
         if is_frozen:
-            settle(self._state)
-        self._state.counters[IS_FROZEN] = is_frozen
+            self.freeze()
+        else:
+            start_request(self._state)
+            self._state.counters[LEARNS] = ALWAYS
+
+    def freeze(self, adapts: bool = True) -> None:
+        """From now on every request begins with what was learned so far, the running one included.
+
+        Args:
+            adapts: whether the networks' last layer still learns from a request while it runs, and forgets that with it.
+        """
+        start_request(self._state)
+        kept = Outputs(*(array.copy() if adapts else array[:0].copy() for array in self._state.outputs))
+        self._state = ForecastState(*self._state[:3], kept, *self._state[4:])
+        self._state.counters[LEARNS] = WITHIN_REQUESTS if adapts else NEVER
 
     @property
     def num_bytes(self) -> int:
         """Of all that it keeps."""
-        return sum(array.nbytes for array in self._state)
+        groups = self._state[1:]
+        return self._state.counters.nbytes + sum(array.nbytes for group in groups for array in group)
 
     def start_request(self) -> None:
         """Forget the tokens remembered: another request begins."""
@@ -103,6 +117,7 @@ class Forecaster:
             ahead: [A, B, J] float32 the routers applied ahead, as the constructor's `strides` name them.
         """
         forecast = self._forecast()
+        probs, experts = np.ascontiguousarray(probs), np.ascontiguousarray(experts)  # one kernel does
         hear_gate(self._state, layer, probs, experts, self._no_gates if ahead is None else ahead, forecast)
         return forecast
 
@@ -117,7 +132,8 @@ class Forecaster:
         """
         shape = (len(starts) - 1, 1 + self.num_layers, self.horizon, self.num_experts)
         forecasts = np.empty(shape, dtype=np.float32)
-        run_block(self._state, gates, experts, starts, is_prefill, starts_request, forecasts)
+        by_layer = np.ascontiguousarray(experts.transpose(1, 0, 2))
+        run_block(self._state, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, forecasts)
         return forecasts
 
     def learn_trace(self, trace: RoutingTrace, passes: int = 4) -> None:
@@ -126,9 +142,9 @@ class Forecaster:
         order = np.concatenate([rng.permutation(trace.num_requests) for _ in range(passes)]) if passes else np.zeros(0, dtype=int)
         forecasts = np.empty((1, 1 + self.num_layers, self.horizon, self.num_experts), dtype=np.float32)
         for place, request in enumerate(order):
-            self._state.rate[0] = self._rate * np.float32(1 - 0.9 * place / len(order))
+            self._state.networks.rates[0] = self._rate * np.float32(1 - 0.9 * place / len(order))
             self._learn_request(trace, int(request), forecasts)
-        self._state.rate[0] = self._rate
+        self._state.networks.rates[0] = self._rate
         self.start_request()
 
     def _learn_request(self, trace: RoutingTrace, request: int, forecasts: np.ndarray) -> None:
@@ -137,29 +153,39 @@ class Forecaster:
         starts = np.append(np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)), len(steps))
         gates = np.ascontiguousarray(trace.maps(rows).transpose(1, 0, 2))
         is_first = np.arange(len(starts) - 1) == 0
-        experts = trace.expert_ids[rows].astype(np.int64)
+        experts = np.ascontiguousarray(trace.expert_ids[rows].transpose(1, 0, 2)).astype(np.int64)
         run_block(self._state, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, forecasts)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What was learned; not what is remembered of the running request."""
-        return {name: getattr(self._state, name).copy() for name in LEARNED}
+        """What was learned, by name; not what is remembered of the running request, which this ends."""
+        start_request(self._state)
+        return {name: array.copy() for name, array in _learned(self._state).items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what another of the same sizes learned, and forget the running request.
 
         Raises:
-            FinemoeError: it is of other sizes.
+            FinemoeError: it is of other sizes, or incomplete.
         """
-        self.start_request()
-        for name in LEARNED:
-            kept, given = getattr(self._state, name), np.asarray(state[name])
-            if kept.shape != given.shape:
-                raise FinemoeError(f"the forecaster's {name} have shape {kept.shape}, those to be restored {given.shape}")
-            kept[:] = given
-        self._state.across[:] = self._state.outputs.transpose(0, 2, 1)
+        start_request(self._state)
+        for name, array in _learned(self._state).items():
+            given = np.asarray(state.get(name))
+            if given.shape != array.shape:
+                raise FinemoeError(f"the forecaster's {name} is of shape {array.shape}; there is one of shape {given.shape}")
+            array[:] = given
+        self._state.outputs.across[:] = self._state.outputs.weights.transpose(0, 2, 1)
+        if len(self._state.kept.weights):
+            self.freeze()
 
     def _forecast(self) -> np.ndarray:
         return np.empty((self.horizon, self.num_experts), dtype=np.float32)
+
+
+def _learned(state: ForecastState) -> dict[str, np.ndarray]:
+    """The arrays that hold all that was learned."""
+    networks, outputs = state.networks, state.outputs
+    arrays = {name: getattr(networks, name) for name in ("inputs", "hidden_bias", "demands", "num_heard")}
+    return arrays | {name: getattr(outputs, name) for name in ("weights", "bias", "vote_gains", "ahead_gains")}
 
 
 def default_units(num_layers: int, num_experts: int, top_k: int, horizon: int) -> int:
