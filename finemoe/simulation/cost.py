@@ -83,8 +83,7 @@ class ModelSize:
         head = text.vocab_size * text.hidden_size
         embeddings = head if text.tie_word_embeddings else 2 * head
         rest = geometry.total_params - geometry.num_layers * geometry.num_experts * geometry.expert_params - embeddings
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        kv_width = 2 * text.num_key_value_heads * head_size
+        attention_width, kv_width = _attention_widths(text)
         if latent := getattr(text, "kv_lora_rank", None):  # multi-head latent attention keeps one vector for all heads
             kv_width = latent + text.qk_rope_head_dim
         return cls(
@@ -97,7 +96,7 @@ class ModelSize:
             layer_params=rest // text.num_hidden_layers,
             head_params=head,
             total_params=geometry.total_params,
-            attention_width=text.num_attention_heads * head_size,
+            attention_width=attention_width,
             kv_bytes=_BYTES * kv_width,
             packed_bytes=None if geometry.expert_format == PLAIN else geometry.expert_bytes,
         )
@@ -117,6 +116,15 @@ class ModelSize:
             f"no published configuration of {num_layers} layers x {num_experts} experts / {top_k} comes with the project; "
             "say which model is meant: model='config.json', a folder or a hub id"
         )
+
+
+def _attention_widths(text: Any) -> tuple[int, int]:
+    """Of the queries, and of keys and values, of all heads: means over the layers, whose heads may differ (Gemma 4's do)."""
+    layers = list(text.per_layer_config)
+    sizes = [getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads for layer in layers]
+    queries = sum(layer.num_attention_heads * size for layer, size in zip(layers, sizes, strict=True))
+    keys = sum(layer.num_key_value_heads * size for layer, size in zip(layers, sizes, strict=True))
+    return queries // len(layers), 2 * keys // len(layers)
 
 
 @dataclass(frozen=True)
