@@ -1,4 +1,4 @@
-"""A device's cache by address, for compiled code that is handed one number instead of its 24 arrays."""
+"""A device's cache by address, for compiled code that is handed one number instead of its 25 arrays."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def cache_at(table):  # type: ignore[no-untyped-def]
     num_experts, num_slots, num_layers, num_rows = table[0], table[1], table[2], table[3]
     at = table[_SIZES:]
     stats = Statistics(
-        at[20],
+        at[21],
         int64_at(at[10], num_experts),
         int64_at(at[11], num_experts),
         int64_at(at[12], num_experts),
@@ -37,8 +37,9 @@ def cache_at(table):  # type: ignore[no-untyped-def]
         int64_at(at[15], num_layers),
         int64_at(at[16], 3),
         float32_at(at[17], num_experts),
-        int64_at(at[18], num_experts),
-        float64_at(at[19], num_rows * num_experts).reshape(num_rows, num_experts),
+        int64_at(at[18], num_layers),
+        int64_at(at[19], num_experts),
+        float64_at(at[20], num_rows * num_experts).reshape(num_rows, num_experts),
     )
     return CacheState(
         uint8_at(at[0], num_experts),

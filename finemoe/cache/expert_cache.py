@@ -24,7 +24,8 @@ class ExpertCache:
     """Slots of one device, filled by demand and prefetch, emptied by an eviction rule.
 
     Args:
-        rule: who goes. num_layers, num_experts: L, J. num_slots: capacity in experts, at least 1.
+        rule: who goes. num_layers, num_experts: L, J. num_slots: capacity in experts, at least 1. least_gain: see
+            policies.base.Policy.
     Attributes:
         state: [L, J] uint8 ABSENT, LOADING or RESIDENT. slot_of: [L, J] the slot of each expert, or -1.
         expected: [L, J] float32 the last prediction heard of each layer, 1/J before there is any.
@@ -33,11 +34,13 @@ class ExpertCache:
         FinemoeError: there is no slot.
     """
 
-    def __init__(self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int) -> None:
+    def __init__(
+        self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int, least_gain: float | None = None
+    ) -> None:
         if num_slots < 1:
             raise FinemoeError("the expert memory holds less than one expert; give every device at least one expert's bytes")
         self.rule, self.num_slots, self._num_experts = rule, num_slots, num_experts
-        self._arrays = empty_state(num_layers, num_experts, num_slots, rule.own(num_experts))
+        self._arrays = empty_state(num_layers, num_experts, num_slots, rule.own(num_experts), least_gain=least_gain)
         self._counts = self._arrays.counts
         shape = num_layers, num_experts
         self.state, self.slot_of = self._arrays.presence.reshape(shape), self._arrays.slot_of.reshape(shape)

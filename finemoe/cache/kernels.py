@@ -4,17 +4,21 @@ Accounting only: a slot is a number. Access is event-atomic (DESIGN 4): the unio
 once, hits are judged before anything is admitted, and none of the set can be a victim while the layer runs.
 """
 
+import numpy as np
+
 from finemoe.cache import prefetch_queue, state
 from finemoe.cache.prefetch_queue import forget_prefetches
 from finemoe.cache.state import (
     ABSENT,
     ADMITTED,
+    ANY_GAIN,
     DEMAND_LOADS,
     EVICTED,
     HELD,
     IS_WEIGHED,
     LAST_LAYER,
     LAYER,
+    LEAST_GAIN,
     LOADING,
     NUM_RESIDENT,
     PASS,
@@ -103,10 +107,11 @@ def foresee(cache, layer, experts, next_use):  # type: ignore[no-untyped-def]
 
 @borrowing
 def hear(cache, layer, probabilities):  # type: ignore[no-untyped-def]
-    """A layer's distribution is predicted, [J]."""
+    """A layer's distribution is predicted, [J], for its next turn."""
     base = layer * cache.stats.num_experts
     for expert in range(cache.stats.num_experts):
         cache.stats.expected[base + expert] = probabilities[expert]
+    cache.stats.foretold[layer] = cache.stats.turns[layer]
     cache.counts[IS_WEIGHED] = False
 
 
@@ -120,7 +125,12 @@ def release(cache, layer, experts):  # type: ignore[no-untyped-def]
 @borrowing
 def admit(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
     """Give an absent expert a slot, as `give_slot`; the rule weighs the held experts first, if that is needed and was not done
-    since something changed their worth."""
+    since something changed their worth. A prefetch that must gain something is weighed, too: a free slot is worth nothing, and of
+    the others it takes none that is worth as much as itself, less the gain (after the third rule of Cao et al., A study of
+    integrated prefetching and caching strategies, 1995: never let go what is needed before what is brought)."""
+    price = np.inf
+    if is_prefetch and cache.counts[LEAST_GAIN] != ANY_GAIN:
+        price = _worth(cache, flat, weigh) - cache.counts[LEAST_GAIN] / 1000
     if cache.counts[HELD] == cache.held.shape[0]:
         if not cache.counts[IS_WEIGHED]:
             weigh(cache.stats, cache.held, cache.worth)
@@ -129,25 +139,41 @@ def admit(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
             place = cache.counts[UNWEIGHED]
             weigh(cache.stats, cache.held[place : place + 1], cache.worth[place : place + 1])
         cache.counts[UNWEIGHED] = -1
-    return give_slot(cache, flat, is_prefetch)
+    return give_slot(cache, flat, is_prefetch, price)
 
 
 @borrowing
-def give_slot(cache, flat, is_prefetch):  # type: ignore[no-untyped-def]
+def _worth(cache, flat, weigh):  # type: ignore[no-untyped-def]
+    """What the rule says an absent expert would be worth. It is weighed in the first slot's place, for nothing can be allocated
+    here, and that has its own back afterwards."""
+    held, worth = cache.held[0], cache.worth[0]
+    cache.held[0] = flat
+    weigh(cache.stats, cache.held[:1], cache.worth[:1])
+    price = cache.worth[0]
+    cache.held[0], cache.worth[0] = held, worth
+    return price
+
+
+@borrowing
+def give_slot(cache, flat, is_prefetch, price=np.inf):  # type: ignore[no-untyped-def]
     """Give an absent expert a slot, evicting the least worthy if none is free; it is LOADING from then on.
 
+    Args:
+        price: what whoever goes must be worth less than; a free slot is worth nothing.
     Returns:
         (slot, evicted expert or -1, whether that had been prefetched and was never demanded); slot -1 where every slot holds an
-        expert that must stay.
+        expert that must stay or is worth the price.
     """
     counts, evicted, is_wasted = cache.counts, -1, False
     slot = counts[HELD]
     if slot < cache.held.shape[0]:
+        if not price > 0:
+            return -1, evicted, is_wasted
         counts[HELD] += 1
     else:
         slot = _weakest(cache)
-        if slot < 0:
-            return slot, evicted, is_wasted
+        if slot < 0 or not cache.worth[slot] < price:
+            return -1, evicted, is_wasted
         evicted = cache.held[slot]
         is_wasted = cache.undemanded[evicted]
         _evict(cache, evicted)

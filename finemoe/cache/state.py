@@ -11,9 +11,11 @@ from finemoe.compiling import borrowing
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 # Places in `CacheState.counts`: the slots in use; the layer that runs; whether `worth` is up to date, but for this one slot; how
-# many layers ahead of the running one a prefetch must be; how many prefetches wait; and what happened so far.
-HELD, LAYER, IS_WEIGHED, UNWEIGHED, AHEAD, NUM_PENDING, NUM_RESIDENT = range(7)
-ADMITTED, EVICTED, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_COUNTS = range(7, 14)
+# many layers ahead of the running one a prefetch must be; how many prefetches wait; by how many thousandths a prefetch must be
+# worth more than whoever goes for it, or ANY_GAIN; and what happened so far.
+HELD, LAYER, IS_WEIGHED, UNWEIGHED, AHEAD, NUM_PENDING, NUM_RESIDENT, LEAST_GAIN = range(8)
+ADMITTED, EVICTED, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_COUNTS = range(8, 15)
+ANY_GAIN = -1
 TIME, PASS, LAST_LAYER = range(3)  # places in `Statistics.clock`
 
 
@@ -27,6 +29,7 @@ class Statistics(NamedTuple):
         turns: [L] how often each layer ran. clock: events so far; passes so far (one begins when a layer runs that is not behind
             the last one); the layer that ran last, or -1.
         expected: [N] float32 probability in the last prediction of the expert's layer, 1/J before there is any.
+        foretold: [L] the turn of the layer, counted from 0, that it is about; -1 before.
         next_use: [N] number of the next event that demands it; only a replay knows.
         own: [R, N] float64 what the rule keeps for itself.
     """
@@ -40,6 +43,7 @@ class Statistics(NamedTuple):
     turns: np.ndarray
     clock: np.ndarray
     expected: np.ndarray
+    foretold: np.ndarray
     next_use: np.ndarray
     own: np.ndarray
 
@@ -75,18 +79,21 @@ def empty_state(
     num_slots: int,
     own: tuple[float, ...] = (),
     may_fetch_running: bool = False,
+    least_gain: float | None = None,
     num_devices: int | None = None,
 ) -> CacheState:
     """A cache that nothing has happened to.
 
     Args:
         own: with what each of the rule's own rows begins. may_fetch_running: whether prefetches may still bring other experts of
-            the layer that runs. num_devices: None for one device's cache, without the leading axis.
+            the layer that runs. least_gain: see policies.base.Policy. num_devices: None for one device's cache, without the
+            leading axis.
     """
     lead = () if num_devices is None else (num_devices,)
     experts, slots = (*lead, num_layers * num_experts), (*lead, num_slots)
     counts = np.zeros((*lead, NUM_COUNTS), dtype=np.int64)
     counts[..., LAYER], counts[..., UNWEIGHED], counts[..., AHEAD] = -1, -1, not may_fetch_running
+    counts[..., LEAST_GAIN] = ANY_GAIN if least_gain is None else round(1000 * least_gain)
     clock = np.zeros((*lead, 3), dtype=np.int64)
     clock[..., LAST_LAYER] = -1
     rows = np.zeros((*lead, len(own), experts[-1]))
@@ -101,6 +108,7 @@ def empty_state(
         turns=np.zeros((*lead, num_layers), dtype=np.int64),
         clock=clock,
         expected=np.full(experts, 1.0 / num_experts, dtype=np.float32),
+        foretold=np.full((*lead, num_layers), -1),
         next_use=np.zeros(experts, dtype=np.int64),
         own=rows,
     )
@@ -144,6 +152,7 @@ def device_of(caches, device):  # type: ignore[no-untyped-def]
             stats.turns[device],
             stats.clock[device],
             stats.expected[device],
+            stats.foretold[device],
             stats.next_use[device],
             stats.own[device],
         ),

@@ -116,6 +116,8 @@ class Policy(ABC):
         is_synchronous: whether inference waits for what is loaded ahead (section 3).
         loads_whole_layers: whether a layer that runs brings in all of its experts, activated or not; such a policy predicts none.
         holds_everything: whether every expert stays on the device, whatever the expert memory.
+        least_gain: by how much what it loads ahead must be worth more, as its eviction rule weighs, than whoever goes for it;
+            None to load all that it asks for.
         needs_future: whether it can only run where the future is known (replay).
         default_eviction: name of the system's own eviction rule.
     """
@@ -125,6 +127,7 @@ class Policy(ABC):
     is_synchronous = False
     loads_whole_layers = False
     holds_everything = False
+    least_gain: float | None = None
     needs_future = False
     default_eviction = "lru"
 

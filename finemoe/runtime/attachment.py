@@ -170,7 +170,7 @@ class Attachment:
     def _make_parts(self, policy: Policy, pools: Sequence[SlotPool], unpacker: Unpacker | None) -> Parts:
         setup, home = self._setup, self._options.devices[0]
         is_asynchronous = not policy.is_synchronous if self._options.asynchronous is None else self._options.asynchronous
-        memories = self._make_memories(pools, is_asynchronous)
+        memories = self._make_memories(pools, is_asynchronous, policy.least_gain)
         num_snapshots = 1 + setup.num_layers * (1 + 2 * len(policy.lookahead))  # of one iteration
         buffers = host_buffers(home, 1 + (num_snapshots if policy.needs_context else 0))  # and the selection
         if buffers is not None:
@@ -190,12 +190,13 @@ class Attachment:
             unpacker=unpacker,
         )
 
-    def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool) -> DeviceMemories:
+    def _make_memories(self, pools: Sequence[SlotPool], is_asynchronous: bool, least_gain: float | None) -> DeviceMemories:
         devices, memories = self._options.devices, []
         memory_warm_up()
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
         for device, pool, name in zip(devices, pools, names, strict=True):
-            cache = ExpertCache(rule_named(self.eviction), self._setup.num_layers, self._setup.num_experts, pool.num_slots)
+            sizes = self._setup.num_layers, self._setup.num_experts, pool.num_slots
+            cache = ExpertCache(rule_named(self.eviction), *sizes, least_gain)
             link = make_link(device, self._options.link)
             memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.push(memory.close)

@@ -54,7 +54,7 @@ class Clockwork:
             loads ahead of demand.
         hand_over_s: inference itself does what the policy does in less time, unless earlier work of the policy's goes on beside
             it. hits_first: a device computes its experts in the order in which they are there, ascending among equals, unless one
-            must wait for another's slot; otherwise always in ascending order.
+            must wait for another's slot; otherwise always in ascending order. least_gain: see policies.base.Policy.
     """
 
     def __init__(
@@ -71,10 +71,11 @@ class Clockwork:
         hand_over_s: float = 0.0,
         hits_first: bool = False,
         resume_s: float = 0.0,
+        least_gain: float | None = None,
     ) -> None:
         prefetch_s = load_s if prefetch_s is None else prefetch_s
         seconds = tuple(map(float, (load_s, prefetch_s, chunk_s, wake_s, resume_s, hand_over_s)))
-        self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, bool(hits_first), *seconds)
+        self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, bool(hits_first), least_gain, *seconds)
 
     def hold(self, experts: np.ndarray) -> None:
         """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""

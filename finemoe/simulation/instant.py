@@ -51,7 +51,7 @@ class InstantCache:
         self.needs_future = rule.needs_future
         self._expert_bytes, self._memory_slots = expert_bytes or 1, slots * num_devices
         self._owners = owners_of([num_experts] * num_layers, num_devices).reshape(-1)
-        self._devices = [InstantDevice(rule, num_layers, num_experts, slots) for _ in range(num_devices)]
+        self._devices = [InstantDevice(rule, num_layers, num_experts, slots, policy.least_gain) for _ in range(num_devices)]
         self._tally = Tally(trace)
         if policy.holds_everything:
             for number, device in enumerate(self._devices):
@@ -82,12 +82,14 @@ class InstantDevice:
     """One device's cache under one eviction rule.
 
     Args:
-        num_layers, num_experts: L, J. num_slots: capacity in experts.
+        num_layers, num_experts: L, J. num_slots: capacity in experts. least_gain: see policies.base.Policy.
     """
 
-    def __init__(self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int) -> None:
+    def __init__(
+        self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int, least_gain: float | None = None
+    ) -> None:
         self._pointers, own = rule.pointers(), rule.own(num_experts)
-        self._arrays = empty_state(num_layers, num_experts, num_slots, own, may_fetch_running=True)
+        self._arrays = empty_state(num_layers, num_experts, num_slots, own, True, least_gain)
         self._found = np.zeros(num_experts, dtype=np.uint8)
 
     def hold(self, experts: np.ndarray) -> None:

@@ -192,7 +192,9 @@ class TimedCache:
         self._expert_bytes, self._memory_bytes = pace.expert_bytes, slots * num_devices * pace.expert_bytes
         owners = owners_of([num_experts] * num_layers, num_devices)
         of_link = pace.load_s, pace.chunk_s, waits_of(policy), pace.wake_s, pace.prefetch_s
-        self._clockwork = Clockwork(rule, owners, num_devices, slots, *of_link, pace.hand_over_s, pace.hits_first, pace.resume_s)
+        self._clockwork = Clockwork(
+            rule, owners, num_devices, slots, *of_link, pace.hand_over_s, pace.hits_first, pace.resume_s, policy.least_gain
+        )
         self._tally = Tally(trace)
         if policy.holds_everything:
             first_held = np.arange(num_layers * num_experts)
