@@ -136,7 +136,7 @@ class Forecaster:
         run_block(self._state, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, forecasts)
         return forecasts
 
-    def learn_trace(self, trace: RoutingTrace, passes: int = 4) -> None:
+    def learn_trace(self, trace: RoutingTrace, passes: int = 2) -> None:
         """Learn from a history, its requests in an order drawn anew at every pass, in ever smaller steps."""
         rng = np.random.default_rng(self._seed)
         order = np.concatenate([rng.permutation(trace.num_requests) for _ in range(passes)]) if passes else np.zeros(0, dtype=int)
