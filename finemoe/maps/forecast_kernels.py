@@ -56,9 +56,13 @@ def _copy_outputs(source, target):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def start_iteration(state, num_rows, is_prefill, forecast):  # type: ignore[no-untyped-def]
-    """Foretell the first H layers, before any gate has spoken; forecast [H, J]."""
-    if state.counters[LAST_LAYER] == len(state.networks.demands) - 1:
-        _unite(state, len(state.networks.demands) - 1, num_rows, state.counters[IS_PREFILL] != 0, forecast)
+    """Foretell the first layers, before any gate has spoken, as those gates did that spoke of them last; forecast [F, J]."""
+    num_layers = len(state.networks.demands)
+    if state.counters[LAST_LAYER] == num_layers - 1:
+        for layer in range(len(forecast)):
+            index = np.searchsorted(state.networks.distances, layer + 1)
+            source = layer + num_layers - state.networks.distances[index]
+            _unite(state, source, index, num_rows, state.counters[IS_PREFILL] != 0, forecast[layer])
     else:
         _tell_popularity(state, num_rows, forecast)
     if not continues(state.counters, num_rows, is_prefill):
@@ -69,10 +73,10 @@ def start_iteration(state, num_rows, is_prefill, forecast):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True)
 def hear_gate(state, layer, probs, experts, ahead, forecast):  # type: ignore[no-untyped-def]
-    """Take in a gate: probs [B, J], experts [B, K], ahead [A, B, J] or [0, 0, 0]; foretell the next H layers, forecast [H, J]."""
+    """Take in a gate: probs [B, J], experts [B, K], ahead [A, B, J] or [0, 0, 0]; foretell layers ahead, forecast [H, J]."""
     counters, num_experts = state.counters, state.networks.demands.shape[1]
     remember_gate(state, layer, probs, experts)
-    _teach_one(state, layer - len(forecast))
+    _teach_one(state, layer - state.networks.distances[-1])
     for row in range(counters[NUM_ASKED]):
         affinities = state.memory.affinities[counters[TABLE], row, : counters[FILLED]]
         extend_affinities(state.memory.ids[layer], state.memory.values[layer], state.memory.asked[row], affinities, num_experts)
@@ -81,39 +85,39 @@ def hear_gate(state, layer, probs, experts, ahead, forecast):  # type: ignore[no
         _run(state, layer, row, ahead)
     state.answers.is_pending[layer] = counters[LEARNS] != NEVER
     counters[LAST_LAYER] = layer
-    _unite(state, layer, counters[NUM_ROWS], False, forecast)
+    for index in range(len(forecast)):
+        _unite(state, layer, index, counters[NUM_ROWS], False, forecast[index])
 
 
 @njit(cache=True, nogil=True)
-def run_block(state, gates, experts, starts, is_prefill, starts_request, forecasts):  # type: ignore[no-untyped-def]
+def run_block(state, gates, experts, starts, is_prefill, starts_request, at_starts, at_gates):  # type: ignore[no-untyped-def]
     """Iterations one after the other, as `start_iteration` and `hear_gate` would do them.
 
-    gates [L, T, J], experts [L, T, K], starts [n + 1], is_prefill and starts_request [n] -> forecasts [n, 1 + L, H, J], or
-    [1, 1 + L, H, J] where nobody wants them.
+    gates [L, T, J], experts [L, T, K], starts [n + 1], is_prefill and starts_request [n] -> at_starts [n, F, J], at_gates [n, L,
+    H, J]; or [1, ...] where nobody wants them.
     """
     nothing = np.zeros((0, 0, 0), dtype=np.float32)
     for iteration in range(len(starts) - 1):
         rows = slice(starts[iteration], starts[iteration + 1])
-        forecast = forecasts[min(iteration, len(forecasts) - 1)]
+        place = min(iteration, len(at_starts) - 1)
         if starts_request[iteration]:
             start_request(state)
-        start_iteration(state, rows.stop - rows.start, is_prefill[iteration], forecast[0])
+        start_iteration(state, rows.stop - rows.start, is_prefill[iteration], at_starts[place])
         for layer in range(len(gates)):
-            hear_gate(state, layer, gates[layer][rows], experts[layer][rows], nothing, forecast[1 + layer])
+            hear_gate(state, layer, gates[layer][rows], experts[layer][rows], nothing, at_gates[place, layer])
 
 
 @njit(cache=True, nogil=True)
 def _gather_inputs(state, layer, row):  # type: ignore[no-untyped-def]
     """What a layer's network is given: this token's gates up to it, and the token before's at the layers foretold."""
     num_layers, num_experts = state.networks.demands.shape
-    horizon = state.outputs.bias.shape[1] // num_experts
     count, slot = 0, state.memory.asked[row]
     for source in range(layer + 1):
         count = _add_inputs(state, layer, row, count, state.networks.first_input[layer] + source * num_experts, source, slot)
     slot = state.memory.previous[row]
-    for ahead in range(horizon if slot >= 0 else 0):
-        place = state.networks.first_input[layer] + (layer + 1 + ahead) * num_experts
-        count = _add_inputs(state, layer, row, count, place, (layer + 1 + ahead) % num_layers, slot)
+    for index in range(len(state.networks.distances) if slot >= 0 else 0):
+        place = state.networks.first_input[layer] + (layer + 1 + index) * num_experts
+        count = _add_inputs(state, layer, row, count, place, (layer + state.networks.distances[index]) % num_layers, slot)
     state.answers.num_inputs[layer, row] = count
 
 
@@ -154,13 +158,22 @@ def _read_ahead(state, layer, row, ahead, scores):  # type: ignore[no-untyped-de
     num_layers, num_experts = state.networks.demands.shape
     state.answers.ahead[layer, row, :, :] = _ZERO
     for index in range(len(ahead)):
-        stride = state.networks.strides[index]
-        if layer + stride < num_layers and stride * num_experts <= len(scores):
-            margins, first = state.answers.ahead[layer, row, index], (stride - 1) * num_experts
+        stride, first = state.networks.strides[index], _first_output(state, index)
+        if layer + stride < num_layers and first >= 0:
+            margins = state.answers.ahead[layer, row, index]
             number = state.memory.numbers[place_asked(state.counters, row)]
             _margins(ahead[index, number], state.counters[TOP_K], margins)
             for expert in range(num_experts):
                 scores[first + expert] += state.outputs.ahead_gains[layer, index, expert] * margins[expert]
+
+
+@njit(cache=True, nogil=True)
+def _first_output(state, index):  # type: ignore[no-untyped-def]
+    """Where the outputs begin that are of the layer that a stride leads to, or NONE."""
+    for place in range(len(state.networks.distances)):
+        if state.networks.distances[place] == state.networks.strides[index]:
+            return place * state.networks.demands.shape[1]
+    return NONE
 
 
 @njit(cache=True, nogil=True)
@@ -173,8 +186,8 @@ def _margins(probs, top_k, margins):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _teach_one(state, layer):  # type: ignore[no-untyped-def]
-    """The network whose last layer foretold has just spoken learns, if it has not: that of `layer`, or, where this is below 0,
-    that of the last iteration."""
+    """The network whose farthest layer foretold has just spoken learns, if it has not: that of `layer`, or, where this is below
+    0, that of the last iteration."""
     if layer >= 0:
         if state.answers.is_pending[layer]:
             _teach(state, layer, state.memory.asked, state.memory.asked)
@@ -200,9 +213,9 @@ def _teach(state, layer, slots, followers):  # type: ignore[no-untyped-def]
     rate = state.networks.rates[0 if is_whole else 1]
     errors = np.empty(state.outputs.bias.shape[1], dtype=np.float32)
     for row in range(state.counters[NUM_ASKED]):
-        for ahead in range(len(errors) // num_experts):
-            part = slice(ahead * num_experts, (ahead + 1) * num_experts)
-            _errors(state, layer + 1 + ahead, slots[row], followers[row], state.answers.probs[layer, row, part], errors[part])
+        for index in range(len(state.networks.distances)):
+            part, target = slice(index * num_experts, (index + 1) * num_experts), layer + state.networks.distances[index]
+            _errors(state, target, slots[row], followers[row], state.answers.probs[layer, row, part], errors[part])
         _learn_ahead(state, layer, row, errors, rate)
         teach_network(
             state.networks.inputs,
@@ -239,27 +252,27 @@ def _errors(state, target, slot, follower, probs, errors):  # type: ignore[no-un
 def _learn_ahead(state, layer, row, errors, rate):  # type: ignore[no-untyped-def]
     num_experts = state.networks.demands.shape[1]
     for index in range(len(state.networks.strides)):
-        first = (state.networks.strides[index] - 1) * num_experts
-        for expert in range(num_experts if first < len(errors) else 0):
+        first = _first_output(state, index)
+        for expert in range(num_experts if first >= 0 else 0):
             step = rate * errors[first + expert] * state.answers.ahead[layer, row, index, expert]
             state.outputs.ahead_gains[layer, index, expert] -= step
 
 
 @njit(cache=True, nogil=True)
-def _unite(state, layer, num_rows, only_last, forecast):  # type: ignore[no-untyped-def]
+def _unite(state, layer, index, num_rows, only_last, forecast):  # type: ignore[no-untyped-def]
     """The probability that any of the iteration's rows demands an expert: 1 - prod (1 - p) over the rows asked about, to the
-    power of rows for each of them; of what follows a prefill, the last row's."""
+    power of rows for each of them; of what follows a prefill, the last row's. Forecast [J], that of a layer's network at a
+    distance."""
     num_asked = state.counters[NUM_ASKED]
-    num_experts = forecast.shape[1]
-    for ahead in range(len(forecast)):
-        is_last = only_last or (state.counters[IS_PREFILL] != 0 and layer + 1 + ahead >= len(state.networks.demands))
-        first = num_asked - 1 if is_last else 0
-        power = 1.0 if is_last and not only_last else max(num_rows / (num_asked - first), 1.0)
-        for expert in range(num_experts):
-            left = _ONE
-            for row in range(first, num_asked):
-                left *= _ONE - state.answers.probs[layer, row, ahead * num_experts + expert]
-            forecast[ahead, expert] = _ONE - (left if power == 1.0 else np.float32(float(left) ** power))
+    is_beyond = layer + state.networks.distances[index] >= len(state.networks.demands)
+    is_last = only_last or (state.counters[IS_PREFILL] != 0 and is_beyond)
+    first = num_asked - 1 if is_last else 0
+    power = 1.0 if is_last and not only_last else max(num_rows / (num_asked - first), 1.0)
+    for expert in range(len(forecast)):
+        left = _ONE
+        for row in range(first, num_asked):
+            left *= _ONE - state.answers.probs[layer, row, index * len(forecast) + expert]
+        forecast[expert] = _ONE - (left if power == 1.0 else np.float32(float(left) ** power))
 
 
 @njit(cache=True, nogil=True)

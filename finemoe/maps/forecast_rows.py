@@ -188,8 +188,7 @@ def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
     """What the rows that resemble the present one most demanded of the layers ahead: log odds of their weighted share, 0 where
     that is least; votes [Q]."""
     num_layers, num_experts = state.networks.demands.shape
-    horizon = len(votes) // num_experts
-    totals = np.zeros(horizon, dtype=np.float32)
+    totals = np.zeros(len(state.networks.distances), dtype=np.float32)
     votes[:] = _ZERO
     affinities = state.memory.affinities[state.counters[TABLE], row, : state.counters[FILLED]]
     best = UNUSABLE
@@ -199,22 +198,22 @@ def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
         exponent = _SHARPNESS * (affinities[slot] - best)
         if exponent > _NEGLIGIBLE and affinities[slot] >= _ZERO:
             _cast_votes(state, layer, slot, np.float32(math.exp(exponent)), votes, totals, num_layers, num_experts)
-    for ahead in range(horizon):
-        if totals[ahead] > _ZERO:
-            _share_to_odds(votes[ahead * num_experts : (ahead + 1) * num_experts], totals[ahead])
+    for index in range(len(totals)):
+        if totals[index] > _ZERO:
+            _share_to_odds(votes[index * num_experts : (index + 1) * num_experts], totals[index])
 
 
 @njit(cache=True, nogil=True)
 def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_experts):  # type: ignore[no-untyped-def]
     ids, demanded = state.memory.ids, state.memory.demanded
-    for ahead in range(len(totals)):
-        target, source = layer + 1 + ahead, slot
+    for index in range(len(totals)):
+        target, source = layer + state.networks.distances[index], slot
         if target >= num_layers:
             target, source = target - num_layers, state.memory.after[slot]
         if source >= 0 and demanded[target, source]:
-            totals[ahead] += weight
+            totals[index] += weight
             for place in range(demanded[target, source]):
-                votes[ahead * num_experts + ids[target, source, place]] += weight
+                votes[index * num_experts + ids[target, source, place]] += weight
 
 
 @njit(cache=True, nogil=True)

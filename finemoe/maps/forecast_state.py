@@ -1,7 +1,8 @@
 """What a forecaster of experts knows: arrays that compiled steps change (`maps.forecast_kernels`).
 
-Letters in shapes: L layers, J experts, K of them a token; H layers that are foretold, Q = H·J; N units of a layer's network; F
-entries kept of each gate; M rows remembered, S of an iteration asked about at most; A strides at which routers are applied ahead.
+Letters in shapes: L layers, J experts, K of them a token; H distances in layers at which it foretells, Q = H·J; N units of a
+layer's network; F entries kept of each gate; M rows remembered, S of an iteration asked about at most; A strides at which routers
+are applied ahead.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Networks(NamedTuple):
         rates: [2] float32 steps of learning: always; within requests only.
         first_input: [L] where the inputs of each layer's network begin in `inputs`: J for every layer up to its own, then J for
             every layer that it foretells (of the token before).
-        inputs: [., N], hidden_bias: [L, N]. strides: [A] in layers.
+        inputs: [., N], hidden_bias: [L, N]. distances: [H], strides: [A] in layers, ascending.
         demands: [L, J] how many rows demanded each expert. num_heard: [L] of how many.
     """
 
@@ -33,6 +34,7 @@ class Networks(NamedTuple):
     first_input: np.ndarray
     inputs: np.ndarray
     hidden_bias: np.ndarray
+    distances: np.ndarray
     strides: np.ndarray
     demands: np.ndarray
     num_heard: np.ndarray
@@ -115,16 +117,21 @@ class ForecastState(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """L, J, K, H, N, strides, M and S."""
+    """L, J, K, distances, N, strides, M and S."""
 
     num_layers: int
     num_experts: int
     top_k: int
-    horizon: int
+    distances: tuple[int, ...]
     num_units: int
     strides: tuple[int, ...]
     memory_rows: int
     asked_rows: int
+
+    @property
+    def num_distances(self) -> int:
+        """H."""
+        return len(self.distances)
 
     @property
     def num_entries(self) -> int:
@@ -144,12 +151,13 @@ def new_state(sizes: Sizes, seed: int) -> ForecastState:
 
 def _new_networks(sizes: Sizes, rng: np.random.Generator) -> Networks:
     num_layers = sizes.num_layers
-    num_inputs = sizes.num_experts * (np.arange(1, num_layers + 1) + sizes.horizon)
+    num_inputs = sizes.num_experts * (np.arange(1, num_layers + 1) + sizes.num_distances)
     return Networks(
         rates=_zeros(2),
         first_input=np.cumsum(num_inputs) - num_inputs,
-        inputs=_drawn(rng, 0.45 / np.sqrt(num_layers / 2 + sizes.horizon), int(num_inputs.sum()), sizes.num_units),
+        inputs=_drawn(rng, 0.45 / np.sqrt(num_layers / 2 + sizes.num_distances), int(num_inputs.sum()), sizes.num_units),
         hidden_bias=_zeros(num_layers, sizes.num_units),
+        distances=np.array(sizes.distances, dtype=np.int64),
         strides=np.array(sizes.strides, dtype=np.int64),
         demands=np.zeros((num_layers, sizes.num_experts), dtype=np.int64),
         num_heard=np.zeros(num_layers, dtype=np.int64),
@@ -158,7 +166,7 @@ def _new_networks(sizes: Sizes, rng: np.random.Generator) -> Networks:
 
 def _new_outputs(sizes: Sizes, rng: np.random.Generator) -> Outputs:
     """At first every expert is demanded as often as any, and a vote is taken at its word."""
-    shape = sizes.num_layers, sizes.horizon * sizes.num_experts
+    shape = sizes.num_layers, sizes.num_distances * sizes.num_experts
     share = min(sizes.top_k / sizes.num_experts, 0.9)
     weights = _drawn(rng, 0.03, sizes.num_layers, sizes.num_units, shape[1])
     return Outputs(
@@ -188,8 +196,8 @@ def _new_memory(sizes: Sizes) -> Memory:
 
 
 def _new_answers(sizes: Sizes) -> Answers:
-    rows, most_inputs = (sizes.num_layers, sizes.asked_rows), (sizes.num_layers + sizes.horizon) * sizes.num_entries
-    outputs = sizes.horizon * sizes.num_experts
+    rows, most_inputs = (sizes.num_layers, sizes.asked_rows), (sizes.num_layers + sizes.num_distances) * sizes.num_entries
+    outputs = sizes.num_distances * sizes.num_experts
     return Answers(
         num_inputs=np.zeros(rows, dtype=np.int64),
         input_rows=np.zeros((*rows, most_inputs), dtype=np.int64),

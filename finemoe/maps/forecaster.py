@@ -6,6 +6,7 @@ gates so far, the latest most? Each network takes one step down the gradient of 
 it foretold has spoken.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,26 +18,28 @@ from finemoe.traces import PREFILL, RoutingTrace
 
 MOST_ROWS = 8  # of an iteration that are asked about and learned from
 _MEMORY_ROWS = 512
+_NUM_FIRST = 8
 _MOST_UNITS, _FEWEST_UNITS = 128, 16
 _PRODUCTS = 100_000  # of a network, which take some 50 us to compute and to learn from
 _BYTES = 150e6  # of all networks
 
 
 class Forecaster:
-    """What each expert's chance is to be demanded by each of the next H layers, past the last layer those of the next token.
+    """What each expert's chance is to be demanded by layers ahead, past the last layer by those of the next token.
 
     An iteration is `start`, then `hear` for every layer in order; what `start` and `hear` return is the caller's own. Iterations
     that `forecast_block` runs at once are the same, bit for bit.
 
     Args:
         num_layers, num_experts, top_k: L, J, K.
-        horizon: H, at most L.
+        distances: [H] in layers, ascending, at most L; None: 1, 2, 4, 8, ..., L. num_first: F, how many of the first layers are
+            foretold when an iteration starts; none farther than the last distance.
         strides: in layers, of the routers applied ahead that `hear` may be given.
         num_units: N of each layer's network; None: as many as a gate can learn with in about 50 microseconds.
         memory_rows: M, how many tokens of the request are remembered.
         seed: of the networks' first weights, and of the order in which a history is learned.
     Raises:
-        FinemoeError: sizes that no model has, or a horizon beyond L.
+        FinemoeError: sizes that no model has, or distances beyond L.
     """
 
     def __init__(
@@ -44,22 +47,29 @@ class Forecaster:
         num_layers: int,
         num_experts: int,
         top_k: int,
-        horizon: int = 8,
+        distances: Sequence[int] | None = None,
+        num_first: int | None = None,
         strides: tuple[int, ...] = (),
         num_units: int | None = None,
         memory_rows: int = _MEMORY_ROWS,
         seed: int = 0,
     ) -> None:
-        if min(num_layers, num_experts, top_k) < 1 or not 1 <= horizon <= num_layers:
-            raise FinemoeError(f"{num_layers} layers of {num_experts} experts, {top_k} a token, foretold {horizon} layers ahead")
+        if min(num_layers, num_experts, top_k) < 1:
+            raise FinemoeError(f"a model of {num_layers} layers of {num_experts} experts, {top_k} a token")
+        self.distances = doubling(num_layers) if distances is None else tuple(distances)
+        if not self.distances or not _are_distances(self.distances, num_layers):
+            raise FinemoeError(f"distances are {self.distances}; they must rise, from 1 at least to {num_layers} layers at most")
         if memory_rows < 2 * MOST_ROWS:
             raise FinemoeError(f"a forecaster remembers at least {2 * MOST_ROWS} rows, not {memory_rows}")
-        self.num_layers, self.num_experts, self.horizon, self._seed = num_layers, num_experts, horizon, seed
+        self.num_layers, self.num_experts, self._seed = num_layers, num_experts, seed
+        self._num_first = min(_NUM_FIRST if num_first is None else num_first, self.distances[-1])
         top_k = min(top_k, num_experts)
-        units = default_units(num_layers, num_experts, top_k, horizon) if num_units is None else num_units
-        sizes = Sizes(num_layers, num_experts, top_k, horizon, units, strides, memory_rows, MOST_ROWS)
+        units = default_units(num_layers, num_experts, top_k, len(self.distances)) if num_units is None else num_units
+        sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, memory_rows, MOST_ROWS)
         self._state = new_state(sizes, seed)
-        self._rate = np.float32(min(0.03, 0.12 / (num_layers / 2 + horizon)))  # the more inputs, the smaller the steps
+        self._rate = np.float32(
+            min(0.03, 0.12 / (num_layers / 2 + len(self.distances)))
+        )  # the more inputs, the smaller the steps
         self._state.networks.rates[:] = self._rate, 2 * self._rate
         self._no_gates = np.zeros((0, 0, 0), dtype=np.float32)
         start_request(self._state)
@@ -99,62 +109,61 @@ class Forecaster:
         start_request(self._state)
 
     def start(self, num_rows: int = 1, is_prefill: bool = False) -> np.ndarray:
-        """An iteration of B rows starts: [H, J] float32 probabilities for its layers 0..H-1.
+        """An iteration of B rows starts: [F, J] float32 probabilities for its first layers.
 
         Args:
             is_prefill: whether the rows are tokens of one sequence, one after the other, of which the next iteration continues
                 the last; else row b of the next iteration follows row b of this one if there are as many.
         """
-        forecast = self._forecast()
+        forecast = np.empty((self._num_first, self.num_experts), dtype=np.float32)
         start_iteration(self._state, num_rows, is_prefill, forecast)
         return forecast
 
     def hear(self, layer: int, probs: np.ndarray, experts: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
-        """The gate of `layer` has spoken: [H, J] float32 probabilities that any row demands each expert of layers layer + 1, ...
+        """The gate of `layer` has spoken: [H, J] float32 probabilities that any row demands each expert of the layers ahead.
 
         Args:
             probs: [B, J] float32. experts: [B, K] int64 what each row demands, of width 0 where the layer did not run.
             ahead: [A, B, J] float32 the routers applied ahead, as the constructor's `strides` name them.
         """
-        forecast = self._forecast()
+        forecast = np.empty((len(self.distances), self.num_experts), dtype=np.float32)
         probs, experts = np.ascontiguousarray(probs), np.ascontiguousarray(experts)  # one kernel does
         hear_gate(self._state, layer, probs, experts, self._no_gates if ahead is None else ahead, forecast)
         return forecast
 
     def forecast_block(
         self, gates: np.ndarray, experts: np.ndarray, starts: np.ndarray, is_prefill: np.ndarray, starts_request: np.ndarray
-    ) -> np.ndarray:
-        """What `start` and `hear` would return in iterations one after the other, [n, 1 + L, H, J] float32, in one call.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `start` and `hear` would return in iterations one after the other, [n, F, J] and [n, L, H, J], in one call.
 
         Args:
             gates: [L, T, J] float32. experts: [T, L, K] int64. starts: [n + 1] first row of each iteration, and the end.
             is_prefill, starts_request: [n] bool.
         """
-        shape = (len(starts) - 1, 1 + self.num_layers, self.horizon, self.num_experts)
-        forecasts = np.empty(shape, dtype=np.float32)
+        forecasts = self._forecasts(len(starts) - 1)
         by_layer = np.ascontiguousarray(experts.transpose(1, 0, 2))
-        run_block(self._state, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, forecasts)
+        run_block(self._state, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, *forecasts)
         return forecasts
 
     def learn_trace(self, trace: RoutingTrace, passes: int = 2) -> None:
         """Learn from a history, its requests in an order drawn anew at every pass, in ever smaller steps."""
         rng = np.random.default_rng(self._seed)
         order = np.concatenate([rng.permutation(trace.num_requests) for _ in range(passes)]) if passes else np.zeros(0, dtype=int)
-        forecasts = np.empty((1, 1 + self.num_layers, self.horizon, self.num_experts), dtype=np.float32)
+        forecasts = self._forecasts(1)
         for place, request in enumerate(order):
             self._state.networks.rates[0] = self._rate * np.float32(1 - 0.9 * place / len(order))
             self._learn_request(trace, int(request), forecasts)
         self._state.networks.rates[0] = self._rate
         self.start_request()
 
-    def _learn_request(self, trace: RoutingTrace, request: int, forecasts: np.ndarray) -> None:
+    def _learn_request(self, trace: RoutingTrace, request: int, forecasts: tuple[np.ndarray, np.ndarray]) -> None:
         rows = trace.rows_of(request)
         steps = trace.step[rows]
         starts = np.append(np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)), len(steps))
         gates = np.ascontiguousarray(trace.maps(rows).transpose(1, 0, 2))
         is_first = np.arange(len(starts) - 1) == 0
         experts = np.ascontiguousarray(trace.expert_ids[rows].transpose(1, 0, 2)).astype(np.int64)
-        run_block(self._state, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, forecasts)
+        run_block(self._state, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, *forecasts)
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, by name; not what is remembered of the running request, which this ends."""
@@ -177,8 +186,10 @@ class Forecaster:
         if len(self._state.kept.weights):
             self.freeze()
 
-    def _forecast(self) -> np.ndarray:
-        return np.empty((self.horizon, self.num_experts), dtype=np.float32)
+    def _forecasts(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for those of so many iterations."""
+        shape = count, self.num_layers, len(self.distances), self.num_experts
+        return np.empty((count, self._num_first, self.num_experts), dtype=np.float32), np.empty(shape, dtype=np.float32)
 
 
 def _learned(state: ForecastState) -> dict[str, np.ndarray]:
@@ -188,9 +199,19 @@ def _learned(state: ForecastState) -> dict[str, np.ndarray]:
     return arrays | {name: getattr(outputs, name) for name in ("weights", "bias", "vote_gains", "ahead_gains")}
 
 
-def default_units(num_layers: int, num_experts: int, top_k: int, horizon: int) -> int:
+def doubling(num_layers: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, ... layers, and L: near layers are foretold anew at every gate, far ones now and then."""
+    powers = [2**exponent for exponent in range(num_layers.bit_length())]
+    return tuple(sorted({*powers, num_layers} & {*range(1, num_layers + 1)}))
+
+
+def _are_distances(distances: tuple[int, ...], num_layers: int) -> bool:
+    return list(distances) == sorted(set(distances)) and distances[0] >= 1 and distances[-1] <= num_layers
+
+
+def default_units(num_layers: int, num_experts: int, top_k: int, num_distances: int) -> int:
     """N: as many as are worth their time, within what a gate may take and a device's host may hold."""
-    products = 2 * top_k * (num_layers + horizon) + horizon * num_experts
-    weights = num_layers * num_experts * (num_layers / 2 + 3 * horizon)
+    products = 2 * top_k * (num_layers + num_distances) + num_distances * num_experts
+    weights = num_layers * num_experts * (num_layers / 2 + 3 * num_distances)
     fitting = int(min(_PRODUCTS / products, _BYTES / (4 * weights), _MOST_UNITS))
     return max(fitting // 8 * 8, _FEWEST_UNITS)

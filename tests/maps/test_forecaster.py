@@ -11,7 +11,7 @@ from finemoe.maps.forecast_rows import keep_entries
 from finemoe.maps.forecaster import MOST_ROWS, Forecaster, default_units
 from finemoe.traces import PREFILL, RoutingTrace
 
-SIZES = [(4, 8, 2, 3), (1, 4, 1, 1), (3, 4, 7, 3), (5, 6, 6, 5), (2, 130, 16, 2)]
+SIZES = [(4, 8, 2, (1, 2, 3)), (1, 4, 1, None), (3, 4, 7, (1, 2, 3)), (5, 6, 6, None), (5, 8, 2, (2, 5)), (2, 130, 16, (2,))]
 
 
 def routing(rng: np.random.Generator, layers: int, experts: int, top_k: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,40 +21,42 @@ def routing(rng: np.random.Generator, layers: int, experts: int, top_k: int, row
     return gates, np.ascontiguousarray(chosen.transpose(1, 0, 2)).astype(np.int64)
 
 
-def step_by_step(forecaster, gates, experts, starts, is_prefill, starts_request) -> np.ndarray:
-    answers = []
+def step_by_step(forecaster, gates, experts, starts, is_prefill, starts_request) -> tuple[np.ndarray, np.ndarray]:
+    at_starts, at_gates = [], []
     for place, (begin, end) in enumerate(itertools.pairwise(starts)):
         if starts_request[place]:
             forecaster.start_request()
-        answers.append(forecaster.start(int(end - begin), bool(is_prefill[place])))
+        at_starts.append(forecaster.start(int(end - begin), bool(is_prefill[place])))
         for layer in range(len(gates)):
-            answers.append(forecaster.hear(layer, gates[layer, begin:end], experts[begin:end, layer].copy()))
-    return np.array(answers).reshape(len(starts) - 1, 1 + len(gates), *answers[0].shape)
+            at_gates.append(forecaster.hear(layer, gates[layer, begin:end], experts[begin:end, layer].copy()))
+    return np.array(at_starts), np.array(at_gates).reshape(len(at_starts), len(gates), *at_gates[0].shape)
 
 
 def decode(forecaster: Forecaster, gates: np.ndarray, experts: np.ndarray, request_rows: int = 10**9) -> np.ndarray:
     count = len(experts)
     is_first = np.arange(count) % request_rows == 0
-    return forecaster.forecast_block(gates, experts, np.arange(count + 1), np.zeros(count, dtype=bool), is_first)
+    return forecaster.forecast_block(gates, experts, np.arange(count + 1), np.zeros(count, dtype=bool), is_first)[1]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("adapts", [None, True, False], ids=["learns", "adapts", "frozen"])
 def test_a_block_is_its_iterations_one_by_one(sizes, adapts):
-    layers, experts, top_k, horizon = sizes
+    layers, experts, top_k, distances = sizes
     counts = np.array([5, 1, 1, 1, 20, 1, 1, 3, 3, 3, 2, 1, 1, 90, 1, 1, 12, 12, 12, 1])
     is_prefill, starts_request = np.isin(np.arange(20), [0, 4, 13]), np.isin(np.arange(20), [0, 4, 18])
     starts = np.concatenate([[0], np.cumsum(counts)])
     gates, chosen = routing(np.random.default_rng(1), layers, experts, top_k, int(counts.sum()))
-    both = [Forecaster(layers, experts, top_k, horizon, memory_rows=32, seed=3) for _ in range(2)]
+    both = [Forecaster(layers, experts, top_k, distances, memory_rows=32, seed=3) for _ in range(2)]
     for one in both if adapts is not None else []:
         decode(one, gates[:, :50], chosen[:50])
         one.freeze(adapts)
     at_once = both[0].forecast_block(gates, chosen, starts, is_prefill, starts_request)
-    np.testing.assert_array_equal(at_once, step_by_step(both[1], gates, chosen, starts, is_prefill, starts_request))
-    assert np.isfinite(at_once).all()
-    assert at_once.min() >= 0
-    assert at_once.max() <= 1
+    one_by_one = step_by_step(both[1], gates, chosen, starts, is_prefill, starts_request)
+    for found, expected in zip(at_once, one_by_one, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert np.isfinite(found).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
     for name, array in both[0].state().items():
         np.testing.assert_array_equal(array, both[1].state()[name])
 
@@ -152,18 +154,18 @@ def planted(layers: int, experts: int, rows: int, seed: int) -> tuple[np.ndarray
 def share_found(forecasts: np.ndarray, experts: np.ndarray, ahead: int) -> float:
     """Recall at K of what was foretold `ahead` layers before, within the token."""
     num_layers, top_k = experts.shape[1:]
-    ranked = np.argsort(-forecasts[:, 1 : 1 + num_layers - ahead, ahead - 1], axis=-1)[..., :top_k]
+    ranked = np.argsort(-forecasts[:, : num_layers - ahead, ahead - 1], axis=-1)[..., :top_k]
     return float((ranked[..., :, None] == experts[:, ahead:, None, :]).any(axis=-1).mean())
 
 
 def test_a_pattern_is_learned_and_probabilities_are_meant():
     gates, experts = planted(6, 16, 2000, seed=0)
-    forecaster = Forecaster(6, 16, 2, 3)
+    forecaster = Forecaster(6, 16, 2, (1, 2, 3))
     forecasts = decode(forecaster, gates, experts, request_rows=100)
     late = slice(1500, None)
     assert share_found(forecasts[late], experts[late], 3) > 0.97
     assert share_found(forecasts[:20], experts[:20], 3) < 0.6
-    foretold = forecasts[late, 1:4, 2]
+    foretold = forecasts[late, :3, 2]
     demanded = np.zeros(foretold.shape)
     np.put_along_axis(demanded, experts[late, 3:], 1.0, axis=-1)
     assert foretold.mean() == pytest.approx(demanded.mean(), abs=0.01)
@@ -173,7 +175,7 @@ def test_a_history_teaches_before_the_first_request():
     gates, experts = planted(5, 12, 600, seed=1)
     probs = np.take_along_axis(gates.transpose(1, 0, 2), experts, axis=-1)
     history = RoutingTrace.from_topk(experts, probs, np.arange(0, 601, 60), num_experts=12)
-    forecaster = Forecaster(5, 12, 2, 3)
+    forecaster = Forecaster(5, 12, 2, (1, 2, 3))
     forecaster.learn_trace(history, passes=3)
     forecaster.freeze(adapts=False)
     gates, experts = planted(5, 12, 50, seed=2)
@@ -186,7 +188,7 @@ def test_a_history_with_prefills_is_learned():
     step = np.tile(np.concatenate([np.zeros(20), np.arange(1, 26)]), 2).astype(np.int32)
     phase = np.where(step == 0, PREFILL, 1).astype(np.uint8)
     trace = RoutingTrace.from_topk(experts, probs, np.array([0, 45, 90]), num_experts=8, step=step, phase=phase)
-    forecaster = Forecaster(4, 8, 2, 2)
+    forecaster = Forecaster(4, 8, 2, (1, 2))
     before = forecaster.state()
     forecaster.learn_trace(trace, passes=1)
     assert not np.array_equal(before["weights"], forecaster.state()["weights"])
@@ -196,7 +198,7 @@ def test_a_history_with_prefills_is_learned():
 def test_rows_are_united(num_rows):
     """Rows that are all alike demand an expert unless none of them does, however few of them are asked about."""
     gates, experts = planted(3, 8, 300, seed=4)
-    alone, together = Forecaster(3, 8, 2, 2), Forecaster(3, 8, 2, 2)
+    alone, together = Forecaster(3, 8, 2, (1, 2)), Forecaster(3, 8, 2, (1, 2))
     for one in (alone, together):
         decode(one, gates, experts)
         one.freeze(adapts=False)
@@ -213,20 +215,20 @@ def test_rows_are_united(num_rows):
 
 def test_after_a_prefill_the_next_token_follows_its_last_row():
     gates, experts = planted(3, 8, 40, seed=5)
-    forecaster = Forecaster(3, 8, 2, 2)
+    forecaster = Forecaster(3, 8, 2, (1, 2))
     decode(forecaster, gates, experts)
     forecaster.start_request()
     forecaster.start(40, is_prefill=True)
     for layer in range(3):
         forecast = forecaster.hear(layer, gates[layer], experts[:, layer].copy())
     assert forecast.sum(axis=1).max() < 4.5  # one token's K = 2 of each layer, not forty tokens' union
-    np.testing.assert_array_equal(forecaster.start(1), forecast)
+    np.testing.assert_array_equal(forecaster.start(1), forecast[:2])
 
 
 def test_a_request_leaves_nothing_when_frozen():
     gates, experts = planted(4, 8, 200, seed=6)
     for adapts in (True, False):
-        forecaster = Forecaster(4, 8, 2, 3)
+        forecaster = Forecaster(4, 8, 2, (1, 2, 3))
         decode(forecaster, gates[:, :100], experts[:100])
         forecaster.freeze(adapts)
         before = forecaster.state()
@@ -239,13 +241,13 @@ def test_a_request_leaves_nothing_when_frozen():
 
 def test_it_is_restored_as_it_was():
     gates, experts = planted(4, 8, 200, seed=7)
-    first, second = Forecaster(4, 8, 2, 3, seed=1), Forecaster(4, 8, 2, 3, seed=2)
+    first, second = Forecaster(4, 8, 2, (1, 2, 3), seed=1), Forecaster(4, 8, 2, (1, 2, 3), seed=2)
     decode(first, gates, experts)
     second.restore(first.state())
     first.start_request()
     np.testing.assert_array_equal(decode(first, gates, experts), decode(second, gates, experts))
     with pytest.raises(FinemoeError, match="shape"):
-        Forecaster(4, 8, 2, 2).restore(first.state())
+        Forecaster(4, 8, 2, (1, 2)).restore(first.state())
 
 
 def test_the_routers_applied_ahead_are_heard():
@@ -256,7 +258,7 @@ def test_the_routers_applied_ahead_are_heard():
     for layer in range(4):  # now no layer follows from another
         order = scrambled if layer % 2 else np.arange(400)
         gates[layer], experts[:, layer] = gates[layer, order], experts[order, layer]
-    forecaster, hits = Forecaster(4, 8, 2, 2, strides=(1,)), 0
+    forecaster, hits = Forecaster(4, 8, 2, (1, 2), strides=(1,)), 0
     for row in range(400):
         forecaster.start()
         for layer in range(4):
@@ -269,7 +271,7 @@ def test_the_routers_applied_ahead_are_heard():
 
 def test_a_layer_that_did_not_run_is_no_demand():
     gates, experts = planted(3, 8, 60, seed=9)
-    forecaster = Forecaster(3, 8, 2, 3)
+    forecaster = Forecaster(3, 8, 2, (1, 2, 3))
     for row in range(60):
         forecaster.start()
         for layer in range(3):
@@ -293,13 +295,15 @@ def test_entries_are_what_was_demanded_and_then_the_most_probable():
 
 
 def test_nothing_known_is_k_of_j():
-    forecaster = Forecaster(3, 8, 2, 2)
+    forecaster = Forecaster(3, 8, 2, (1, 2))
     np.testing.assert_allclose(forecaster.start(), np.full((2, 8), 0.25), atol=1e-6)
     forecaster.start_request()
     np.testing.assert_allclose(forecaster.start(3), np.full((2, 8), 1 - 0.75**3), atol=1e-6)
 
 
-@pytest.mark.parametrize("sizes", [(4, 8, 2, 5), (0, 8, 2, 1), (4, 8, 0, 2), (4, 8, 2, 0)])
+@pytest.mark.parametrize(
+    "sizes", [(4, 8, 2, (1, 5)), (0, 8, 2, (1,)), (4, 8, 0, (2,)), (4, 8, 2, ()), (4, 8, 2, (0, 1)), (4, 8, 2, (2, 1))]
+)
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(FinemoeError, match="layers"):
         Forecaster(*sizes)
@@ -307,9 +311,9 @@ def test_impossible_sizes_are_refused(sizes):
 
 @pytest.mark.parametrize("sizes", [(24, 32, 4, 8), (48, 128, 8, 8), (94, 128, 8, 8), (48, 512, 10, 8), (94, 512, 16, 8)])
 def test_large_models_get_smaller_networks(sizes):
-    layers, experts, top_k, horizon = sizes
+    layers, experts, top_k, num_distances = sizes
     units = default_units(*sizes)
     assert units % 8 == 0
-    weights = layers * (layers / 2 + horizon) * experts + 4 * layers * horizon * experts
+    weights = layers * (layers / 2 + num_distances) * experts + 4 * layers * num_distances * experts
     assert 4 * units * weights < 250e6 or units == 16
-    assert units * (2 * top_k * (layers + horizon) + horizon * experts) <= 100_000 or units == 16
+    assert units * (2 * top_k * (layers + num_distances) + num_distances * experts) <= 100_000 or units == 16

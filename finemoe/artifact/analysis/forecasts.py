@@ -22,7 +22,7 @@ from finemoe.paths import DATA
 from finemoe.traces import RoutingTrace
 
 NUM_FOLDS = 5
-HORIZON = 8
+FARTHEST = 8
 VARIANTS = {  # of what learns online: options of the forecaster
     "16 units a network": {"num_units": 16},
     "64 units a network": {"num_units": 64},
@@ -103,7 +103,7 @@ def follow(forecaster: Forecaster, trace: RoutingTrace, requests: Iterable[int])
 
 
 def _forecaster(trace: RoutingTrace, **options: Any) -> Forecaster:
-    return Forecaster(trace.num_layers, trace.num_experts, trace.top_k, min(HORIZON, trace.num_layers), **options)
+    return Forecaster(trace.num_layers, trace.num_experts, trace.top_k, range(1, min(FARTHEST, trace.num_layers) + 1), **options)
 
 
 def _follow_one(forecaster: Forecaster, trace: RoutingTrace, request: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,13 +111,13 @@ def _follow_one(forecaster: Forecaster, trace: RoutingTrace, request: int) -> tu
     count = rows.stop - rows.start
     gates, experts = trace.maps(rows).transpose(1, 0, 2), trace.expert_ids[rows].astype(np.int64)
     is_first = np.arange(count) == 0
-    forecasts = forecaster.forecast_block(gates, experts, np.arange(count + 1), np.zeros(count, dtype=bool), is_first)
+    _, forecasts = forecaster.forecast_block(gates, experts, np.arange(count + 1), np.zeros(count, dtype=bool), is_first)
     demanded = np.zeros((count, trace.num_layers, trace.num_experts), dtype=bool)
     np.put_along_axis(demanded, experts, True, axis=-1)
-    hits, accesses = np.zeros((2, forecaster.horizon))
-    bins = np.zeros((forecaster.horizon, _NUM_BINS, 3))
-    for distance in range(1, forecaster.horizon + 1):
-        told, came = forecasts[:, 1 : 1 + trace.num_layers - distance, distance - 1], demanded[:, distance:]
+    hits, accesses = np.zeros((2, len(forecaster.distances)))
+    bins = np.zeros((len(forecaster.distances), _NUM_BINS, 3))
+    for distance in forecaster.distances:
+        told, came = forecasts[:, : trace.num_layers - distance, distance - 1], demanded[:, distance:]
         named = np.take_along_axis(came, top_ids(told, trace.top_k).astype(np.int64), axis=-1)
         hits[distance - 1], accesses[distance - 1] = named.sum(), count * (trace.num_layers - distance) * trace.top_k
         bins[distance - 1] = _binned(told, came)
@@ -172,7 +172,7 @@ def write_tables(
     recalls, calibration = forecast_tables(load_gpt_oss(trace or sample_path()))
     save_table(recalls, output / "forecasts_gpt_oss.csv")
     save_table(calibration, output / "calibration_gpt_oss.csv")
-    typer.echo(recalls[recalls.distance == min(3, HORIZON)].to_string(index=False))
+    typer.echo(recalls[recalls.distance == min(3, FARTHEST)].to_string(index=False))
 
 
 if __name__ == "__main__":
