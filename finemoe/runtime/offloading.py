@@ -40,8 +40,8 @@ def offload(
         policy: "finemoe", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference", "on-demand", "no-offload", or
             one of your own, by its registered name or as "module:Class" (docs/add_a_system.md).
         history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online from those served.
-        eviction: overrides the policy's own rule: "lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval" or
-            "finemoe".
+        eviction: overrides the policy's own rule: "lru", "lfu", "lfu-aged", "lfru", "least-stale",
+            "least-stale-interval", "next-use" or "finemoe".
         prefetch_distance: d in layers, by default 3 (or as many as the model has); store_capacity: C in maps.
         devices: where experts live, round-robin, and the first of them computes: a device, a list of devices, or how many; by
             default the first CUDA device if there is one, else the CPU (where several stand in as so many pools of memory).

@@ -8,7 +8,7 @@ from finemoe.cache import kernels
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.prefetch_queue import NOTHING, forget_prefetches, post_prefetches, take_most_urgent
 from finemoe.cache.rules.base import EvictionRule
-from finemoe.cache.state import ABSENT, HELD, IS_WEIGHED, LOADING, NUM_PENDING, RESIDENT
+from finemoe.cache.state import ABSENT, HELD, LOADING, NUM_PENDING, RESIDENT
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class LiveCache(ExpertCache):
 
     def hear(self, layer: int, probabilities: np.ndarray) -> None:
         """A layer's distribution is predicted, [J]."""
-        self.expected[layer] = probabilities
-        self._counts[IS_WEIGHED] = False
+        kernels.hear(self._arrays, layer, probabilities)
 
     def post(self, layer: int, experts: np.ndarray) -> None:
         """Prefetches of a layer, [n] ids, after `hear`: those of absent experts wait, unless their layer has come; who is here or

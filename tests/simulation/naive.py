@@ -3,6 +3,7 @@
 It shares nothing with the package but the trace it reads. Slow, and only for demanded sets that fit the cache.
 """
 
+import math
 from collections import defaultdict
 from itertools import pairwise
 
@@ -201,6 +202,12 @@ class Log:
         self.num_layers, self.num_experts, self.future = num_layers, num_experts, future
         self.events = []
         self.expected = defaultdict(lambda: np.float32(1 / num_experts))
+        self.foretold = {}  # layer: how often it had run when it was predicted last
+        self.forecast = Forecast(num_layers, num_experts)  # of next-use
+
+    def hear(self, layer, row):
+        self.expected.update({(layer, expert): row[expert] for expert in range(self.num_experts)})
+        self.foretold[layer] = self.turns((layer, 0))[1]
 
     def times(self, key):
         return [time for time, (layer, experts) in enumerate(self.events, 1) if layer == key[0] and key[1] in experts]
@@ -249,6 +256,59 @@ def least_stale_interval(log, key):
     return now - ((demands[-1] if demands else now) + interval)
 
 
+class Forecast:
+    """What next-use learns from the events, of each expert's coming turn ("coming") and of the turns after it ("later")."""
+
+    def __init__(self, num_layers, num_experts):
+        self.num_layers, self.num_experts, self.num_seen = num_layers, num_experts, 0
+        self.share = defaultdict(lambda: 0.1)
+        self.said = defaultdict(lambda: 0.1)  # (model, layer, expert)
+        self.weights = defaultdict(float)  # (model, layer, expert, layers before it, expert there)
+        self.inputs = defaultdict(list)  # (model, layer): what was known when it was forecast, with what each counts
+        self.sets = defaultdict(set)
+        tables = min(16, max(512 // num_experts, 2))
+        self.reach = {"later": min(-(-tables // 4), num_layers), "coming": min(tables - -(-tables // 4), num_layers)}
+
+    def catch_up(self, events):
+        for layer, experts in events[self.num_seen :]:
+            self.see(layer, experts)
+        self.num_seen = len(events)
+
+    def see(self, layer, experts):
+        self.sets[layer] = experts if len(experts) <= self.num_experts / 2 else set()
+        before = {(model, e): self.said[model, layer, e] for model in self.reach for e in range(self.num_experts)}
+        inputs = {model: self.inputs[model, layer] for model in self.reach}
+        for e in range(self.num_experts):
+            self.learn("coming", layer, e, inputs["coming"], before["coming", e] - (e in experts))
+            self.share[layer, e] = 0.5 ** (1 / 15) * self.share[layer, e] + (1 - 0.5 ** (1 / 15)) * (e in experts)
+        for model, reach in self.reach.items():
+            sources = [(back, self.sets[(layer - back) % self.num_layers]) for back in range(reach)]
+            self.inputs[model, layer] = [(back, e, len(known) ** -0.5) for back, known in sources for e in known]
+        for e in range(self.num_experts):
+            coming, later = self.forecast("coming", layer, e), self.forecast("later", layer, e)
+            if e not in experts:
+                self.learn("later", layer, e, inputs["later"], before["later", e] - (coming + (1 - coming) * 0.6 * later))
+
+    def learn(self, model, layer, expert, inputs, error):
+        for back, source, count in inputs:
+            self.weights[model, layer, expert, back, source] -= 0.1 * count * error
+
+    def forecast(self, model, layer, expert):
+        share = self.share[layer, expert]
+        score = 0.5 * math.log((share + 0.005) / (1 - share + 0.005))
+        score += sum(self.weights[model, layer, expert, back, e] * count for back, e, count in self.inputs[model, layer])
+        self.said[model, layer, expert] = 1 / (1 + math.exp(-score))
+        return self.said[model, layer, expert]
+
+
+def next_use(log, key):
+    log.forecast.catch_up(log.events)
+    is_foretold = log.foretold.get(key[0]) == log.turns(key)[1]
+    coming = float(log.expected[key]) if is_foretold else log.forecast.said["coming", *key]
+    until = log.until(key, log.events[-1][0] if log.events else -1) + 1
+    return (coming + (1 - coming) * 0.6 * log.forecast.said["later", *key]) * (1 - 0.4 * until / log.num_layers)
+
+
 def finemoe(log, key):
     return float(log.expected[key]) * log.frequency(key)
 
@@ -269,6 +329,7 @@ RULES = {
     "lfru": lfru,
     "least-stale": least_stale,
     "least-stale-interval": least_stale_interval,
+    "next-use": next_use,
     "finemoe": finemoe,
     "belady": belady,
 }
@@ -321,7 +382,7 @@ def replay(trace, system, rule, num_slots, history=None, distance=2):
 
     def load_ahead(answers):
         for layer, _, row in answers:
-            log.expected.update({(layer, expert): row[expert] for expert in range(trace.num_experts)})
+            log.hear(layer, row)
         asked = [(p / max(layer - cache.layer, 1), (layer, e)) for layer, wanted, _ in answers for e, p in wanted.items()]
         absent = [(p, key) for p, key in asked if key not in cache.resident]
         cache.awaited |= {key for _, key in asked if key in cache.resident and key[0] > cache.layer}

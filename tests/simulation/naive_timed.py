@@ -96,14 +96,15 @@ def replay(
         owner: (layer, id) -> device.
     """
     sets = [(event["layer"], set(event["demanded"])) for event in events]
-    log = Log(num_layers, num_experts, sets)
-    links = [Link(rule, num_slots, log, load_s, prefetch_s, chunk_s, waits != AFTER_LAYER) for _ in range(num_devices)]
+    logs = [Log(num_layers, num_experts, sets) for _ in range(num_devices)]  # each of what its device is asked for
+    links = [Link(rule, num_slots, log, load_s, prefetch_s, chunk_s, waits != AFTER_LAYER) for log in logs]
     now = matcher = 0.0
     answers, found = [], []
 
     def hear(answer, layer, may_load):
         for target, row, wanted in answer:
-            log.expected.update({(target, e): row[e] for e in range(num_experts)})
+            for log in logs:
+                log.hear(target, row)
             for e in wanted:
                 key, link = (target, e), links[owner(target, e)]
                 if not may_load or target < layer + link.must_be_ahead:
@@ -155,9 +156,9 @@ def replay(
         pass_time(gate, layer - 1)
         keys = [(layer, e) for e in event["demanded"]]
         hits = late = loads = 0
-        log.events.append((layer, set(event["demanded"])))
         for number, link in enumerate(links):
             mine = [key for key in keys if owner(*key) == number]
+            logs[number].events.append((layer, {e for _, e in mine}))
             link.cache.layer, link.cache.running = layer, set(mine)
             link.cache.awaited = {key for key in link.cache.awaited if key[0] != layer}
             hits += sum(key in link.cache.resident and link.there_at[key] <= gate for key in mine)

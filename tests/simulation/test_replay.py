@@ -59,6 +59,7 @@ GOLDEN = {
     "lfu": 196,
     "lfu-aged": 192,
     "lru": 187,
+    "next-use": 207,
 }
 
 

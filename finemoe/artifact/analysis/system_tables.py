@@ -21,7 +21,7 @@ ABLATION = {
     "Map (T+S+δ)": System("finemoe", "finemoe", {}, needs_embeddings=True, needs_gates=True),
     "Belady (on demand)": System("on-demand", "belady"),
 }
-EVICTIONS = ("lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval", "finemoe", "belady")
+EVICTIONS = ("lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval", "next-use", "finemoe", "belady")
 
 
 def system_table(

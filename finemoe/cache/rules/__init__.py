@@ -13,6 +13,7 @@ from finemoe.cache.rules import (
     lfu,
     lfu_aged,
     lru,
+    next_use,
 )
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.errors import FinemoeError
@@ -27,6 +28,7 @@ RULES: dict[str, EvictionRule] = {
     "lfu": lfu.RULE,
     "lfu-aged": lfu_aged.RULE,
     "lru": lru.RULE,
+    "next-use": next_use.RULE,
 }
 
 

@@ -10,6 +10,7 @@ from tests.cache.readable.lfru import LFRU
 from tests.cache.readable.lfu import LFU
 from tests.cache.readable.lfu_aged import LFUAged
 from tests.cache.readable.lru import LRU
+from tests.cache.readable.next_use import NextUse
 
 RULES: dict[str, type[EvictionRule]] = {
     "belady": Belady,
@@ -20,4 +21,5 @@ RULES: dict[str, type[EvictionRule]] = {
     "lfu": LFU,
     "lfu-aged": LFUAged,
     "lru": LRU,
+    "next-use": NextUse,
 }

@@ -25,6 +25,10 @@ class EvictionRule(ABC):
         """The demanded set of a layer, [n] expert ids, once per event."""
         self.frequency[layer, experts] += 1
 
+    def hear(self, layer: int, probabilities: np.ndarray) -> None:
+        """A layer's distribution is predicted for its coming turn, [J]."""
+        self.expected[layer] = probabilities
+
     @abstractmethod
     def worth(self, candidates: np.ndarray) -> np.ndarray:
         """What it is worth to keep each candidate, [n] (flat ids layer·J + expert); the least worthy is evicted."""

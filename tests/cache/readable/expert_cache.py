@@ -137,7 +137,7 @@ class ExpertCache:
 
     def hear(self, layer: int, probabilities: np.ndarray) -> None:
         """A layer's distribution is predicted, [J]."""
-        self.rule.expected[layer] = probabilities
+        self.rule.hear(layer, probabilities)
 
     def post(self, layer: int, experts: np.ndarray) -> None:
         """Prefetches of a layer that has not come: absent experts wait, others are awaited."""
