@@ -19,7 +19,7 @@ from finemoe.native import float32_at, function_addresses, uint16_at
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__, kernels.__file__, selection.__file__)
-NOTHING, OUT_OF_PLACE = -1, -2  # instead of a number of experts: nothing is predicted; it is no gate of this iteration's
+OUT_OF_PLACE = -2  # instead of a number of predictions: it is no gate of this iteration's
 # Where the table says what. Addresses of: the store's codes [L, J, capacity] and norms [L, capacity]; dots [B, C] and squares
 # [B], which are extended in place; the gates heard so far [L, B, J], 0 where nobody keeps them.
 _CODES, _NORMS, _DOTS, _SQUARES, _GATES = range(5)
@@ -73,14 +73,20 @@ class Following:
         Raises:
             FinemoeError: it is not this layer's turn, or the shape is wrong.
         """
-        probabilities, experts = np.empty(self._shape[1], dtype=np.float32), np.empty(self._shape[1], dtype=np.int64)
-        found = follow_gate(self.table, layer, np.ascontiguousarray(probs, dtype=np.float32), probabilities, experts)
+        probabilities, experts = np.empty((1, self._shape[1]), dtype=np.float32), np.empty((1, self._shape[1]), dtype=np.int64)
+        layers, counts, selected = (
+            np.empty(1, dtype=np.int64),
+            np.empty(1, dtype=np.int64),
+            np.empty((len(probs), 0), dtype=np.int64),
+        )
+        gate = np.ascontiguousarray(probs, dtype=np.float32)
+        found = follow_gate(self.table, layer, gate, selected, layers, probabilities, counts, experts)
         if found == OUT_OF_PLACE:
             raise FinemoeError(
                 f"the gate of layer {layer} spoke after {self.table[_NUM_HEARD]} others, {probs.shape}; they speak in order, and "
                 f"each of {self._shape} rows and experts"
             )
-        return None if found == NOTHING else (probabilities, experts[:found])
+        return (probabilities[0], experts[0, : counts[0]]) if found else None
 
     @property
     def maps(self) -> np.ndarray | None:
@@ -90,14 +96,14 @@ class Following:
 
 
 @njit(cache=True, nogil=True)
-def follow_gate(table, layer, probs, probabilities, experts):  # type: ignore[no-untyped-def]
+def follow_gate(table, layer, probs, selected, layers, probabilities, counts, experts):  # type: ignore[no-untyped-def]
     """A layer extends the prefix, the nearest map says what the layer d ahead is expected to do, and that selects experts.
 
     Args:
-        table: see Following. probs: [B, J] float32 of the layer.
-        probabilities, experts: [J] float32 and int64, filled with what `Following.hear` returns.
+        table: see Following. probs: [B, J] float32 of the layer; selected: of no use here.
+        layers, probabilities, counts, experts: as `GateStep` says, of which the first is filled in.
     Returns:
-        How many experts are selected, NOTHING or OUT_OF_PLACE.
+        1, or 0 if nothing is predicted, or OUT_OF_PLACE.
     """
     num_rows, num_experts, capacity, size = table[_NUM_ROWS], table[_NUM_EXPERTS], table[_CAPACITY], table[_NUM_RECORDS]
     if layer != table[_NUM_HEARD] or layer >= table[_NUM_LAYERS] or probs.shape != (num_rows, num_experts):
@@ -107,19 +113,20 @@ def follow_gate(table, layer, probs, probabilities, experts):  # type: ignore[no
         float32_at(table[_GATES] + 4 * layer * probs.size, probs.size)[:] = probs.reshape(probs.size)
     target = layer + table[_DISTANCE]
     if target >= table[_NUM_LAYERS] or not size:
-        return np.int64(NOTHING)
+        return np.int64(0)
     dots, squares = float32_at(table[_DOTS], num_rows * size).reshape(num_rows, size), float32_at(table[_SQUARES], num_rows)
     neighbours, scores = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.float32)
     advance_prefix(_codes_at(table, layer), probs, dots, squares)
     nearest_neighbours(dots, float32_at(table[_NORMS] + 4 * layer * capacity, size), squares, neighbours, scores)
-    rows, selected = np.empty(probs.shape, dtype=np.float32), np.zeros(probs.shape, dtype=np.bool_)
+    rows, wanted = np.empty(probs.shape, dtype=np.float32), np.zeros(probs.shape, dtype=np.bool_)
     gather_rows(_codes_at(table, target), neighbours, rows)
     thresholds = np.zeros(num_rows)
     if table[_IS_SIMILARITY_AWARE]:
         for row in range(num_rows):
             thresholds[row] = min(max(1.0 - np.float64(scores[row]), 0.0), 1.0)
-    select_rows(rows, thresholds, table[_TOP_K], selected)
-    return _unite(rows, selected, probabilities, experts)
+    select_rows(rows, thresholds, table[_TOP_K], wanted)
+    layers[0], counts[0] = target, _unite(rows, wanted, probabilities[0], experts[0])
+    return np.int64(1)
 
 
 @njit(cache=True, nogil=True)
@@ -149,4 +156,5 @@ def _unite(rows, selected, probabilities, experts):  # type: ignore[no-untyped-d
 def follow_gate_address() -> int:
     """Where `follow_gate` lies as compiled, for code that calls functions by address."""
     numbers, singles = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    return function_addresses(follow_gate, numbers, 1, singles[None], singles, numbers)[0]
+    examples = numbers, 1, singles[None], numbers[None], numbers, singles[None], numbers, numbers[None]
+    return function_addresses(follow_gate, *examples)[0]

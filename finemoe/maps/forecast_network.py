@@ -9,13 +9,14 @@ import math
 
 import numpy as np
 
-from finemoe.compiling import njit
+from finemoe.compiling import borrowing
+from finemoe.maps.forecast_state import inner
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _SMALL = np.float32(2e-3)  # an error of probability below which nothing is learned
 
 
-@njit(cache=True, nogil=True)
+@inner
 def add_weighted(weights, places, factors, size, sums):  # type: ignore[no-untyped-def]
     """sums += factors[i] * weights[places[i]] for the first `size` i, one after the other; weights [., n], sums [n]."""
     i = 0
@@ -32,7 +33,7 @@ def add_weighted(weights, places, factors, size, sums):  # type: ignore[no-untyp
         i += 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def take_steps(weights, places, factors, size, steps):  # type: ignore[no-untyped-def]
     """weights[places[i]] -= factors[i] * steps for the first `size` i; weights [., n], steps [n]."""
     for i in range(size):
@@ -41,9 +42,9 @@ def take_steps(weights, places, factors, size, steps):  # type: ignore[no-untype
             w[n] -= x * steps[n]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def nonzero(values, places, found):  # type: ignore[no-untyped-def]
-    """Where values are other than 0, ascending, and these values: places and found [n] -> how many."""
+    """Where values are other than 0, ascending, and these values: places and found [n or more] -> how many."""
     count = 0
     for n in range(len(values)):
         if values[n] != _ZERO:
@@ -52,45 +53,60 @@ def nonzero(values, places, found):  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(cache=True, nogil=True)
+@borrowing
 def run_network(  # type: ignore[no-untyped-def]
-    inputs, places, factors, size, hidden_bias, outputs, output_bias, gains, votes, hidden, scores
+    inputs, places, factors, size, hidden_bias, outputs, output_bias, gains, votes, hidden, scores, scratch
 ):
     """Log odds of every expert ahead.
 
     inputs [., N], the input as `size` places and factors, outputs [N, Q], gains and votes [Q] -> hidden [N], scores [Q].
     """
-    hidden[:] = hidden_bias
+    for n in range(len(hidden)):
+        hidden[n] = hidden_bias[n]
     add_weighted(inputs, places, factors, size, hidden)
     for n in range(len(hidden)):
         hidden[n] = max(hidden[n], _ZERO)
-    active, values = np.empty(len(hidden), dtype=np.int64), np.empty(len(hidden), dtype=np.float32)
+    active, values = scratch.active, scratch.active_values
     count = nonzero(hidden, active, values)
     for q in range(len(scores)):
         scores[q] = output_bias[q] + gains[q] * votes[q]
     add_weighted(outputs, active, values, count, scores)
 
 
-@njit(cache=True, nogil=True)
+@borrowing
 def to_probabilities(scores):  # type: ignore[no-untyped-def]
     """Log odds as probabilities, in place."""
     for q in range(len(scores)):
         scores[q] = np.float32(1.0 / (1.0 + math.exp(-max(min(float(scores[q]), 30.0), -30.0))))
 
 
-@njit(cache=True, nogil=True)
+@borrowing
 def teach_network(  # type: ignore[no-untyped-def]
-    inputs, places, factors, size, hidden_bias, outputs, across, output_bias, gains, votes, hidden, errors, rate, is_whole
+    inputs,
+    places,
+    factors,
+    size,
+    hidden_bias,
+    outputs,
+    across,
+    output_bias,
+    gains,
+    votes,
+    hidden,
+    errors,
+    rate,
+    is_whole,
+    scratch,
 ):
     """One step down the gradient of the cross-entropy, by the errors of the probabilities, [Q] (changed); the rest as in
     `run_network`, with across [Q, N] the outputs' weights once more. Only a whole step changes the first layer."""
     for q in range(len(errors)):
         errors[q] = rate * errors[q] if abs(errors[q]) >= _SMALL else _ZERO
-    wrong, steps = np.empty(len(errors), dtype=np.int64), np.empty(len(errors), dtype=np.float32)
+    wrong, steps = scratch.wrong, scratch.steps
     num_wrong = nonzero(errors, wrong, steps)
     if is_whole:
-        _teach_inputs(inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden)
-    active, values = np.empty(len(hidden), dtype=np.int64), np.empty(len(hidden), dtype=np.float32)
+        _teach_inputs(inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden, scratch.blame)
+    active, values = scratch.active, scratch.active_values
     count = nonzero(hidden, active, values)
     take_steps(across, wrong, steps, num_wrong, hidden)
     take_steps(outputs, active, values, count, errors)
@@ -99,11 +115,12 @@ def teach_network(  # type: ignore[no-untyped-def]
         gains[q] -= errors[q] * votes[q]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _teach_inputs(  # type: ignore[no-untyped-def]
-    inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden
+    inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden, blame
 ):
-    blame = np.zeros(len(hidden), dtype=np.float32)
+    for n in range(len(blame)):
+        blame[n] = _ZERO
     add_weighted(across, wrong, steps, num_wrong, blame)
     for n in range(len(hidden)):
         blame[n] = blame[n] if hidden[n] > _ZERO else _ZERO

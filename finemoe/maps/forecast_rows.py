@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from finemoe.compiling import njit
+from finemoe.compiling import borrowing
 from finemoe.maps import forecast_state
 from finemoe.maps.forecast_state import (
     ALWAYS,
@@ -21,6 +21,7 @@ from finemoe.maps.forecast_state import (
     TABLE,
     TOP_K,
     UNUSABLE,
+    inner,
 )
 from finemoe.stale_kernels import forget_stale_kernels
 
@@ -34,23 +35,23 @@ _LEAST_ODDS = math.log(_LEAST / (1 - _LEAST))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def forget_rows(counters, before, after):  # type: ignore[no-untyped-def]
     """Another request begins."""
     for place in (NEXT_SLOT, FILLED, NUM_KEPT, NUM_ASKED, NUM_ROWS, IS_PREFILL, CONTINUES):
         counters[place] = 0
     counters[LAST_LAYER] = NONE
-    before[:] = NONE
-    after[:] = NONE
+    for slot in range(len(before)):
+        before[slot] = after[slot] = NONE
 
 
-@njit(cache=True, nogil=True)
+@inner
 def continues(counters, num_rows, is_prefill):  # type: ignore[no-untyped-def]
     """Whether the rows of a new iteration follow those of the last one, each its own: decode after decode of as many rows."""
     return counters[NUM_ROWS] == num_rows and not is_prefill and not counters[IS_PREFILL]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
     """Give the rows of a new iteration their slots, the oldest ones' first: of a prefill the last rows, as many as leave alone
     the slots of the last iteration; of other iterations those that are asked about."""
@@ -75,13 +76,13 @@ def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
     _start_affinities(state)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def place_asked(counters, row):  # type: ignore[no-untyped-def]
     """Which of this iteration's rows remembered a row asked about is: they are evenly spaced, and the last is one of them."""
     return (row + 1) * counters[NUM_KEPT] // counters[NUM_ASKED] - 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _find_origins(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
     """Which row of the last iteration each row asked about follows: its own in decode, the last one of a prefill, or none."""
     counters, num_before = state.counters, state.counters[NUM_ASKED]
@@ -94,7 +95,7 @@ def _find_origins(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
         state.memory.previous[row] = state.memory.asked[state.memory.origins[row]] if state.memory.origins[row] >= 0 else NONE
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _clear_slot(state, slot):  # type: ignore[no-untyped-def]
     if state.memory.after[slot] >= 0:
         state.memory.before[state.memory.after[slot]] = NONE
@@ -103,16 +104,18 @@ def _clear_slot(state, slot):  # type: ignore[no-untyped-def]
     state.memory.before[slot] = state.memory.after[slot] = NONE
     for layer in range(len(state.memory.demanded)):
         state.memory.demanded[layer, slot] = 0
-        state.memory.values[layer, slot, :] = _ZERO
+        values = state.memory.values[layer, slot]
+        for place in range(len(values)):
+            values[place] = _ZERO
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _link(state, slot, follower):  # type: ignore[no-untyped-def]
     state.memory.after[slot] = follower
     state.memory.before[follower] = slot
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _start_affinities(state):  # type: ignore[no-untyped-def]
     """What this iteration's rows have in common with those remembered before any gate: their predecessors' affinity."""
     counters = state.counters
@@ -128,33 +131,47 @@ def _start_affinities(state):  # type: ignore[no-untyped-def]
             own[row, state.memory.slots[place]] = UNUSABLE
 
 
-@njit(cache=True, nogil=True)
+@inner
 def remember_gate(state, layer, probs, experts):  # type: ignore[no-untyped-def]
     """Write down what a gate said of this iteration's rows; probs [B, J], experts [B, K]."""
     top_k = min(state.counters[TOP_K], experts.shape[1])
     for place in range(state.counters[NUM_KEPT]):
         slot, number = state.memory.slots[place], state.memory.numbers[place]
-        state.memory.demanded[layer, slot] = top_k
-        if top_k:
-            keep_entries(probs[number], experts[number, :top_k], state.memory.ids[layer, slot], state.memory.values[layer, slot])
-        if top_k and state.counters[LEARNS] == ALWAYS:
+        ids, values = state.memory.ids[layer, slot], state.memory.values[layer, slot]
+        count = _demanded(experts[number], top_k, len(probs[number]), ids)
+        state.memory.demanded[layer, slot] = count
+        if count:
+            keep_entries(probs[number], count, ids, values, state.scratch.left)
+        if count and state.counters[LEARNS] == ALWAYS:
             state.networks.num_heard[layer] += 1
-            for expert in experts[number, :top_k]:
-                state.networks.demands[layer, expert] += 1
+            for entry in range(count):
+                state.networks.demands[layer, ids[entry]] += 1
 
 
-@njit(cache=True, nogil=True)
-def keep_entries(probs, experts, ids, values):  # type: ignore[no-untyped-def]
+@inner
+def _demanded(experts, top_k, num_experts, ids):  # type: ignore[no-untyped-def]
+    """Write down the ids of the experts among the first `top_k`; others are of no expert, for a token may skip the layer."""
+    count = 0
+    for place in range(top_k):
+        if 0 <= experts[place] < num_experts:
+            ids[count] = experts[place]
+            count += 1
+    return count
+
+
+@borrowing
+def keep_entries(probs, count, ids, values, left):  # type: ignore[no-untyped-def]
     """The experts demanded, then the most probable others, as many as there is room for.
 
-    probs [J], experts [k] -> ids, values [F]. Of equally probable ones the lower comes first; what follows those of probability 0
-    has value 0.
+    probs [J], the first `count` ids -> ids, values [F]; left [J] to work in. Of equally probable ones the lower comes first; what
+    follows those of probability 0 has value 0.
     """
-    left = probs.copy()
+    for expert in range(len(probs)):
+        left[expert] = probs[expert]
     for place in range(len(ids)):
         best = 0
-        if place < len(experts):
-            best = experts[place]
+        if place < count:
+            best = ids[place]
         else:
             for expert in range(len(left)):
                 if left[expert] > left[best]:
@@ -162,18 +179,19 @@ def keep_entries(probs, experts, ids, values):  # type: ignore[no-untyped-def]
         ids[place] = best
         values[place] = np.sqrt(max(left[best], _ZERO))
         left[best] = -_ONE
-        if place >= len(experts) and values[place] == _ZERO:
-            values[place:] = _ZERO
+        if place >= count and values[place] == _ZERO:
+            for rest in range(place, len(values)):
+                values[rest] = _ZERO
             break
 
 
-@njit(cache=True, nogil=True)
-def extend_affinities(ids, values, slot, affinities, num_experts):  # type: ignore[no-untyped-def]
-    """Add what a layer's gate has in common with each row remembered: sum_j sqrt(p_j q_j), at most 1.
-
-    ids, values [M, F] of that layer, slot: the present row's; affinities [filled] in place.
-    """
-    own = np.zeros(num_experts, dtype=np.float32)
+@inner
+def resemble(state, layer, row):  # type: ignore[no-untyped-def]
+    """Add to a row's affinities what a layer's gate has in common with each row remembered: sum_j sqrt(p_j q_j), at most 1."""
+    ids, values, slot = state.memory.ids[layer], state.memory.values[layer], state.memory.asked[row]
+    affinities, own = state.memory.affinities[state.counters[TABLE], row, : state.counters[FILLED]], state.scratch.own
+    for expert in range(len(own)):
+        own[expert] = _ZERO
     for place in range(ids.shape[1]):
         own[ids[slot, place]] += values[slot, place]
     for other in range(len(affinities)):
@@ -183,13 +201,16 @@ def extend_affinities(ids, values, slot, affinities, num_experts):  # type: igno
         affinities[other] = _FADING * affinities[other] + common
 
 
-@njit(cache=True, nogil=True)
+@inner
 def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
     """What the rows that resemble the present one most demanded of the layers ahead: log odds of their weighted share, 0 where
     that is least; votes [Q]."""
     num_layers, num_experts = state.networks.demands.shape
-    totals = np.zeros(len(state.networks.distances), dtype=np.float32)
-    votes[:] = _ZERO
+    totals = state.scratch.totals
+    for index in range(len(totals)):
+        totals[index] = _ZERO
+    for place in range(len(votes)):
+        votes[place] = _ZERO
     affinities = state.memory.affinities[state.counters[TABLE], row, : state.counters[FILLED]]
     best = UNUSABLE
     for slot in range(len(affinities)):
@@ -203,7 +224,7 @@ def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
             _share_to_odds(votes[index * num_experts : (index + 1) * num_experts], totals[index])
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_experts):  # type: ignore[no-untyped-def]
     ids, demanded = state.memory.ids, state.memory.demanded
     for index in range(len(totals)):
@@ -213,10 +234,10 @@ def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_exper
         if source >= 0 and demanded[target, source]:
             totals[index] += weight
             for place in range(demanded[target, source]):
-                votes[index * num_experts + ids[target, source, place]] += weight
+                votes[index * num_experts + np.int64(ids[target, source, place])] += weight
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _share_to_odds(votes, total):  # type: ignore[no-untyped-def]
     for expert in range(len(votes)):
         if votes[expert] > _ZERO:

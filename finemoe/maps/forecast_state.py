@@ -5,9 +5,12 @@ layer's network; F entries kept of each gate; M rows remembered, S of an iterati
 are applied ahead.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
+
+from finemoe.compiling import borrowing
 
 # Places in `ForecastState.counters`: the slot that the next row takes; how many slots were taken so far; how many rows of this
 # iteration are remembered, and how many asked about; B; whether it is a prefill; whether it continues the one before, row by row;
@@ -15,8 +18,11 @@ import numpy as np
 NEXT_SLOT, FILLED, NUM_KEPT, NUM_ASKED, NUM_ROWS, IS_PREFILL = range(6)
 CONTINUES, TABLE, TOP_K, LAST_LAYER, LEARNS, NUM_COUNTERS = range(6, 12)
 ALWAYS, WITHIN_REQUESTS, NEVER = range(3)
+MOST_EXPERTS = 1 << 16  # of a layer: their ids are kept in 16 bits
 NONE = -1  # for a slot, a row or a layer that there is not
 UNUSABLE = np.float32(-1e30)  # the affinity to a slot that holds no row of an earlier iteration
+
+inner = functools.partial(borrowing, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only compiled code calls
 
 
 class Networks(NamedTuple):
@@ -100,6 +106,26 @@ class Answers(NamedTuple):
     is_pending: np.ndarray
 
 
+class Scratch(NamedTuple):
+    """Room to work in, of which nothing lasts: what is compiled makes no arrays of its own, and counts nobody's references.
+
+    Attributes:
+        left, own: [J]. totals: [H]. active, active_values: [N] units above 0. wrong, steps, errors: [Q]. blame: [N]. nowhere: [S]
+            for as many rows NONE, always.
+    """
+
+    left: np.ndarray
+    own: np.ndarray
+    totals: np.ndarray
+    active: np.ndarray
+    active_values: np.ndarray
+    wrong: np.ndarray
+    steps: np.ndarray
+    errors: np.ndarray
+    blame: np.ndarray
+    nowhere: np.ndarray
+
+
 class ForecastState(NamedTuple):
     """One forecaster.
 
@@ -114,6 +140,7 @@ class ForecastState(NamedTuple):
     kept: Outputs
     memory: Memory
     answers: Answers
+    scratch: Scratch
 
 
 class Sizes(NamedTuple):
@@ -146,7 +173,8 @@ def new_state(sizes: Sizes, seed: int) -> ForecastState:
     counters[TOP_K], counters[LAST_LAYER] = sizes.top_k, NONE
     outputs = _new_outputs(sizes, rng)
     nothing = Outputs(*(array[:0].copy() for array in outputs))
-    return ForecastState(counters, _new_networks(sizes, rng), outputs, nothing, _new_memory(sizes), _new_answers(sizes))
+    networks, room = _new_networks(sizes, rng), (_new_memory(sizes), _new_answers(sizes), new_scratch(sizes))
+    return ForecastState(counters, networks, outputs, nothing, *room)
 
 
 def _new_networks(sizes: Sizes, rng: np.random.Generator) -> Networks:
@@ -181,9 +209,9 @@ def _new_outputs(sizes: Sizes, rng: np.random.Generator) -> Outputs:
 def _new_memory(sizes: Sizes) -> Memory:
     rows, asked = (sizes.num_layers, sizes.memory_rows), sizes.asked_rows
     return Memory(
-        ids=np.zeros((*rows, sizes.num_entries), dtype=np.int32),
+        ids=np.zeros((*rows, sizes.num_entries), dtype=np.uint16),
         values=_zeros(*rows, sizes.num_entries),
-        demanded=np.zeros(rows, dtype=np.int32),
+        demanded=np.zeros(rows, dtype=np.int64),
         before=np.full(sizes.memory_rows, NONE, dtype=np.int64),
         after=np.full(sizes.memory_rows, NONE, dtype=np.int64),
         slots=np.zeros(sizes.memory_rows, dtype=np.int64),
@@ -207,6 +235,22 @@ def _new_answers(sizes: Sizes) -> Answers:
         hidden=_zeros(*rows, sizes.num_units),
         probs=_zeros(*rows, outputs),
         is_pending=np.zeros(sizes.num_layers, dtype=np.bool_),
+    )
+
+
+def new_scratch(sizes: Sizes) -> Scratch:
+    outputs = sizes.num_distances * sizes.num_experts
+    return Scratch(
+        left=_zeros(sizes.num_experts),
+        own=_zeros(sizes.num_experts),
+        totals=_zeros(sizes.num_distances),
+        active=np.zeros(sizes.num_units, dtype=np.int64),
+        active_values=_zeros(sizes.num_units),
+        wrong=np.zeros(outputs, dtype=np.int64),
+        steps=_zeros(outputs),
+        errors=_zeros(outputs),
+        blame=_zeros(sizes.num_units),
+        nowhere=np.full(sizes.asked_rows, NONE, dtype=np.int64),
     )
 
 

@@ -12,8 +12,20 @@ from typing import Any
 import numpy as np
 
 from finemoe.errors import FinemoeError
+from finemoe.maps.forecast_addresses import addresses_of
 from finemoe.maps.forecast_kernels import hear_gate, run_block, start_iteration, start_request
-from finemoe.maps.forecast_state import ALWAYS, LEARNS, NEVER, WITHIN_REQUESTS, ForecastState, Outputs, Sizes, new_state
+from finemoe.maps.forecast_state import (
+    ALWAYS,
+    LEARNS,
+    MOST_EXPERTS,
+    NEVER,
+    WITHIN_REQUESTS,
+    ForecastState,
+    Outputs,
+    Sizes,
+    new_state,
+)
+from finemoe.maps.forecast_step import ForecastStep
 from finemoe.traces import PREFILL, RoutingTrace
 
 MOST_ROWS = 8  # of an iteration that are asked about and learned from
@@ -38,6 +50,9 @@ class Forecaster:
         num_units: N of each layer's network; None: as many as a gate can learn with in about 50 microseconds.
         memory_rows: M, how many tokens of the request are remembered.
         seed: of the networks' first weights, and of the order in which a history is learned.
+    Attributes:
+        table: [n] int64, what compiled code finds all of this by, see `forecast_addresses`; valid as long as this lives and until
+            it is frozen anew.
     Raises:
         FinemoeError: sizes that no model has, or distances beyond L.
     """
@@ -54,7 +69,7 @@ class Forecaster:
         memory_rows: int = _MEMORY_ROWS,
         seed: int = 0,
     ) -> None:
-        if min(num_layers, num_experts, top_k) < 1:
+        if min(num_layers, num_experts, top_k) < 1 or num_experts > MOST_EXPERTS:
             raise FinemoeError(f"a model of {num_layers} layers of {num_experts} experts, {top_k} a token")
         self.distances = doubling(num_layers) if distances is None else tuple(distances)
         if not self.distances or not _are_distances(self.distances, num_layers):
@@ -66,13 +81,13 @@ class Forecaster:
         top_k = min(top_k, num_experts)
         units = default_units(num_layers, num_experts, top_k, len(self.distances)) if num_units is None else num_units
         sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, memory_rows, MOST_ROWS)
-        self._state = new_state(sizes, seed)
+        self._hold(new_state(sizes, seed))
         self._rate = np.float32(
             min(0.03, 0.12 / (num_layers / 2 + len(self.distances)))
         )  # the more inputs, the smaller the steps
         self._state.networks.rates[:] = self._rate, 2 * self._rate
         self._no_gates = np.zeros((0, 0, 0), dtype=np.float32)
-        start_request(self._state)
+        start_request(self.table)
 
     @property
     def is_frozen(self) -> bool:
@@ -84,7 +99,7 @@ class Forecaster:
         if is_frozen:
             self.freeze()
         else:
-            start_request(self._state)
+            start_request(self.table)
             self._state.counters[LEARNS] = ALWAYS
 
     def freeze(self, adapts: bool = True) -> None:
@@ -93,10 +108,14 @@ class Forecaster:
         Args:
             adapts: whether the networks' last layer still learns from a request while it runs, and forgets that with it.
         """
-        start_request(self._state)
+        start_request(self.table)
         kept = Outputs(*(array.copy() if adapts else array[:0].copy() for array in self._state.outputs))
-        self._state = ForecastState(*self._state[:3], kept, *self._state[4:])
+        self._hold(self._state._replace(kept=kept))
         self._state.counters[LEARNS] = WITHIN_REQUESTS if adapts else NEVER
+
+    def _hold(self, state: ForecastState) -> None:
+        self._state = state
+        self.table = addresses_of(state)
 
     @property
     def num_bytes(self) -> int:
@@ -104,9 +123,13 @@ class Forecaster:
         groups = self._state[1:]
         return self._state.counters.nbytes + sum(array.nbytes for group in groups for array in group)
 
+    def step(self, least: float, farthest: int) -> ForecastStep:
+        """How compiled code answers the gates of this iteration as `hear` does, and which experts are to be loaded."""
+        return ForecastStep(self.table, self._state, self.distances, self.num_layers, least, farthest)
+
     def start_request(self) -> None:
         """Forget the tokens remembered: another request begins."""
-        start_request(self._state)
+        start_request(self.table)
 
     def start(self, num_rows: int = 1, is_prefill: bool = False) -> np.ndarray:
         """An iteration of B rows starts: [F, J] float32 probabilities for its first layers.
@@ -116,19 +139,25 @@ class Forecaster:
                 the last; else row b of the next iteration follows row b of this one if there are as many.
         """
         forecast = np.empty((self._num_first, self.num_experts), dtype=np.float32)
-        start_iteration(self._state, num_rows, is_prefill, forecast)
+        start_iteration(self.table, num_rows, is_prefill, forecast)
         return forecast
 
     def hear(self, layer: int, probs: np.ndarray, experts: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
         """The gate of `layer` has spoken: [H, J] float32 probabilities that any row demands each expert of the layers ahead.
 
         Args:
-            probs: [B, J] float32. experts: [B, K] int64 what each row demands, of width 0 where the layer did not run.
+            probs: [B, J] float32. experts: [B, K] int64 what each row demands, of width 0 where the layer did not run; an id
+                of J or more is no expert.
             ahead: [A, B, J] float32 the routers applied ahead, as the constructor's `strides` name them.
+        Raises:
+            FinemoeError: it is not this layer's turn, or the shape is wrong.
         """
         forecast = np.empty((len(self.distances), self.num_experts), dtype=np.float32)
-        probs, experts = np.ascontiguousarray(probs), np.ascontiguousarray(experts)  # one kernel does
-        hear_gate(self._state, layer, probs, experts, self._no_gates if ahead is None else ahead, forecast)
+        probs = np.ascontiguousarray(probs, dtype=np.float32)  # one kernel does
+        experts = np.ascontiguousarray(experts, dtype=np.int64)
+        ahead = self._no_gates if ahead is None else np.ascontiguousarray(ahead, dtype=np.float32)
+        if not hear_gate(self.table, layer, probs, experts, ahead, forecast):
+            raise FinemoeError(f"the gate of layer {layer}, {probs.shape}, is none of the iteration that has started")
         return forecast
 
     def forecast_block(
@@ -142,7 +171,7 @@ class Forecaster:
         """
         forecasts = self._forecasts(len(starts) - 1)
         by_layer = np.ascontiguousarray(experts.transpose(1, 0, 2))
-        run_block(self._state, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, *forecasts)
+        run_block(self.table, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, *forecasts)
         return forecasts
 
     def learn_trace(self, trace: RoutingTrace, passes: int = 2) -> None:
@@ -163,11 +192,11 @@ class Forecaster:
         gates = np.ascontiguousarray(trace.maps(rows).transpose(1, 0, 2))
         is_first = np.arange(len(starts) - 1) == 0
         experts = np.ascontiguousarray(trace.expert_ids[rows].transpose(1, 0, 2)).astype(np.int64)
-        run_block(self._state, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, *forecasts)
+        run_block(self.table, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, *forecasts)
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, by name; not what is remembered of the running request, which this ends."""
-        start_request(self._state)
+        start_request(self.table)
         return {name: array.copy() for name, array in _learned(self._state).items()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -176,7 +205,7 @@ class Forecaster:
         Raises:
             FinemoeError: it is of other sizes, or incomplete.
         """
-        start_request(self._state)
+        start_request(self.table)
         for name, array in _learned(self._state).items():
             given = np.asarray(state.get(name))
             if given.shape != array.shape:

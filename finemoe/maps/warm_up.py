@@ -1,9 +1,13 @@
-"""Compiles what searches, selects and ranks, before anybody waits for it."""
+"""Compiles what searches, selects, ranks and forecasts, before anybody waits for it."""
+
+import functools
 
 import numpy as np
 
 from finemoe.maps.expert_map import are_distributions
 from finemoe.maps.following import follow_gate_address
+from finemoe.maps.forecast_step import foretell_gate_address
+from finemoe.maps.forecaster import Forecaster
 from finemoe.maps.kernels import (
     accumulate_dots_of_rows,
     advance_prefix,
@@ -35,3 +39,12 @@ def warm_up() -> None:
     select_rows(probs, np.zeros(1), 1, np.zeros((1, 4), dtype=np.bool_))
     rank_as_selected(probs, np.zeros((1, 1), dtype=np.int64))
     record_rows(probs, np.zeros((1, 1), dtype=np.int64))
+
+
+@functools.cache
+def warm_up_forecasts() -> None:
+    """Likewise all that a forecaster does from one gate to the next; blocks, as of a history, are their own first users'."""
+    forecaster = Forecaster(1, 2, 1)
+    forecaster.start()
+    forecaster.hear(0, np.full((1, 2), 0.5, dtype=np.float32), np.zeros((1, 1), dtype=np.int64))
+    foretell_gate_address()

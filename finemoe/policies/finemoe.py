@@ -59,7 +59,7 @@ class FineMoE(Policy):
 
     def gate_step(self, num_rows: int) -> GateStep:
         self._following = following = self._follow(num_rows)
-        return GateStep(follow_gate_address(), following.table, self.setup.prefetch_distance, following)
+        return GateStep(follow_gate_address(), following.table, 1, following)
 
     def end_iteration(self) -> None:
         has_embeddings = self._context.embeddings is not None or not self.store.embedding_dim

@@ -7,7 +7,7 @@ from finemoe.cache import addresses, kernels, prefetch_queue, state
 from finemoe.cache.state import LAYER, NUM_PENDING
 from finemoe.compiling import njit
 from finemoe.maps import following, ranking
-from finemoe.maps.following import NOTHING, OUT_OF_PLACE
+from finemoe.maps.following import OUT_OF_PLACE
 from finemoe.native import bool_at, float32_at, function_types, int64_at, lock, transition, unlock, wake_all
 from finemoe.policies import base
 from finemoe.policies.base import are_sound
@@ -22,7 +22,8 @@ forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
 UNSOUND, NO_DISTRIBUTION = -4, -5
 
 _NUMBERS, _SINGLES = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-_step_at, _ = function_types(1, _NUMBERS, 1, _SINGLES[None], _SINGLES, _NUMBERS)
+_PREDICTIONS = _NUMBERS, _SINGLES[None], _NUMBERS, _NUMBERS[None]
+_step_at, _ = function_types(1, _NUMBERS, 1, _SINGLES[None], _NUMBERS[None], *_PREDICTIONS)
 
 
 @transition
@@ -33,13 +34,16 @@ def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-un
     Returns:
         Whether prefetches wait that are of this iteration.
     """
-    return _post(board, cache_of(board), iteration, layer, probabilities, experts)
+    cache = cache_of(board)
+    lock(board[at.MUTEX])
+    is_wanted = _post(board, cache, iteration, layer, probabilities, experts)
+    unlock(board[at.MUTEX])
+    return is_wanted
 
 
 @transition
-def speak(board, step, table, distance, iteration, layer, values, selected, form):  # type: ignore[no-untyped-def]
-    """A layer's gate has spoken, and a policy's step (see GateStep) predicts something of the layer `distance` ahead, which is as
-    in `post`.
+def speak(board, step, table, num_targets, iteration, layer, values, selected, form):  # type: ignore[no-untyped-def]
+    """A layer's gate has spoken, and a policy's step (see GateStep) makes up to so many predictions, which are as in `post`.
 
     Args:
         values, selected, form: what it said, see gates.Said.
@@ -48,26 +52,45 @@ def speak(board, step, table, distance, iteration, layer, values, selected, form
         impossible.
     """
     cache = cache_of(board)
-    num_experts, target = cache.stats.num_experts, layer + distance
-    probabilities, experts = np.empty(num_experts, dtype=np.float32), np.empty(num_experts, dtype=np.int64)
+    num_experts, is_wanted = cache.stats.num_experts, False
+    layers, counts = np.empty(num_targets, dtype=np.int64), np.empty(num_targets, dtype=np.int64)
+    probabilities = np.empty((num_targets, num_experts), dtype=np.float32)
+    experts = np.empty((num_targets, num_experts), dtype=np.int64)
     probs = np.empty((len(values), num_experts), dtype=np.float32)
     if not fill_distribution(values, selected, form, probs):
         return np.int64(NO_DISTRIBUTION)
-    count = _step_at(step)(table, layer, probs, probabilities, experts)
-    if count == NOTHING:
-        return np.int64(0)
-    if count == OUT_OF_PLACE:
+    made = _step_at(step)(table, layer, probs, selected, layers, probabilities, counts, experts)
+    if made == OUT_OF_PLACE:
         return np.int64(OUT_OF_PLACE)
-    is_possible = 0 <= count <= num_experts and 0 <= target * num_experts < len(cache.presence)
-    if not (is_possible and are_sound(probabilities, experts[:count], num_experts)):
+    if not (0 <= made <= num_targets and _are_possible(cache, made, layers, probabilities, counts, experts)):
         return np.int64(UNSOUND)
-    return np.int64(_post(board, cache, iteration, target, probabilities, experts[:count]))
+    lock(board[at.MUTEX])
+    for place in range(made):
+        wanted = experts[place, : counts[place]]
+        is_wanted |= _post(board, cache, iteration, layers[place], probabilities[place], wanted)
+    unlock(board[at.MUTEX])
+    return np.int64(is_wanted)
+
+
+@njit(cache=True, nogil=True)
+def _are_possible(cache, made, layers, probabilities, counts, experts):  # type: ignore[no-untyped-def]
+    """Whether these predictions are of layers that there are, each but once, and say something possible of them."""
+    num_layers, num_experts = len(cache.stats.turns), cache.stats.num_experts
+    for place in range(made):
+        if not (0 <= layers[place] < num_layers and 0 <= counts[place] <= num_experts):
+            return False
+        for earlier in range(place):
+            if layers[earlier] == layers[place]:
+                return False
+        if not are_sound(probabilities[place], experts[place, : counts[place]], num_experts):
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
 def _post(board, cache, iteration, layer, probabilities, experts):  # type: ignore[no-untyped-def]
+    """`post`, under the board's lock."""
     num_layers, num_experts = len(cache.stats.turns), cache.stats.num_experts
-    lock(board[at.MUTEX])
     kernels.hear(cache, layer, probabilities)
     may_run = iteration <= 1 or bool_at(board[at.HAS_RUN], num_layers)[layer]  # not what stood idle so far
     if may_run and iteration >= 0 and layer > cache.counts[LAYER]:
@@ -78,6 +101,4 @@ def _post(board, cache, iteration, layer, probabilities, experts):  # type: igno
         prefetch_queue.post_prefetches(cache, experts + layer * num_experts)
         if cache.counts[NUM_PENDING]:
             wake_all(board[at.WORK])
-    is_wanted = is_of_now and cache.counts[NUM_PENDING] > 0
-    unlock(board[at.MUTEX])
-    return is_wanted
+    return is_of_now and cache.counts[NUM_PENDING] > 0

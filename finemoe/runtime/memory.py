@@ -113,7 +113,7 @@ class ExpertMemory:
             FinemoeError: the step takes it for no gate of this iteration's, or predicts something impossible.
         """
         number = -1 if iteration is None else iteration
-        found = hearing.speak(self.board.places, step.address, step.table, step.distance, number, layer, *said)
+        found = hearing.speak(self.board.places, step.address, step.table, step.num_targets, number, layer, *said)
         if found == NO_DISTRIBUTION:
             said.distribution(self.cache.state.shape[1], layer)  # raises
         if found == OUT_OF_PLACE:

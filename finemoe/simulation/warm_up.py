@@ -1,10 +1,12 @@
-"""Compiles every kernel of store, cache and clock once, into the cache on disk: `python -m finemoe.simulation.warm_up`.
+"""Compiles kernels of store, forecaster, cache and clock once, into the cache on disk: `python -m finemoe.simulation.warm_up`.
 
 Without it the first processes that need them compile them all, each for itself.
 """
 
 from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.rules import RULES
+from finemoe.maps.forecaster import Forecaster
+from finemoe.maps.warm_up import warm_up_forecasts
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 
@@ -13,8 +15,10 @@ _SIZES = (32, 8, 2)  # of a published model, so that it has a size on a testbed
 
 def warm_up() -> None:
     """Replay a little made-up routing with an instant link and in virtual time, and make a live cache under every rule."""
+    warm_up_forecasts()
     trace = synthetic_trace(Recipe(0.2, 0.3, 0.4, 8), *_SIZES, num_requests=4, tokens_per_request=3)
     history, served = trace.split("history"), trace.split("served")
+    Forecaster(*_SIZES).learn_trace(history, passes=1)
     for hardware in (None, "6x-rtx3090"):
         for policy in ("finemoe", "promoe", "deepspeed-inference"):
             sweep(served, policy, [0.1], ["belady"], history=history, hardware=hardware)

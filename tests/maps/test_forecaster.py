@@ -8,6 +8,7 @@ import pytest
 from finemoe.errors import FinemoeError
 from finemoe.maps.forecast_network import run_network, teach_network, to_probabilities
 from finemoe.maps.forecast_rows import keep_entries
+from finemoe.maps.forecast_state import Scratch, Sizes, new_scratch
 from finemoe.maps.forecaster import MOST_ROWS, Forecaster, default_units
 from finemoe.traces import PREFILL, RoutingTrace
 
@@ -79,11 +80,16 @@ def network(rng: np.random.Generator, num_inputs: int = 30, units: int = 13, out
     }
 
 
+def scratch_of(parts: dict[str, np.ndarray]) -> Scratch:
+    units, outputs = parts["weights"].shape
+    return new_scratch(Sizes(1, outputs, 1, (1,), units, (), 16, 1))
+
+
 def probabilities(parts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     hidden, scores = np.empty_like(parts["hidden_bias"]), np.empty_like(parts["bias"])
     run_network(
         parts["inputs"], parts["places"], parts["factors"], len(parts["places"]), parts["hidden_bias"], parts["weights"],
-        parts["bias"], parts["gains"], parts["votes"], hidden, scores,
+        parts["bias"], parts["gains"], parts["votes"], hidden, scores, scratch_of(parts),
     )  # fmt: skip
     to_probabilities(scores)
     return hidden, scores
@@ -118,6 +124,7 @@ def test_a_step_goes_down_the_gradient(is_whole):
     teach_network(
         after["inputs"], after["places"], after["factors"], len(after["places"]), after["hidden_bias"], after["weights"],
         after["across"], after["bias"], after["gains"], after["votes"], hidden, errors.copy(), rate, is_whole,
+        scratch_of(parts),
     )  # fmt: skip
     for name in ("inputs", "hidden_bias", "weights", "bias", "gains"):
         taken = (parts[name] - after[name]).reshape(-1) / rate
@@ -284,13 +291,46 @@ def test_a_layer_that_did_not_run_is_no_demand():
     assert learned["demands"][[0, 2]].sum() == 60 * 2 * 2
 
 
+def test_what_is_no_expert_is_not_demanded():
+    """An id of J or more, as of a token that skips a layer, is left out; nothing is written where there is no room for it."""
+    gates, experts = planted(3, 8, 60, seed=9)
+    strange, plain = Forecaster(3, 8, 2, (1, 2, 3)), Forecaster(3, 8, 2, (1, 2, 3))
+    for row in range(60):
+        strange.start()
+        plain.start()
+        for layer in range(3):
+            chosen = experts[row : row + 1, layer]
+            skips = [8, 10**9][row % 2] if layer == 1 else -1
+            told = np.array([[skips, chosen[0, 0]]]) if layer else chosen.copy()
+            gate = gates[layer, row : row + 1]
+            said = strange.hear(layer, gate, told), plain.hear(layer, gate, chosen[:, :1].copy() if layer else chosen.copy())
+            np.testing.assert_array_equal(*said)
+    for name, array in strange.state().items():
+        np.testing.assert_array_equal(array, plain.state()[name])
+    assert strange.state()["demands"].sum() == 60 * (2 + 1 + 1)
+
+
+def test_a_gate_out_of_turn_is_refused():
+    forecaster, gate, chosen = Forecaster(3, 8, 2), np.full((2, 8), 0.125, dtype=np.float32), np.zeros((2, 2), dtype=np.int64)
+    forecaster.start(2)
+    for layer, probs, experts in ((1, gate, chosen), (0, gate[:1], chosen[:1]), (0, gate, chosen[:1]), (0, gate[:, :7], chosen)):
+        with pytest.raises(FinemoeError, match=f"the gate of layer {layer}"):
+            forecaster.hear(layer, probs, experts)
+    forecaster.hear(0, gate, chosen)
+    with pytest.raises(FinemoeError, match="the gate of layer 0"):
+        forecaster.hear(0, gate, chosen)
+
+
 def test_entries_are_what_was_demanded_and_then_the_most_probable():
     probs = np.array([0.1, 0.4, 0.0, 0.2, 0.3], dtype=np.float32)
-    ids, values = np.zeros(5, dtype=np.int32), np.ones(5, dtype=np.float32)
-    keep_entries(probs, np.array([3, 2]), ids, values)
+    ids, values = np.zeros(5, dtype=np.uint16), np.ones(5, dtype=np.float32)
+    left = np.zeros(5, dtype=np.float32)
+    ids[:2] = 3, 2
+    keep_entries(probs, 2, ids, values, left)
     assert ids[:5].tolist()[:4] == [3, 2, 1, 4]
     np.testing.assert_allclose(values, np.sqrt([0.2, 0.0, 0.4, 0.3, 0.1]).astype(np.float32))
-    keep_entries(np.array([0.0, 1.0, 0.0, 0.0, 0.0], dtype=np.float32), np.array([1]), ids, values)
+    ids[0] = 1
+    keep_entries(np.array([0.0, 1.0, 0.0, 0.0, 0.0], dtype=np.float32), 1, ids, values, left)
     assert values.tolist() == [1, 0, 0, 0, 0]
 
 
