@@ -1,4 +1,4 @@
-"""A forecaster by address, for compiled code that is handed one table instead of its 52 arrays."""
+"""A forecaster by address, for compiled code that is handed one table instead of its 46 arrays."""
 
 import functools
 
@@ -45,10 +45,10 @@ def state_at(table):  # type: ignore[no-untyped-def]
         int64_at(at[0], NUM_COUNTERS),
         _networks_at(table, at[1:]),
         _outputs_at(table, at[9:], table[0]),
-        _outputs_at(table, at[14:], table[10]),
-        _memory_at(table, at[19:]),
-        _answers_at(table, at[30:]),
-        _scratch_at(table, at[38:]),
+        _outputs_at(table, at[13:], table[10]),
+        _memory_at(table, at[17:]),
+        _answers_at(table, at[28:]),
+        _scratch_at(table, at[36:]),
     )
 
 
@@ -71,13 +71,11 @@ def _networks_at(table, at):  # type: ignore[no-untyped-def]
 def _outputs_at(table, at, num_layers):  # type: ignore[no-untyped-def]
     num_experts, num_units, num_strides = table[1], table[3], table[4]
     num_outputs = table[2] * num_experts
-    num_weights = num_layers * num_units * num_outputs
     return Outputs(
-        float32_at(at[0], num_weights).reshape(num_layers, num_units, num_outputs),
-        float32_at(at[1], num_weights).reshape(num_layers, num_outputs, num_units),
+        float32_at(at[0], num_layers * num_units * num_outputs).reshape(num_layers, num_units, num_outputs),
+        float32_at(at[1], num_layers * num_outputs).reshape(num_layers, num_outputs),
         float32_at(at[2], num_layers * num_outputs).reshape(num_layers, num_outputs),
-        float32_at(at[3], num_layers * num_outputs).reshape(num_layers, num_outputs),
-        float32_at(at[4], num_layers * num_strides * num_experts).reshape(num_layers, num_strides, num_experts),
+        float32_at(at[3], num_layers * num_strides * num_experts).reshape(num_layers, num_strides, num_experts),
     )
 
 

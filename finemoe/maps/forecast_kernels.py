@@ -115,7 +115,6 @@ def _is_in_place(state, layer, probs, experts):  # type: ignore[no-untyped-def]
 @inner
 def _copy_outputs(source, target):  # type: ignore[no-untyped-def]
     _copy(source.weights.reshape(source.weights.size), target.weights.reshape(source.weights.size))
-    _copy(source.across.reshape(source.across.size), target.across.reshape(source.across.size))
     _copy(source.bias.reshape(source.bias.size), target.bias.reshape(source.bias.size))
     _copy(source.vote_gains.reshape(source.vote_gains.size), target.vote_gains.reshape(source.vote_gains.size))
     _copy(source.ahead_gains.reshape(source.ahead_gains.size), target.ahead_gains.reshape(source.ahead_gains.size))
@@ -277,7 +276,6 @@ def _teach(state, layer, slots, followers):  # type: ignore[no-untyped-def]
             state.answers.num_inputs[layer, row],
             state.networks.hidden_bias[layer],
             state.outputs.weights[layer],
-            state.outputs.across[layer],
             state.outputs.bias[layer],
             state.outputs.vote_gains[layer],
             state.answers.votes[layer, row],

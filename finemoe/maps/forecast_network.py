@@ -1,8 +1,7 @@
 """The compiled arithmetic of a forecaster's networks: two layers, from the few entries kept of each gate to the experts ahead.
 
-Every loop over many values adds to as many sums, `out[q] += x * weights[q]`, none adds them up: compilers then keep the order of
-every sum, so that bits do not depend on how wide a machine's registers are, nor on how many rows are asked about at once. The
-second layer's weights are kept both ways round for that.
+Every sum is made in one order: loops over many values add to as many sums, `out[q] += x * weights[q]`, or to one at a time. So
+bits depend neither on how wide a machine's registers are, nor on how many rows are asked about at once.
 """
 
 import math
@@ -82,33 +81,20 @@ def to_probabilities(scores):  # type: ignore[no-untyped-def]
 
 @borrowing
 def teach_network(  # type: ignore[no-untyped-def]
-    inputs,
-    places,
-    factors,
-    size,
-    hidden_bias,
-    outputs,
-    across,
-    output_bias,
-    gains,
-    votes,
-    hidden,
-    errors,
-    rate,
-    is_whole,
-    scratch,
+    inputs, places, factors, size, hidden_bias, outputs, output_bias, gains, votes, hidden, errors, rate, is_whole, scratch
 ):
     """One step down the gradient of the cross-entropy, by the errors of the probabilities, [Q] (changed); the rest as in
-    `run_network`, with across [Q, N] the outputs' weights once more. Only a whole step changes the first layer."""
+    `run_network`. Only a whole step changes the first layer."""
     for q in range(len(errors)):
         errors[q] = rate * errors[q] if abs(errors[q]) >= _SMALL else _ZERO
-    wrong, steps = scratch.wrong, scratch.steps
-    num_wrong = nonzero(errors, wrong, steps)
-    if is_whole:
-        _teach_inputs(inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden, scratch.blame)
     active, values = scratch.active, scratch.active_values
     count = nonzero(hidden, active, values)
-    take_steps(across, wrong, steps, num_wrong, hidden)
+    if is_whole:
+        num_wrong, blame = nonzero(errors, scratch.wrong, scratch.steps), scratch.blame
+        _blame(outputs, active, count, scratch.wrong, scratch.steps, num_wrong, blame)
+        for n in range(len(hidden)):
+            hidden_bias[n] -= blame[n]
+        take_steps(inputs, places, factors, size, blame)
     take_steps(outputs, active, values, count, errors)
     for q in range(len(errors)):
         output_bias[q] -= errors[q]
@@ -116,13 +102,25 @@ def teach_network(  # type: ignore[no-untyped-def]
 
 
 @inner
-def _teach_inputs(  # type: ignore[no-untyped-def]
-    inputs, places, factors, size, hidden_bias, across, wrong, steps, num_wrong, hidden, blame
-):
+def _blame(outputs, active, count, wrong, steps, num_wrong, blame):  # type: ignore[no-untyped-def]
+    """What each unit above 0 has done to the errors: sum_q steps[q] * outputs[n, wrong[q]], in order; blame [N], else 0."""
     for n in range(len(blame)):
         blame[n] = _ZERO
-    add_weighted(across, wrong, steps, num_wrong, blame)
-    for n in range(len(hidden)):
-        blame[n] = blame[n] if hidden[n] > _ZERO else _ZERO
-        hidden_bias[n] -= blame[n]
-    take_steps(inputs, places, factors, size, blame)
+    i = 0
+    while i + 4 <= count:  # four sums a pass, for each alone would wait for itself
+        w0, w1, w2, w3 = outputs[active[i]], outputs[active[i + 1]], outputs[active[i + 2]], outputs[active[i + 3]]
+        sum0 = sum1 = sum2 = sum3 = _ZERO
+        for place in range(num_wrong):
+            q, step = wrong[place], steps[place]
+            sum0 += step * w0[q]
+            sum1 += step * w1[q]
+            sum2 += step * w2[q]
+            sum3 += step * w3[q]
+        blame[active[i]], blame[active[i + 1]], blame[active[i + 2]], blame[active[i + 3]] = sum0, sum1, sum2, sum3
+        i += 4
+    while i < count:
+        w0, sum0 = outputs[active[i]], _ZERO
+        for place in range(num_wrong):
+            sum0 += steps[place] * w0[wrong[place]]
+        blame[active[i]] = sum0
+        i += 1

@@ -50,12 +50,11 @@ class Outputs(NamedTuple):
     """How log odds are made of the networks' units and of what else is known.
 
     Attributes:
-        weights: [L, N, Q], bias: [L, Q]. across: [L, Q, N] the weights once more, the other way round.
+        weights: [L, N, Q], bias: [L, Q].
         vote_gains: [L, Q] how much it counts what similar rows demanded. ahead_gains: [L, A, J] likewise routers applied ahead.
     """
 
     weights: np.ndarray
-    across: np.ndarray
     bias: np.ndarray
     vote_gains: np.ndarray
     ahead_gains: np.ndarray
@@ -196,10 +195,8 @@ def _new_outputs(sizes: Sizes, rng: np.random.Generator) -> Outputs:
     """At first every expert is demanded as often as any, and a vote is taken at its word."""
     shape = sizes.num_layers, sizes.num_distances * sizes.num_experts
     share = min(sizes.top_k / sizes.num_experts, 0.9)
-    weights = _drawn(rng, 0.03, sizes.num_layers, sizes.num_units, shape[1])
     return Outputs(
-        weights=weights,
-        across=weights.transpose(0, 2, 1).copy(),
+        weights=_drawn(rng, 0.03, sizes.num_layers, sizes.num_units, shape[1]),
         bias=np.full(shape, np.log(share / (1 - share)), dtype=np.float32),
         vote_gains=np.full(shape, 2.0, dtype=np.float32),
         ahead_gains=np.full((sizes.num_layers, len(sizes.strides), sizes.num_experts), 1.0, dtype=np.float32),

@@ -78,7 +78,7 @@ class Forecaster:
             raise FinemoeError(f"a forecaster remembers at least {2 * MOST_ROWS} rows, not {memory_rows}")
         self.num_layers, self.num_experts, self._seed = num_layers, num_experts, seed
         self._num_first = min(_NUM_FIRST if num_first is None else num_first, self.distances[-1])
-        top_k = min(top_k, num_experts)
+        self._top_k = top_k = min(top_k, num_experts)
         units = default_units(num_layers, num_experts, top_k, len(self.distances)) if num_units is None else num_units
         sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, memory_rows, MOST_ROWS)
         self._hold(new_state(sizes, seed))
@@ -122,6 +122,12 @@ class Forecaster:
         """Of all that it keeps."""
         groups = self._state[1:]
         return self._state.counters.nbytes + sum(array.nbytes for group in groups for array in group)
+
+    @property
+    def network_bytes(self) -> int:
+        """Weights that the last layer's network, which has the most inputs, reads for one row."""
+        num_units = self._state.networks.hidden_bias.shape[1]
+        return 4 * num_units * _num_products(self.num_layers, self.num_experts, self._top_k, len(self.distances))
 
     def step(self, least: float, farthest: int) -> ForecastStep:
         """How compiled code answers the gates of this iteration as `hear` does, and which experts are to be loaded."""
@@ -211,7 +217,6 @@ class Forecaster:
             if given.shape != array.shape:
                 raise FinemoeError(f"the forecaster's {name} is of shape {array.shape}; there is one of shape {given.shape}")
             array[:] = given
-        self._state.outputs.across[:] = self._state.outputs.weights.transpose(0, 2, 1)
         if len(self._state.kept.weights):
             self.freeze()
 
@@ -238,9 +243,14 @@ def _are_distances(distances: tuple[int, ...], num_layers: int) -> bool:
     return list(distances) == sorted(set(distances)) and distances[0] >= 1 and distances[-1] <= num_layers
 
 
+def _num_products(num_layers: int, num_experts: int, top_k: int, num_distances: int) -> int:
+    """Of one unit of a network at most: its entries of gates in, and everything out."""
+    return 2 * top_k * (num_layers + num_distances) + num_distances * num_experts
+
+
 def default_units(num_layers: int, num_experts: int, top_k: int, num_distances: int) -> int:
     """N: as many as are worth their time, within what a gate may take and a device's host may hold."""
-    products = 2 * top_k * (num_layers + num_distances) + num_distances * num_experts
+    products = _num_products(num_layers, num_experts, top_k, num_distances)
     weights = num_layers * num_experts * (num_layers / 2 + 3 * num_distances)
     fitting = int(min(_PRODUCTS / products, _BYTES / (4 * weights), _MOST_UNITS))
     return max(fitting // 8 * 8, _FEWEST_UNITS)
