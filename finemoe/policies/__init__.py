@@ -11,6 +11,7 @@ from finemoe.errors import FinemoeError
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.policies.deepspeed_inference import DeepSpeedInference
 from finemoe.policies.finemoe import FineMoE
+from finemoe.policies.finemoe_plus import FinemoePlus
 from finemoe.policies.mixtral_offloading import MixtralOffloading
 from finemoe.policies.moe_infinity import MoEInfinity
 from finemoe.policies.no_offload import NoOffload
@@ -22,6 +23,7 @@ from finemoe.registry import Registry, derived_from
 POLICIES: dict[str, type[Policy]] = {
     "deepspeed-inference": DeepSpeedInference,
     "finemoe": FineMoE,
+    "finemoe-plus": FinemoePlus,
     "mixtral-offloading": MixtralOffloading,
     "moe-infinity": MoEInfinity,
     "no-offload": NoOffload,

@@ -167,6 +167,10 @@ class Policy(ABC):
     def end_iteration(self) -> None:
         """The last layer has run."""
 
+    def close(self) -> None:
+        """The run is over: no call comes after this one."""
+        return None
+
     def predict_block(self, block: Block) -> Predictions | None:
         """What `start_iteration` and `on_gate` would answer in all iterations of a block, bit for bit; None, to be asked step by
         step. A replay asks this first, for whoever knows beforehand all that it will know answers faster at once."""

@@ -4,7 +4,6 @@ A free link flatters whoever loads most, so each row carries what it moved: expe
 ahead, and how much of the latter was evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
 """
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from finemoe.intervals import bootstrap_ratio
-from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
-from finemoe.simulation.replay import replay_setup, sweep
+from finemoe.simulation.knowledge import Knowledge
+from finemoe.simulation.replay import sweep
 from finemoe.simulation.systems import System, left_out
 from finemoe.traces import RoutingTrace
 
@@ -38,11 +37,11 @@ def system_reports(
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
-    store = functools.cache(lambda: store_from(replay_setup(served, history, **options)))  # once for every variant of FineMoE
+    knowledge = Knowledge(served, history, **options)
     found = {}
     for names in _heard_alike([name for name in systems if name not in missing], systems):
         system, evictions = systems[names[0]], [systems[name].eviction for name in names]
-        known = store() if system.policy == "finemoe" else history
+        known = knowledge.of(system.policy)
         reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **system.options)
         for (memory, name), report in zip(itertools.product(expert_memories, names), reports, strict=True):
             found[name, memory] = report

@@ -113,20 +113,19 @@ def sweep(
         rule_named(eviction, is_replay=True)  # or there is none
     if hardware is None:
         num_devices = 1 if devices is None else devices
-        return _run(
-            trace,
-            policy,
-            system,
-            [InstantCache(trace, system, memory, rule, num_devices, expert_bytes) for memory, rule in choices],
-            progress=progress,
-        )
+        caches = [InstantCache(trace, system, memory, rule, num_devices, expert_bytes) for memory, rule in choices]
+        reports = _run(trace, policy, system, caches, progress=progress)
+        system.close()
+        return reports
     testbed = Testbed.load(hardware)
     testbed = testbed if devices is None else replace(testbed, devices=devices)
     cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
     pace = ModelledPace(cost, arrangement)
     for memory, _ in choices:
         pace.require_room(1.0 if system.holds_everything else memory)
-    return paced(trace, policy, system, choices, pace, progress)
+    reports = paced(trace, policy, system, choices, pace, progress)
+    system.close()
+    return reports
 
 
 def paced(

@@ -45,9 +45,9 @@ def random_events(seed: int, num_iterations: int) -> Events:
 class Plain:
     """The same events over the readable cache, in as few words as possible."""
 
-    def __init__(self, rule: str, num_slots: int) -> None:
+    def __init__(self, rule: str, num_slots: int, least_gain: float | None = None) -> None:
         self.rule = readable.RULES[rule](LAYERS, EXPERTS)
-        self.cache = ExpertCache(self.rule, num_slots, ahead=0)
+        self.cache = ExpertCache(self.rule, num_slots, ahead=0, least_gain=least_gain)
         self.demand_loads = self.prefetch_loads = self.wasted = 0
 
     def run(self, events: Events) -> list[int]:
@@ -104,11 +104,15 @@ def test_every_rule_has_a_readable_twin():
 
 @pytest.mark.parametrize("rule", sorted(readable.RULES))
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), num_slots=st.integers(1, LAYERS * EXPERTS))
-def test_a_replay_agrees_with_the_readable_cache(rule, seed, num_slots):
+@given(
+    seed=st.integers(0, 10**6),
+    num_slots=st.integers(1, LAYERS * EXPERTS),
+    least_gain=st.sampled_from([None, 0.0, 0.0625, 0.25]),
+)
+def test_a_replay_agrees_with_the_readable_cache(rule, seed, num_slots, least_gain):
     events = random_events(seed, num_iterations=12)
-    compiled = InstantDevice(rule_named(rule, is_replay=True), LAYERS, EXPERTS, num_slots)
-    plain = Plain(rule, num_slots)
+    compiled = InstantDevice(rule_named(rule, is_replay=True), LAYERS, EXPERTS, num_slots, least_gain)
+    plain = Plain(rule, num_slots, least_gain)
     outcome = compiled.run(events)
     assert outcome[:, 0].tolist() == plain.run(events)
     assert outcome[:, 1:].sum(axis=0).tolist() == [plain.demand_loads, plain.prefetch_loads, plain.wasted]

@@ -34,7 +34,12 @@ SYSTEMS = {
 }
 KNOWING_NOTHING = {"on-demand", "no-offload", "deepspeed-inference", "mixtral-offloading", "promoe speculative"}
 LEARNING_BEFOREHAND = {"promoe"}
-LEARNING_BETWEEN = {"finemoe", "finemoe no-semantic", "moe-infinity"}  # iterations or requests, which a block takes in order
+LEARNING_BETWEEN = {
+    "finemoe",
+    "finemoe no-semantic",
+    "finemoe-plus",
+    "moe-infinity",
+}  # iterations or requests, which a block takes in order
 ALWAYS_AT_ONCE = KNOWING_NOTHING | LEARNING_BETWEEN | {"oracle"}
 
 

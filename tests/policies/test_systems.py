@@ -150,7 +150,7 @@ def test_what_a_trace_lacks_is_named():
 
 
 def test_unknown_systems_and_options_are_named():
-    with pytest.raises(FinemoeError, match="unknown policy 'magic'; known: deepspeed-inference, finemoe, mixtral-offloading"):
+    with pytest.raises(FinemoeError, match="unknown policy 'magic'; known: deepspeed-inference, finemoe, finemoe-plus, mixtral-offloading"):
         make_policy("magic", setup())
     with pytest.raises(FinemoeError, match="policy 'on-demand' has no option 'predictor'; its own are: none"):
         make_policy("on-demand", setup(), predictor="learned")

@@ -1,6 +1,7 @@
 """A second replay, as plain as can be: dictionaries, sets and loops, every quantity computed anew from its definition.
 
-It shares nothing with the package but the trace it reads. Slow, and only for demanded sets that fit the cache.
+It shares nothing with the package but the trace it reads, and the forecasts of finemoe-plus, which have a twin of their own.
+Slow, and only for demanded sets that fit the cache.
 """
 
 import math
@@ -8,6 +9,9 @@ from collections import defaultdict
 from itertools import pairwise
 
 import numpy as np
+
+from finemoe.maps.forecaster import Forecaster
+from finemoe.traces import PREFILL
 
 # --- what each system asks for: (layer, {expert: probability}, whole predicted row) --------------------------------------------
 
@@ -28,6 +32,7 @@ def cosine(a, b):
 
 class Nothing:
     whole_layers = False
+    least_gain = None
 
     def __init__(self, trace, history, distance):
         self.trace, self.history, self.distance = trace, history, distance
@@ -181,6 +186,36 @@ class Future(Nothing):
         return self.will(rows, target) if target < self.trace.num_layers else []
 
 
+class Foretold(Nothing):
+    """finemoe-plus: what its forecaster says (tests/maps/test_forecaster.py holds that against plain NumPy)."""
+
+    least_gain = 0.35
+
+    def __init__(self, trace, history, distance):
+        super().__init__(trace, history, distance)
+        self.forecaster, self.request = Forecaster(trace.num_layers, trace.num_experts, trace.top_k), None
+        self.forecaster.learn_trace(history)
+        self.forecaster.is_frozen = True
+
+    def answer(self, layer, row, is_to_be_loaded):
+        wanted = {e: float(p) for e, p in enumerate(row) if p >= self.least_gain}
+        return layer % self.trace.num_layers, wanted if is_to_be_loaded else {}, row
+
+    def at_start(self, request, rows):
+        if request != self.request:
+            self.forecaster.start_request()
+        self.request = request
+        forecast = self.forecaster.start(len(rows), self.trace.phase[rows[0]] == PREFILL)
+        return [self.answer(layer, row, True) for layer, row in enumerate(forecast)]
+
+    def at_gate(self, request, rows, layer):
+        maps, experts = self.trace.maps(rows)[:, layer], self.trace.expert_ids[rows, layer].astype(np.int64)
+        return [
+            self.answer(layer + ahead, row, ahead <= 8 and layer + ahead < self.trace.num_layers)
+            for ahead, row in zip((1, 2, 4), self.forecaster.hear(layer, maps, experts), strict=True)
+        ]
+
+
 SYSTEMS = {
     "on-demand": (Nothing, "lru"),
     "deepspeed-inference": (WholeLayers, "lru"),
@@ -189,6 +224,7 @@ SYSTEMS = {
     "promoe speculative": (Speculative, "lru"),
     "moe-infinity": (Matrices, "lfu"),
     "finemoe": (Maps, "finemoe"),
+    "finemoe-plus": (Foretold, "next-use"),
     "oracle": (Future, "belady"),
 }
 
@@ -350,15 +386,25 @@ class Cache:
         """Rounded, since a sum's last digit is not the definition's."""
         return round(self.rule(self.log, key), 9)
 
+    def victim(self):
+        """Who must go for another; None where nobody may."""
+        movable = self.resident - self.running - self.held_back
+        candidates = (movable - self.awaited) or movable
+        order = lambda key: (self.worth(key), self.log.frequency(key), -self.log.until(key, self.layer), key)  # noqa: E731
+        return min(candidates, key=order, default=None)
+
+    def gain(self, key):
+        """What an absent expert is worth more than who must go for it."""
+        has_room = len(self.resident) < self.num_slots
+        victim = None if has_room else self.victim()
+        return self.worth(key) - (0 if victim is None else self.worth(victim))
+
     def make_room(self):
         if len(self.resident) < self.num_slots:
             return True
-        movable = self.resident - self.running - self.held_back
-        candidates = (movable - self.awaited) or movable
-        if not candidates:
+        victim = self.victim()
+        if victim is None:
             return False
-        order = lambda key: (self.worth(key), self.log.frequency(key), -self.log.until(key, self.layer), key)  # noqa: E731
-        victim = min(candidates, key=order)
         self.resident.discard(victim)
         self.wasted += victim in self.unused
         self.unused.discard(victim)
@@ -387,7 +433,7 @@ def replay(trace, system, rule, num_slots, history=None, distance=2):
         absent = [(p, key) for p, key in asked if key not in cache.resident]
         cache.awaited |= {key for _, key in asked if key in cache.resident and key[0] > cache.layer}
         for _, key in sorted(absent, key=lambda pair: -pair[0]):
-            if cache.make_room():
+            if (policy.least_gain is None or cache.gain(key) > policy.least_gain) and cache.make_room():
                 cache.resident.add(key)
                 cache.unused.add(key)
                 counts["ahead"] += 1

@@ -4,7 +4,6 @@ A row is one request (one batch of them, where several run side by side), so tha
 interval over requests.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +15,10 @@ from finemoe.errors import FinemoeError
 from finemoe.intervals import Interval, bounds, resample_counts
 from finemoe.paths import ROOT
 from finemoe.policies import policy_named
-from finemoe.policies.finemoe import store_from
 from finemoe.report import Report
 from finemoe.simulation.cost import CostModel, size_of
-from finemoe.simulation.replay import replay_setup, sweep
+from finemoe.simulation.knowledge import Knowledge
+from finemoe.simulation.replay import sweep
 from finemoe.simulation.systems import System, left_out
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
@@ -66,15 +65,14 @@ def latency_table(
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
-    with_store = functools.partial(store_from, replay_setup(served, history, **options))
-    store = functools.cache(with_store)  # once for every variant of FineMoE
+    knowledge = Knowledge(served, history, **options)
     cost = CostModel(size_of(model, served.num_layers, served.num_experts, served.top_k), Testbed.load(hardware))
     options |= {"hardware": hardware, "model": model, "batch_size": batch_size}
     tables = []
     for name, system in systems.items():
         memories = _fitting(cost, system, expert_memories)
         if name not in missing and memories:
-            known = store() if system.policy == "finemoe" else history
+            known = knowledge.of(system.policy)
             reports = sweep(served, system.policy, memories, [system.eviction], known, **options, **system.options)
             tables += [request_rows(report, name, memory) for memory, report in zip(memories, reports, strict=True)]
     if not tables:

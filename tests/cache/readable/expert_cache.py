@@ -43,11 +43,12 @@ class ExpertCache:
     Args:
         rule: the eviction rule, which fixes L and J.
         num_slots: capacity in experts, at least 1. ahead: how many layers ahead of the running one a prefetch must be.
+        least_gain: by how much a prefetch must be worth more than who goes for it, or than nothing; None: by nothing.
     """
 
-    def __init__(self, rule: EvictionRule, num_slots: int, ahead: int = 1) -> None:
+    def __init__(self, rule: EvictionRule, num_slots: int, ahead: int = 1, least_gain: float | None = None) -> None:
         shape = rule.frequency.shape
-        self.rule, self.num_slots, self.ahead = rule, num_slots, ahead
+        self.rule, self.num_slots, self.ahead, self.least_gain = rule, num_slots, ahead, least_gain
         self.state = np.zeros(shape, dtype=np.uint8)
         self.slot_of = np.full(shape, -1, dtype=np.int64)
         self._undemanded = np.zeros(shape, dtype=np.bool_)  # prefetched, and not demanded since
@@ -114,9 +115,11 @@ class ExpertCache:
         """Give an absent expert a slot, evicting if none is free; its state becomes LOADING.
 
         Returns:
-            None where every slot holds an expert that must stay.
+            None where every slot holds an expert that must stay, or the prefetch would gain too little.
         """
         assert self.state[layer, expert] == ABSENT
+        if prefetched and self.least_gain is not None and not self._gain(layer, expert) > self.least_gain:
+            return None
         evicted, wasted = -1, False
         if not self._free_slots:
             evicted = self._choose_victim()
@@ -130,6 +133,13 @@ class ExpertCache:
         self._undemanded[layer, expert] = prefetched
         self._awaiting[layer, expert] = prefetched and layer != self._layer
         return Admission(slot, evicted, wasted)
+
+    def _gain(self, layer: int, expert: int) -> float:
+        """What an absent expert is worth more than who would go for it, or than a free slot."""
+        victim = -1 if self._free_slots else self._choose_victim()
+        flats = np.array([layer * self.state.shape[1] + expert, victim])
+        worth = self.rule.worth(flats)
+        return float(worth[0] - (worth[1] if victim >= 0 else 0.0))
 
     def expect(self, layer: int, expert: int) -> None:
         """A prefetch finds this expert here or on its way: as one just prefetched, it is awaited until its layer comes."""

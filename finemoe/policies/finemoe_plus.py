@@ -1,0 +1,116 @@
+"""finemoe-plus (not in the paper): forecasts learned while serving, and prefetches that must be worth the slot they take.
+
+Every gate is a forecast of the next layers, past the last one those of the next token (`maps.forecaster`). What it says is what
+eviction goes by (`cache.rules.next_use`), and an expert is loaded ahead only where, weighed by the same rule, it is worth more
+than whoever goes for it, by a margin that pays for the loads that turn out to be in vain.
+"""
+
+import numpy as np
+
+from finemoe.maps.forecast_step import foretell_gate_address
+from finemoe.maps.forecaster import MOST_ROWS, Forecaster
+from finemoe.maps.warm_up import warm_up_forecasts
+from finemoe.policies.base import Context, Policy, PolicySetup, Prediction, history_trace
+from finemoe.policies.block import Block
+from finemoe.policies.gate_step import GateStep
+from finemoe.policies.predictions import Predictions
+
+LEAST_GAIN = 0.35  # of a load: chosen on folds 0 and 1 of the gpt-oss trace (notebooks/finemoe_plus.ipynb)
+LAYERS_LOADED = 8  # ahead at most
+
+
+class FinemoePlus(Policy):
+    """Forecasts d layers ahead for every d at once.
+
+    Args:
+        setup: model sizes, history (a trace to learn from, or a forecaster that did: what it learned then stays as it is; None:
+            learns while it serves), seed. Its prefetch distance and store are of no use here.
+        least_gain: what a prefetch must gain, in loads.
+    """
+
+    default_eviction = "next-use"
+    least_gain: float = LEAST_GAIN
+
+    def __init__(self, setup: PolicySetup, least_gain: float = LEAST_GAIN) -> None:
+        super().__init__(setup)
+        warm_up_forecasts()
+        self.least_gain = least_gain
+        self.forecaster = forecaster_from(setup)
+
+    def start_iteration(self, context: Context) -> list[Prediction]:
+        if context.starts_request:
+            self.forecaster.start_request()
+        forecast = self.forecaster.start(context.num_rows, bool(context.is_prefill))
+        return [self._foretold(layer, probabilities, True) for layer, probabilities in enumerate(forecast)]
+
+    def on_gate(
+        self, layer: int, probs: np.ndarray, experts: np.ndarray, lookahead: np.ndarray | None = None
+    ) -> list[Prediction]:
+        forecast, num_layers = self.forecaster.hear(layer, probs, experts, lookahead), self.setup.num_layers
+        return [
+            self._foretold(
+                (layer + distance) % num_layers, probabilities, layer + distance < num_layers and distance <= LAYERS_LOADED
+            )
+            for distance, probabilities in zip(self.forecaster.distances, forecast, strict=True)
+        ]
+
+    def gate_step(self, num_rows: int) -> GateStep:
+        step = self.forecaster.step(self.least_gain, LAYERS_LOADED)
+        return GateStep(foretell_gate_address(), step.table, len(self.forecaster.distances), step)
+
+    def end_iteration(self) -> None:
+        return None
+
+    def predict_block(self, block: Block) -> Predictions:
+        """All iterations of a block in one compiled call."""
+        at_starts, at_gates = self.forecaster.forecast_block(
+            block.gates, block.experts, block.starts, block.is_prefill, block.starts_request
+        )
+        num_layers, num_experts = self.setup.num_layers, self.setup.num_experts
+        count, num_first = at_starts.shape[:2]
+        gates = np.arange(num_layers)[:, None]
+        targets = gates + np.array(self.forecaster.distances)[None]
+        moments = block.at_first_gate[:, None] + 2 * gates.T
+        shape = count, *targets.shape
+        parts = [
+            self._in_block(np.repeat(block.at_start, num_first), np.tile(np.arange(num_first), count), at_starts),
+            self._in_block(
+                np.repeat(moments.reshape(-1), targets.shape[1]),
+                np.broadcast_to(targets % num_layers, shape).reshape(-1),
+                at_gates,
+                np.broadcast_to((targets - gates <= LAYERS_LOADED) & (targets < num_layers), shape).reshape(-1),
+            ),
+        ]
+        return Predictions.of(parts, num_experts)
+
+    def _in_block(
+        self, moments: np.ndarray, layers: np.ndarray, forecasts: np.ndarray, may_load: np.ndarray | None = None
+    ) -> Predictions:
+        probabilities = forecasts.reshape(-1, self.setup.num_experts)
+        selected = probabilities >= self.least_gain
+        if may_load is not None:
+            selected &= may_load[:, None]
+        return Predictions(moments, layers, probabilities, selected)
+
+    def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
+        """A gate reads its layer's network for every row that is asked about, and once more to learn from it."""
+        return self._at_gates(2.0 * self.forecaster.network_bytes * np.minimum(num_rows, MOST_ROWS), distance=0)
+
+    def _foretold(self, layer: int, probabilities: np.ndarray, may_load: bool) -> Prediction:
+        experts = np.flatnonzero(probabilities >= self.least_gain) if may_load else np.zeros(0, dtype=np.int64)
+        return Prediction(layer, probabilities, experts)
+
+
+def forecaster_from(setup: PolicySetup) -> Forecaster:
+    """The forecaster a run starts with: one that knows what the given one does, or what a history trace teaches; or a new one.
+
+    Raises:
+        FinemoeError: the history is of another model's sizes, or neither a trace nor a forecaster.
+    """
+    forecaster, history = Forecaster(setup.num_layers, setup.num_experts, setup.top_k, seed=setup.seed), setup.history
+    if isinstance(history, Forecaster):
+        forecaster.restore(history.state())
+    elif (trace := history_trace(setup, "finemoe-plus")) is not None:
+        forecaster.learn_trace(trace)
+    forecaster.is_frozen = history is not None
+    return forecaster
