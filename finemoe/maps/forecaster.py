@@ -110,7 +110,7 @@ class Forecaster:
         """
         start_request(self.table)
         kept = Outputs(*(array.copy() if adapts else array[:0].copy() for array in self._state.outputs))
-        self._hold(self._state._replace(kept=kept))
+        self._hold(ForecastState(*self._state[:3], kept, *self._state[4:]))
         self._state.counters[LEARNS] = WITHIN_REQUESTS if adapts else NEVER
 
     def _hold(self, state: ForecastState) -> None:
