@@ -53,7 +53,7 @@ def load_route_trace(path: str | Path, model: str = "") -> RoutingTrace:
 
 def _sizes(path: Path) -> tuple[int, int, int]:
     """(L, J, K) as the header states them."""
-    header = {}
+    header: dict[str, str] = {}
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         for line in file:
             if not line.startswith("#"):

@@ -150,7 +150,8 @@ def test_what_a_trace_lacks_is_named():
 
 
 def test_unknown_systems_and_options_are_named():
-    with pytest.raises(FinemoeError, match="unknown policy 'magic'; known: deepspeed-inference, finemoe, finemoe-plus, mixtral-offloading"):
+    known = "deepspeed-inference, finemoe, finemoe-plus, mixtral-offloading"
+    with pytest.raises(FinemoeError, match=f"unknown policy 'magic'; known: {known}"):
         make_policy("magic", setup())
     with pytest.raises(FinemoeError, match="policy 'on-demand' has no option 'predictor'; its own are: none"):
         make_policy("on-demand", setup(), predictor="learned")

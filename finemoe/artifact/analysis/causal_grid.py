@@ -61,13 +61,13 @@ def grid_rows(
     Yields:
         Rows (trace, testbed, expert_memory, system, eviction, tpot_s, hit_rate, demand_bytes, prefetched_bytes, wasted_bytes).
     """
-    options = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+    options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
     knowledge = Knowledge(part.served, part.history, **options)
     for testbed in testbeds:
         yield _rows_on(part, testbed, knowledge, options)
 
 
-def _rows_on(part: Part, testbed: str, knowledge: Knowledge, options: dict[str, int]) -> pd.DataFrame:
+def _rows_on(part: Part, testbed: str, knowledge: Knowledge, options: dict[str, Any]) -> pd.DataFrame:
     served = part.served
     cost = CostModel(size_of(part.model, served.num_layers, served.num_experts, served.top_k), Testbed.load(testbed))
     memories = [memory for memory in EXPERT_MEMORIES if cost.fits(memory)]
@@ -110,7 +110,7 @@ def _cell(cell: pd.DataFrame) -> dict[str, Any]:
 
     ours, lru, promoe, finemoe, oracle = one(OURS), one("on-demand", "lru"), one("ProMoE"), one("FineMoE"), one(ORACLE)
     others = cell[~cell.system.isin([OURS, ORACLE])]
-    best = others.loc[others.tpot_s.idxmin()]
+    best = others.iloc[int(others.tpot_s.to_numpy().argmin())]
     return {
         "tpot_ms": 1e3 * ours.tpot_s,
         "over_lru": ours.tpot_s / lru.tpot_s,
