@@ -9,7 +9,7 @@ on the requests that `is_tuned` names.
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -162,7 +162,7 @@ def _register_variants() -> None:
         register(name, rule)
 
 
-def _figures(report: Report, floor: Report, ceiling: Report, seed: int) -> dict[str, float]:
+def _figures(report: Report, floor: Report, ceiling: Report, seed: int) -> dict[str, Any]:
     hits, accesses = _hits(report), np.array([request.accesses for request in report.requests])
     gains, gaps = hits - _hits(floor), _hits(ceiling) - _hits(floor)
     hit_rate, share = bootstrap_ratio(hits, accesses, seed=seed), bootstrap_ratio(gains, gaps, seed=seed)
