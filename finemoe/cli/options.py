@@ -8,7 +8,9 @@ import typer
 
 from finemoe.errors import FinemoeError
 
-SYSTEMS = "finemoe, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand, no-offload, or module:Class"
+SYSTEMS = (
+    "finemoe, finemoe-plus, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand, no-offload, or module:Class"
+)
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
 Distance = Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are", min=1)]
 Capacity = Annotated[int, typer.Option(help="maps in the store", min=1)]
