@@ -7,11 +7,13 @@ it foretold has spoken.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finemoe.errors import FinemoeError
+from finemoe.files import load_arrays, save_arrays
 from finemoe.maps.forecast_addresses import addresses_of
 from finemoe.maps.forecast_kernels import hear_gate, run_block, start_iteration, start_request
 from finemoe.maps.forecast_state import (
@@ -31,6 +33,7 @@ from finemoe.traces import PREFILL, RoutingTrace
 MOST_ROWS = 8  # of an iteration that are asked about and learned from
 _MEMORY_ROWS = 512
 _NUM_FIRST = 8
+_KIND, _VERSION = "forecaster", 1
 _MOST_UNITS, _FEWEST_UNITS = 128, 16
 _PRODUCTS = 100_000  # of a network, which take some 50 us to compute and to learn from
 _BYTES = 150e6  # of all networks
@@ -49,7 +52,7 @@ class Forecaster:
         strides: in layers, of the routers applied ahead that `hear` may be given.
         num_units: N of each layer's network; None: as many as a gate can learn with in about 50 microseconds.
         memory_rows: M, how many tokens of the request are remembered.
-        seed: of the networks' first weights, and of the order in which a history is learned.
+        seed: of the networks' first weights, and of the order in which a history is learned. model: identity of the model.
     Attributes:
         table: [n] int64, what compiled code finds all of this by, see `forecast_addresses`; valid as long as this lives and until
             it is frozen anew.
@@ -68,6 +71,7 @@ class Forecaster:
         num_units: int | None = None,
         memory_rows: int = _MEMORY_ROWS,
         seed: int = 0,
+        model: str = "",
     ) -> None:
         if min(num_layers, num_experts, top_k) < 1 or num_experts > MOST_EXPERTS:
             raise FinemoeError(f"a model of {num_layers} layers of {num_experts} experts, {top_k} a token")
@@ -78,9 +82,10 @@ class Forecaster:
             raise FinemoeError(f"a forecaster remembers at least {2 * MOST_ROWS} rows, not {memory_rows}")
         self.num_layers, self.num_experts, self._seed = num_layers, num_experts, seed
         self._num_first = min(_NUM_FIRST if num_first is None else num_first, self.distances[-1])
-        self._top_k = top_k = min(top_k, num_experts)
+        self.top_k = top_k = min(top_k, num_experts)
         units = default_units(num_layers, num_experts, top_k, len(self.distances)) if num_units is None else num_units
-        sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, memory_rows, MOST_ROWS)
+        self._sizes = sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, memory_rows, MOST_ROWS)
+        self.model = model
         self._hold(new_state(sizes, seed))
         self._rate = np.float32(
             min(0.03, 0.12 / (num_layers / 2 + len(self.distances)))
@@ -127,7 +132,7 @@ class Forecaster:
     def network_bytes(self) -> int:
         """Weights that the last layer's network, which has the most inputs, reads for one row."""
         num_units = self._state.networks.hidden_bias.shape[1]
-        return 4 * num_units * _num_products(self.num_layers, self.num_experts, self._top_k, len(self.distances))
+        return 4 * num_units * _num_products(self.num_layers, self.num_experts, self.top_k, len(self.distances))
 
     def step(self, least: float, farthest: int) -> ForecastStep:
         """How compiled code answers the gates of this iteration as `hear` does, and which experts are to be loaded."""
@@ -199,6 +204,24 @@ class Forecaster:
         is_first = np.arange(len(starts) - 1) == 0
         experts = np.ascontiguousarray(trace.expert_ids[rows].transpose(1, 0, 2)).astype(np.int64)
         run_block(self.table, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, *forecasts)
+
+    def save(self, path: str | Path) -> None:
+        """Write what was learned to one file, atomically; this ends the running request."""
+        names = ("num_layers", "num_experts", "top_k", "distances", "num_units", "strides", "memory_rows")
+        meta = {name: getattr(self._sizes, name) for name in names} | {"model": self.model}
+        save_arrays(path, _KIND, _VERSION, self.state(), meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Forecaster":
+        """One that knows what `save` wrote.
+
+        Raises:
+            FinemoeError: the file is missing, truncated, damaged, or of another format.
+        """
+        arrays, meta = load_arrays(path, _KIND, _VERSION)
+        forecaster = cls(**meta | {"strides": tuple(meta["strides"])})
+        forecaster.restore(arrays)
+        return forecaster
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, by name; not what is remembered of the running request, which this ends."""

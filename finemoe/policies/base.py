@@ -118,6 +118,7 @@ class Policy(ABC):
         holds_everything: whether every expert stays on the device, whatever the expert memory.
         least_gain: by how much what it loads ahead must be worth more, as its eviction rule weighs, than whoever goes for it;
             None to load all that it asks for.
+        saves: whether it keeps what it learned, and is to be told when the run is over.
         needs_future: whether it can only run where the future is known (replay).
         default_eviction: name of the system's own eviction rule.
     """
@@ -128,6 +129,7 @@ class Policy(ABC):
     loads_whole_layers = False
     holds_everything = False
     least_gain: float | None = None
+    saves = False
     needs_future = False
     default_eviction = "lru"
 
@@ -167,8 +169,8 @@ class Policy(ABC):
     def end_iteration(self) -> None:
         """The last layer has run."""
 
-    def close(self) -> None:
-        """The run is over: no call comes after this one."""
+    def save(self) -> None:
+        """The run is over, and no call comes after this one, which comes only to who `saves`."""
         return None
 
     def predict_block(self, block: Block) -> Predictions | None:

@@ -5,8 +5,13 @@ eviction goes by (`cache.rules.next_use`), and an expert is loaded ahead only wh
 than whoever goes for it, by a margin that pays for the loads that turn out to be in vain.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 
+from finemoe.errors import FinemoeError
+from finemoe.files import require_place
 from finemoe.maps.forecast_step import foretell_gate_address
 from finemoe.maps.forecaster import MOST_ROWS, Forecaster
 from finemoe.maps.warm_up import warm_up_forecasts
@@ -25,17 +30,25 @@ class FinemoePlus(Policy):
     Args:
         setup: model sizes, history (a trace to learn from, or a forecaster that did: what it learned then stays as it is; None:
             learns while it serves), seed. Its prefetch distance and store are of no use here.
-        least_gain: what a prefetch must gain, in loads.
+        least_gain: what a prefetch must gain, in loads, from 0 to below 1.
+        warm: a file with what earlier runs of the same model learned, from which this one goes on, and to which it saves what it
+            knows when it is over; it need not be there yet.
+    Raises:
+        FinemoeError: least_gain is out of range; the file is damaged, of another model, or cannot be written; or there is a
+            history, too.
     """
 
     default_eviction = "next-use"
     least_gain: float = LEAST_GAIN
 
-    def __init__(self, setup: PolicySetup, least_gain: float = LEAST_GAIN) -> None:
+    def __init__(self, setup: PolicySetup, least_gain: float = LEAST_GAIN, warm: str | Path | None = None) -> None:
         super().__init__(setup)
+        if not 0 <= least_gain < 1:
+            raise FinemoeError(f"least_gain is {least_gain!r}, must be 0 or more loads, and less than 1")
         warm_up_forecasts()
         self.least_gain = least_gain
-        self.forecaster = forecaster_from(setup)
+        self._warm, self.saves = warm, warm is not None
+        self.forecaster = forecaster_from(setup) if warm is None else _warm_forecaster(setup, Path(warm))
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         if context.starts_request:
@@ -60,6 +73,10 @@ class FinemoePlus(Policy):
 
     def end_iteration(self) -> None:
         return None
+
+    def save(self) -> None:
+        if self._warm is not None:
+            self.forecaster.save(self._warm)
 
     def predict_block(self, block: Block) -> Predictions:
         """All iterations of a block in one compiled call."""
@@ -107,10 +124,29 @@ def forecaster_from(setup: PolicySetup) -> Forecaster:
     Raises:
         FinemoeError: the history is of another model's sizes, or neither a trace nor a forecaster.
     """
-    forecaster, history = Forecaster(setup.num_layers, setup.num_experts, setup.top_k, seed=setup.seed), setup.history
+    history, sizes = setup.history, (setup.num_layers, setup.num_experts, setup.top_k)
+    forecaster = Forecaster(*sizes, seed=setup.seed, model=setup.model)
     if isinstance(history, Forecaster):
+        if (found := (history.num_layers, history.num_experts, history.top_k)) != sizes:
+            texts = ["{} layers x {} experts / {}".format(*one) for one in (found, sizes)]
+            raise FinemoeError(f"the history learned of {texts[0]}, the model has {texts[1]}")
         forecaster.restore(history.state())
     elif (trace := history_trace(setup, "finemoe-plus")) is not None:
         forecaster.learn_trace(trace)
     forecaster.is_frozen = history is not None
+    return forecaster
+
+
+def _warm_forecaster(setup: PolicySetup, path: Path) -> Forecaster:
+    """One that goes on learning where earlier runs ended, or a new one."""
+    if setup.history is not None:
+        raise FinemoeError("give history, which is learned beforehand and stays as it is, or warm, which goes on; not both")
+    require_place(path)
+    if not path.exists():
+        return forecaster_from(setup)
+    try:
+        forecaster = forecaster_from(replace(setup, history=Forecaster.load(path)))
+    except FinemoeError as error:
+        raise FinemoeError(f"warm={str(path)!r}: {error}; name another file, or remove this one to learn anew") from error
+    forecaster.is_frozen = False
     return forecaster

@@ -127,7 +127,8 @@ class Attachment:
         takeover = Takeover(self._model, self._layers, records, home, holds_weights)
         self._undo.push(takeover.undo)
         takeover.begin()
-        self._undo.push(policy.close)  # once nothing asks it any more
+        if policy.saves:
+            self._undo.push(policy.save)  # once nothing asks it any more
         self.parts = parts = self._make_parts(policy, pools, unpacker)
         self._undo.push(parts.memories.close)  # first of all the slots, so that the device has room for what comes back
         self._undo.push(parts.matcher.close)

@@ -115,16 +115,16 @@ def sweep(
         num_devices = 1 if devices is None else devices
         caches = [InstantCache(trace, system, memory, rule, num_devices, expert_bytes) for memory, rule in choices]
         reports = _run(trace, policy, system, caches, progress=progress)
-        system.close()
-        return reports
-    testbed = Testbed.load(hardware)
-    testbed = testbed if devices is None else replace(testbed, devices=devices)
-    cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
-    pace = ModelledPace(cost, arrangement)
-    for memory, _ in choices:
-        pace.require_room(1.0 if system.holds_everything else memory)
-    reports = paced(trace, policy, system, choices, pace, progress)
-    system.close()
+    else:
+        testbed = Testbed.load(hardware)
+        testbed = testbed if devices is None else replace(testbed, devices=devices)
+        cost = CostModel(size_of(model, trace.num_layers, trace.num_experts, trace.top_k), testbed)
+        pace = ModelledPace(cost, arrangement)
+        for memory, _ in choices:
+            pace.require_room(1.0 if system.holds_everything else memory)
+        reports = paced(trace, policy, system, choices, pace, progress)
+    if system.saves:
+        system.save()
     return reports
 
 
