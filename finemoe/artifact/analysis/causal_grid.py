@@ -1,9 +1,8 @@
 """finemoe-plus beside every other causal system under every eviction rule, on testbeds from PCIe 3.0 to 5.0, in virtual time.
 
 A cell is one trace on one testbed at one size of the expert cache. `python -m finemoe.artifact.analysis.causal_grid` computes the
-cells of the two public traces of real models: gpt-oss-20b (its requests in five folds: what could be tuned was tuned on the first
-two, cells are of the other three, each with the other four as history) and gemma-4-26b (one request, everybody learns online); or
-those of recorded miniatures, if their traces are given.
+cells of the two public traces of real models: gpt-oss-20b (its requests in five folds, cells of three of them, each with the other
+four as history) and gemma-4-26b (one request, everybody learns online); or those of recorded miniatures, if their traces are given.
 """
 
 import itertools
@@ -30,7 +29,7 @@ from finemoe.traces import RoutingTrace
 OURS = "finemoe-plus"
 TESTBEDS = ("rtx8000-48gb", "6x-rtx3090", "a100-80gb", "h100")  # PCIe 3.0, 4.0 with six links, 4.0, 5.0
 EXPERT_MEMORIES = (0.125, 0.25, 0.5, 0.75)
-TUNED_FOLDS, REPORTED_FOLDS = (0, 1), (2, 3, 4)
+REPORTED_FOLDS = (2, 3, 4)
 CAUSAL_RULES = tuple(name for name, rule in RULES.items() if not rule.needs_future)
 OTHERS = {
     "on-demand": System("on-demand"),
