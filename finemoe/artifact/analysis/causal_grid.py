@@ -1,8 +1,9 @@
 """finemoe-plus beside every other causal system under every eviction rule, on testbeds from PCIe 3.0 to 5.0, in virtual time.
 
 A cell is one trace on one testbed at one size of the expert cache. `python -m finemoe.artifact.analysis.causal_grid` computes the
-cells of the two public traces of real models: gpt-oss-20b (its requests in five folds, cells of three of them, each with the other
-four as history) and gemma-4-26b (one request, everybody learns online); or those of recorded miniatures, if their traces are given.
+cells of the two public traces of real models: gpt-oss-20b (its requests in five folds, cells of three of them, each with the
+other four as history) and gemma-4-26b (one request, everybody learns online); or those of recorded miniatures, if their traces
+are given.
 """
 
 import itertools
