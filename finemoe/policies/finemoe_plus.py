@@ -30,7 +30,8 @@ class FinemoePlus(Policy):
     Args:
         setup: model sizes, history (a trace to learn from, or a forecaster that did: what it learned then stays as it is; None:
             learns while it serves), seed. Its prefetch distance and store are of no use here.
-        least_gain: what a prefetch must gain, in loads, from 0 to 1 (which nothing does).
+        least_gain: what a prefetch must gain, in loads, from 0 to 1 (which nothing does). So next-use weighs; another rule does
+            in units of its own, so that under LRU, say, hardly anything is loaded ahead.
         warm: a file with what earlier runs of the same model learned, from which this one goes on, and to which it saves what it
             knows when it is over; it need not be there yet.
     Raises:

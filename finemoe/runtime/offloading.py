@@ -39,7 +39,8 @@ def offload(
         expert_memory: bytes per device (an int, or a text like "6GiB"), or a share in (0, 1] of all routed experts (a float).
         policy: "finemoe", "finemoe-plus", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference", "on-demand",
             "no-offload", or one of your own, by its registered name or as "module:Class" (docs/add_a_system.md).
-        history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online from those served.
+        history: a RoutingTrace (or, for finemoe, an ExpertMapStore; for finemoe-plus, a Forecaster) of other requests; None
+            learns online from those served.
         eviction: overrides the policy's own rule: "lru", "lfu", "lfu-aged", "lfru", "least-stale",
             "least-stale-interval", "next-use" or "finemoe".
         prefetch_distance: d in layers, by default 3 (or as many as the model has); store_capacity: C in maps.

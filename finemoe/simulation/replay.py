@@ -52,7 +52,8 @@ def replay(
             of an expert is known.
         hardware: a testbed's name in data/hardware, the path of a YAML file, or a Testbed, for virtual time; None, an instant
             link.
-        history: a RoutingTrace (or, for finemoe, an ExpertMapStore) of other requests; None learns online.
+        history: a RoutingTrace (or, for finemoe, an ExpertMapStore; for finemoe-plus, a Forecaster) of other requests; None
+            learns online.
         options: as in `sweep`.
     Raises:
         FinemoeError: a name is unknown, an option is out of range, the trace lacks what the policy reads, or the testbed has not

@@ -26,13 +26,12 @@ def test_a_run_goes_on_where_the_last_one_ended(tmp_path):
     file = tmp_path / "learned"
     finemoe.replay(PAST, "finemoe-plus", 0.4, warm=file)
     learned = Forecaster.load(file).state()
-    expected = make_policy("finemoe-plus", replay_setup(PAST), is_replay=True)
-    expected.forecaster.restore(learned)
-    cold, warm = counts(), counts(warm=file)
-    assert warm != cold
+    assert counts(warm=file) != counts()  # which learns from nothing
     again = Forecaster.load(file).state()
-    assert any(not np.array_equal(learned[name], again[name]) for name in learned)  # it went on learning
-    assert again["num_heard"].sum() == TRACE.num_rows * TRACE.num_layers  # of these eight-row prompts every row is heard
+    for name in ("inputs", "weights", "bias", "vote_gains"):
+        assert not np.array_equal(learned[name], again[name])  # it went on learning
+    # No iteration has more rows than are learned from, so that each was heard once, in this run or in that.
+    assert again["num_heard"].tolist() == [TRACE.num_rows] * TRACE.num_layers
 
 
 def test_what_a_forecaster_learned_is_a_history(tmp_path):

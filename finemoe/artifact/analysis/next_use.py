@@ -19,8 +19,8 @@ from finemoe.artifact.plotting import save_table
 from finemoe.cache import state
 from finemoe.cache.rules import next_use, register
 from finemoe.cache.rules.base import EvictionRule
-from finemoe.cache.rules.next_use import DISCOUNT, FREQUENCY, LATER, probability, rows_with_tables
-from finemoe.cache.state import LAST_LAYER, TIME, Statistics
+from finemoe.cache.rules.next_use import DISCOUNT, FREQUENCY, LATER, layers_until, nearness, probability, rows_with_tables
+from finemoe.cache.state import TIME, Statistics
 from finemoe.importers.gpt_oss import load_gpt_oss, sample_path
 from finemoe.intervals import bootstrap_ratio
 from finemoe.paths import DATA
@@ -43,21 +43,17 @@ def is_tuned(requests: np.ndarray) -> np.ndarray:
 
 def _weigh_coming_turn(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
     """Nothing is worth anything after the coming turn."""
-    num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
-        until = (stats.layer_of[experts[place]] - next_layer) % num_layers + 1
-        worth[place] = probability(stats, experts[place]) * (1.0 - (1.0 - DISCOUNT) * until / num_layers)
+        worth[place] = probability(stats, experts[place]) * nearness(stats, experts[place])
 
 
 def _weigh_frequent_later(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
     """After the coming turn, an expert is used as often as of late."""
-    num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
         flat = experts[place]
-        until = (stats.layer_of[flat] - next_layer) % num_layers + 1
         coming, often = probability(stats, flat), stats.own[FREQUENCY, flat]
         value = coming + (1.0 - coming) * DISCOUNT * often / (1.0 - DISCOUNT * (1.0 - often))
-        worth[place] = value * (1.0 - (1.0 - DISCOUNT) * until / num_layers)
+        worth[place] = value * nearness(stats, flat)
 
 
 def _weigh_anywhere(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
@@ -69,18 +65,16 @@ def _weigh_anywhere(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -
 
 def _weigh_expected_layers(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
     """Layers until the next use, as if every turn used it with the coming one's probability."""
-    num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
-        until = (stats.layer_of[experts[place]] - next_layer) % num_layers
-        worth[place] = -(until + num_layers * (1.0 / probability(stats, experts[place]) - 1.0))
+        turns = 1.0 / probability(stats, experts[place]) - 1.0
+        worth[place] = -(layers_until(stats, experts[place]) + len(stats.turns) * turns)
 
 
 def _weigh_expected_layers_by_frequency(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
     """As before, with the decayed frequency for the probability."""
-    num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
-        until = (stats.layer_of[experts[place]] - next_layer) % num_layers
-        worth[place] = -(until + num_layers * (1.0 / max(stats.own[FREQUENCY, experts[place]], 1e-9) - 1.0))
+        turns = 1.0 / max(stats.own[FREQUENCY, experts[place]], 1e-9) - 1.0
+        worth[place] = -(layers_until(stats, experts[place]) + len(stats.turns) * turns)
 
 
 def _weigh_foreseen(reach: int, recall: float, false_alarms: float) -> Callable[[Statistics, np.ndarray, np.ndarray], None]:
@@ -88,13 +82,11 @@ def _weigh_foreseen(reach: int, recall: float, false_alarms: float) -> Callable[
     the others, at random, and puts it together with the own forecast as Bayes would."""
 
     def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-        num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
         for place in range(len(experts)):
             flat = experts[place]
-            until = (stats.layer_of[flat] - next_layer) % num_layers + 1
-            coming = probability(stats, flat)
-            if until <= reach:
-                is_used = stats.next_use[flat] == stats.clock[TIME] + until - 1
+            until, coming = layers_until(stats, flat), probability(stats, flat)
+            if until < reach:
+                is_used = stats.next_use[flat] == stats.clock[TIME] + until
                 draw = (flat * 7919 + stats.turns[stats.layer_of[flat]] * 104729 + 12345) % 2147483647
                 for _ in range(3):
                     draw = draw * 48271 % 2147483647
@@ -103,7 +95,7 @@ def _weigh_foreseen(reach: int, recall: float, false_alarms: float) -> Callable[
                 if_not = false_alarms if is_named else 1.0 - false_alarms
                 coming = coming * if_used / (coming * if_used + (1.0 - coming) * if_not)
             value = coming + (1.0 - coming) * DISCOUNT * stats.own[LATER, flat]
-            worth[place] = value * (1.0 - (1.0 - DISCOUNT) * until / num_layers)
+            worth[place] = value * nearness(stats, flat)
 
     return weigh
 

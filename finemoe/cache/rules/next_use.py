@@ -23,10 +23,13 @@ import math
 
 import numpy as np
 
+from finemoe.cache import state
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.state import LAST_LAYER, Statistics
 from finemoe.compiling import njit
+from finemoe.stale_kernels import forget_stale_kernels
 
+forget_stale_kernels(__file__, state.__file__)
 DISCOUNT = 0.6
 DECAY = 2.0 ** (-1.0 / 15.0)  # of frequencies: half after 15 turns
 LEAST = 0.005  # frequencies keep this far from 0 and 1
@@ -43,13 +46,22 @@ FREQUENCY, COMING, LATER, ERROR, NEWEST, OLDER, TABLES = range(7)
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
     """Turns are discounted, and so is the part of one until the layer comes."""
-    num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
-        flat = experts[place]
-        until = (stats.layer_of[flat] - next_layer) % num_layers + 1
-        coming = probability(stats, flat)
-        value = coming + (1.0 - coming) * DISCOUNT * stats.own[LATER, flat]
-        worth[place] = value * (1.0 - (1.0 - DISCOUNT) * until / num_layers)
+        coming = probability(stats, experts[place])
+        value = coming + (1.0 - coming) * DISCOUNT * stats.own[LATER, experts[place]]
+        worth[place] = value * nearness(stats, experts[place])
+
+
+@njit(cache=True)
+def layers_until(stats, flat):  # type: ignore[no-untyped-def]
+    """How many layers run before an expert's does, from 0 to L - 1."""
+    return (stats.layer_of[flat] - stats.clock[LAST_LAYER] - 1) % len(stats.turns)
+
+
+@njit(cache=True)
+def nearness(stats, flat):  # type: ignore[no-untyped-def]
+    """1 for a layer that comes at once, falling to DISCOUNT for one that comes in a whole turn."""
+    return 1.0 - (1.0 - DISCOUNT) * (layers_until(stats, flat) + 1) / len(stats.turns)
 
 
 @njit(cache=True)
