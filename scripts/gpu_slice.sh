@@ -106,7 +106,7 @@ same=(--out "$folder" "${quick[@]}" --traces data/traces --no-predictions)
 [[ -z $host_memory ]] || same+=(--host-memory "$host_memory")
 checked=(mixtral-mini qwen-mini phi-mini)
 ((${#quick[@]} == 0)) || checked=(phi-mini)
-first=(--policy on-demand --policy finemoe --policy promoe)
+first=(--policy on-demand --policy finemoe --policy finemoe-plus --policy promoe)
 rest=(--policy moe-infinity --policy mixtral-offloading --policy deepspeed-inference)
 
 left() { echo $((end - LAST_S - $(date +%s))); }
@@ -194,9 +194,9 @@ print("python", sys.version.split()[0], *(f"{name} {found.get(name, 'missing')}"
 PY
 }
 
-# Every policy's compiled kernels, beside the first parts; what the simulator needs is not needed here.
+# What the policies' engines run, beside the first parts.
 compile_kernels() {
-    "$python" -c 'from finemoe.maps.kernels import warm_up; from finemoe.policies.predictors import LayerPredictors; warm_up(); LayerPredictors(2, 2, 1)'
+    CUDA_VISIBLE_DEVICES="" "$python" -m finemoe.artifact.gpu_bench compile "${first[@]}" >"$logs/compile.txt" 2>&1 || say "kernels did not compile beforehand: $logs/compile.txt says why"
 }
 
 correctness() {
@@ -232,14 +232,14 @@ failed() {
 # In the order of what is worth most; `systems:0.25:finemoe` is FineMoE at a quarter of the experts.
 worth() {
     local share policy
-    for policy in on-demand finemoe promoe; do printf 'systems:0.25:%s,' $policy; done
+    for policy in on-demand finemoe finemoe-plus promoe; do printf 'systems:0.25:%s,' $policy; done
     printf 'overhead,baselines,'
-    ((${#quick[@]})) || for policy in on-demand finemoe promoe; do printf 'systems:0.5:%s,' $policy; done
+    ((${#quick[@]})) || for policy in on-demand finemoe finemoe-plus promoe; do printf 'systems:0.5:%s,' $policy; done
     printf 'chunks,'
-    for policy in resident on-demand finemoe promoe; do printf 'software:%s,' $policy; done
+    for policy in resident on-demand finemoe finemoe-plus promoe; do printf 'software:%s,' $policy; done
     printf 'kernels,breakdown,timeline,device-timeline,'
     ((${#quick[@]})) || for share in 0.125 0.75; do
-        for policy in on-demand finemoe promoe; do printf 'systems:%s:%s,' $share $policy; done
+        for policy in on-demand finemoe finemoe-plus promoe; do printf 'systems:%s:%s,' $share $policy; done
     done
     printf 'software,systems,correctness:compute-sanitizer'
 }
@@ -255,7 +255,7 @@ log=$!
 while sleep "$ARCHIVE_EVERY_S"; do pack; done >/dev/null 2>&1 9>&- &
 packing=$!
 facts | tee "$logs/facts.txt"
-compile_kernels >"$logs/compile.txt" 2>&1 9>&- &
+compile_kernels 9>&- &
 compiling=$!
 
 # `step NAME COMMAND...`: do it unless it was done; end here if it fails, or if nothing may follow for want of time.
@@ -290,7 +290,7 @@ rehearsal() {
         --served 1 --rounds 1
     status=$?
     ((status == NO_TIME)) && return $NO_TIME
-    for name in on-demand finemoe promoe; do grep -q "^qwen-mini,$name," "$mini/requests.csv" || return 1; done
+    for name in on-demand finemoe finemoe-plus promoe; do grep -q "^qwen-mini,$name," "$mini/requests.csv" || return 1; done
     grep -q ',finemoe,.*,True$' "$mini/overhead.csv" && ! grep -q ',\(finemoe\|on-demand\),.*,False$' "$mini/overhead.csv"
 }
 

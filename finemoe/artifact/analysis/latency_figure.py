@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 QUANTITIES = {"ttft_s": "TTFT (ms)", "tpot_s": "TPOT (ms)", "hit_rate": "expert hit rate"}
 _HATCHES = {"FineMoE": "", "on-demand (LRU)": "....", "oracle": "xxxx", "No-offload": ""}
+_NOT_IN_THE_PAPER = {"finemoe-plus": {"color": "#882255", "marker": "*", "hatch": ""}}
 _GREYS = {"on-demand (LRU)": "#D0D0D0", "oracle": "white", "No-offload": "#6E6E6E"}
 
 
@@ -31,7 +32,7 @@ def system_looks() -> Mapping[str, dict[str, Any]]:
             "hatch": _HATCHES.get(name, hatches[index % 4]),
         }
         for index, name in enumerate(names)
-    }
+    } | _NOT_IN_THE_PAPER
 
 
 def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, measured: pd.DataFrame | None = None) -> "Figure":

@@ -1,7 +1,7 @@
 """`python -m finemoe.artifact.gpu_bench --out DIR`: measure what needs a GPU while the time lasts; call again to go on.
 
 `predict DIR` sets the simulator's answers beside what was measured, away from the device; `record DIR` makes the routing that is
-served beforehand, for a machine on which every second counts.
+served beforehand, for a machine on which every second counts, and `compile` what is compiled there.
 """
 
 import sys
@@ -162,6 +162,20 @@ def record_command(
     for target in settings.targets():
         trace = routing_of(target, settings, folder)
         typer.echo(f"{target.name}: {trace.num_requests} requests, {trace.num_rows} tokens in {folder}")
+
+
+@app.command("compile")
+def compile_command(policy: Policies = _ALL) -> None:
+    """Compile what these policies' engines and forecasts run, into the cache on disk, so that no measurement waits for it."""
+    import torch
+
+    from finemoe.artifact.gpu_bench.correctness import check
+    from finemoe.artifact.gpu_bench.settings import settings_for
+    from finemoe.simulation.warm_up import warm_up
+
+    settings = _changed(settings_for(is_cuda=False), policies=policy)
+    warm_up()
+    check(settings.checked_models[0], settings.policies, 1, torch.device("cpu"), settings.seed)
 
 
 def _changed(settings: Any, **given: Any) -> Any:

@@ -14,7 +14,15 @@ from finemoe.paths import MINIATURES, MODEL_CONFIGS
 from finemoe.policies import POLICIES as POLICY_CLASSES
 from finemoe.simulation.cost import PUBLISHED
 
-POLICIES = ("finemoe", "on-demand", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference")
+POLICIES = (
+    "finemoe",
+    "finemoe-plus",
+    "on-demand",
+    "moe-infinity",
+    "promoe",
+    "mixtral-offloading",
+    "deepspeed-inference",
+)
 _CHOICES = ("models", "expert_memories", "policies", "checked_models", "groups", "host_memory_bytes", "traces")
 _PAPER_SIZES = ("qwen1.5-moe-a2.7b", "phi-3.5-moe", "mixtral-8x7b")
 

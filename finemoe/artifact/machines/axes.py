@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 QUANTITIES = {"tpot_s": "TPOT (ms)", "hit_rate": "expert hit rate", "link_use": "link use"}
-POLICIES = ("finemoe", "promoe", "moe-infinity", "mixtral-offloading", "deepspeed-inference", "on-demand")
+POLICIES = ("finemoe", "finemoe-plus", "promoe", "moe-infinity", "mixtral-offloading", "deepspeed-inference", "on-demand")
 
 
 def say(axis: "Axes", text: str) -> None:

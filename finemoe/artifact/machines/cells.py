@@ -10,7 +10,7 @@ from finemoe.artifact.machines.foretold import read_foretold
 from finemoe.artifact.machines.measured import Measured
 from finemoe.artifact.machines.schema import MAPPED
 
-SYSTEM_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()}
+SYSTEM_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()} | {"finemoe-plus": "finemoe-plus"}
 CELL = ["model", "policy", "expert_memory"]
 # How far a prediction may be off before it counts as refuted: TPOT relative, the others as differences.
 TPOT_BOUND, SHARE_BOUND = 0.15, 0.05
