@@ -7,7 +7,8 @@ point for it. Without either it is named by the place where it is written, "modu
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
@@ -41,6 +42,19 @@ class Registry(Generic[T]):
         if origins := self._origins(name):
             raise FinemoeError(f"{self._kind} {name!r} is registered already, by {origins[0]}; choose another name")
         self.registered[name] = self._required(name, found)
+
+    @contextmanager
+    def naming(self, found: Mapping[str, T]) -> Iterator[None]:
+        """Give some names within a block only; raises as `register`."""
+        given: list[str] = []
+        try:
+            for name, one in found.items():
+                self.register(name, one)
+                given.append(name)
+            yield
+        finally:
+            for name in given:
+                self.registered.pop(name)
 
     def names(self) -> list[str]:
         """Every name that has a meaning, in alphabetical order."""

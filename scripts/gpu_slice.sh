@@ -73,12 +73,17 @@ if [[ -n $card && $model == qwen1.5* && -z $host_memory ]] && ((total_kib < 6000
         "if it grows as it is used, say how far: --host-memory 110GiB; else --host-memory ${total_kib}KiB measures what fits" >&2
     exit 2
 fi
+wanted_transformers='import sys; from importlib.metadata import version; at = version("transformers"); print(at)
+sys.exit(tuple(map(int, at.split(".")[:2])) < (5, 23))'
 needed="torch transformers accelerate pandas yaml safetensors tqdm typer xxhash"
 if ! missing=$("$python" -c 'import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))' $needed); then
     echo "gpu_slice: $python does not run; name a Python with PYTHON=..." >&2
     exit 2
 elif [[ -n $missing ]]; then
     echo "gpu_slice: $python lacks $missing; docs/gpu.md says what is wanted" >&2
+    exit 2
+elif ! old=$("$python" -c "$wanted_transformers" 2>&1); then
+    echo "gpu_slice: $python has Transformers $old; docs/gpu.md says how to bring a later one along" >&2
     exit 2
 fi
 logs=$folder/logs
@@ -196,19 +201,20 @@ PY
 
 # What the policies' engines run, beside the first parts.
 compile_kernels() {
-    CUDA_VISIBLE_DEVICES="" "$python" -m finemoe.artifact.gpu_bench compile "${first[@]}" >"$logs/compile.txt" 2>&1 || say "kernels did not compile beforehand: $logs/compile.txt says why"
+    CUDA_VISIBLE_DEVICES="" timeout --kill-after=2 "$(left)" "$python" -m finemoe.artifact.gpu_bench compile "${first[@]}" >"$logs/compile.txt" 2>&1 || say "kernels did not compile beforehand: $logs/compile.txt says why"
 }
 
 correctness() {
     local pids=() status=0 is_bad=0 name
+    say "kernels are compiled" && wait "$compiling" # by one process, instead of by each of the following
     for name in "${checked[@]}"; do
-        bench 150 "correctness of $name" --model "$model" "${first[@]}" --groups "correctness:$name" >"$logs/correctness-$name.txt" 2>&1 &
+        bench 240 "correctness of $name" --model "$model" "${first[@]}" --groups "correctness:$name" >"$logs/correctness-$name.txt" 2>&1 &
         pids+=($!)
     done
     if [[ -z $card ]]; then
         true
     elif "$python" -c 'import pytest, hypothesis'; then
-        PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 within 150 "CUDA tests" "$python" -m pytest -q -p no:cacheprovider -o addopts= -x \
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 within 240 "CUDA tests" "$python" -m pytest -q -p no:cacheprovider -o addopts= -x \
             tests/runtime/test_cuda_order.py -k cuda_device >"$logs/tests.txt" 2>&1 &
         pids+=($!)
     else
@@ -237,7 +243,7 @@ worth() {
     ((${#quick[@]})) || for policy in on-demand finemoe finemoe-plus promoe; do printf 'systems:0.5:%s,' $policy; done
     printf 'chunks,'
     for policy in resident on-demand finemoe finemoe-plus promoe; do printf 'software:%s,' $policy; done
-    printf 'kernels,breakdown,timeline,device-timeline,'
+    printf 'kernels,breakdown,launches,hotspots,timeline,device-timeline,'
     ((${#quick[@]})) || for share in 0.125 0.75; do
         for policy in on-demand finemoe finemoe-plus promoe; do printf 'systems:%s:%s,' $share $policy; done
     done

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import finemoe
-from finemoe.cache.rules import RULES, EvictionRule
+from finemoe.cache.rules import RULES, EvictionRule, naming, rule_named
 from finemoe.cli import app
 from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
@@ -162,6 +163,19 @@ def test_what_is_no_eviction_rule_is_named_in_a_line(folder):
     finemoe.register_eviction("seer", replace(outside.RULE, needs_future=True))
     with pytest.raises(FinemoeError, match="eviction rule 'seer' must know the future"):
         finemoe.offload(build("mixtral"), 0.5, eviction="seer")
+
+
+def test_rules_named_for_a_block_have_no_name_after_it():
+    """Also where the block fails, and where one of the names is taken: then none is given."""
+    rule = rule_named("lru")
+    with suppress(ZeroDivisionError), naming({"mine": rule, "other": rule}):
+        assert rule_named("mine") is rule_named("other") is rule
+        raise ZeroDivisionError
+    with pytest.raises(FinemoeError, match="'lru' is registered already"), naming({"mine": rule, "lru": rule}):
+        pass
+    for name in ("mine", "other"):
+        with pytest.raises(FinemoeError, match=f"unknown eviction rule '{name}'"):
+            rule_named(name)
 
 
 @pytest.mark.parametrize("hardware", [None, "6x-rtx3090"])

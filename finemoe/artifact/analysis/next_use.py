@@ -17,7 +17,7 @@ import typer
 
 from finemoe.artifact.plotting import save_table
 from finemoe.cache import state
-from finemoe.cache.rules import next_use, register
+from finemoe.cache.rules import naming, next_use
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.rules.next_use import DISCOUNT, FREQUENCY, LATER, layers_until, nearness, probability, rows_with_tables
 from finemoe.cache.state import TIME, Statistics
@@ -137,21 +137,15 @@ def next_use_table(trace: RoutingTrace, expert_memories: Sequence[float] = EXPER
         Rows (rule, kind, expert_memory, hit_rate, low, high, share, share_low, share_high, share_tuned, share_held_out): share is
         that of the gap from LRU to Belady, intervals over requests, paired.
     """
-    _register_variants()
     kinds = dict.fromkeys(PUBLISHED, "rule") | dict.fromkeys(ABLATIONS, "ablation") | dict.fromkeys(CEILINGS, "ceiling")
-    reports = {rule: sweep(trace, "on-demand", expert_memories, [rule]) for rule in kinds}
+    with naming(ABLATIONS | CEILINGS):
+        reports = {rule: sweep(trace, "on-demand", expert_memories, [rule]) for rule in kinds}
     rows = []
     for rule, found in reports.items():
         for memory, report, floor, ceiling in zip(expert_memories, found, reports["lru"], reports["belady"], strict=True):
             figures = _figures(report, floor, ceiling, seed)
             rows.append({"rule": rule, "kind": kinds[rule], "expert_memory": memory, **figures})
     return pd.DataFrame(rows)
-
-
-@functools.cache
-def _register_variants() -> None:
-    for name, rule in (ABLATIONS | CEILINGS).items():
-        register(name, rule)
 
 
 def _figures(report: Report, floor: Report, ceiling: Report, seed: int) -> dict[str, Any]:

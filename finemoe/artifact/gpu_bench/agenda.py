@@ -15,7 +15,9 @@ from finemoe.artifact.gpu_bench import (
     chunks,
     copies,
     correctness,
+    hotspots,
     kernels,
+    launches,
     overhead,
     software,
     systems,
@@ -23,7 +25,7 @@ from finemoe.artifact.gpu_bench import (
 from finemoe.artifact.gpu_bench.alarm import Alarm
 from finemoe.artifact.gpu_bench.bench import Bench, Outcome, Part, Say
 from finemoe.artifact.gpu_bench.calls import Calls
-from finemoe.artifact.gpu_bench.machine import compute_device, host_memory_bytes, is_usable, machine_facts
+from finemoe.artifact.gpu_bench.machine import compute_device, fix_attention, host_memory_bytes, is_usable, machine_facts
 from finemoe.artifact.gpu_bench.predict import predict
 from finemoe.artifact.gpu_bench.settings import Settings
 from finemoe.artifact.gpu_bench.subjects import Subjects
@@ -44,7 +46,7 @@ _MEASURED = (
     "policies",
     "runtime",
 )
-_OF_MODELS = (kernels, overhead, software, systems, chunks, baseline)
+_OF_MODELS = (kernels, overhead, software, systems, chunks, baseline, launches, hotspots)
 _ADDED_UP = ("models", "policies", "expert_memories", "checked_models")  # settings of which several calls may each have a part
 _NOT_OF_THE_MACHINE = ("groups", "host_memory_bytes", "traces")
 
@@ -100,6 +102,7 @@ def measure(
         predicts: whether the simulator's predictions are made in the end, or later by `finemoe.artifact.gpu_bench.predict`.
         again: whether what earlier calls have done is done once more.
     """
+    fix_attention()
     alarm, device, facts = alarm or Alarm(), compute_device(), machine_facts()
     digest = _digest(settings, facts)
     _require_same(folder, digest)
@@ -171,7 +174,7 @@ def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
 
 def _digest(settings: Settings, facts: dict[str, Any]) -> str:
     """Of what makes measurements comparable: settings, machine and libraries; each call names the code that it measured."""
-    content = [settings.digest(), *(facts[name] for name in ("title", "torch", "transformers", "is_compiled"))]
+    content = [settings.digest(), *(facts[name] for name in ("title", "torch", "transformers", "attention", "is_compiled"))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 

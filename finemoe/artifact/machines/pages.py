@@ -202,9 +202,20 @@ def _findings(machine: Measured) -> Iterator[str]:
         if "eager" in seconds:
             ratios = ", ".join(f"{name} {one / seconds['eager']:.2f}" for name, one in seconds.items() if name != "eager")
             yield f"{model}, every expert resident: eager takes {_ms(seconds['eager'])} a token; in its time: {ratios}."
+    yield from _launched(tables["launches"])
     for one in _rows(tables["baselines"]):
         yield f"{one.model} under {one.system} at {_share(one.expert_memory)} of the experts: TPOT {_ms(one.tpot_s)}."
     yield from _missing(tables["skipped"])
+
+
+def _launched(launches: pd.DataFrame) -> Iterator[str]:
+    """What graphs would save, and whether the bits are the same."""
+    is_graph = launches.by_graph.astype(bool)
+    singly = launches[~is_graph].set_index(["model", "what"]).seconds
+    for one in _rows(launches[is_graph]):
+        bits = "the same bits" if one.is_equal else "OTHER BITS"
+        before = _time(singly[one.model, one.what])
+        yield f"{one.model}, {one.what}: {before} launched kernel by kernel, {_time(one.seconds)} as a CUDA graph, {bits}."
 
 
 def _missing(skipped: pd.DataFrame) -> Iterator[str]:
@@ -318,6 +329,10 @@ def _percent(rate: float) -> str:
 
 def _share(expert_memory: float) -> str:
     return f"{100 * expert_memory:g} %"
+
+
+def _time(seconds: float) -> str:
+    return f"{1e6 * seconds:.3g} µs" if seconds < 1e-3 else _ms(seconds)
 
 
 def _ms(seconds: float) -> str:

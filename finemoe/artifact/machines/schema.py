@@ -174,6 +174,40 @@ class Breakdown:
 
 
 @dataclass(frozen=True)
+class Launches:
+    """What the host pays for one call of a decode step's sizes: of many issued in a row, without waiting for the device.
+
+    Attributes:
+        what: the call; of an iteration the device's work counts, too. by_graph: captured once, and replayed as a CUDA graph.
+        seconds: the median of repetitions; low, high: their extremes. is_equal: whether a replay gave the same bits.
+    """
+
+    model: str
+    what: str
+    by_graph: bool
+    seconds: float
+    low: float
+    high: float
+    is_equal: bool
+
+
+@dataclass(frozen=True)
+class Hotspots:
+    """A function in which inference's thread spends time, under a profiler, which makes small ones look larger than they are.
+
+    Attributes:
+        calls_per_step, own_s_per_step, whole_s_per_step: of the iterations of one request, and without or with what it calls.
+    """
+
+    model: str
+    policy: str
+    function: str
+    calls_per_step: float
+    own_s_per_step: float
+    whole_s_per_step: float
+
+
+@dataclass(frozen=True)
 class Predictions:
     """The simulator's answer on the calibrated testbed, and the limit, against what was measured.
 
@@ -223,7 +257,21 @@ class Skipped:
 TABLES: dict[str, type] = {
     kind.__name__.lower(): kind
     for kind in (
-        *(Correctness, Arenas, Copies, Kernels, Software, Requests, Chunks, Baselines, Overhead, Breakdown, Predictions),
+        *(
+            Correctness,
+            Arenas,
+            Copies,
+            Kernels,
+            Software,
+            Requests,
+            Chunks,
+            Baselines,
+            Overhead,
+            Breakdown,
+            Launches,
+            Hotspots,
+            Predictions,
+        ),
         Skipped,
     )
 }

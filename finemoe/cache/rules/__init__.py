@@ -4,6 +4,9 @@ A rule from elsewhere is chosen like one of these: by a name that `register` or 
 "finemoe.eviction_rules" gave it, or as "module:RULE".
 """
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
 from finemoe.cache.rules import (
     belady,
     finemoe,
@@ -48,6 +51,11 @@ def register(name: str, rule: EvictionRule) -> None:
         FinemoeError: the name is taken, or it is no `EvictionRule`.
     """
     _REGISTRY.register(name, rule)
+
+
+def naming(rules: Mapping[str, EvictionRule]) -> AbstractContextManager[None]:
+    """The same for several, within a block only."""
+    return _REGISTRY.naming(rules)
 
 
 def rule_named(name: str, is_replay: bool = False) -> EvictionRule:

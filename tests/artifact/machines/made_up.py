@@ -21,6 +21,7 @@ from finemoe.artifact.machines.schema import (
     Copies,
     Correctness,
     Foretold,
+    Launches,
     Overhead,
     Predictions,
     Requests,
@@ -56,6 +57,7 @@ FULL: dict[str, list[Any]] = {
     "correctness": [Correctness("qwen-mini", "bfloat16", "finemoe", 0.25, 40, 0)],
     "arenas": [Arenas(24 << 30, 16 * MIB, 24 << 30, 6.0)],
     "copies": LINK,
+    "launches": [Launches(MODEL, "experts", by_graph, 3e-4 / (1 + 49 * by_graph), 0.0, 1.0, True) for by_graph in (False, True)],
     "requests": [
         request("finemoe", 0.25, 0, 10, 0.02, 50, 1_000_000_000),
         request("finemoe", 0.25, 1, 30, 0.04, 240, 3_000_000_000),

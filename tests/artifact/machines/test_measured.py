@@ -244,6 +244,7 @@ def test_pages_say_what_was_refuted(gpu):
     assert "TPOT in 1 of 2 cells, hit rate in 1 of 2 cells, link use in 1 of 2 cells" in said
     assert f"- {MODEL} at 25 %, fastest first: predicted FineMoE, on-demand (LRU); measured on-demand (LRU), FineMoE" in said
     assert "| all | steps that differ from eager in any bit | 0 | 0 of 41 | met |" in said  # 40, and one for all rounds
+    assert f"- {MODEL}, experts: 300 µs launched kernel by kernel, 6 µs as a CUDA graph, the same bits." in said
     assert "8 MiB" not in said
     assert "chunks of 2.0 MiB: TPOT 20 ms" in said
 
