@@ -27,6 +27,7 @@ PALETTE = {
     "coarse": "#E69F00",
     "finemoe": "#0072B2",
     "FineMoE": "#0072B2",
+    "finemoe-plus": "#661100",
     "MoE-Infinity": "#E69F00",
     "on-demand": "#8C8C8C",
     "default": "#D55E00",

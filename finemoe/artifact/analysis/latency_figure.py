@@ -7,7 +7,7 @@ import pandas as pd
 
 from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS
 from finemoe.artifact.machines.measured import NOT_YET
-from finemoe.artifact.plotting import model_title, provenance, series_styles, use_style
+from finemoe.artifact.plotting import PALETTE, model_title, provenance, series_styles, use_style
 from finemoe.simulation.cost import PUBLISHED
 from finemoe.simulation.systems import SYSTEMS
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 QUANTITIES = {"ttft_s": "TTFT (ms)", "tpot_s": "TPOT (ms)", "hit_rate": "expert hit rate"}
 _HATCHES = {"FineMoE": "", "on-demand (LRU)": "....", "oracle": "xxxx", "No-offload": ""}
-_NOT_IN_THE_PAPER = {"finemoe-plus": {"color": "#882255", "marker": "*", "hatch": ""}}
+_NOT_IN_THE_PAPER = {"finemoe-plus": {"color": PALETTE["finemoe-plus"], "marker": "*", "hatch": ""}}
 _GREYS = {"on-demand (LRU)": "#D0D0D0", "oracle": "white", "No-offload": "#6E6E6E"}
 
 
