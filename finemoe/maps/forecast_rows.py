@@ -18,6 +18,7 @@ from finemoe.maps.forecast_state import (
     NUM_ASKED,
     NUM_KEPT,
     NUM_ROWS,
+    ROWS,
     TABLE,
     TOP_K,
     UNUSABLE,
@@ -221,7 +222,8 @@ def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
             _cast_votes(state, layer, slot, np.float32(math.exp(exponent)), votes, totals, num_layers, num_experts)
     for index in range(len(totals)):
         if totals[index] > _ZERO:
-            _share_to_odds(votes[index * num_experts : (index + 1) * num_experts], totals[index])
+            part = votes[index * num_experts : (index + 1) * num_experts]
+            share_to_odds(part, totals[index], state.outputs.reliance[ROWS, index])
 
 
 @inner
@@ -237,9 +239,11 @@ def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_exper
                 votes[index * num_experts + np.int64(ids[target, source, place])] += weight
 
 
-@inner
-def _share_to_odds(votes, total):  # type: ignore[no-untyped-def]
+@borrowing
+def share_to_odds(votes, total, reliance):  # type: ignore[no-untyped-def]
+    """Sums of votes, [J], as log odds of their shares of a total, 0 where that is least, scaled by how far they are relied on; in
+    place."""
     for expert in range(len(votes)):
         if votes[expert] > _ZERO:
             share = min(max(float(votes[expert] / total), _LEAST), _GREATEST)
-            votes[expert] = np.float32(0.25 * (math.log(share / (1.0 - share)) - _LEAST_ODDS))
+            votes[expert] = reliance * np.float32(0.25 * (math.log(share / (1.0 - share)) - _LEAST_ODDS))

@@ -1,8 +1,8 @@
 """What a forecaster of experts knows: arrays that compiled steps change (`maps.forecast_kernels`).
 
 Letters in shapes: L layers, J experts, K of them a token; H distances in layers at which it foretells, Q = H·J; N units of a
-layer's network; F entries kept of each gate; M rows remembered, S of an iteration asked about at most; A strides at which routers
-are applied ahead.
+layer's network; E entries kept of each gate; M rows remembered, S of an iteration asked about at most; A strides at which routers
+are applied ahead; F layers foretold before any gate; V tokens known, and R of what each demanded.
 """
 
 import functools
@@ -17,9 +17,13 @@ from finemoe.compiling import borrowing
 # which of the two tables of affinities is its own; K; the layer heard last, or NONE; when anything is learned.
 NEXT_SLOT, FILLED, NUM_KEPT, NUM_ASKED, NUM_ROWS, IS_PREFILL = range(6)
 CONTINUES, TABLE, TOP_K, LAST_LAYER, LEARNS, NUM_COUNTERS = range(6, 12)
+ROWS, TOKENS = range(2)  # in `Outputs.reliance`
 ALWAYS, WITHIN_REQUESTS, NEVER = range(3)
-MOST_EXPERTS = 1 << 16  # of a layer: their ids are kept in 16 bits
-NONE = -1  # for a slot, a row or a layer that there is not
+MOST_EXPERTS = (1 << 16) - 1  # of a layer: their ids are kept in 16 bits
+NOBODY = np.uint16(MOST_EXPERTS)  # no expert's id
+OCCURRENCES = 8  # R
+NONE = -1  # for a slot, a row, a layer or a token that there is not
+NEWEST = -2  # less its place, for a token that has just come in there
 UNUSABLE = np.float32(-1e30)  # the affinity to a slot that holds no row of an earlier iteration
 
 inner = functools.partial(borrowing, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only compiled code calls
@@ -51,20 +55,24 @@ class Outputs(NamedTuple):
 
     Attributes:
         weights: [L, N, Q], bias: [L, Q].
-        vote_gains: [L, Q] how much it counts what similar rows demanded. ahead_gains: [L, A, J] likewise routers applied ahead.
+        vote_gains: [L, Q] how much it counts what similar rows demanded, token_gains: [L, Q] what the same token did elsewhere.
+        ahead_gains: [L, A, J] likewise routers applied ahead.
+        reliance: [2, H] how far similar rows, and tokens, are to be trusted at a distance, whatever the layer and the expert.
     """
 
     weights: np.ndarray
     bias: np.ndarray
     vote_gains: np.ndarray
+    token_gains: np.ndarray
     ahead_gains: np.ndarray
+    reliance: np.ndarray
 
 
 class Memory(NamedTuple):
     """Rows of the running request, the latest M.
 
     Attributes:
-        ids: [L, M, F] of each the experts demanded, then the most probable others; values: [L, M, F] square roots of their
+        ids: [L, M, E] of each the experts demanded, then the most probable others; values: [L, M, E] square roots of their
             probabilities, 0 where there are fewer; demanded: [L, M] how many of them were demanded.
         before, after: [M] slots of the neighbouring tokens of the sequence, or NONE.
         slots: [M] of this iteration's rows; numbers: [M] which rows of the gates they are.
@@ -86,12 +94,33 @@ class Memory(NamedTuple):
     affinities: np.ndarray
 
 
+class Tokens(NamedTuple):
+    """What tokens demanded where they occurred, in whatever request.
+
+    Attributes:
+        heard: [V] how often each has occurred. experts: [V, R, L, K] what it demanded of late, NOBODY for the rest of what was
+            fewer, and where it is not known (yet).
+        known: [M] of this iteration's rows remembered the token, or NONE; places: [M] which of R this occurrence is.
+        asked: [S] tokens of the rows asked about, or NONE.
+        votes, probs: [F, S, J] what these said of the first layers, and what was made of that; gains: [F, J] how much it counts.
+    """
+
+    heard: np.ndarray
+    experts: np.ndarray
+    known: np.ndarray
+    places: np.ndarray
+    asked: np.ndarray
+    votes: np.ndarray
+    probs: np.ndarray
+    gains: np.ndarray
+
+
 class Answers(NamedTuple):
     """What each layer's network was last asked, of each row.
 
     Attributes:
-        num_inputs: [L, S], input_rows, input_values: [L, S, (L + H)·F] what it was given; votes: [L, S, Q] and ahead: [L, S, A,
-            J] beside. hidden: [L, S, N], probs: [L, S, Q] what it made of that.
+        num_inputs: [L, S], input_rows, input_values: [L, S, (L + H)·E] what it was given; votes, token_votes: [L, S, Q] and
+            ahead: [L, S, A, J] beside. hidden: [L, S, N], probs: [L, S, Q] what it made of that.
         is_pending: [L] whether it has not learned from it yet.
     """
 
@@ -99,6 +128,7 @@ class Answers(NamedTuple):
     input_rows: np.ndarray
     input_values: np.ndarray
     votes: np.ndarray
+    token_votes: np.ndarray
     ahead: np.ndarray
     hidden: np.ndarray
     probs: np.ndarray
@@ -138,12 +168,13 @@ class ForecastState(NamedTuple):
     outputs: Outputs
     kept: Outputs
     memory: Memory
+    tokens: Tokens
     answers: Answers
     scratch: Scratch
 
 
 class Sizes(NamedTuple):
-    """L, J, K, distances, N, strides, M and S."""
+    """L, J, K, distances, N, strides, M, S, F and V."""
 
     num_layers: int
     num_experts: int
@@ -153,6 +184,8 @@ class Sizes(NamedTuple):
     strides: tuple[int, ...]
     memory_rows: int
     asked_rows: int
+    num_first: int = 1
+    num_tokens: int = 1
 
     @property
     def num_distances(self) -> int:
@@ -161,7 +194,7 @@ class Sizes(NamedTuple):
 
     @property
     def num_entries(self) -> int:
-        """F."""
+        """E."""
         return min(self.num_experts, 2 * self.top_k)
 
 
@@ -172,7 +205,7 @@ def new_state(sizes: Sizes, seed: int) -> ForecastState:
     counters[TOP_K], counters[LAST_LAYER] = sizes.top_k, NONE
     outputs = _new_outputs(sizes, rng)
     nothing = Outputs(*(array[:0].copy() for array in outputs))
-    networks, room = _new_networks(sizes, rng), (_new_memory(sizes), _new_answers(sizes), new_scratch(sizes))
+    networks, room = _new_networks(sizes, rng), (_new_memory(sizes), _new_tokens(sizes), _new_answers(sizes), new_scratch(sizes))
     return ForecastState(counters, networks, outputs, nothing, *room)
 
 
@@ -199,7 +232,9 @@ def _new_outputs(sizes: Sizes, rng: np.random.Generator) -> Outputs:
         weights=_drawn(rng, 0.03, sizes.num_layers, sizes.num_units, shape[1]),
         bias=np.full(shape, np.log(share / (1 - share)), dtype=np.float32),
         vote_gains=np.full(shape, 2.0, dtype=np.float32),
+        token_gains=np.full(shape, 4.0, dtype=np.float32),
         ahead_gains=np.full((sizes.num_layers, len(sizes.strides), sizes.num_experts), 1.0, dtype=np.float32),
+        reliance=np.ones((2, sizes.num_distances), dtype=np.float32),
     )
 
 
@@ -220,6 +255,20 @@ def _new_memory(sizes: Sizes) -> Memory:
     )
 
 
+def _new_tokens(sizes: Sizes) -> Tokens:
+    shape = sizes.num_first, sizes.asked_rows, sizes.num_experts
+    return Tokens(
+        heard=np.zeros(sizes.num_tokens, dtype=np.int64),
+        experts=np.full((sizes.num_tokens, OCCURRENCES, sizes.num_layers, sizes.top_k), NOBODY, dtype=np.uint16),
+        known=np.full(sizes.memory_rows, NONE, dtype=np.int64),
+        places=np.zeros(sizes.memory_rows, dtype=np.int64),
+        asked=np.full(sizes.asked_rows, NONE, dtype=np.int64),
+        votes=_zeros(*shape),
+        probs=_zeros(*shape),
+        gains=np.full((sizes.num_first, sizes.num_experts), 4.0, dtype=np.float32),
+    )
+
+
 def _new_answers(sizes: Sizes) -> Answers:
     rows, most_inputs = (sizes.num_layers, sizes.asked_rows), (sizes.num_layers + sizes.num_distances) * sizes.num_entries
     outputs = sizes.num_distances * sizes.num_experts
@@ -228,6 +277,7 @@ def _new_answers(sizes: Sizes) -> Answers:
         input_rows=np.zeros((*rows, most_inputs), dtype=np.int64),
         input_values=_zeros(*rows, most_inputs),
         votes=_zeros(*rows, outputs),
+        token_votes=_zeros(*rows, outputs),
         ahead=_zeros(*rows, len(sizes.strides), sizes.num_experts),
         hidden=_zeros(*rows, sizes.num_units),
         probs=_zeros(*rows, outputs),

@@ -10,18 +10,22 @@ from finemoe.compiling import njit
 from finemoe.maps import (
     following,
     forecast_addresses,
+    forecast_ahead,
     forecast_kernels,
+    forecast_learning,
     forecast_network,
     forecast_rows,
     forecast_state,
+    forecast_tokens,
 )
 from finemoe.maps.following import OUT_OF_PLACE
 from finemoe.maps.forecast_kernels import hear_gate
 from finemoe.native import float32_at, float64_at, function_addresses, function_types, int64_at
 from finemoe.stale_kernels import forget_stale_kernels
 
-_SOURCES = native.compiled, following, forecast_addresses, forecast_kernels, forecast_network, forecast_rows, forecast_state
-forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
+_SOURCES = native.compiled, following, forecast_addresses, forecast_ahead, forecast_kernels, forecast_learning
+_SOURCES_OF_ROWS = forecast_network, forecast_rows, forecast_state, forecast_tokens
+forget_stale_kernels(__file__, *(one.__file__ for one in (*_SOURCES, *_SOURCES_OF_ROWS)))
 # Where the table says what. Addresses of: `hear_gate`, the forecaster's own table, distances, the least probability.
 _HEAR, _FORECASTER, _DISTANCES, _LEAST = range(4)
 _LENGTH, _NUM_DISTANCES, _NUM_LAYERS, _FARTHEST = range(4, 8)  # of the forecaster's table; H; L; see ForecastStep

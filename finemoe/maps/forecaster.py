@@ -4,6 +4,9 @@ For every layer a small network is told what this token's gates have said so far
 ahead. To its log odds are added those of a vote: what did those tokens of the request demand there that resemble this one, by its
 gates so far, the latest most? Each network takes one step down the gradient of its cross-entropy as soon as the last layer that
 it foretold has spoken.
+
+Where the tokens of an iteration are known by their embeddings, a third voice is heard, before any gate: what did these tokens
+demand wherever they occurred?
 """
 
 from collections.abc import Sequence
@@ -21,6 +24,7 @@ from finemoe.maps.forecast_state import (
     LEARNS,
     MOST_EXPERTS,
     NEVER,
+    OCCURRENCES,
     WITHIN_REQUESTS,
     ForecastState,
     Outputs,
@@ -28,15 +32,18 @@ from finemoe.maps.forecast_state import (
     new_state,
 )
 from finemoe.maps.forecast_step import ForecastStep
+from finemoe.maps.token_directory import TokenDirectory, identities
 from finemoe.traces import PREFILL, RoutingTrace
 
 MOST_ROWS = 8  # of an iteration that are asked about and learned from
 _MEMORY_ROWS = 512
-_NUM_FIRST = 8
+_NUM_FIRST = 16
 _KIND, _VERSION = "forecaster", 1
 _MOST_UNITS, _FEWEST_UNITS = 128, 16
 _PRODUCTS = 100_000  # of a network, which take some 50 us to compute and to learn from
 _BYTES = 150e6  # of all networks
+_MOST_TOKENS, _TOKEN_BYTES = 4096, 32e6
+_NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
 class Forecaster:
@@ -51,7 +58,8 @@ class Forecaster:
             foretold when an iteration starts; none farther than the last distance.
         strides: in layers, of the routers applied ahead that `hear` may be given.
         num_units: N of each layer's network; None: as many as a gate can learn with in about 50 microseconds.
-        memory_rows: M, how many tokens of the request are remembered.
+        memory_rows: M, how many rows of the request are remembered. num_tokens: V, how many tokens whatever the request; None: as
+            many as 32 MB hold, 4,096 at most.
         seed: of the networks' first weights, and of the order in which a history is learned. model: identity of the model.
     Attributes:
         table: [n] int64, what compiled code finds all of this by, see `forecast_addresses`; valid as long as this lives and until
@@ -70,6 +78,7 @@ class Forecaster:
         strides: tuple[int, ...] = (),
         num_units: int | None = None,
         memory_rows: int = _MEMORY_ROWS,
+        num_tokens: int | None = None,
         seed: int = 0,
         model: str = "",
     ) -> None:
@@ -84,9 +93,12 @@ class Forecaster:
         self._num_first = min(_NUM_FIRST if num_first is None else num_first, self.distances[-1])
         self.top_k = top_k = min(top_k, num_experts)
         units = default_units(num_layers, num_experts, top_k, len(self.distances)) if num_units is None else num_units
-        self._sizes = sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, memory_rows, MOST_ROWS)
+        tokens = _default_tokens(num_layers, top_k) if num_tokens is None else num_tokens
+        rows = memory_rows, MOST_ROWS, self._num_first
+        self._sizes = sizes = Sizes(num_layers, num_experts, top_k, self.distances, units, strides, *rows, tokens)
         self.model = model
         self._hold(new_state(sizes, seed))
+        self._directory = TokenDirectory(tokens)
         self._rate = np.float32(
             min(0.03, 0.12 / (num_layers / 2 + len(self.distances)))
         )  # the more inputs, the smaller the steps
@@ -115,7 +127,8 @@ class Forecaster:
         """
         start_request(self.table)
         kept = Outputs(*(array.copy() if adapts else array[:0].copy() for array in self._state.outputs))
-        self._hold(ForecastState(*self._state[:3], kept, *self._state[4:]))
+        state = self._state
+        self._hold(ForecastState(state.counters, state.networks, state.outputs, kept, state.memory, state.tokens, *state[6:]))
         self._state.counters[LEARNS] = WITHIN_REQUESTS if adapts else NEVER
 
     def _hold(self, state: ForecastState) -> None:
@@ -142,15 +155,16 @@ class Forecaster:
         """Forget the tokens remembered: another request begins."""
         start_request(self.table)
 
-    def start(self, num_rows: int = 1, is_prefill: bool = False) -> np.ndarray:
+    def start(self, num_rows: int = 1, is_prefill: bool = False, embeddings: np.ndarray | None = None) -> np.ndarray:
         """An iteration of B rows starts: [F, J] float32 probabilities for its first layers.
 
         Args:
             is_prefill: whether the rows are tokens of one sequence, one after the other, of which the next iteration continues
                 the last; else row b of the next iteration follows row b of this one if there are as many.
+            embeddings: [B, h] of the tokens, by which they are known again; None where there are none.
         """
         forecast = np.empty((self._num_first, self.num_experts), dtype=np.float32)
-        start_iteration(self.table, num_rows, is_prefill, forecast)
+        start_iteration(self.table, num_rows, is_prefill, self._tokens(embeddings), forecast)
         return forecast
 
     def hear(self, layer: int, probs: np.ndarray, experts: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
@@ -172,17 +186,22 @@ class Forecaster:
         return forecast
 
     def forecast_block(
-        self, gates: np.ndarray, experts: np.ndarray, starts: np.ndarray, is_prefill: np.ndarray, starts_request: np.ndarray
+        self,
+        gates: np.ndarray,
+        experts: np.ndarray,
+        starts: np.ndarray,
+        is_prefill: np.ndarray,
+        starts_request: np.ndarray,
+        embeddings: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """What `start` and `hear` would return in iterations one after the other, [n, F, J] and [n, L, H, J], in one call.
 
         Args:
             gates: [L, T, J] float32. experts: [T, L, K] int64. starts: [n + 1] first row of each iteration, and the end.
-            is_prefill, starts_request: [n] bool.
+            is_prefill, starts_request: [n] bool. embeddings: [T, h] or None, as in `start`.
         """
         forecasts = self._forecasts(len(starts) - 1)
-        by_layer = np.ascontiguousarray(experts.transpose(1, 0, 2))
-        run_block(self.table, np.ascontiguousarray(gates), by_layer, starts, is_prefill, starts_request, *forecasts)
+        self._run_block(gates, experts, self._tokens(embeddings), starts, is_prefill, starts_request, forecasts)
         return forecasts
 
     def learn_trace(self, trace: RoutingTrace, passes: int = 2) -> None:
@@ -200,14 +219,33 @@ class Forecaster:
         rows = trace.rows_of(request)
         steps = trace.step[rows]
         starts = np.append(np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)), len(steps))
-        gates = np.ascontiguousarray(trace.maps(rows).transpose(1, 0, 2))
-        is_first = np.arange(len(starts) - 1) == 0
-        experts = np.ascontiguousarray(trace.expert_ids[rows].transpose(1, 0, 2)).astype(np.int64)
-        run_block(self.table, gates, experts, starts, trace.phase[rows][starts[:-1]] == PREFILL, is_first, *forecasts)
+        is_first, is_prefill = np.arange(len(starts) - 1) == 0, trace.phase[rows][starts[:-1]] == PREFILL
+        gates, experts = trace.maps(rows).transpose(1, 0, 2), trace.expert_ids[rows].astype(np.int64)
+        tokens = self._tokens(None if trace.embedding_table is None else trace.embeddings(rows))
+        self._run_block(gates, experts, tokens, starts, is_prefill, is_first, forecasts)
+
+    def _run_block(
+        self,
+        gates: np.ndarray,
+        experts: np.ndarray,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        is_prefill: np.ndarray,
+        starts_request: np.ndarray,
+        forecasts: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        by_layer = np.ascontiguousarray(experts.transpose(1, 0, 2))
+        run_block(self.table, np.ascontiguousarray(gates), by_layer, tokens, starts, is_prefill, starts_request, *forecasts)
+
+    def _tokens(self, embeddings: np.ndarray | None) -> np.ndarray:
+        """[B] places of tokens, or [0]; new ones get one as long as anything lasts that is learned."""
+        if embeddings is None:
+            return _NO_TOKENS
+        return self._directory.places(identities(embeddings), not self.is_frozen)
 
     def save(self, path: str | Path) -> None:
         """Write what was learned to one file, atomically; this ends the running request."""
-        names = ("num_layers", "num_experts", "top_k", "distances", "num_units", "strides", "memory_rows")
+        names = ("num_layers", "num_experts", "top_k", "distances", "num_units", "strides", "memory_rows", "num_tokens")
         meta = {name: getattr(self._sizes, name) for name in names} | {"model": self.model}
         save_arrays(path, _KIND, _VERSION, self.state(), meta)
 
@@ -226,7 +264,7 @@ class Forecaster:
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, by name; not what is remembered of the running request, which this ends."""
         start_request(self.table)
-        return {name: array.copy() for name, array in _learned(self._state).items()}
+        return {name: array.copy() for name, array in self._learned().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what another of the same sizes learned, and forget the running request.
@@ -235,25 +273,29 @@ class Forecaster:
             FinemoeError: it is of other sizes, or incomplete.
         """
         start_request(self.table)
-        for name, array in _learned(self._state).items():
+        for name, array in self._learned().items():
             given = np.asarray(state.get(name))
             if given.shape != array.shape:
                 raise FinemoeError(f"the forecaster's {name} is of shape {array.shape}; there is one of shape {given.shape}")
             array[:] = given
+        self._directory.restored()
         if len(self._state.kept.weights):
             self.freeze()
+
+    def _learned(self) -> dict[str, np.ndarray]:
+        """The arrays that hold all that was learned."""
+        networks, outputs, tokens = self._state.networks, self._state.outputs, self._state.tokens
+        arrays = {name: getattr(networks, name) for name in ("inputs", "hidden_bias", "demands", "num_heard")}
+        arrays |= {
+            name: getattr(outputs, name) for name in ("weights", "bias", "vote_gains", "token_gains", "ahead_gains", "reliance")
+        }
+        arrays |= {"tokens_heard": tokens.heard, "token_experts": tokens.experts, "first_gains": tokens.gains}
+        return arrays | {"token_keys": self._directory.keys, "tokens_known": self._directory.count}
 
     def _forecasts(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Room for those of so many iterations."""
         shape = count, self.num_layers, len(self.distances), self.num_experts
         return np.empty((count, self._num_first, self.num_experts), dtype=np.float32), np.empty(shape, dtype=np.float32)
-
-
-def _learned(state: ForecastState) -> dict[str, np.ndarray]:
-    """The arrays that hold all that was learned."""
-    networks, outputs = state.networks, state.outputs
-    arrays = {name: getattr(networks, name) for name in ("inputs", "hidden_bias", "demands", "num_heard")}
-    return arrays | {name: getattr(outputs, name) for name in ("weights", "bias", "vote_gains", "ahead_gains")}
 
 
 def doubling(num_layers: int) -> tuple[int, ...]:
@@ -277,3 +319,8 @@ def default_units(num_layers: int, num_experts: int, top_k: int, num_distances: 
     weights = num_layers * num_experts * (num_layers / 2 + 3 * num_distances)
     fitting = int(min(_PRODUCTS / products, _BYTES / (4 * weights), _MOST_UNITS))
     return max(fitting // 8 * 8, _FEWEST_UNITS)
+
+
+def _default_tokens(num_layers: int, top_k: int) -> int:
+    """V: as many as fit."""
+    return max(min(_MOST_TOKENS, int(_TOKEN_BYTES / (2 * OCCURRENCES * num_layers * top_k))), 1)

@@ -54,7 +54,7 @@ class FinemoePlus(Policy):
     def start_iteration(self, context: Context) -> list[Prediction]:
         if context.starts_request:
             self.forecaster.start_request()
-        forecast = self.forecaster.start(context.num_rows, bool(context.is_prefill))
+        forecast = self.forecaster.start(context.num_rows, bool(context.is_prefill), context.embeddings)
         return [self._foretold(layer, probabilities, True) for layer, probabilities in enumerate(forecast)]
 
     def on_gate(
@@ -82,7 +82,7 @@ class FinemoePlus(Policy):
     def predict_block(self, block: Block) -> Predictions:
         """All iterations of a block in one compiled call."""
         at_starts, at_gates = self.forecaster.forecast_block(
-            block.gates, block.experts, block.starts, block.is_prefill, block.starts_request
+            block.gates, block.experts, block.starts, block.is_prefill, block.starts_request, block.embeddings
         )
         num_layers, num_experts = self.setup.num_layers, self.setup.num_experts
         count, num_first = at_starts.shape[:2]
