@@ -1,0 +1,82 @@
+"""How finemoe-plus' margin was chosen: what a prefetch must gain, on two of five folds of the public gpt-oss requests.
+
+`python -m finemoe.artifact.analysis.margin` replays them in virtual time at every margin and writes how fast each is and what it
+wastes; the folds that are reported (`analysis.causal_grid`) are others.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from finemoe.artifact.analysis.causal_grid import EXPERT_MEMORIES, OURS, TESTBEDS, Part, gpt_oss_parts
+from finemoe.artifact.plotting import save_table
+from finemoe.importers import gpt_oss
+from finemoe.paths import DATA
+from finemoe.report import Report
+from finemoe.simulation.cost import CostModel, size_of
+from finemoe.simulation.knowledge import Knowledge
+from finemoe.simulation.replay import sweep
+from finemoe.simulation.testbed import Testbed
+
+MARGINS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
+CHOSEN_FOLDS = (0, 1)
+
+
+def margin_table(parts: Sequence[Part], margins: Sequence[float] = MARGINS, testbeds: Sequence[str] = TESTBEDS) -> pd.DataFrame:
+    """Every margin on every testbed at every memory size.
+
+    Returns:
+        Rows (trace, testbed, expert_memory, least_gain, over_lru, over_lru_bytes, wasted_share): TPOT and bytes over those of
+        loading on demand with LRU, and which share of all bytes was loaded in vain.
+    """
+    rows = []
+    for part in parts:
+        known = Knowledge(part.served, part.history).of(OURS)
+        for testbed in testbeds:
+            rows += _rows_on(part, testbed, known, margins)
+    return pd.DataFrame(rows)
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each margin, over all cells: the geometric mean of TPOT over LRU's, the worst, and means of the rest."""
+    found = table.assign(log=np.log(table.over_lru)).groupby("least_gain")
+    means = found[["over_lru_bytes", "wasted_share"]].mean()
+    return means.assign(over_lru=np.exp(found.log.mean()), worst=found.over_lru.max()).reset_index()
+
+
+def _rows_on(part: Part, testbed: str, known: object, margins: Sequence[float]) -> list[dict[str, object]]:
+    served = part.served
+    cost = CostModel(size_of(part.model, served.num_layers, served.num_experts, served.top_k), Testbed.load(testbed))
+    memories = [memory for memory in EXPERT_MEMORIES if cost.fits(memory)]
+    floors = sweep(served, "on-demand", memories, ["lru"], hardware=testbed, model=part.model)
+    rows = []
+    for margin in margins:
+        reports = sweep(served, OURS, memories, history=known, hardware=testbed, model=part.model, least_gain=margin)
+        for memory, report, floor in zip(memories, reports, floors, strict=True):
+            cell = {"trace": part.name, "testbed": testbed, "expert_memory": memory, "least_gain": margin}
+            moved = _moved_bytes(report)
+            ratios = {"over_lru": report.tpot_s / floor.tpot_s, "over_lru_bytes": moved / _moved_bytes(floor)}
+            rows.append(cell | ratios | {"wasted_share": report.wasted_bytes / moved})
+    return rows
+
+
+def _moved_bytes(report: Report) -> float:
+    return float(report.demand_bytes + report.prefetched_bytes)
+
+
+def write_table(
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: beside the checkout")] = None,
+    output: Annotated[Path, typer.Option()] = DATA / "reference" / "margin_gpt_oss.csv",
+) -> None:
+    """Replay the folds at every margin and write the table as CSV."""
+    table = margin_table(list(gpt_oss_parts(trace or gpt_oss.sample_path(), CHOSEN_FOLDS)))
+    save_table(table, output)
+    typer.echo(chosen(table).to_string(index=False))
+
+
+if __name__ == "__main__":
+    typer.run(write_table)
