@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS
+from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS, OURS, SHOWN_SYSTEMS
 from finemoe.artifact.machines.measured import NOT_YET
 from finemoe.artifact.plotting import PALETTE, model_title, provenance, series_styles, use_style
 from finemoe.simulation.cost import PUBLISHED
@@ -35,6 +35,11 @@ def system_looks() -> Mapping[str, dict[str, Any]]:
     } | _NOT_IN_THE_PAPER
 
 
+def shown_name(system: str) -> str:
+    """A system's name in a legend, which says where it is not one of the paper's."""
+    return f"{system} (not in the paper)" if system in OURS else system
+
+
 def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, measured: pd.DataFrame | None = None) -> "Figure":
     """Draw what `analysis.latency.means` found for (model, dataset, system), and FineMoE's gains below.
 
@@ -47,7 +52,7 @@ def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, me
 
     use_style()
     models = list(dict.fromkeys(summary.model))
-    systems = [name for name in LATENCY_SYSTEMS if name in set(summary.system)]
+    systems = [name for name in SHOWN_SYSTEMS if name in set(summary.system)]
     heights = [1, 1, 1, 1.1] + [0.8] * (measured is not None)
     size = (2.6 * len(models), 7.6 * sum(heights) / 4.1)
     fig, axes = plt.subplots(len(heights), len(models), figsize=size, squeeze=False, height_ratios=heights)
@@ -63,7 +68,7 @@ def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, *details: str, me
             _draw_measured(axes[4][column], measured[measured.model == PUBLISHED.get(model)])
             axes[4][column].set_ylabel("measured TPOT (ms)" if column == 0 else "")
     (bars, names), (gained, quantities) = (axes[row][0].get_legend_handles_labels() for row in (1, 3))
-    fig.legend([*bars, *gained], [*names, *quantities], loc="outside upper center", ncols=5)
+    fig.legend([*bars, *gained], [*names, *quantities], loc="outside upper center", ncols=min(5, len(models) + 1))
     provenance(fig, "simulated", *details, "whiskers: 95 % over requests")
     return fig
 
@@ -78,15 +83,13 @@ def _draw_bars(axis: "Axes", part: pd.DataFrame, quantity: str, names: Sequence[
         bars = part[part.system == name].set_index("dataset").reindex(datasets)
         places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(datasets))]
         look = {"color": looks[name]["color"], "hatch": looks[name]["hatch"], "edgecolor": "black", "linewidth": 0.4}
+        look["alpha"] = 0.9 if name in BOUNDS else 1
         heights = scale * bars[quantity]
         errors = [
             (heights - scale * bars[f"{quantity}_low"]).clip(lower=0),
             (scale * bars[f"{quantity}_high"] - heights).clip(lower=0),
         ]
-        is_floor = name in BOUNDS
-        axis.bar(
-            places, heights, width, yerr=errors, error_kw={"linewidth": 0.7}, label=name, alpha=0.9 if is_floor else 1, **look
-        )
+        axis.bar(places, heights, width, yerr=errors, error_kw={"linewidth": 0.7}, label=shown_name(name), **look)
     axis.set_xticks(range(len(datasets)), datasets)
     axis.margins(x=0.02)
     if quantity == "hit_rate":

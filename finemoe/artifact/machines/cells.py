@@ -5,12 +5,12 @@ from typing import Literal
 
 import pandas as pd
 
-from finemoe.artifact.analysis.latency import LATENCY_SYSTEMS
+from finemoe.artifact.analysis.latency import SHOWN_SYSTEMS
 from finemoe.artifact.machines.foretold import read_foretold
 from finemoe.artifact.machines.measured import Measured
 from finemoe.artifact.machines.schema import MAPPED
 
-SYSTEM_NAMES = {system.policy: name for name, system in LATENCY_SYSTEMS.items()} | {"finemoe-plus": "finemoe-plus"}
+SYSTEM_NAMES = {system.policy: name for name, system in SHOWN_SYSTEMS.items()}
 CELL = ["model", "policy", "expert_memory"]
 # How far a prediction may be off before it counts as refuted: TPOT relative, the others as differences.
 TPOT_BOUND, SHARE_BOUND = 0.15, 0.05

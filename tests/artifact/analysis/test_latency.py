@@ -8,7 +8,11 @@ import finemoe
 from finemoe.artifact.analysis.arrivals import azure_like
 from finemoe.artifact.analysis.footprint import footprint_table
 from finemoe.artifact.analysis.latency import (
+    BASELINES,
     LATENCY_SYSTEMS,
+    OURS,
+    PAPER_SYSTEMS,
+    SHOWN_SYSTEMS,
     distance_table,
     latency_table,
     means,
@@ -39,13 +43,19 @@ def toy(monkeypatch):
 
 @pytest.mark.usefixtures("toy")
 def test_a_table_is_the_reports_request_by_request():
-    table = latency_table(HISTORY, SERVED, LATENCY_SYSTEMS, "rtx3090", [0.25, 0.5], prefetch_distance=1)
-    assert set(table.system) == set(LATENCY_SYSTEMS)
+    table = latency_table(HISTORY, SERVED, SHOWN_SYSTEMS, "rtx3090", [0.25, 0.5], prefetch_distance=1)
+    assert set(table.system) == set(SHOWN_SYSTEMS)
     for (name, memory), part in table.groupby(["system", "expert_memory"], sort=False):
-        policy = LATENCY_SYSTEMS[name].policy
+        policy = SHOWN_SYSTEMS[name].policy
         report = finemoe.replay(SERVED, policy, memory, hardware="rtx3090", history=HISTORY, prefetch_distance=1)
         assert part.tpot_s.tolist() == [one.tpot_s for one in report.requests]
         assert part.hits.sum() == report.hits
+
+
+def test_what_is_not_in_the_paper_is_neither_its_system_nor_a_baseline():
+    assert list(OURS) == ["finemoe-plus"]
+    assert not set(OURS) & {*PAPER_SYSTEMS, *BASELINES, *LATENCY_SYSTEMS}
+    assert set(SHOWN_SYSTEMS) == {*LATENCY_SYSTEMS, *OURS}
 
 
 @pytest.mark.usefixtures("toy")
@@ -53,6 +63,7 @@ def test_limits_in_gb_are_over_all_devices():
     table = systems_on_testbed(HISTORY, SERVED, "6x-rtx3090", [0.5], [0.024], prefetch_distance=1)
     limited = table[table.cache_limit_gb.notna()]
     assert set(table.testbed) == {"6x-rtx3090"}
+    assert set(limited.system) == set(SHOWN_SYSTEMS)
     assert limited.expert_memory.isna().all()
     same = finemoe.replay(SERVED, "on-demand", "4000000B", hardware="6x-rtx3090", history=HISTORY)  # two experts of 2 MB each
     assert limited[limited.system == "on-demand (LRU)"].tpot_s.tolist() == [one.tpot_s for one in same.requests]
