@@ -189,7 +189,7 @@ class Future(Nothing):
 class Foretold(Nothing):
     """finemoe-plus: what its forecaster says (tests/maps/test_forecaster.py holds that against plain NumPy)."""
 
-    least_gain = 0.35
+    least_gain = 0.25
 
     def __init__(self, trace, history, distance):
         super().__init__(trace, history, distance)

@@ -18,7 +18,7 @@ HISTORY, SERVED = TRACE.split("history"), TRACE.split("served")
 SYSTEMS = {
     "deepspeed-inference": (106, 41, 265, 264),
     "finemoe": (69, 78, 104, 81),
-    "finemoe-plus": (121, 26, 20, 9),
+    "finemoe-plus": (120, 27, 23, 11),
     "mixtral-offloading": (125, 22, 41, 21),
     "moe-infinity": (96, 51, 159, 123),
     "no-offload": (147, 0, 0, 0),

@@ -33,6 +33,9 @@ def test_margins_are_replays(part, table):
         moved = mine.demand_bytes + mine.prefetched_bytes
         assert row.over_lru_bytes == pytest.approx(moved / lru.demand_bytes)
         assert row.wasted_share == pytest.approx(mine.wasted_bytes / moved)
+        paper = finemoe.replay(part.served, "finemoe", history=part.history, **told)
+        expected = mine.wasted_bytes / paper.wasted_bytes if paper.wasted_bytes else np.nan
+        assert row.waste_over_finemoe == pytest.approx(expected, nan_ok=True)
 
 
 def test_margins_are_judged_by_geometric_means(table):
