@@ -935,6 +935,7 @@ rule finemoe_plus:
         calibration="data/reference/calibration_gpt_oss.csv",
         recalls="data/reference/recalls_gpt_oss.csv",
         next_use="data/reference/next_use_gpt_oss.csv",
+        margin="data/reference/margin_gpt_oss.csv",
         causal_grid="data/reference/causal_grid.csv",
     output:
         pdf=f"{FIGURES}/finemoe_plus.pdf",
@@ -953,6 +954,7 @@ rule finemoe_plus:
                 "calibration": input.calibration,
                 "recalls": input.recalls,
                 "next_use": input.next_use,
+                "margin": input.margin,
                 "causal_grid": input.causal_grid,
                 "figure": output.pdf.removesuffix(".pdf"),
             }

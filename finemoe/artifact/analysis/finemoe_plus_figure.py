@@ -30,6 +30,7 @@ MODES = {  # (setting, variant) of `forecasts.forecast_tables`
 }
 MEMORY_ALONE = ("online", "a quarter of the requests: memory alone")
 RULE, BEST_RULE = "next-use", "the best other rule"
+MINIATURES = "three miniatures, two prompt sets each"
 OVER = {  # columns of `causal_grid.summary`
     "over_lru": "on-demand, LRU",
     "over_promoe": "ProMoE",
@@ -150,8 +151,9 @@ def tpot_points(causal_grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def workload_of(traces: pd.Series) -> pd.Series:
-    """A trace's name without its fold."""
-    return traces.str.partition(", fold")[0]
+    """A trace's name without its fold; the recorded miniatures are one workload."""
+    whole = traces.str.partition(", fold")[0]
+    return whole.where(~whole.str.contains("-mini-"), MINIATURES)
 
 
 def geometric_mean(ratios: Sequence[float] | pd.Series) -> float:
