@@ -7,7 +7,7 @@ import pandas as pd
 
 from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, LATENCY_SYSTEMS, OURS, SHOWN_SYSTEMS
 from finemoe.artifact.machines.measured import NOT_YET
-from finemoe.artifact.plotting import PALETTE, model_title, provenance, series_styles, use_style
+from finemoe.artifact.plotting import PALETTE, log_ticks, model_title, provenance, series_styles, use_style
 from finemoe.simulation.cost import PUBLISHED
 from finemoe.simulation.systems import SYSTEMS
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 QUANTITIES = {"ttft_s": "TTFT (ms)", "tpot_s": "TPOT (ms)", "hit_rate": "expert hit rate"}
 _HATCHES = {"FineMoE": "", "on-demand (LRU)": "....", "oracle": "xxxx", "No-offload": ""}
+_FAR_APART = 20  # times, of bars of which the lowest could not be seen on a linear axis
 _NOT_IN_THE_PAPER = {"finemoe-plus": {"color": PALETTE["finemoe-plus"], "marker": "*", "hatch": ""}}
 _GREYS = {"on-demand (LRU)": "#D0D0D0", "oracle": "white", "No-offload": "#6E6E6E"}
 
@@ -107,6 +108,10 @@ def _draw_measured(axis: "Axes", part: pd.DataFrame) -> None:
         look = {"color": looks[name]["color"], "hatch": looks[name]["hatch"]} if name in looks else {"color": "white"}
         axis.bar(place, 1e3 * tpot_s, edgecolor="black", linewidth=0.4, **look)
     axis.set_xticks(range(len(part)), [name.replace("-", "-\n") for name in part.system], fontsize=5.5)
+    if part.tpot_s.max() > _FAR_APART * part.tpot_s.min():
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=1e3 * part.tpot_s.min() / 2)
+        log_ticks(axis.yaxis)
     axis.set_title(part.machine.iloc[0], fontsize=7)
 
 
