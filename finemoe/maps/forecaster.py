@@ -38,7 +38,7 @@ from finemoe.traces import PREFILL, RoutingTrace
 MOST_ROWS = 8  # of an iteration that are asked about and learned from
 _MEMORY_ROWS = 512
 _NUM_FIRST = 16
-_KIND, _VERSION = "forecaster", 1
+_KIND, _VERSION = "forecaster", 2
 _MOST_UNITS, _FEWEST_UNITS = 128, 16
 _PRODUCTS = 100_000  # of a network, which take some 50 us to compute and to learn from
 _BYTES = 150e6  # of all networks
