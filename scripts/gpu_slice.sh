@@ -206,7 +206,7 @@ compile_kernels() {
 
 correctness() {
     local pids=() status=0 is_bad=0 name
-    say "kernels are compiled" && wait "$compiling" # by one process, instead of by each of the following
+    say "waiting for kernels to be compiled" && wait "$compiling" # by one process, instead of by each of the following
     for name in "${checked[@]}"; do
         bench 240 "correctness of $name" --model "$model" "${first[@]}" --groups "correctness:$name" >"$logs/correctness-$name.txt" 2>&1 &
         pids+=($!)

@@ -125,7 +125,7 @@ def foretell_by_token(state, layer, row, probs):  # type: ignore[no-untyped-def]
 
 @inner
 def learn_first_gains(state, layer, rate):  # type: ignore[no-untyped-def]
-    """One of the first layers has spoken."""
+    """One of the first layers has spoken: what was foretold of it, [S, J], becomes errors, and gains go down the gradient."""
     for row in range(state.counters[NUM_ASKED] if state.counters[LEARNS] == ALWAYS else 0):
         slot = state.memory.asked[row]
         for place in range(state.memory.demanded[layer, slot]):

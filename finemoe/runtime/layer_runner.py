@@ -110,7 +110,7 @@ class LayerRunner:
         top_k_index: torch.Tensor,
         top_k_weights: torch.Tensor,
         needs_slots: bool,
-    ) -> "Lease | Leases | _Resident":
+    ) -> "Lease | Leases | Resident":
         """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
         parts, index = self._parts, self._layer.index
         router_output, self._router_output = self._router_output, None  # which nobody is to keep alive
@@ -119,7 +119,7 @@ class LayerRunner:
         is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
         if is_idle and not iteration.is_published and not needs_slots:
             parts.counters.hits[index] += parts.memories.use(index, chosen)
-            return _Resident(parts.memories.resident_weights(index))
+            return Resident(parts.memories.resident_weights(index))
         lease = parts.memories.demand(index, chosen, aside)
         num_recalled = lease.num_recalled
         if num_recalled >= 0:
@@ -152,7 +152,7 @@ class LayerRunner:
         return chosen, np.setdiff1d(everyones[everyones < foreign], chosen)
 
 
-class _Resident:
+class Resident:
     """Weights of a layer whose experts are all in their slots for good."""
 
     def __init__(self, by_expert: list[dict[str, torch.Tensor]]) -> None:

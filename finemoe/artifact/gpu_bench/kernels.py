@@ -43,25 +43,26 @@ def measure(subject: Subject, rounds: int) -> list[Kernels]:
 
 def _iteration(subject: Subject, part: str, shape: tuple[int, int], rounds: int) -> Kernels:
     num_tokens, context = shape
-    call = _forward(subject, num_tokens, context)
+    call = iteration_of(subject, num_tokens, context)
     share = len(subject.layers) if part == "layer" else 1
     seconds = float(np.median(host_times_s(call, subject.device, 2 * rounds))) / share
     return Kernels(subject.name, part, num_tokens, context, seconds, kernel_time_s(call, subject.device, rounds) / share)
 
 
-def _forward(subject: Subject, num_tokens: int, context: int) -> Callable[[], object]:
-    """One iteration over so many tokens after a context, which is cut back each time."""
+def iteration_of(subject: Subject, num_tokens: int, context: int) -> Callable[[], torch.Tensor]:
+    """One iteration over so many tokens after a context, which is cut back each time; its call returns the logits."""
     device, model = subject.device, subject.model
     tokens = torch.arange(context + num_tokens, device=device)[None] % model.config.get_text_config().vocab_size
     with torch.inference_mode():
         cache = model(input_ids=tokens[:, :context], use_cache=True).past_key_values if context else None
 
     @torch.inference_mode()
-    def call() -> object:
-        kept = model(input_ids=tokens[:, context:], past_key_values=cache, use_cache=True).past_key_values
+    def call() -> torch.Tensor:
+        output = model(input_ids=tokens[:, context:], past_key_values=cache, use_cache=True)
         if cache is not None:
-            kept.crop(-num_tokens)
-        return kept
+            output.past_key_values.crop(-num_tokens)
+        logits: torch.Tensor = output.logits
+        return logits
 
     return call
 

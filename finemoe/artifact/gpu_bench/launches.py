@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
 from finemoe.artifact.gpu_bench.bench import NotHere, Part
 from finemoe.artifact.gpu_bench.clock import finish
+from finemoe.artifact.gpu_bench.kernels import iteration_of
 from finemoe.artifact.gpu_bench.settings import Settings, Target
 from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.machines.schema import Launches
+from finemoe.runtime.layer_runner import Resident
 from finemoe.runtime.lean import lean_forward
 from finemoe.runtime.selection_reader import SelectionReader
 from finemoe.runtime.snapshot import host_buffers
@@ -44,7 +46,10 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 def measure(subject: Subject, rounds: int) -> list[Launches]:
     """Calls of the sizes of one token."""
-    values, weight = _token(subject), torch.zeros(_width(subject), _width(subject), device=subject.device, dtype=_dtype(subject))
+    values, weight = (
+        _token(subject),
+        torch.zeros(_width(subject), _width(subject), device=subject.device, dtype=subject.model.dtype),
+    )
     calls: dict[str, Call] = {
         "python call": lambda: None,
         "element-wise kernel": lambda: values.add_(1.0),
@@ -57,7 +62,7 @@ def measure(subject: Subject, rounds: int) -> list[Launches]:
     with subject.plain() as routing, torch.inference_mode():
         routing.detach()
         subject.model.set_experts_implementation("batched_mm")
-        return [*found, _launches(subject, "iteration, batched_mm", _iteration(subject), rounds, in_a_row=1)]
+        return [*found, _launches(subject, "iteration, batched_mm", iteration_of(subject, 1, _CONTEXT), rounds, in_a_row=1)]
 
 
 def measure_graphs(subject: Subject, rounds: int) -> list[Launches]:
@@ -67,7 +72,7 @@ def measure_graphs(subject: Subject, rounds: int) -> list[Launches]:
     with subject.plain() as routing, torch.inference_mode():
         routing.detach()
         subject.model.set_experts_implementation("batched_mm")
-        return [*found, _graph(subject, "iteration, batched_mm", _iteration(subject), rounds, in_a_row=1)]
+        return [*found, _graph(subject, "iteration, batched_mm", iteration_of(subject, 1, _CONTEXT), rounds, in_a_row=1)]
 
 
 def _launches(subject: Subject, what: str, call: Call, rounds: int, in_a_row: int = _IN_A_ROW) -> Launches:
@@ -122,69 +127,28 @@ def _selection_read(subject: Subject) -> Call:
     return call
 
 
-class _experts:
+@contextmanager
+def _experts(subject: Subject) -> Iterator[Callable[[], torch.Tensor]]:
     """One layer's experts on one token, with weights from slots where all of them are."""
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._engine = subject.engine("on-demand", 1.0)
-
-    def __enter__(self) -> Callable[[], torch.Tensor]:
-        engine, routing = self._engine.__enter__()
+    with subject.engine("on-demand", 1.0) as (engine, routing):
         routing.detach()
         engine.preload()
-        subject, top_k = self._subject, engine.setup.top_k
-        layer = subject.layers[0]
-        weights_of = engine.memories.resident_weights(layer.index)
-        selected = np.arange(top_k)[None]
-        index = torch.from_numpy(selected).to(subject.device)
-        hidden, shares = _token(subject), torch.full((1, top_k), 1 / top_k, device=subject.device, dtype=_dtype(subject))
-        source = _Slots(weights_of)
+        layer, top_k = subject.layers[0], engine.setup.top_k
+        source, selected = Resident(engine.memories.resident_weights(layer.index)), np.arange(top_k)[None]
+        index, hidden = torch.from_numpy(selected).to(subject.device), _token(subject)
+        shares = torch.full((1, top_k), 1 / top_k, device=subject.device, dtype=subject.model.dtype)
 
         @torch.inference_mode()
         def call() -> torch.Tensor:
             return lean_forward(layer.experts, source, hidden, selected, index, shares)
 
-        return call
-
-    def __exit__(self, *error: Any) -> None:
-        self._engine.__exit__(*error)
-
-
-class _Slots:
-    """Where every expert's weights are for good."""
-
-    def __init__(self, weights_of: list[dict[str, torch.Tensor]]) -> None:
-        self.weights = weights_of.__getitem__
-
-    def as_they_come(self, experts: Any) -> Any:
-        return experts
-
-
-def _iteration(subject: Subject) -> Callable[[], torch.Tensor]:
-    """The whole model on one token after a context, which is cut back each time."""
-    model, device = subject.model, subject.device
-    tokens = torch.arange(_CONTEXT + 1, device=device)[None] % model.config.get_text_config().vocab_size
-    cache = model(input_ids=tokens[:, :_CONTEXT], use_cache=True).past_key_values
-    token = tokens[:, _CONTEXT:].clone()
-
-    def call() -> torch.Tensor:
-        output = model(input_ids=token, past_key_values=cache, use_cache=True)
-        output.past_key_values.crop(-1)
-        logits: torch.Tensor = output.logits
-        return logits
-
-    return call
+        yield call
 
 
 def _token(subject: Subject) -> torch.Tensor:
     generator = torch.Generator(subject.device).manual_seed(0)
-    return torch.randn(1, _width(subject), device=subject.device, generator=generator).to(_dtype(subject))
+    return torch.randn(1, _width(subject), device=subject.device, generator=generator).to(subject.model.dtype)
 
 
 def _width(subject: Subject) -> int:
     return int(subject.model.config.get_text_config().hidden_size)
-
-
-def _dtype(subject: Subject) -> torch.dtype:
-    return subject.model.dtype
