@@ -46,10 +46,8 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 def measure(subject: Subject, rounds: int) -> list[Launches]:
     """Calls of the sizes of one token."""
-    values, weight = (
-        _token(subject),
-        torch.zeros(_width(subject), _width(subject), device=subject.device, dtype=subject.model.dtype),
-    )
+    values, width = _token(subject), _width(subject)
+    weight = torch.zeros(width, width, device=subject.device, dtype=subject.model.dtype)
     calls: dict[str, Call] = {
         "python call": lambda: None,
         "element-wise kernel": lambda: values.add_(1.0),
