@@ -41,6 +41,9 @@ class TraceArrays:
         request_ids: a name (or number) for each request, or empty.
         splits: "history" or "served" for each request, or empty.
         model: identity of the model that routed.
+        has_weights: False where only ids were recorded: `expert_probs` are then equal, and which of the K a router preferred is
+            not known.
+        expert_bytes: [L] of one expert of each layer, as the recorder stated them, or empty.
     """
 
     expert_ids: np.ndarray
@@ -59,6 +62,8 @@ class TraceArrays:
     request_ids: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     model: str = ""
+    has_weights: bool = True
+    expert_bytes: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:

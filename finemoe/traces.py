@@ -212,7 +212,7 @@ class RoutingTrace(TraceArrays):
             "request_ids": list(self.request_ids),
             "splits": list(self.splits),
             "model": self.model,
-        }
+        } | _rarely(self)
         save_arrays(path, _KIND, _VERSION, arrays, meta)
 
     @classmethod
@@ -232,7 +232,15 @@ class RoutingTrace(TraceArrays):
             request_ids=tuple(meta["request_ids"]),
             splits=tuple(meta["splits"]),
             model=meta["model"],
+            has_weights=meta.get("has_weights", True),
+            expert_bytes=tuple(meta.get("expert_bytes", ())),
         )
+
+
+def _rarely(trace: RoutingTrace) -> dict[str, Any]:
+    """What few traces have to say, and only those write."""
+    stated: dict[str, Any] = {} if trace.has_weights else {"has_weights": False}
+    return stated | ({"expert_bytes": list(trace.expert_bytes)} if trace.expert_bytes else {})
 
 
 def _plain(trace: RoutingTrace) -> dict[str, Any]:
@@ -243,6 +251,8 @@ def _plain(trace: RoutingTrace) -> dict[str, Any]:
         "request_ids": names("request_ids", trace.request_ids),
         "splits": names("splits", trace.splits),
         "model": text("model", trace.model),
+        "has_weights": bool(trace.has_weights),
+        "expert_bytes": whole_numbers("expert_bytes", trace.expert_bytes),
     }
     for name in (*ROW_ARRAYS, "offsets", "embedding_table"):
         value = getattr(trace, name)
@@ -259,8 +269,8 @@ def _plain(trace: RoutingTrace) -> dict[str, Any]:
 def _required(name: str, value: Any) -> np.ndarray:
     if name == "expert_probs" and value is None:
         raise FinemoeError(
-            "expert_probs is None; where experts are known and their probabilities are not, say that they are equal: "
-            "np.full(expert_ids.shape, 1 / K)"
+            "expert_probs is None; where experts are known and their probabilities are not, say so with has_weights=False, and "
+            "that they are equal: np.full(expert_ids.shape, 1 / K)"
         )
     return plain_array(name, value)
 
