@@ -8,7 +8,7 @@ import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,11 +64,12 @@ def _keep(dispatcher: Any) -> None:
 
 
 @contextmanager
-def failures_raised(title: str) -> Iterator[None]:
+def failures_raised(title: str, threads: Set[int] = frozenset()) -> Iterator[None]:
     """Raise, at the end, what a function that compiled code called by address has raised: it cannot pass that code.
 
     Args:
-        title: what the message calls the function.
+        title: what the message calls the function. threads: others than this one (`threading.get_ident`) that call it meanwhile;
+            they may join while this runs.
     Raises:
         FinemoeError: it failed; what was computed meanwhile means nothing.
     """
@@ -77,7 +78,7 @@ def failures_raised(title: str) -> Iterator[None]:
         before, thread = sys.unraisablehook, threading.get_ident()
 
         def note(report: Any) -> None:
-            if threading.get_ident() != thread:
+            if threading.get_ident() not in {thread, *threads}:
                 before(report)
             elif not failures:  # of which there may be many
                 failures.append(report.exc_value)

@@ -72,12 +72,13 @@ def access(cache, layer, experts, found):  # type: ignore[no-untyped-def]
         cache.counts[USEFUL] += cache.undemanded[flat]
         cache.undemanded[flat] = False
         cache.running[flat] = True
-    _count_visit(cache.stats, layer, experts)
+    count_visit(cache.stats, layer, experts)
     cache.counts[IS_WEIGHED] = False
 
 
 @borrowing
-def _count_visit(stats, layer, experts):  # type: ignore[no-untyped-def]
+def count_visit(stats, layer, experts):  # type: ignore[no-untyped-def]
+    """A layer's demanded set enters the statistics."""
     stats.clock[TIME] += 1
     stats.turns[layer] += 1
     stats.clock[PASS] += layer <= stats.clock[LAST_LAYER]
@@ -217,7 +218,7 @@ def _weakest(cache):  # type: ignore[no-untyped-def]
             best < 0
             or is_awaited != is_best_awaited
             or worth < least
-            or (worth == least and _goes_first(cache, flat, cache.held[best]))
+            or (worth == least and goes_first(cache.stats, cache.counts[LAYER], flat, cache.held[best]))
         ):
             best, least, is_best_awaited = slot, worth, is_awaited
     return best
@@ -229,13 +230,15 @@ def _is_movable(cache, flat):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _goes_first(cache, flat, other):  # type: ignore[no-untyped-def]
-    """Which of two equally worthy experts goes: the less frequent, else that of the layer farther away, else the lower id."""
-    frequency, layer_of, num_layers = cache.stats.frequency, cache.stats.layer_of, cache.stats.turns.shape[0]
+def goes_first(stats, layer, flat, other):  # type: ignore[no-untyped-def]
+    """Which of two equally worthy experts goes while a layer runs: the less frequent, else that of the layer farther away, else the
+    lower id."""
+    frequency, layer_of, num_layers = stats.frequency, stats.layer_of, stats.turns.shape[0]
     if frequency[flat] != frequency[other]:
         return frequency[flat] < frequency[other]
-    until = (layer_of[flat] - cache.counts[LAYER] - 1) % num_layers
-    other_until = (layer_of[other] - cache.counts[LAYER] - 1) % num_layers
+    until, other_until = layer_of[flat] - layer - 1, layer_of[other] - layer - 1
+    until += num_layers * (until < 0)
+    other_until += num_layers * (other_until < 0)
     return until > other_until or (until == other_until and flat < other)
 
 

@@ -15,7 +15,8 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
     num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
         flat = experts[place]
-        until = (stats.layer_of[flat] - next_layer) % num_layers
+        until = stats.layer_of[flat] - next_layer
+        until += num_layers * (until < 0)
         is_fresh = stats.last_pass[flat] == stats.clock[PASS]
         worth[place] = is_fresh * num_layers + (num_layers - 1 - until)
 

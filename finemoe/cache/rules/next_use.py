@@ -55,7 +55,8 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
 @njit(cache=True)
 def layers_until(stats, flat):  # type: ignore[no-untyped-def]
     """How many layers run before an expert's does, from 0 to L - 1."""
-    return (stats.layer_of[flat] - stats.clock[LAST_LAYER] - 1) % len(stats.turns)
+    until = stats.layer_of[flat] - stats.clock[LAST_LAYER] - 1
+    return until if until >= 0 else until + len(stats.turns)  # half the time of a remainder
 
 
 @njit(cache=True)

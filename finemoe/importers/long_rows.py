@@ -1,0 +1,239 @@
+"""Tables of one activated expert a row (or a few), in any order, as routing.
+
+Rows are read once and kept packed on disk while it is found out which requests, tokens and layers there are; then every expert is
+put in its place. In memory are never more than the routing itself, its tokens' keys, and one block of rows.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.importers.routing import Routing
+
+_KEYS = ("request", "step", "token")
+
+
+@dataclass(frozen=True)
+class Block:
+    """n rows of a table; each names M experts of one layer of one token.
+
+    Attributes:
+        first_row: number of the first of them, counted from 1.
+        request: [n] ints or texts. step, token: [n] ints; 0 where the table has no such column.
+        layer: [n] ints. expert: [n, M] ints. weight: [n, M] float32, or None. is_prompt: [n] bools, or None.
+    """
+
+    first_row: int
+    request: np.ndarray
+    step: np.ndarray
+    token: np.ndarray
+    layer: np.ndarray
+    expert: np.ndarray
+    weight: np.ndarray | None
+    is_prompt: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a file states of itself. top_k: K. num_experts: J. has_steps: rows with one `step` are one iteration."""
+
+    top_k: int | None = None
+    num_experts: int | None = None
+    has_steps: bool = False
+
+
+def routing_of_rows(rows: Iterable[Block], expected: Expected) -> Routing:
+    """The routing in a table's rows, requests and tokens in ascending order.
+
+    Raises:
+        FinemoeError: a token lacks a layer's experts or has too many; names it, and where it can, the row.
+    """
+    with tempfile.TemporaryFile() as file:
+        survey = _Survey(file)
+        for block in rows:
+            survey.add(block)
+        table = _Table(survey, expected)
+        for block in survey.again():
+            table.put(block)
+    return table.routing(expected)
+
+
+class _Survey:
+    """Which requests, tokens and layers there are; the rows themselves go to a file."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.names: dict[Any, int] = {}
+        self.keys = np.zeros((0, 3), dtype=np.int64)
+        self.layers = np.zeros(0, dtype=np.int64)
+        self.num_rows = self.num_experts = 0
+        self.pending: list[np.ndarray] = []
+
+    def add(self, block: Block) -> None:
+        request = self.codes(block.request)
+        for array in (request, block.step, block.token, block.layer, block.expert, *_optional(block)):
+            np.save(self.file, array, allow_pickle=False)
+        self.layers = np.union1d(self.layers, block.layer)
+        self.num_rows += len(request)
+        self.num_experts += block.expert.size
+        self.pending.append(_distinct(np.stack([request, block.step, block.token], axis=1)))
+        if sum(map(len, self.pending)) > max(1 << 17, len(self.keys)):
+            self.settle()
+
+    def settle(self) -> None:
+        self.keys = _distinct(np.concatenate([self.keys, *self.pending]))
+        self.pending = []
+
+    def codes(self, requests: np.ndarray) -> np.ndarray:
+        """Numbers for requests, in the order in which they were first seen."""
+        values, places = np.unique(requests, return_inverse=True)
+        known = [self.names.setdefault(value, len(self.names)) for value in values.tolist()]
+        return np.array(known, dtype=np.int64)[places]
+
+    def again(self) -> Iterator[Block]:
+        """The rows once more, requests as their codes."""
+        self.file.seek(0)
+        row = 1
+        while row <= self.num_rows:
+            request, step, token, layer, expert, weight, is_prompt = (np.load(self.file) for _ in range(7))
+            yield Block(
+                *(row, request, step, token, layer, expert),
+                weight=weight if weight.size else None,
+                is_prompt=is_prompt if is_prompt.size else None,
+            )
+            row += len(request)
+
+
+def _optional(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    absent = np.zeros(0)
+    return (absent if block.weight is None else block.weight, absent if block.is_prompt is None else block.is_prompt)
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Keys [n, 3] without repetitions, ascending."""
+    keys = keys[np.append(True, (keys[1:] != keys[:-1]).any(axis=1))] if len(keys) else keys
+    keys = keys[np.lexsort(keys.T[::-1])]
+    return keys[np.append(True, (keys[1:] != keys[:-1]).any(axis=1))] if len(keys) else keys
+
+
+class _Table:
+    """The arrays that rows are put into."""
+
+    def __init__(self, survey: _Survey, expected: Expected) -> None:
+        survey.settle()
+        if not len(survey.keys):
+            raise FinemoeError("it holds no rows")
+        self.names, ranks = _in_order(survey.names)
+        self.ranks = ranks
+        self.keys = survey.keys
+        self.keys[:, 0] = ranks[self.keys[:, 0]]
+        self.keys = self.keys[np.lexsort(self.keys.T[::-1])]
+        self.distinct = [np.unique(self.keys[:, column]) for column in range(3)]
+        self.packed = self.pack(self.keys)
+        self.layers = survey.layers
+        places = len(self.keys) * len(self.layers)
+        self.top_k = expected.top_k or max(1, round(survey.num_experts / places))
+        shape = (len(self.keys), len(self.layers), self.top_k)
+        self.ids = np.zeros(shape, dtype=np.uint16)
+        self.weights: np.ndarray | None = None
+        self.prompts: np.ndarray | None = None
+        self.filled = np.zeros(shape[:2], dtype=np.uint16)
+
+    def pack(self, keys: np.ndarray) -> np.ndarray:
+        """One number for each key [n, 3], in the order of keys."""
+        request, step, token = (np.searchsorted(self.distinct[column], keys[:, column]) for column in range(3))
+        return (request * len(self.distinct[1]) + step) * len(self.distinct[2]) + token
+
+    def put(self, block: Block) -> None:
+        keys = np.stack([self.ranks[block.request], block.step, block.token], axis=1)
+        token = np.searchsorted(self.packed, self.pack(keys))
+        layer = np.searchsorted(self.layers, block.layer)
+        slot = self.slots(block, token, layer)
+        where = (np.repeat(token, block.expert.shape[1]), np.repeat(layer, block.expert.shape[1]), slot)
+        self.ids[where] = block.expert.reshape(-1)
+        if block.first_row > 1 and (block.weight is None) != (self.weights is None):
+            raise FinemoeError(f"row {block.first_row}: weights are given in some rows and not in others; give all of them or none")
+        if block.weight is not None:
+            if self.weights is None:
+                self.weights = np.zeros(self.ids.shape, dtype=np.float32)
+            self.weights[where] = block.weight.reshape(-1)
+        if block.is_prompt is not None:
+            self.mark(block, token, block.is_prompt)
+
+    def slots(self, block: Block, token: np.ndarray, layer: np.ndarray) -> np.ndarray:
+        """The next free places of each row's token and layer, [n * M]."""
+        width = block.expert.shape[1]
+        place = token * len(self.layers) + layer
+        order = np.argsort(place, kind="stable")
+        ordered = place[order]
+        begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+        counts = np.diff(np.append(begins, len(place)))
+        earlier = np.empty(len(place), dtype=np.int64)
+        earlier[order] = np.arange(len(place)) - np.repeat(begins, counts)
+        filled = self.filled.reshape(-1)
+        first = filled[place].astype(np.int64) + earlier * width
+        if (over := first + width > self.top_k).any():
+            row = int(np.argmax(over))
+            what = f"row {block.first_row + row}: {self.named(token[row])}, layer {block.layer[row]}"
+            raise FinemoeError(f"{what} has more than {self.top_k} experts; is the row there twice, or a key column missing?")
+        filled[ordered[begins]] += (counts * width).astype(np.uint16)
+        return (first[:, None] + np.arange(width)).reshape(-1)
+
+    def mark(self, block: Block, token: np.ndarray, is_prompt: np.ndarray) -> None:
+        """Notes of tokens whether they are of a prompt; every row of one says the same."""
+        if self.prompts is None:
+            self.prompts = np.full(len(self.keys), 2, dtype=np.uint8)
+        known = self.prompts[token]
+        self.prompts[token] = is_prompt
+        if (wrong := ((known != 2) & (known != is_prompt)) | (self.prompts[token] != is_prompt)).any():
+            row = int(np.argmax(wrong))
+            raise FinemoeError(f"row {block.first_row + row}: {self.named(token[row])} is of another phase in another row")
+
+    def named(self, token: int) -> str:
+        request, step, position = self.keys[token]
+        numbers = {"step": step, "token": position}
+        told = [f"{name} {numbers[name]}" for place, name in ((1, "step"), (2, "token")) if len(self.distinct[place]) > 1]
+        return ", ".join([f"request {self.names[request]}", *told])
+
+    def routing(self, expected: Expected) -> Routing:
+        if (short := self.filled != self.top_k).any():
+            token, layer = np.unravel_index(int(np.argmax(short)), short.shape)
+            what = f"{self.named(int(token))}, layer {self.layers[layer]}"
+            raise FinemoeError(f"{what} has {self.filled[token, layer]} experts, not {self.top_k}; rows are missing, or K differs")
+        offsets = np.searchsorted(self.keys[:, 0], np.arange(len(self.names) + 1))
+        return Routing(
+            expert_ids=self.ids,
+            weights=self.weights,
+            offsets=offsets,
+            is_prompt=None if self.prompts is None else self.prompts == 1,
+            iteration=self.keys[:, 1] if expected.has_steps else None,
+            num_experts=expected.num_experts,
+            request_ids=self.names,
+            notes=_layers_left_out(self.layers),
+        )
+
+
+def _in_order(names: dict[Any, int]) -> tuple[tuple[Any, ...], np.ndarray]:
+    """Names of requests, ascending, as numbers where all are; and [R] the place of each code."""
+    listed = list(names)
+    try:
+        values: list[Any] = [int(name) for name in listed]
+    except ValueError:
+        values = [str(name) for name in listed]
+    order = sorted(range(len(values)), key=lambda code: values[code])
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return tuple(values[code] for code in order), ranks
+
+
+def _layers_left_out(layers: np.ndarray) -> tuple[str, ...]:
+    """What to say where layers are not numbered from 0 on without gaps: dense ones route nothing."""
+    missing = np.setdiff1d(np.arange(layers[-1] + 1), layers)
+    if not len(missing):
+        return ()
+    told = ", ".join(map(str, missing[:8].tolist())) + (", ..." if len(missing) > 8 else "")
+    return (f"layers without rows are left out ({told}); the others keep their order",)

@@ -1,0 +1,232 @@
+"""What a reader finds in a file, and how it becomes a RoutingTrace that does not depend on the format it came in.
+
+Experts of a token and layer are ordered by descending weight, equal ones by ascending id; where only ids were recorded, by
+ascending id. Weights are scaled to sum to 1. A prompt is step 0, and each further iteration of its request the next step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.paths import MODEL_CONFIGS
+from finemoe.traces import DECODE, PREFILL, RoutingTrace
+
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user says of a file that the file itself may not say.
+
+    Attributes:
+        num_experts: J. num_layers: L. top_k: K. prompt_tokens: rows at the beginning of every request that are its prompt.
+        model: identity of the model; of a name in data/models/configs, a configuration's file or a model's folder the sizes are
+            taken as well.
+    """
+
+    num_experts: int | None = None
+    num_layers: int | None = None
+    top_k: int | None = None
+    prompt_tokens: int | None = None
+    model: str = ""
+
+    @cached_property
+    def of_model(self) -> dict[str, int]:
+        """L, J and K of the model's configuration, or nothing where `model` is but a name."""
+        source = _config_path(self.model)
+        if source is None:
+            return {}
+        from finemoe.models.geometry import Geometry
+
+        geometry = Geometry.from_config(source)
+        return {"num_layers": geometry.num_layers, "num_experts": geometry.num_experts, "top_k": geometry.experts_per_token}
+
+    def size(self, name: str) -> int | None:
+        """What was given of "num_layers", "num_experts" or "top_k", or else the model's."""
+        given: int | None = getattr(self, name)
+        return given if given is not None else self.of_model.get(name)
+
+
+def _config_path(model: str) -> Path | None:
+    shipped = MODEL_CONFIGS / f"{model}.json"
+    if model and shipped.is_file():
+        return shipped
+    return Path(model) if model and Path(model).exists() else None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Routing of T tokens, L MoE layers, K experts, as a file has it.
+
+    Attributes:
+        expert_ids: [T, L, K] ints, in any order within K. weights: [T, L, K] in any scale, or None.
+        offsets: [R + 1] first row of each request and the end.
+        is_prompt: [T] whether a row is of the prompt, or None where the file does not say.
+        iteration: [T] ints, equal in rows of one iteration, or None: every row that is not of a prompt is one.
+        num_experts: J as the file states it, or None.
+        probs: [T, L, J] whole distributions, or None.
+        notes: what a user should know of how the file was read.
+    """
+
+    expert_ids: np.ndarray
+    weights: np.ndarray | None
+    offsets: np.ndarray
+    is_prompt: np.ndarray | None = None
+    iteration: np.ndarray | None = None
+    num_experts: int | None = None
+    probs: np.ndarray | None = None
+    model: str = ""
+    request_ids: tuple[Any, ...] = ()
+    expert_bytes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A trace, and how it was come by.
+
+    Attributes:
+        experts_from: where the number of experts is from: "stated in the file", "given", "the model's configuration", or "the
+            greatest id + 1".
+    """
+
+    trace: RoutingTrace
+    format: str
+    experts_from: str
+    notes: tuple[str, ...] = field(default=())
+
+
+def trace_of(found: Routing, options: Options) -> tuple[RoutingTrace, str, tuple[str, ...]]:
+    """The trace, where its number of experts is from, and what a user should know.
+
+    Raises:
+        FinemoeError: no rows, or values that no router gives.
+    """
+    _require_rows(found)
+    num_experts, experts_from = _number_of_experts(found, options)
+    ids, probs = ordered(found.expert_ids, found.weights, np.uint8 if num_experts <= 256 else np.uint16)
+    is_prompt, notes = _prompts(found, options)
+    trace = RoutingTrace(
+        expert_ids=ids,
+        expert_probs=probs,
+        offsets=found.offsets,
+        num_experts=num_experts,
+        step=_steps(found.offsets, is_prompt, found.iteration),
+        phase=np.where(is_prompt, PREFILL, DECODE).astype(np.uint8),
+        probs=found.probs,
+        request_ids=_telling(found.request_ids),
+        model=options.model or found.model,
+        has_weights=found.weights is not None,
+        expert_bytes=found.expert_bytes,
+    )
+    return trace, experts_from, found.notes + notes
+
+
+def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Experts in the order of traces, and their weights scaled to sum to 1.
+
+    Args:
+        ids: [T, L, K]. weights: [T, L, K] of at least 0, or None.
+        dtype: of the ids returned.
+    Returns:
+        [T, L, K] ids and [T, L, K] float16 weights, equal ones where none are known.
+    Raises:
+        FinemoeError: weights that cannot be scaled; names row and layer.
+    """
+    arranged, scaled = np.empty(ids.shape, dtype), np.empty(ids.shape, np.float16)
+    if weights is None:
+        scaled[:] = 1 / ids.shape[2]
+    for rows in blocks(len(ids), ids[0].size):
+        if weights is None:
+            arranged[rows] = np.sort(ids[rows], axis=-1)
+            continue
+        block = weights[rows].astype(np.float32)
+        _require_weights(block, rows.start)
+        order = np.lexsort((ids[rows], -block), axis=-1)
+        block = np.take_along_axis(block, order, axis=-1)
+        arranged[rows] = np.take_along_axis(ids[rows], order, axis=-1)
+        scaled[rows] = block / block.sum(axis=-1, keepdims=True)
+    return arranged, scaled
+
+
+def blocks(num_rows: int, values_per_row: int) -> Iterator[slice]:
+    """Slices of rows of about a million values."""
+    size = max(1, _BLOCK_VALUES // max(1, values_per_row))
+    for begin in range(0, num_rows, size):
+        yield slice(begin, min(begin + size, num_rows))
+
+
+def _require_rows(found: Routing) -> None:
+    if found.expert_ids.ndim != 3 or not found.expert_ids.size:
+        raise FinemoeError("it holds no routing; expected at least one token's experts")
+
+
+def _require_weights(block: np.ndarray, first_row: int) -> None:
+    """Weights [n, L, K] that are finite, of at least 0, and not all 0 in a layer."""
+    for bad, what in (
+        (~np.isfinite(block), "is {}; a weight is a finite number, and where none were recorded the column is left out"),
+        (block < 0, "is {}; weights are shares of at least 0: turn logits into probabilities first"),
+    ):
+        if bad.any():
+            index = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            raise FinemoeError(f"token {first_row + index[0]}, layer {index[1]}: a weight {what.format(block[index])}")
+    if (empty := block.sum(axis=-1) <= 0).any():
+        row, layer = np.unravel_index(int(np.argmax(empty)), empty.shape)
+        raise FinemoeError(f"token {first_row + row}, layer {layer}: its weights are all 0; leave weights out if there are none")
+
+
+def _number_of_experts(found: Routing, options: Options) -> tuple[int, str]:
+    if found.expert_ids.min() < 0:
+        row, layer, slot = np.unravel_index(int(np.argmin(found.expert_ids)), found.expert_ids.shape)
+        value = found.expert_ids[row, layer, slot]
+        raise FinemoeError(f"token {row}, layer {layer}: expert {value}; ids begin at 0, so that this token was not recorded")
+    needed = int(found.expert_ids.max()) + 1
+    if found.num_experts is not None and options.num_experts not in (None, found.num_experts):
+        raise FinemoeError(f"it states {found.num_experts} experts, not the {options.num_experts} given; leave the number out")
+    known = (
+        (found.num_experts, "stated in the file"),
+        (options.num_experts, "given"),
+        (None if options.num_experts or found.num_experts else options.size("num_experts"), "the model's configuration"),
+        (needed, "the greatest id + 1"),
+    )
+    number, source = next((number, source) for number, source in known if number is not None)
+    if number < needed:
+        row, layer, _ = np.unravel_index(int(np.argmax(found.expert_ids)), found.expert_ids.shape)
+        raise FinemoeError(f"token {row}, layer {layer}: expert {needed - 1}, but there are {number} experts ({source})")
+    return number, source
+
+
+def _prompts(found: Routing, options: Options) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which rows are of prompts, [T], and what to say of it."""
+    if found.is_prompt is not None:
+        if options.prompt_tokens is not None:
+            raise FinemoeError("the file says itself which rows are of prompts; leave the number of prompt tokens out")
+        return found.is_prompt, ()
+    lengths = np.diff(found.offsets)
+    if options.prompt_tokens is None:
+        how = "every row is taken as a decode step of its own" if found.iteration is None else "every iteration is taken as decoding"
+        return np.zeros(len(found.expert_ids), dtype=np.bool_), (f"the file does not say which rows are of prompts: {how}",)
+    place = np.arange(len(found.expert_ids)) - np.repeat(found.offsets[:-1], lengths)
+    return place < options.prompt_tokens, ()
+
+
+def _steps(offsets: np.ndarray, is_prompt: np.ndarray, iteration: np.ndarray | None) -> np.ndarray:
+    """[T] numbers of iterations within their requests, from 0: a prompt is one, and so are rows that share an `iteration`."""
+    begins = np.ones(len(is_prompt), dtype=np.bool_)
+    begins[1:] &= ~(is_prompt[1:] & is_prompt[:-1])
+    if iteration is not None:
+        begins[1:] &= (iteration[1:] != iteration[:-1]) | (is_prompt[1:] != is_prompt[:-1])
+    firsts = offsets[:-1][np.diff(offsets) > 0]
+    begins[firsts] = True
+    number = np.cumsum(begins)
+    return (number - np.repeat(number[firsts], np.diff(np.append(firsts, len(number))))).astype(np.int32)
+
+
+def _telling(request_ids: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Names of requests, where they say more than 0, 1, 2..."""
+    return () if request_ids == tuple(range(len(request_ids))) else request_ids
