@@ -1,4 +1,4 @@
-"""The command line: `finemoe run`, `record`, `replay` and `info`. Everything here only parses, calls the library, and prints."""
+"""The command line: `finemoe run`, `record`, `import`, `replay` and `info`. Commands parse, call the library, and print."""
 
 import sys
 from io import TextIOWrapper
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from finemoe.cli.import_command import import_
 from finemoe.cli.info_command import info
 from finemoe.cli.record_command import record
 from finemoe.cli.replay_command import replay
@@ -15,6 +16,7 @@ from finemoe.errors import one_line_for_bad_input
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for command in (run, record, replay, info):
     app.command()(command)
+app.command("import")(import_)
 
 
 def _print_version(is_asked: bool) -> None:

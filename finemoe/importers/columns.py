@@ -15,14 +15,14 @@ from finemoe.errors import FinemoeError
 from finemoe.importers.long_rows import Block, Expected
 
 Column = Any  # n values: of a CSV texts, of Parquet or JSON lines an array, or lists
-SYNONYMS = {
-    "request": "request request_id request_idx request_index req req_id req_idx seq seq_id seq_idx sequence sequence_id turn prompt_id "
-    "sample sample_id conversation conversation_id",
+SYNONYMS = {  # what a column says, and the names it may have
+    "request": "request request_id request_idx request_index req req_id req_idx seq seq_id seq_idx sequence sequence_id turn "
+    "prompt_id sample sample_id conversation conversation_id",
     "step": "step step_id step_idx iteration iter decode_step forward forward_id",
     "token": "token token_idx token_index token_pos token_position position pos position_id",
     "layer": "layer layer_id layer_idx layer_index moe_layer block block_idx",
-    "expert": "expert expert_id expert_idx expert_index experts expert_ids expert_indices selected_expert selected_experts topk_id "
-    "topk_ids topk_indices routed_experts",
+    "expert": "expert expert_id expert_idx expert_index experts expert_ids expert_indices selected_expert selected_experts "
+    "topk_id topk_ids topk_indices routed_experts",
     "weight": "weight weights expert_weight expert_weights gate_weight gate_weights routing_weight routing_weights topk_weight "
     "topk_weights prob probs probability probabilities expert_prob expert_probs gate_prob gate_probs score scores",
     "phase": "phase stage is_prefill is_prompt",
@@ -146,7 +146,9 @@ def whole(name: str, values: Column, first_row: int) -> np.ndarray:
         numbers = np.array([_whole(name, value, first_row + row) for row, value in enumerate(values)], dtype=np.int64)
     if (numbers < 0).any():
         row = int(np.argmax(numbers < 0))
-        raise FinemoeError(f"row {first_row + row}: {name} is {numbers[row]}; it counts from 0, so that this row was not recorded")
+        raise FinemoeError(
+            f"row {first_row + row}: {name} is {numbers[row]}; it counts from 0, so that this row was not recorded"
+        )
     return numbers
 
 
@@ -194,7 +196,9 @@ def settled_weights(weights: np.ndarray, first_row: int) -> np.ndarray | None:
         return None
     row = int(np.argmax(wrong.any(axis=1)))
     value = weights[row][wrong[row]][0]
-    raise FinemoeError(f"row {first_row + row}: a weight is {value}; weights are shares of at least 0, given in every row or in none")
+    raise FinemoeError(
+        f"row {first_row + row}: a weight is {value}; weights are shares of at least 0, given in every row or in none"
+    )
 
 
 def real(name: str, values: Column, first_row: int) -> np.ndarray:
@@ -229,5 +233,7 @@ def prompts_of(name: str, values: Column, first_row: int) -> np.ndarray:
     for number, text in enumerate(plain):
         if text not in prompt | decode:
             row = first_row + int(np.argmax(places == number))
-            raise FinemoeError(f"row {row}: {name} is {texts[number]!r}; expected {'true or false' if is_question else 'prefill or decode'}")
+            raise FinemoeError(
+                f"row {row}: {name} is {texts[number]!r}; expected {'true or false' if is_question else 'prefill or decode'}"
+            )
     return np.array([text in prompt for text in plain], dtype=np.bool_)[places]

@@ -17,9 +17,7 @@ class Gathering:
         self.prompts: list[int | None] = []
         self.names: list[Any] = []
 
-    def add(
-        self, ids: np.ndarray, weights: np.ndarray | None = None, num_prompt: int | None = None, name: Any = None
-    ) -> None:
+    def add(self, ids: np.ndarray, weights: np.ndarray | None = None, num_prompt: int | None = None, name: Any = None) -> None:
         """One request.
 
         Args:
@@ -31,7 +29,9 @@ class Gathering:
         """
         require_request(ids, num_prompt)
         if self.ids and ids.shape[1:] != self.ids[0].shape[1:]:
-            raise FinemoeError(f"has {told(ids)}, but the first request {told(self.ids[0])}; requests of one file are of one model")
+            raise FinemoeError(
+                f"has {told(ids)}, but the first request {told(self.ids[0])}; requests of one file are of one model"
+            )
         if weights is not None and weights.shape != ids.shape:
             raise FinemoeError(f"has weights of shape {list(weights.shape)} for ids of shape {list(ids.shape)}")
         if self.ids and (weights is None) == bool(self.weights):
@@ -82,7 +82,9 @@ def require_request(ids: np.ndarray, num_prompt: int | None) -> None:
         FinemoeError: says what they are.
     """
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.size:
-        raise FinemoeError(f"has experts of shape {list(ids.shape)} and type {ids.dtype}; expected whole numbers [tokens, layers, K]")
+        raise FinemoeError(
+            f"has experts of shape {list(ids.shape)} and type {ids.dtype}; expected whole numbers [tokens, layers, K]"
+        )
     if ids.min() < 0:
         token, layer, _ = np.unravel_index(int(np.argmin(ids)), ids.shape)
         raise FinemoeError(f"token {token}, layer {layer}: expert {ids.min()} says that this token's routing was not recorded")

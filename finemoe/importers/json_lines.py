@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.importers.columns import Roles, prompts_of, real, requests_of, require_ids, roles_of, settled_weights, whole
+from finemoe.importers.columns import Roles, prompts_of, requests_of, require_ids, roles_of, settled_weights, whole
 from finemoe.importers.gathering import Gathering
 from finemoe.importers.long_rows import Block, Expected, routing_of_rows
 from finemoe.importers.opening import Head, json_values
@@ -100,8 +100,10 @@ def _blocks(objects: _Objects, roles: Roles, depth: int) -> Iterator[Block]:
     size = 0
     for number, value in objects:
         ids, weights = _arrays(roles, value, number, depth)
-        rows = (-1, 1) if depth == 0 else (-1, ids.shape[-1])
-        pending.append((number, value | {"ids": ids.reshape(rows), "weights": None if weights is None else weights.reshape(rows)}))
+        rows = (1, -1) if depth < 2 else (-1, ids.shape[-1])
+        pending.append(
+            (number, value | {"ids": ids.reshape(rows), "weights": None if weights is None else weights.reshape(rows)})
+        )
         size += ids.size
         if size >= _BLOCK_VALUES:
             yield _block(roles, pending, depth)
@@ -123,10 +125,7 @@ def _block(roles: Roles, pending: list[tuple[int, dict[str, Any]]], depth: int) 
     def numbers(name: str | None) -> np.ndarray:
         return np.zeros(len(pending), np.int64) if name is None else whole(name, column(name), first)
 
-    if depth == 2:
-        layer = np.concatenate([np.arange(length) for length in lengths])
-    else:
-        layer = numbers(roles.layer)
+    layer = np.concatenate([np.arange(length) for length in lengths]) if depth == 2 else numbers(roles.layer)
     token = numbers(roles.token) if roles.token or roles.step else np.array([number for number, _ in pending])
     request = np.zeros(len(pending), np.int64) if roles.request is None else requests_of(column(roles.request))
     phase = None if roles.phase is None else prompts_of(roles.phase, column(roles.phase), first)
@@ -151,7 +150,7 @@ def _arrays(roles: Roles, value: dict[str, Any], number: int, depth: int) -> tup
     """Ids and weights of one object, of equal shape and of the depth that the first object's have."""
     ids = _array(roles.experts, value, number, depth)
     if ids.dtype.kind not in "iu":
-        ids = whole(roles.experts[0], ids.reshape(-1).tolist(), number).reshape(ids.shape)
+        raise FinemoeError(f"row {number}: {roles.experts[0]} holds something else than whole numbers")
     if ids.min() < 0:
         raise FinemoeError(f"row {number}: expert {ids.min()}; ids begin at 0, so that this was not recorded")
     require_ids(ids.reshape(1, -1), number)
@@ -160,10 +159,9 @@ def _arrays(roles: Roles, value: dict[str, Any], number: int, depth: int) -> tup
     weights = _array(roles.weights, value, number, depth)
     if weights.shape != ids.shape:
         raise FinemoeError(f"row {number}: weights of shape {list(weights.shape)} for experts of shape {list(ids.shape)}")
-    numbers = real(roles.weights[0], weights.reshape(-1), number)
-    settled = settled_weights(numbers.reshape(1, -1), number)
+    settled = None if weights.dtype.kind not in "iuf" else settled_weights(weights.reshape(1, -1).astype(np.float32), number)
     if settled is None:
-        raise FinemoeError(f"row {number}: its weights are no numbers; leave weights out if there are none")
+        raise FinemoeError(f"row {number}: {roles.weights[0]} holds something else than numbers; leave it out if there are none")
     return ids.astype(np.uint16), settled.reshape(ids.shape)
 
 
@@ -175,7 +173,11 @@ def _array(names: tuple[str, ...], value: dict[str, Any], number: int, depth: in
     try:
         array = np.asarray(value[names[0]] if len(names) == 1 else [value[name] for name in names])
     except ValueError:
-        raise FinemoeError(f"row {number}: {names[0]} holds lists of different lengths; every token has every layer's K") from None
+        raise FinemoeError(
+            f"row {number}: {names[0]} holds lists of different lengths; every token has every layer's K"
+        ) from None
     if array.ndim != depth + (len(names) > 1) or not array.size:
-        raise FinemoeError(f"row {number}: {names[0]} is a list {array.ndim} deep and of {array.size} values, not {depth} deep as in row 1")
+        raise FinemoeError(
+            f"row {number}: {names[0]} is a list {array.ndim} deep and of {array.size} values, not {depth} deep as in row 1"
+        )
     return array

@@ -156,7 +156,9 @@ class _Table:
         where = (np.repeat(token, block.expert.shape[1]), np.repeat(layer, block.expert.shape[1]), slot)
         self.ids[where] = block.expert.reshape(-1)
         if block.first_row > 1 and (block.weight is None) != (self.weights is None):
-            raise FinemoeError(f"row {block.first_row}: weights are given in some rows and not in others; give all of them or none")
+            raise FinemoeError(
+                f"row {block.first_row}: weights are given in some rows and not in others; give all of them or none"
+            )
         if block.weight is not None:
             if self.weights is None:
                 self.weights = np.zeros(self.ids.shape, dtype=np.float32)
@@ -203,7 +205,9 @@ class _Table:
         if (short := self.filled != self.top_k).any():
             token, layer = np.unravel_index(int(np.argmax(short)), short.shape)
             what = f"{self.named(int(token))}, layer {self.layers[layer]}"
-            raise FinemoeError(f"{what} has {self.filled[token, layer]} experts, not {self.top_k}; rows are missing, or K differs")
+            raise FinemoeError(
+                f"{what} has {self.filled[token, layer]} experts, not {self.top_k}; rows are missing, or K differs"
+            )
         offsets = np.searchsorted(self.keys[:, 0], np.arange(len(self.names) + 1))
         return Routing(
             expert_ids=self.ids,

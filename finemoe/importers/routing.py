@@ -138,7 +138,8 @@ def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type) -> tuple[n
     Raises:
         FinemoeError: weights that cannot be scaled; names row and layer.
     """
-    arranged, scaled = np.empty(ids.shape, dtype), np.empty(ids.shape, np.float16)
+    arranged: np.ndarray = np.empty(ids.shape, dtype)
+    scaled = np.empty(ids.shape, np.float16)
     if weights is None:
         scaled[:] = 1 / ids.shape[2]
     for rows in blocks(len(ids), ids[0].size):
@@ -209,7 +210,11 @@ def _prompts(found: Routing, options: Options) -> tuple[np.ndarray, tuple[str, .
         return found.is_prompt, ()
     lengths = np.diff(found.offsets)
     if options.prompt_tokens is None:
-        how = "every row is taken as a decode step of its own" if found.iteration is None else "every iteration is taken as decoding"
+        how = (
+            "every row is taken as a decode step of its own"
+            if found.iteration is None
+            else "every iteration is taken as decoding"
+        )
         return np.zeros(len(found.expert_ids), dtype=np.bool_), (f"the file does not say which rows are of prompts: {how}",)
     place = np.arange(len(found.expert_ids)) - np.repeat(found.offsets[:-1], lengths)
     return place < options.prompt_tokens, ()

@@ -1,4 +1,4 @@
-"""Any CSV of routing with a header: one row for each activated expert, or for each token and layer with its K experts side by side.
+"""Any CSV of routing with a header: one row for each activated expert, or for each token and layer with its K side by side.
 
 Columns are told by their names (`columns.SYNONYMS`), in any order; others are ignored. So are rows' order and lines that begin
 with "#". Numbered columns (`expert_0`, `weight_0`, ...) are the K places of one row.
@@ -49,7 +49,9 @@ def csv_blocks(reader: Iterator[list[str]], names: list[str], roles: Roles) -> I
     while rows := list(itertools.islice(reader, _BLOCK_ROWS)):
         for number, row in enumerate(rows, first_row):
             if len(row) != len(names):
-                raise FinemoeError(f"row {number} has {len(row)} values, but there are {len(names)} columns; mend it or leave it out")
+                raise FinemoeError(
+                    f"row {number} has {len(row)} values, but there are {len(names)} columns; mend it or leave it out"
+                )
         columns = dict(zip(names, zip(*rows, strict=True), strict=True))
         yield block_of(roles, {name: columns[name] for name in roles.names()}, first_row)
         first_row += len(rows)

@@ -1,0 +1,57 @@
+"""The formats that routing is read from, and how a file's is found: by what it holds, in the order listed."""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from finemoe.errors import FinemoeError
+from finemoe.importers import own_trace
+from finemoe.importers.opening import Head, named
+from finemoe.importers.routing import Imported, Options, trace_of
+
+_MODULES = {  # a format's name, and where it is read; the special before the general
+    "npz": "numpy_arrays",
+    "csv": "table",
+    "jsonl": "json_lines",
+}
+FORMATS = (own_trace.NAME, *_MODULES)
+
+
+def import_trace(path: Path, format: str | None, options: Options) -> Imported:
+    """A file's routing, and how it was come by.
+
+    Raises:
+        FinemoeError: there is no such file or format, the file is damaged, or holds what no router gives.
+    """
+    if not path.exists():
+        raise FinemoeError(f"{path}: no such file; check the path")
+    if format is not None and format not in FORMATS:
+        raise FinemoeError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    with named(path):
+        name = format or _format_of(path)
+        if name == own_trace.NAME:
+            return Imported(own_trace.load(path), name, "stated in the file")
+        found = _module(name).read(path, options)
+        trace, experts_from, notes = trace_of(found, options)
+    return Imported(trace, name, experts_from, notes)
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"finemoe.importers.{_MODULES[name]}")
+
+
+def _format_of(path: Path) -> str:
+    """The first format that knows the file.
+
+    Raises:
+        FinemoeError: none does.
+    """
+    if path.is_dir():
+        raise FinemoeError("is a folder; name a file")
+    head = Head(path)
+    if own_trace.matches(head):
+        return own_trace.NAME
+    for name in _MODULES:
+        if _module(name).matches(head):
+            return name
+    raise FinemoeError(f"no known format; known are {', '.join(FORMATS)} (docs/importing.md shows them); name one if it is")
