@@ -14,8 +14,8 @@ class System:
     """One line of a comparison: a policy with its options under an eviction rule (None: the policy's own).
 
     Attributes:
-        needs_embeddings, needs_gates: whether it says nothing where a trace holds no semantic embeddings, or only the K
-            activated experts' probabilities (top-k traces, DESIGN 4).
+        needs_embeddings, needs_gates, needs_weights: whether it says nothing where a trace holds no semantic embeddings, only the
+            K activated experts' probabilities (top-k traces, DESIGN 4), or no probabilities at all.
     """
 
     policy: str
@@ -23,6 +23,7 @@ class System:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_embeddings: bool = False
     needs_gates: bool = False
+    needs_weights: bool = False
 
     def strides(self, prefetch_distance: int) -> tuple[int, ...]:
         """The lookahead strides that a trace must hold for it."""
@@ -35,10 +36,10 @@ SYSTEMS = {
     "on-demand (LFU)": System("on-demand", "lfu"),
     "DeepSpeed-Inference": System("deepspeed-inference"),
     "Mixtral-Offloading": System("mixtral-offloading"),
-    "ProMoE": System("promoe"),
+    "ProMoE": System("promoe", needs_weights=True),
     "ProMoE (speculative)": System("promoe", None, {"predictor": "speculative"}),
     "MoE-Infinity": System("moe-infinity"),
-    "FineMoE": System("finemoe"),
+    "FineMoE": System("finemoe", needs_weights=True),
     "Belady (on demand)": System("on-demand", "belady"),
 }
 
@@ -66,4 +67,6 @@ def _reason(trace: RoutingTrace, system: System, prefetch_distance: int) -> str:
         return f"routers applied {min(missing)} ahead are not recorded"
     if system.needs_embeddings and trace.embedding_table is None:
         return "semantic embeddings are not recorded"
+    if system.needs_weights and not trace.has_weights:
+        return "no probabilities are recorded, only ids"
     return "only the activated experts' probabilities are recorded" if system.needs_gates and trace.probs is None else ""

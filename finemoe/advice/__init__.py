@@ -1,0 +1,1 @@
+"""What a trace says about memory, rules, prefetching and machines: `finemoe advise`."""
