@@ -5,7 +5,7 @@ one of step and token; with both, the rows of one step are one iteration.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,17 +116,19 @@ def block_of(roles: Roles, columns: Mapping[str, Column], first_row: int) -> Blo
     Raises:
         FinemoeError: a value is not what its column says; names the row.
     """
-    numbers: Callable[[str], np.ndarray] = lambda name: whole(name, columns[name], first_row)  # noqa: E731
-    layer = numbers(roles.layer)
-    zeros = np.zeros(len(layer), dtype=np.int64)
+
+    def numbers(name: str | None) -> np.ndarray:
+        return zeros if name is None else whole(name, columns[name], first_row)
+
+    zeros = np.zeros(len(columns[roles.layer]), dtype=np.int64)
     expert = np.stack([numbers(name) for name in roles.experts], axis=1)
     require_ids(expert, first_row)
     return Block(
         first_row=first_row,
         request=zeros if roles.request is None else requests_of(columns[roles.request]),
-        step=zeros if roles.step is None else numbers(roles.step),
-        token=zeros if roles.token is None else numbers(roles.token),
-        layer=layer,
+        step=numbers(roles.step),
+        token=numbers(roles.token),
+        layer=numbers(roles.layer),
         expert=expert.astype(np.uint16),
         weight=_weights(roles, columns, first_row),
         is_prompt=None if roles.phase is None else prompts_of(roles.phase, columns[roles.phase], first_row),
@@ -234,6 +236,6 @@ def prompts_of(name: str, values: Column, first_row: int) -> np.ndarray:
         if text not in prompt | decode:
             row = first_row + int(np.argmax(places == number))
             raise FinemoeError(
-                f"row {row}: {name} is {texts[number]!r}; expected {'true or false' if is_question else 'prefill or decode'}"
+                f"row {row}: {name} is {str(texts[number])!r}; expected {'true or false' if is_question else 'prefill or decode'}"
             )
     return np.array([text in prompt for text in plain], dtype=np.bool_)[places]

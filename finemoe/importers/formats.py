@@ -10,10 +10,20 @@ from finemoe.importers.opening import Head, named
 from finemoe.importers.routing import Imported, Options, trace_of
 
 _MODULES = {  # a format's name, and where it is read; the special before the general
+    "gpt-oss": "gpt_oss",
+    "flame-moe": "flame_moe",
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "route-trace": "route_trace",
+    "moe-trace": "moe_trace",
+    "router-logits": "router_logits",
+    "megatron": "megatron",
     "npz": "numpy_arrays",
-    "csv": "table",
+    "parquet": "parquet",
     "jsonl": "json_lines",
+    "csv": "table",
 }
+_FOLDERS, _FOLDERS_ONLY = ("gpt-oss", "flame-moe"), ("flame-moe",)
 FORMATS = (own_trace.NAME, *_MODULES)
 
 
@@ -36,6 +46,13 @@ def import_trace(path: Path, format: str | None, options: Options) -> Imported:
     return Imported(trace, name, experts_from, notes)
 
 
+def _format_of_folder(path: Path) -> str:
+    for name in _FOLDERS:
+        if _module(name).matches_folder(path):
+            return name
+    raise FinemoeError(f"is a folder, but none of {' or '.join(_FOLDERS)}; name a file")
+
+
 def _module(name: str) -> ModuleType:
     return import_module(f"finemoe.importers.{_MODULES[name]}")
 
@@ -47,11 +64,11 @@ def _format_of(path: Path) -> str:
         FinemoeError: none does.
     """
     if path.is_dir():
-        raise FinemoeError("is a folder; name a file")
+        return _format_of_folder(path)
     head = Head(path)
     if own_trace.matches(head):
         return own_trace.NAME
     for name in _MODULES:
-        if _module(name).matches(head):
+        if name not in _FOLDERS_ONLY and _module(name).matches(head):
             return name
     raise FinemoeError(f"no known format; known are {', '.join(FORMATS)} (docs/importing.md shows them); name one if it is")

@@ -17,11 +17,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from finemoe.errors import FinemoeError
+from finemoe.importers.opening import Head
+from finemoe.importers.routing import Options, Routing
 from finemoe.paths import ROOT
 from finemoe.traces import RoutingTrace
 
 NUM_EXPERTS = 32
 MODEL = "gpt-oss-20b"
+NAME = "gpt-oss"
 _HISTORY_SHARE = 0.7
 _ARRAYS = ("expert_ids", "expert_probs", "offsets")
 _UNREADABLE = (OSError, EOFError, ValueError, BadZipFile, zlib.error)
@@ -53,6 +56,35 @@ def load_gpt_oss(path: str | Path, seed: int = 0) -> RoutingTrace:
     is_history = np.random.default_rng(seed).permutation(num_requests) < round(_HISTORY_SHARE * num_requests)
     with _named(path):
         return _trace(routing, splits=tuple("history" if flag else "served" for flag in is_history))
+
+
+def matches(head: Head) -> bool:
+    """Whether it is one of the publisher's files."""
+    value = head.first_value
+    return isinstance(value, dict) and "router_data" in value
+
+
+def matches_folder(folder: Path) -> bool:
+    """Whether the publisher's files lie in it."""
+    return next(folder.rglob("*_examples.json*"), None) is not None
+
+
+def read(path: Path, options: Options) -> Routing:
+    """As `load_gpt_oss`, without a split, of a file or a folder.
+
+    Raises:
+        FinemoeError: a file is missing, damaged or incomplete, or holds what no router gives; it names file and row.
+    """
+    found = _of_folder(path) if path.is_dir() else _of_file(path)
+    return Routing(
+        expert_ids=found["expert_ids"],
+        weights=found["expert_probs"],
+        offsets=found["offsets"],
+        is_prompt=np.zeros(len(found["expert_ids"]), dtype=np.bool_),
+        num_experts=NUM_EXPERTS,
+        model=MODEL,
+        request_ids=found["request_ids"],
+    )
 
 
 def _trace(routing: _Routing, splits: tuple[str, ...] = ()) -> RoutingTrace:

@@ -54,7 +54,7 @@ def _objects(path: Path) -> _Objects:
     for number, (place, value) in enumerate(json_values(path), 1):
         if not isinstance(value, dict):
             raise FinemoeError(f"row {number} ({place}) is no JSON object; expected one with experts")
-        yield number, value
+        yield number, {name: item for name, item in value.items() if item is not None}
 
 
 def _chained(first: tuple[int, dict[str, Any]], rest: _Objects) -> _Objects:
@@ -97,10 +97,15 @@ def _of_requests(objects: _Objects) -> Routing:
 def _blocks(objects: _Objects, roles: Roles, depth: int) -> Iterator[Block]:
     """Objects that are less than a request, as blocks of about `_BLOCK_VALUES` experts."""
     pending: list[tuple[int, dict[str, Any]]] = []
-    size = 0
+    size, top_k = 0, tuple[int, ...]()
     for number, value in objects:
         ids, weights = _arrays(roles, value, number, depth)
         rows = (1, -1) if depth < 2 else (-1, ids.shape[-1])
+        top_k = top_k or ids.shape[-1:]
+        if ids.shape[-1:] != top_k:
+            raise FinemoeError(
+                f"row {number}: {roles.experts[0]} has {ids.shape[-1]} experts, but row 1 {top_k[0]}; K is one number"
+            )
         pending.append(
             (number, value | {"ids": ids.reshape(rows), "weights": None if weights is None else weights.reshape(rows)})
         )

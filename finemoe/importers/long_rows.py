@@ -4,8 +4,9 @@ Rows are read once and kept packed on disk while it is found out which requests,
 put in its place. In memory are never more than the routing itself, its tokens' keys, and one block of rows.
 """
 
+import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,27 +40,47 @@ class Block:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file states of itself. top_k: K. num_experts: J. has_steps: rows with one `step` are one iteration."""
+    """What a file states of itself, or its recorder is known to do.
+
+    Attributes:
+        top_k: K. num_experts: J. num_layers: of the model, dense ones included. has_steps: rows with one `step` are an iteration.
+        is_last_layer_short: the last layer routes only the last token of a prompt, as llama.cpp does, which needs no other's
+            logits. That token's experts then stand for the prompt's others there, so that the prompt demands what it demanded.
+    """
 
     top_k: int | None = None
     num_experts: int | None = None
+    num_layers: int | None = None
     has_steps: bool = False
+    is_last_layer_short: bool = False
 
 
-def routing_of_rows(rows: Iterable[Block], expected: Expected) -> Routing:
+def routing_of_rows(rows: Iterable[Block], expected: Expected, expert_bytes: Mapping[int, int] | None = None) -> Routing:
     """The routing in a table's rows, requests and tokens in ascending order.
 
+    Args:
+        expert_bytes: of one expert of each layer, by the layer's number; used where every layer with rows has them.
     Raises:
         FinemoeError: a token lacks a layer's experts or has too many; names it, and where it can, the row.
     """
     with tempfile.TemporaryFile() as file:
         survey = _Survey(file)
         for block in rows:
+            _require_bounds(block, expected)
             survey.add(block)
         table = _Table(survey, expected)
         for block in survey.again():
             table.put(block)
-    return table.routing(expected)
+    return table.routing(expected, expert_bytes or {})
+
+
+def _require_bounds(block: Block, expected: Expected) -> None:
+    """Refuse layers and experts beyond what the file states, by their row."""
+    experts = block.expert.max(axis=1)
+    for name, values, bound in (("layer", block.layer, expected.num_layers), ("expert", experts, expected.num_experts)):
+        if bound is not None and (wrong := values >= bound).any():
+            row = int(np.argmax(wrong))
+            raise FinemoeError(f"row {block.first_row + row}: {name} is {values[row]}; they go from 0 to {bound - 1}")
 
 
 class _Survey:
@@ -189,9 +210,9 @@ class _Table:
         """Notes of tokens whether they are of a prompt; every row of one says the same."""
         if self.prompts is None:
             self.prompts = np.full(len(self.keys), 2, dtype=np.uint8)
-        known = self.prompts[token]
-        self.prompts[token] = is_prompt
-        if (wrong := ((known != 2) & (known != is_prompt)) | (self.prompts[token] != is_prompt)).any():
+        is_new = self.prompts[token] == 2
+        self.prompts[token[is_new][::-1]] = is_prompt[is_new][::-1]  # of several rows the first counts
+        if (wrong := self.prompts[token] != is_prompt).any():
             row = int(np.argmax(wrong))
             raise FinemoeError(f"row {block.first_row + row}: {self.named(token[row])} is of another phase in another row")
 
@@ -201,7 +222,26 @@ class _Table:
         told = [f"{name} {numbers[name]}" for place, name in ((1, "step"), (2, "token")) if len(self.distinct[place]) > 1]
         return ", ".join([f"request {self.names[request]}", *told])
 
-    def routing(self, expected: Expected) -> Routing:
+    def complete_prompts(self) -> tuple[str, ...]:
+        """Where the last layer has only a prompt's last token, gives its experts to the prompt's others; what to say of it."""
+        if self.prompts is None:
+            return ()
+        count = 0
+        bounds = np.searchsorted(self.keys[:, 0], np.arange(len(self.names) + 1)).tolist()
+        for begin, end in itertools.pairwise(bounds):
+            last = begin + int((self.prompts[begin:end] == 1).sum()) - 1  # a prompt lies at the beginning of its request
+            others = slice(begin, max(begin, last))
+            if others.stop > begin and self.filled[last, -1] == self.top_k and not self.filled[others, -1].any():
+                self.ids[others, -1] = self.ids[last, -1]
+                if self.weights is not None:
+                    self.weights[others, -1] = self.weights[last, -1]
+                self.filled[others, -1] = self.top_k
+                count += others.stop - begin
+        what = f"layer {self.layers[-1]} routes only the last token of a prompt: its experts stand for {count} others there"
+        return (what,) if count else ()
+
+    def routing(self, expected: Expected, expert_bytes: Mapping[int, int]) -> Routing:
+        notes = self.complete_prompts() if expected.is_last_layer_short else ()
         if (short := self.filled != self.top_k).any():
             token, layer = np.unravel_index(int(np.argmax(short)), short.shape)
             what = f"{self.named(int(token))}, layer {self.layers[layer]}"
@@ -217,7 +257,8 @@ class _Table:
             iteration=self.keys[:, 1] if expected.has_steps else None,
             num_experts=expected.num_experts,
             request_ids=self.names,
-            notes=_layers_left_out(self.layers),
+            expert_bytes=tuple(sizes) if all(sizes := [expert_bytes.get(int(layer), 0) for layer in self.layers]) else (),
+            notes=notes + _layers_left_out(self.layers),
         )
 
 

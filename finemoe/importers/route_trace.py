@@ -1,29 +1,30 @@
-"""BigMoeOnEdge's `route_trace v1` as a RoutingTrace: a CSV, gzipped or not, of every expert that every token selected.
+"""BigMoeOnEdge's `route_trace v1`: a CSV, gzipped or not, of every expert that every token selected.
 
-Header lines begin with "#"; the second states layers, experts, and experts used. Columns read are turn, phase (0 prompt, 1
-decode), step, layer, slot, expert and weight. A turn is a request; its prompt is one prefill. Publisher on GitHub:
-Helldez/BigMoeOnEdge (Apache-2.0).
+Header lines begin with "#": the second states layers, experts, and experts used, then one states each layer's bytes of an expert.
+Columns read are turn, phase (0 prompt, 1 decode), step (the position in the context), layer, expert and weight. A turn is a
+request; its prompt is one prefill. Dense layers have no rows; weights that the recorder did not see are "nan"; the last layer may
+route the last token of a prompt only. Publisher on GitHub: Helldez/BigMoeOnEdge (Apache-2.0), docs/telemetry.md at 4e4796a.
 """
 
 import csv
-import gzip
 import os
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from finemoe.errors import FinemoeError, first_line
+from finemoe.errors import FinemoeError
+from finemoe.importers.columns import Roles
+from finemoe.importers.long_rows import Expected, routing_of_rows
+from finemoe.importers.opening import Head, named, open_text
+from finemoe.importers.routing import Options, Routing, trace_of
+from finemoe.importers.table import csv_blocks
 from finemoe.paths import ROOT
-from finemoe.traces import DECODE, PREFILL, RoutingTrace
+from finemoe.traces import RoutingTrace
 
-_COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert", "weight")
-_TURN, _PHASE, _STEP, _LAYER, _SLOT, _EXPERT, _WEIGHT = range(7)
+NAME = "route-trace"
+_ROLES = Roles(layer="layer", experts=("expert",), weights=("weight",), request="turn", step="step", phase="phase")
 _SIZES = ("n_layer", "n_expert", "n_expert_used")
-_UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error)
+_MAGIC = b"# route_trace v1"
 
 
 def sample_path() -> Path:
@@ -43,86 +44,53 @@ def load_route_trace(path: str | Path, model: str = "") -> RoutingTrace:
     path = Path(path)
     if not path.is_file():
         raise FinemoeError(f"{path}: no such trace")
-    try:
-        with _opened(path) as lines:
-            sizes = _sizes(path, lines)
-            table = _table(path, lines)
-    except _UNREADABLE as error:
-        raise FinemoeError(f"{path}: not a route trace ({first_line(error)})") from error
-    _require_complete(path, table, *sizes)
-    return _trace(table, *sizes, model)
+    with named(path):
+        options = Options(model=model)
+        return trace_of(read(path, options), options)[0]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Iterator[str]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        yield file
+def matches(head: Head) -> bool:
+    """Whether the first line says so."""
+    return head.start.startswith(_MAGIC)
 
 
-def _sizes(path: Path, lines: Iterator[str]) -> tuple[int, int, int]:
-    """(L, J, K) as the header states them; read on to where they all are."""
-    header: dict[str, str] = {}
+def read(path: Path, options: Options) -> Routing:
+    """The routing in such a file.
+
+    Raises:
+        FinemoeError: the header lacks a size, or a row is malformed; rows of data are counted from 1.
+    """
+    with open_text(path) as lines:
+        stated, expert_bytes, names = _header(lines)
+        if missing := [name for name in _ROLES.names() if name not in names]:
+            raise FinemoeError(
+                f"there is no column {missing[0]!r}; the columns of route_trace v1 are turn, phase, step, layer, ..."
+            )
+        expected = Expected(
+            top_k=stated["n_expert_used"],
+            num_experts=stated["n_expert"],
+            num_layers=stated["n_layer"],
+            is_last_layer_short=True,
+        )
+        rows = csv_blocks(csv.reader(line for line in lines if not line.startswith("#")), names, _ROLES)
+        return routing_of_rows(rows, expected, expert_bytes)
+
+
+def _header(lines: Iterator[str]) -> tuple[dict[str, int], dict[int, int], list[str]]:
+    """Sizes, bytes of an expert of each layer, and the names of columns, which end the header."""
+    stated: dict[str, str] = {}
+    expert_bytes: dict[int, int] = {}
+    names: list[str] = []
     for line in lines:
-        if line.startswith("#"):
-            header |= dict(re.findall(r"(\w+)=(\S+)", line))
-        if all(header.get(name, "").isdigit() for name in _SIZES):
-            return int(header["n_layer"]), int(header["n_expert"]), int(header["n_expert_used"])
-    missing = next(name for name in _SIZES if not header.get(name, "").isdigit())
-    raise FinemoeError(f"{path}: the header does not state {missing}")
-
-
-def _table(path: Path, lines: Iterator[str]) -> np.ndarray:
-    """The rows, [n, 7] float64 in the order of _COLUMNS."""
-    reader = csv.DictReader(line for line in lines if not line.startswith("#"))
-    if missing := sorted(set(_COLUMNS) - set(reader.fieldnames or ())):
-        raise FinemoeError(f"{path}: there is no column {missing[0]!r}")
-    return np.array([_numbers(path, number, row) for number, row in enumerate(reader, 1)]).reshape(-1, len(_COLUMNS))
-
-
-def _numbers(path: Path, number: int, row: dict[str, str]) -> list[float]:
-    for name in _COLUMNS:
-        try:
-            float(row[name])
-        except (TypeError, ValueError):
-            raise FinemoeError(f"{path}: row {number}: {name} is {row[name]}, which is no number") from None
-    return [float(row[name]) for name in _COLUMNS]
-
-
-def _require_complete(path: Path, table: np.ndarray, num_layers: int, num_experts: int, top_k: int) -> None:
-    """Every token has every layer's K experts, once each."""
-    for column, bound in ((_LAYER, num_layers), (_SLOT, top_k), (_EXPERT, num_experts), (_PHASE, 2)):
-        values = table[:, column]
-        wrong = ~((values >= 0) & (values < bound) & (values % 1 == 0))
-        if wrong.any():
-            row = int(wrong.argmax())
-            name, value = _COLUMNS[column], values[row]
-            raise FinemoeError(f"{path}: row {row + 1}: {name} is {value:g}; they go from 0 to {bound - 1}")
-    if not len(table):
-        raise FinemoeError(f"{path}: it holds no row")
-    _, firsts = np.unique(table[:, [_TURN, _STEP, _LAYER, _SLOT]], axis=0, return_index=True)
-    if len(firsts) < len(table):
-        row = int(np.setdiff1d(np.arange(len(table)), firsts)[0])
-        raise FinemoeError(f"{path}: row {row + 1}: this token, layer and slot was there before")
-    tokens, counts = np.unique(table[:, [_TURN, _STEP]], axis=0, return_counts=True)
-    if (short := counts != num_layers * top_k).any():
-        (turn, step), count = tokens[short.argmax()], counts[short.argmax()]
-        raise FinemoeError(f"{path}: step {step:g} of turn {turn:g} has {count} rows, not {num_layers} layers x {top_k} experts")
-
-
-def _trace(table: np.ndarray, num_layers: int, num_experts: int, top_k: int, model: str) -> RoutingTrace:
-    table = table[np.lexsort(table[:, [_SLOT, _LAYER, _STEP, _TURN]].T)]
-    shape = (-1, num_layers, top_k)
-    tokens = table[:: num_layers * top_k]
-    is_prompt = tokens[:, _PHASE] == 0
-    _, firsts = np.unique(tokens[:, _TURN], return_index=True)
-    offsets = np.append(firsts, len(tokens))
-    since = tokens[:, _STEP] - np.repeat(tokens[firsts, _STEP], np.diff(offsets))
-    return RoutingTrace.from_topk(
-        table[:, _EXPERT].astype(np.int64).reshape(shape),
-        table[:, _WEIGHT].astype(np.float32).reshape(shape),
-        offsets,
-        num_experts,
-        step=np.where(is_prompt, 0, 1 + since.astype(np.int64)),
-        phase=np.where(is_prompt, PREFILL, DECODE),
-        model=model,
-    )
+        if not line.startswith("#"):
+            names = line.strip().split(",")
+            break
+        told = dict(re.findall(r"(\w+)=(\S+)", line))
+        if told.get("layer", "").isdigit() and told.get("expert_bytes", "").isdigit():
+            expert_bytes[int(told["layer"])] = int(told["expert_bytes"])
+        else:
+            stated |= told
+    missing = [name for name in _SIZES if not stated.get(name, "").isdigit() or int(stated[name]) < 1]
+    if missing:
+        raise FinemoeError(f"the header does not state {missing[0]}; its second line says n_layer, n_expert and n_expert_used")
+    return {name: int(stated[name]) for name in _SIZES}, expert_bytes, names

@@ -1,7 +1,8 @@
 """What a reader finds in a file, and how it becomes a RoutingTrace that does not depend on the format it came in.
 
 Experts of a token and layer are ordered by descending weight, equal ones by ascending id; where only ids were recorded, by
-ascending id. Weights are scaled to sum to 1. A prompt is step 0, and each further iteration of its request the next step.
+ascending id. Weights are scaled to sum to 1 (within 0.002 they stay as they are). A prompt is step 0, and each further iteration
+of its request the next step.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from finemoe.paths import MODEL_CONFIGS
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 
 _BLOCK_VALUES = 1 << 20
+_ROUNDING = 2e-3  # of sums of weights in half precision, which stay as they are
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,15 @@ class Options:
 
     @cached_property
     def of_model(self) -> dict[str, int]:
-        """L, J and K of the model's configuration, or nothing where `model` is but a name."""
+        """L, J, K and all decoder layers of the model's configuration, or nothing where `model` is but a name."""
         source = _config_path(self.model)
         if source is None:
             return {}
         from finemoe.models.geometry import Geometry
 
         geometry = Geometry.from_config(source)
-        return {"num_layers": geometry.num_layers, "num_experts": geometry.num_experts, "top_k": geometry.experts_per_token}
+        sizes = {"num_layers": geometry.num_layers, "num_experts": geometry.num_experts, "top_k": geometry.experts_per_token}
+        return sizes | {"decoder_layers": geometry.num_layers + geometry.dense_layers}
 
     def size(self, name: str) -> int | None:
         """What was given of "num_layers", "num_experts" or "top_k", or else the model's."""
@@ -109,7 +112,7 @@ def trace_of(found: Routing, options: Options) -> tuple[RoutingTrace, str, tuple
     """
     _require_rows(found)
     num_experts, experts_from = _number_of_experts(found, options)
-    ids, probs = ordered(found.expert_ids, found.weights, np.uint8 if num_experts <= 256 else np.uint16)
+    ids, probs = ordered(found.expert_ids, found.weights, np.uint8 if num_experts <= 256 else np.uint16, found.probs is None)
     is_prompt, notes = _prompts(found, options)
     trace = RoutingTrace(
         expert_ids=ids,
@@ -127,12 +130,12 @@ def trace_of(found: Routing, options: Options) -> tuple[RoutingTrace, str, tuple
     return trace, experts_from, found.notes + notes
 
 
-def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Experts in the order of traces, and their weights scaled to sum to 1.
+def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type, is_scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Experts in the order of traces, and their weights.
 
     Args:
         ids: [T, L, K]. weights: [T, L, K] of at least 0, or None.
-        dtype: of the ids returned.
+        dtype: of the ids returned. is_scaled: weights are scaled to sum to 1 over the K.
     Returns:
         [T, L, K] ids and [T, L, K] float16 weights, equal ones where none are known.
     Raises:
@@ -151,8 +154,14 @@ def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type) -> tuple[n
         order = np.lexsort((ids[rows], -block), axis=-1)
         block = np.take_along_axis(block, order, axis=-1)
         arranged[rows] = np.take_along_axis(ids[rows], order, axis=-1)
-        scaled[rows] = block / block.sum(axis=-1, keepdims=True)
+        scaled[rows] = _scaled(block) if is_scaled else block
     return arranged, scaled
+
+
+def _scaled(weights: np.ndarray) -> np.ndarray:
+    """Weights [n, L, K] that sum to 1, or nearly so."""
+    sums = weights.sum(axis=-1, keepdims=True)
+    return np.asarray(np.where(np.abs(sums - 1) <= _ROUNDING, weights, weights / sums))
 
 
 def blocks(num_rows: int, values_per_row: int) -> Iterator[slice]:

@@ -1,0 +1,84 @@
+"""Any Parquet table of routing, with columns as in a CSV (`table`); experts and weights may also be lists of K in one column.
+
+pyarrow reads it, which the extra `artifact` brings.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.extras import module_of_extra
+from finemoe.importers.columns import Roles, block_of, roles_of
+from finemoe.importers.long_rows import Block, routing_of_rows
+from finemoe.importers.opening import Head
+from finemoe.importers.routing import Options, Routing
+
+NAME = "parquet"
+_MAGIC = b"PAR1"
+_BLOCK_ROWS = 1 << 16
+
+
+def matches(head: Head) -> bool:
+    """Whether it is Parquet."""
+    return head.start.startswith(_MAGIC)
+
+
+def read(path: Path, options: Options) -> Routing:
+    """The routing in such a file.
+
+    Raises:
+        FinemoeError: pyarrow is not installed, a column is missing, or a row malformed; rows are counted from 1.
+    """
+    arrow, parquet = (module_of_extra(name, "reading Parquet") for name in ("pyarrow", "pyarrow.parquet"))
+    try:
+        table = parquet.ParquetFile(path)
+        roles = roles_of(table.schema_arrow.names)
+        return routing_of_rows(_blocks(arrow, table, roles), roles.expected)
+    except arrow.ArrowException as error:
+        raise FinemoeError(f"damaged, or no Parquet file ({str(error).splitlines()[0]}); make it again") from error
+
+
+def _blocks(arrow: Any, table: Any, roles: Roles) -> Iterator[Block]:
+    first_row = 1
+    for batch in table.iter_batches(_BLOCK_ROWS, columns=list(roles.names())):
+        columns: dict[str, Any] = {}
+        wide = roles
+        for name in roles.names():
+            column = batch.column(name)
+            if arrow.types.is_list(column.type) or arrow.types.is_large_list(column.type):
+                columns |= _of_lists(name, column, first_row)
+                wide = _with(wide, name, [key for key in columns if key.startswith(f"{name}[")])
+            else:
+                columns[name] = _values(name, column, first_row)
+        if len(batch):
+            yield block_of(wide, columns, first_row)
+        first_row += len(batch)
+
+
+def _values(name: str, column: Any, first_row: int) -> Any:
+    if column.null_count:
+        row = first_row + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise FinemoeError(f"row {row}: {name} is empty")
+    values = column.to_numpy(zero_copy_only=False)
+    return values.astype(str) if values.dtype == object else values
+
+
+def _of_lists(name: str, column: Any, first_row: int) -> dict[str, np.ndarray]:
+    """K columns of one of lists."""
+    lengths = np.diff(column.offsets.to_numpy())
+    if column.null_count or (len(lengths) and (lengths != lengths[0]).any()):
+        row = first_row + int(np.argmax(lengths != lengths[0]))
+        raise FinemoeError(f"row {row}: {name} has another number of entries than row {first_row}; every row has K")
+    width = int(lengths[0]) if len(lengths) else 0
+    values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, max(1, width))
+    return {f"{name}[{place}]": values[:, place] for place in range(width)}
+
+
+def _with(roles: Roles, name: str, places: list[str]) -> Roles:
+    """With K columns for one of lists."""
+    from dataclasses import replace
+
+    return replace(roles, experts=tuple(places)) if name in roles.experts else replace(roles, weights=tuple(places))

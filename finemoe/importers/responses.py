@@ -1,0 +1,139 @@
+"""What responses of inference servers have in common: choices, lengths of prompts, and layers in which nothing is routed."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.importers.gathering import Gathering
+from finemoe.importers.opening import json_values
+from finemoe.importers.routing import Options, Routing
+
+
+def responses_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every response of a file, with its place; a line may also hold a list of them.
+
+    Raises:
+        FinemoeError: something is no response.
+    """
+    for place, value in json_values(path):
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, dict):
+                raise FinemoeError(f"{place} is no JSON object; expected a server's response")
+            yield place, item
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a request's prompt and of what was generated; None where a response does not say."""
+
+    prompt: int | None
+    generated: int | None
+
+    @classmethod
+    def of(cls, response: dict[str, Any], choice: dict[str, Any]) -> "Lengths":
+        """By lists of token ids, or by what a response says of its usage, which counts the tokens of all its choices."""
+        usage = response.get("usage") or choice.get("meta_info") or response.get("meta_info") or {}
+        prompt_ids = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
+        is_alone = len(response.get("choices") or ["it"]) == 1
+        generated_ids = choice.get("token_ids") or (response.get("output_ids") if is_alone else None)
+        generated = usage.get("completion_tokens") if is_alone else None
+        return cls(
+            prompt=len(prompt_ids) if isinstance(prompt_ids, list) else _count(usage.get("prompt_tokens")),
+            generated=len(generated_ids) if isinstance(generated_ids, list) else _count(generated),
+        )
+
+    def prompt_rows(self, rows: int) -> int | None:
+        """How many of a response's rows are of its prompt: routing is known of all tokens but the last, which is never fed in.
+
+        A server may be told to leave out rows at a prompt's beginning, never others.
+
+        Raises:
+            FinemoeError: there are too many rows.
+        """
+        if self.generated is None:
+            return None if self.prompt is None else min(self.prompt, rows)
+        prompt = rows - max(self.generated - 1, 0)
+        if prompt < 0 or (self.prompt is not None and prompt > self.prompt):
+            told = f"{self.prompt} prompt and {self.generated} generated tokens"
+            raise FinemoeError(f"has routing of {rows} tokens for {told}; expected one less than all, or fewer of the prompt")
+        return prompt
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def decoded(text: str) -> bytes:
+    """What base64 says.
+
+    Raises:
+        FinemoeError: it is none.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise FinemoeError(f"routed_experts is no base64 ({error}); the response was cut off or changed") from error
+
+
+class Responses:
+    """Requests gathered from responses, all with the layers that the first one routes in."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.gathering = Gathering()
+        self.routed: np.ndarray | None = None
+        self.num_layers = self.num_silent = self.num_cached = 0
+        self.model = ""
+
+    def add(self, place: str, ids: np.ndarray, num_prompt: int | None, name: Any) -> None:
+        """One request's rows. ids: [n, layers, K].
+
+        Raises:
+            FinemoeError: they fit no request; says where the response is.
+        """
+        try:
+            self.gathering.add(self.routing_layers(ids), num_prompt=num_prompt, name=name)
+        except FinemoeError as error:
+            raise FinemoeError(f"{place}: the response {error}") from error
+
+    def routing_layers(self, ids: np.ndarray) -> np.ndarray:
+        """Without layers in which every token has one id K times: servers leave zeros where a layer is dense."""
+        if ids.ndim != 3 or ids.shape[2] < 2 or not ids.size:
+            return ids
+        if self.routed is None or len(self.routed) != ids.shape[1]:
+            routed = ~(ids == ids[..., :1]).all(axis=(0, 2))
+            self.routed = routed if self.routed is None else self.routed
+            if not routed.any():
+                raise FinemoeError("lists the same expert K times in every layer; its routing was not recorded")
+        return ids if self.routed.all() or len(self.routed) != ids.shape[1] else ids[:, self.routed]
+
+    def routing(self) -> Routing:
+        """All of them.
+
+        Raises:
+            FinemoeError: no response had routing.
+        """
+        notes = []
+        if self.routed is not None and not self.routed.all():
+            told = ", ".join(map(str, np.flatnonzero(~self.routed).tolist()))
+            notes.append(f"layers in which nothing is routed are left out ({told}); the others keep their order")
+        if self.num_silent:
+            notes.append(f"{self.num_silent} answers without routing are left out")
+        if self.num_cached:
+            notes.append(f"{self.num_cached} prompt tokens that came from a cache, so that nothing was routed, are left out")
+        return self.gathering.routing(notes=tuple(notes), model=self.model)
+
+
+def name_of(response: dict[str, Any], choice: dict[str, Any], number: int) -> Any:
+    """What an answer is called: the response's id, with the choice's index where there are several."""
+    of_meta = (response.get("meta_info") or {}).get("id")
+    name = response.get("id") or response.get("request_id") or of_meta
+    if not isinstance(name, str):
+        return number
+    return f"{name}/{choice.get('index', 0)}" if len(response.get("choices") or []) > 1 else name

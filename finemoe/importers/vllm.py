@@ -1,0 +1,99 @@
+"""Responses of vLLM with `--enable-return-routed-experts`, as JSON lines, one document, or a list of them.
+
+Since v0.22 a choice's `routed_experts` is base64 of an .npy [tokens - 1, layers, K]: the prompt's tokens and the generated, but
+the last. v0.21 has lists: the response's `prompt_routed_experts` [prompt, layers, K] with -1 for tokens that a prefix cache had,
+and the choice's `routed_experts` [generated or fewer, layers, K]. How long the prompt is follows from ids of tokens or `usage`.
+So do `/v1/completions`, `/v1/chat/completions` and `/inference/v1/generate`. Layers that are dense hold zeros. Read in vLLM's
+docs/training/routed_experts_replay.md (v0.21), fused_moe/routed_experts_capturer.py (00bd149), and vllm-project/router#184.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finemoe.errors import FinemoeError
+from finemoe.importers.array_files import MAGIC, array_in
+from finemoe.importers.opening import Head
+from finemoe.importers.responses import Lengths, Responses, decoded, name_of, responses_in
+from finemoe.importers.routing import Options, Routing
+
+NAME = "vllm"
+_NPY_AS_BASE64 = "k05VTVBZ"  # the first bytes of every .npy
+_IDS, _PROMPT_IDS = "routed_experts", "prompt_routed_experts"
+
+
+def matches(head: Head) -> bool:
+    """Whether the first response has routing as vLLM writes it."""
+    value = head.first_value
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, dict) or not isinstance(first.get("choices"), list):
+        return False
+    choices = [choice for choice in first["choices"] if isinstance(choice, dict)]
+    return _PROMPT_IDS in first or any(_is_vllms(choice.get(_IDS)) for choice in choices)
+
+
+def _is_vllms(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, str) and value.startswith(_NPY_AS_BASE64))
+
+
+def read(path: Path, options: Options) -> Routing:
+    """The routing in such a file, one request for each answer.
+
+    Raises:
+        FinemoeError: a response is malformed; says in which line, or which item of a list.
+    """
+    found = Responses(options)
+    for number, (place, response) in enumerate(responses_in(path)):
+        choices = response.get("choices")
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise FinemoeError(f"{place} has no list of choices; expected a response of vLLM, such as /v1/completions gives")
+        found.model = found.model or str(response.get("model") or "")
+        for choice in choices:
+            _add(found, place, response, choice, number)
+    return found.routing()
+
+
+def _add(found: Responses, place: str, response: dict[str, Any], choice: dict[str, Any], number: int) -> None:
+    value, prompt = choice.get(_IDS), response.get(_PROMPT_IDS)
+    if value is None and prompt is None:
+        found.num_silent += 1
+        return
+    lengths = Lengths.of(response, choice)
+    try:
+        if isinstance(value, str):
+            ids = _array(decoded(value))
+            num_prompt = lengths.prompt_rows(len(ids))
+        else:
+            prompt_ids = _listed(_PROMPT_IDS, prompt) if prompt else None
+            cached = 0 if prompt_ids is None else int((prompt_ids == -1).all(axis=(1, 2)).sum())
+            prompt_ids = None if prompt_ids is None else prompt_ids[~(prompt_ids == -1).all(axis=(1, 2))]
+            found.num_cached += cached
+            generated = _listed(_IDS, value) if value else None
+            parts = [part for part in (prompt_ids, generated) if part is not None and len(part)]
+            if not parts:
+                found.num_silent += 1
+                return
+            ids = np.concatenate(parts)
+            num_prompt = 0 if prompt_ids is None else len(prompt_ids)
+    except (FinemoeError, ValueError) as error:
+        raise FinemoeError(f"{place}: {error}") from error
+    found.add(place, ids, num_prompt, name_of(response, choice, number))
+
+
+def _array(content: bytes) -> np.ndarray:
+    import io
+
+    if not content.startswith(MAGIC):
+        raise FinemoeError("routed_experts is no .npy in base64, as vLLM writes it since v0.22")
+    return array_in(io.BytesIO(content), _IDS)
+
+
+def _listed(name: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise FinemoeError(f"{name} holds lists of different lengths; expected [tokens, layers, K]") from None
+    if array.ndim != 3 or array.dtype.kind not in "iu":
+        raise FinemoeError(f"{name} is of shape {list(array.shape)} and type {array.dtype}; expected ids [tokens, layers, K]")
+    return array
