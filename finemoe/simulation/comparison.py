@@ -1,4 +1,4 @@
-"""The paper's systems side by side on recorded routing, with an instant link: hit rates with intervals, and every byte beside.
+"""The paper's systems side by side on recorded routing: hit rates with intervals over an instant link, and every byte beside.
 
 A free link flatters whoever loads most, so each row carries what it moved: experts loaded per expert demanded, on demand and
 ahead, and how much of the latter was evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
@@ -19,19 +19,22 @@ from finemoe.traces import RoutingTrace
 
 
 def system_reports(
-    history: RoutingTrace,
+    history: RoutingTrace | None,
     served: RoutingTrace,
     systems: Mapping[str, System],
     expert_memories: Sequence[float],
     prefetch_distance: int,
     store_capacity: int = 1000,
     seed: int = 0,
+    **machine: Any,
 ) -> dict[tuple[str, float], Report]:
     """Every system at every memory size; systems that the trace cannot serve are left out (`left_out` says why).
 
     Args:
-        history: what a system knows beforehand; served: other requests, replayed over one cache, cold at the start.
+        history: what a system knows beforehand, None for nothing; served: other requests, replayed over one cache, cold at the
+            start.
         expert_memories: shares of all routed experts. prefetch_distance: d, layers. store_capacity: C, maps.
+        machine: hardware, model and arrangement as in `sweep`, for virtual time.
     Returns:
         Reports by (system, expert memory), in the order of both.
     """
@@ -42,7 +45,7 @@ def system_reports(
     for names in _heard_alike([name for name in systems if name not in missing], systems):
         system, evictions = systems[names[0]], [systems[name].eviction for name in names]
         known = knowledge.of(system.policy)
-        reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **system.options)
+        reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **machine, **system.options)
         for (memory, name), report in zip(itertools.product(expert_memories, names), reports, strict=True):
             found[name, memory] = report
     return {(name, memory): found[name, memory] for name in systems if name not in missing for memory in expert_memories}

@@ -204,21 +204,33 @@ def size_named(model: str) -> ModelSize:
     return ModelSize.from_config(config, name) if known is None else ModelSize(**known)
 
 
-def size_of(model: str | Path | None, num_layers: int, num_experts: int, top_k: int) -> ModelSize:
-    """The sizes of the model meant, or of the published one with these layers and experts.
+def size_of(model: "str | Path | ModelSize | None", num_layers: int, num_experts: int, top_k: int) -> ModelSize:
+    """The sizes of the model meant, or of the published one with these layers and experts; sizes made in code are taken as they
+    are.
 
     Raises:
         FinemoeError: the model has other layers or experts, or none is known.
     """
     if model is None:
         return ModelSize.known(num_layers, num_experts, top_k)
-    known = sorted({path.stem for path in MODEL_CONFIGS.glob("*.json")} | set(PUBLISHED))
-    is_elsewhere = isinstance(model, Path) or "/" in str(model) or Path(model).exists()
-    if str(model) not in known and not is_elsewhere:
-        raise FinemoeError(f"unknown model {model!r}; known: {', '.join(known)}, or give a config.json, a folder or a hub id")
-    size = size_named(str(model)) if str(model) in known else ModelSize.from_config(model, str(model))
+    if isinstance(model, ModelSize):
+        return model
+    size = model_size(model)
     found, expected = (size.num_layers, size.num_experts, size.top_k), (num_layers, num_experts, top_k)
     if found != expected:
         texts = ["{} layers x {} experts / {}".format(*one) for one in (found, expected)]
         raise FinemoeError(f"{model} has {texts[0]}, the trace {texts[1]}; name a model of the trace's sizes")
     return size
+
+
+def model_size(model: str | Path) -> ModelSize:
+    """The sizes of a model by its published name, a folder, a config.json or a hub id.
+
+    Raises:
+        FinemoeError: it is not known.
+    """
+    known = sorted({path.stem for path in MODEL_CONFIGS.glob("*.json")} | set(PUBLISHED))
+    is_elsewhere = isinstance(model, Path) or "/" in str(model) or Path(model).exists()
+    if str(model) not in known and not is_elsewhere:
+        raise FinemoeError(f"unknown model {model!r}; known: {', '.join(known)}, or give a config.json, a folder or a hub id")
+    return size_named(str(model)) if str(model) in known else ModelSize.from_config(model, str(model))

@@ -19,7 +19,7 @@ from finemoe.policies.base import Policy, PolicySetup
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.asking import ask
-from finemoe.simulation.cost import CostModel, size_of
+from finemoe.simulation.cost import CostModel, ModelSize, size_of
 from finemoe.simulation.events import block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
 from finemoe.simulation.instant import InstantCache
@@ -70,7 +70,7 @@ def sweep(
     history: Any = None,
     *,
     hardware: str | Path | Testbed | None = None,
-    model: str | None = None,
+    model: str | ModelSize | None = None,
     prefetch_distance: int | None = None,
     store_capacity: int = 1000,
     devices: int | None = None,
@@ -87,8 +87,8 @@ def sweep(
     for all of them.
 
     Args:
-        model: with hardware, whose sizes are meant (a published configuration's name, a folder, config.json or a hub id); None:
-            the published model that has the trace's layers and experts.
+        model: with hardware, whose sizes are meant (a published configuration's name, a folder, config.json or a hub id, or a
+            `ModelSize`); None: the published model that has the trace's layers and experts.
         prefetch_distance, store_capacity, seed: as in `finemoe.offload`.
         devices: how many share the experts, round-robin; by default one, or as many as the testbed has.
         expert_bytes: without hardware, the size of one expert; by default bytes in the report are counted in experts.
@@ -176,7 +176,7 @@ def _require_sensible(devices: int | None, expert_bytes: int | None, link: str |
         raise FinemoeError("link and host_memory belong to the live engine; a replay has an instant link, or that of hardware=")
 
 
-def _require_effect(hardware: Any, model: str | None, expert_bytes: int | None) -> None:
+def _require_effect(hardware: Any, model: Any, expert_bytes: int | None) -> None:
     if hardware is None and model is not None:
         raise FinemoeError("model says whose sizes hardware= means; give both")
     if hardware is not None and expert_bytes is not None:

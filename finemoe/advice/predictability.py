@@ -1,0 +1,121 @@
+"""How well can be told beforehand which experts a layer will use: K named for a token that activates K, so that recall is precision."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from finemoe.advice.sample import Sample
+from finemoe.advice.systems import FINEMOE
+from finemoe.advice.usage import decoded, usage_counts
+from finemoe.intervals import bootstrap_ratio
+from finemoe.report import Report
+from finemoe.simulation.replay import sweep
+from finemoe.simulation.systems import System
+from finemoe.traces import PREFILL, RoutingTrace
+
+HINDSIGHT, HISTORY, PROMPT, SO_FAR, LAST = (
+    "most used, in hindsight",
+    "most used in the history",
+    "most used in the prompt",
+    "most used so far in the request",
+    "the token before",
+)
+CHANCE = "chance"
+_ANY_MEMORY = 0.5  # recall does not depend on it
+
+
+def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
+    """What needs no learning, of the decoded tokens of the served requests.
+
+    Returns:
+        Rows (predictor, distance, recall, low, high): the share of activated experts named, with its 95 % interval over requests;
+        distance is None, for none of these looks at the layers before.
+    """
+    served = decoded(sample.served)
+    hits, rows = _hits(sample, served), np.diff(served.offsets).astype(float)
+    demanded = rows * served.num_layers * served.top_k
+    follows = np.maximum(rows - 1, 0) * served.num_layers * served.top_k
+    found = [_row(CHANCE, served.top_k / served.num_experts)]
+    for name, of_request in hits.items():
+        interval = bootstrap_ratio(of_request, follows if name in (LAST, SO_FAR) else demanded, seed=seed)
+        found.append(_row(name, float(interval.value), float(interval.low), float(interval.high)))
+    return found
+
+
+def learned_recalls(
+    sample: Sample, systems: Mapping[str, System], distances: tuple[int, ...], distance: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """What systems that load ahead say of layers that are still to come, in a replay; rows as in `simple_recalls`, without
+    intervals.
+
+    Args:
+        systems: those that the trace can serve. distances: layers ahead, of FineMoE, whose search is the same at each; distance:
+            of all others. finemoe-plus speaks of every distance, and its last word before the gate counts.
+    """
+    found = []
+    for name, system in systems.items():
+        for ahead in sorted({*distances, distance}) if name == FINEMOE else [distance]:
+            options: dict[str, Any] = {"history": sample.history, "prefetch_distance": ahead, "seed": seed, **system.options}
+            report = sweep(sample.served, system.policy, [_ANY_MEMORY], **options)[0]
+            found.append(_row(name, report.recall_at_k) | {"distance": ahead})
+    return [row for row in found if not np.isnan(row["recall"])]
+
+
+def recalls_of(reports: Mapping[tuple[str, int], Report], distance: int, systems: Iterable[str]) -> list[dict[str, Any]]:
+    """The same of what was replayed already, at d = `distance`."""
+    recalls = {name: report.recall_at_k for (name, _), report in reports.items() if name in systems}
+    return [_row(name, recall) | {"distance": distance} for name, recall in recalls.items() if not np.isnan(recall)]
+
+
+def _row(predictor: str, recall: float, low: float = float("nan"), high: float = float("nan")) -> dict[str, Any]:
+    return {"predictor": predictor, "distance": None, "recall": recall, "low": low, "high": high}
+
+
+def _hits(sample: Sample, served: RoutingTrace) -> dict[str, np.ndarray]:
+    """Experts that each simple predictor named rightly, by request, [R]."""
+    lists = {HINDSIGHT: usage_counts(served)}
+    if sample.history is not None:
+        lists[HISTORY] = usage_counts(decoded(sample.history))
+    is_named = {name: _most_used(counts, served.top_k) for name, counts in lists.items()}
+    has_prompts = (sample.served.phase == PREFILL).any()
+    names = [*lists, *([PROMPT] if has_prompts else []), SO_FAR, LAST]
+    hits = {name: np.zeros(served.num_requests) for name in names}
+    for request in range(served.num_requests):
+        used = _one_hot(served, served.rows_of(request))
+        if has_prompts:
+            is_named[PROMPT] = _most_used(_prompt_counts(sample.served, request), served.top_k)
+        for name, named in is_named.items():
+            hits[name][request] = np.count_nonzero(used & named)
+        hits[LAST][request] = np.count_nonzero(used[1:] & used[:-1])
+        hits[SO_FAR][request] = _hits_so_far(used, served.top_k)
+    return hits
+
+
+def _hits_so_far(used: np.ndarray, top_k: int) -> int:
+    counts, found = np.zeros(used.shape[1:], dtype=np.int64), 0
+    for before, row in zip(used[:-1], used[1:], strict=True):
+        counts += before
+        found += np.count_nonzero(row & _most_used(counts, top_k))
+    return found
+
+
+def _prompt_counts(trace: RoutingTrace, request: int) -> np.ndarray:
+    rows = trace.rows_of(request)
+    is_prompt = trace.phase[rows] == PREFILL
+    counts: np.ndarray = _one_hot(trace, slice(rows.start, rows.start + int(is_prompt.sum()))).sum(axis=0)
+    return counts
+
+
+def _one_hot(trace: RoutingTrace, rows: slice) -> np.ndarray:
+    """Whether each row activates each expert, [n, L, J]."""
+    used = np.zeros((rows.stop - rows.start, trace.num_layers, trace.num_experts), dtype=np.bool_)
+    np.put_along_axis(used, trace.expert_ids[rows].astype(np.int64), True, axis=-1)
+    return used
+
+
+def _most_used(counts: np.ndarray, top_k: int) -> np.ndarray:
+    """Which K experts of each layer have the greatest counts, [L, J]; of equal ones the lower ids."""
+    named = np.zeros(counts.shape, dtype=np.bool_)
+    np.put_along_axis(named, np.argsort(-counts, axis=1, kind="stable")[:, :top_k], True, axis=1)
+    return named

@@ -1,0 +1,86 @@
+"""How long a token takes under every system, with expert memory of every size: virtual time on a described machine (DESIGN 6)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finemoe.advice.machine import Machine
+from finemoe.advice.sample import Sample
+from finemoe.intervals import Interval, bootstrap_ratio
+from finemoe.report import Report
+from finemoe.simulation.comparison import system_reports
+from finemoe.simulation.systems import System
+
+Reports = dict[tuple[str, int], Report]  # by (system, slots)
+
+
+def timed_reports(
+    sample: Sample, machine: Machine, systems: Mapping[str, System], slots: Sequence[int], distance: int, seed: int = 0
+) -> Reports:
+    """Every system at every size, whether it fits or not; those that the trace cannot serve are left out.
+
+    Args:
+        slots: sizes in experts, over all devices. distance: d, layers.
+    """
+    count = machine.size.num_layers * machine.size.num_experts
+    of_share = {float(size / count): size for size in slots}
+    timed: dict[str, Any] = {
+        "hardware": machine.unbounded(),
+        "model": machine.size,
+        "arrangement": machine.arranged(sample.served),
+    }
+    reports = system_reports(sample.history, sample.served, systems, list(of_share), distance, seed=seed, **timed)
+    return {(name, of_share[share]): report for (name, share), report in reports.items()}
+
+
+def time_rows(reports: Reports, machine: Machine, seed: int = 0) -> list[dict[str, Any]]:
+    """What was timed.
+
+    Returns:
+        Rows (system, slots, expert_memory, bytes, fits, tpot_s, low, high, tokens_per_s, ttft_s, stalled, hit_rate, recall_at_k):
+        expert_memory a share of all experts, bytes over all devices, fits whether that has room beside the rest of the model;
+        tpot_s the mean time of a token after the first with its 95 % interval over requests; ttft_s the mean time of a prompt;
+        stalled the share of all time in which inference waited for weights.
+    """
+    count = machine.size.num_layers * machine.size.num_experts
+    return [
+        {
+            "system": system,
+            "slots": slots,
+            "expert_memory": slots / count,
+            "bytes": slots * machine.size.expert_bytes,
+            "fits": machine.fits(slots),
+            **_times(report, seed),
+        }
+        for (system, slots), report in reports.items()
+    ]
+
+
+def decode_seconds(report: Report) -> tuple[np.ndarray, np.ndarray]:
+    """Of every request, the seconds of its decode steps and how many there were, [R] each."""
+    steps = np.array([request.num_decode_steps for request in report.requests], dtype=float)
+    seconds = np.array([request.tpot_s for request in report.requests])
+    return np.where(steps > 0, np.nan_to_num(seconds) * steps, 0.0), steps
+
+
+def time_ratio(one: Report, other: Report, seed: int = 0) -> Interval:
+    """Decode time of one report over that of another, of the same requests, with its 95 % interval over them."""
+    (seconds, _), (others, _) = decode_seconds(one), decode_seconds(other)
+    return bootstrap_ratio(seconds, others, seed=seed)
+
+
+def _times(report: Report, seed: int) -> dict[str, float]:
+    seconds, steps = decode_seconds(report)
+    interval = bootstrap_ratio(seconds, steps, seed=seed)
+    total_s = float(seconds.sum()) + report.num_prefills * float(np.nan_to_num(report.ttft_s))
+    return {
+        "tpot_s": report.tpot_s,
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "tokens_per_s": 1 / report.tpot_s,
+        "ttft_s": report.ttft_s,
+        "stalled": report.stall_s / total_s,
+        "hit_rate": report.hit_rate,
+        "recall_at_k": report.recall_at_k,
+    }

@@ -1,0 +1,132 @@
+"""What tokens use: how many experts over so many tokens, how soon again, and how unequally."""
+
+from typing import Any
+
+import numpy as np
+
+from finemoe.traces import DECODE, RoutingTrace
+
+_WINDOWS = (1, 10, 100, 1000)  # tokens
+_BLOCK_ROWS = 4096
+
+
+def decoded(trace: RoutingTrace) -> RoutingTrace:
+    """The trace without its prefills; a trace of nothing else, as it is."""
+    return trace.decode() if (trace.phase == DECODE).any() else trace
+
+
+def working_set_rows(trace: RoutingTrace, windows: tuple[int, ...] = _WINDOWS) -> list[dict[str, Any]]:
+    """Distinct experts of a layer over windows of consecutive tokens of a request.
+
+    Returns:
+        Rows (tokens, mean, least, greatest, experts): means over the windows of each layer; of those of all layers the mean, the
+        least and the greatest, and their sum, the experts of the whole model. Windows that no request fills are left out.
+    """
+    rows = []
+    for tokens in windows:
+        if (counts := _distinct(trace, tokens)) is not None:
+            rows.append({"tokens": tokens} | _spread(counts))
+    return rows
+
+
+def request_rows(trace: RoutingTrace) -> dict[str, Any]:
+    """Distinct experts of a layer over a whole request, as `working_set_rows`; tokens is the mean length of a request."""
+    lengths = np.diff(trace.offsets)
+    counts = np.mean([_used(trace, trace.rows_of(request)).sum(axis=1) for request in np.flatnonzero(lengths)], axis=0)
+    return {"tokens": float(lengths[lengths > 0].mean())} | _spread(counts)
+
+
+def concentration_rows(trace: RoutingTrace) -> list[dict[str, Any]]:
+    """How unequally a layer's experts are used.
+
+    Returns:
+        A row for each layer: layer; touched, distinct experts used at all; entropy_bits, of the shares of use, and effective,
+        2 to its power, as many equally used experts would have it; top_tenth, top_quarter, the share of use of the most used
+        10 % and 25 % of experts; gini, 0 where all are used alike, 1 where one has everything.
+    """
+    counts = usage_counts(trace)
+    shares = np.sort(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), axis=1)[:, ::-1]
+    return [{"layer": layer, "touched": int((row > 0).sum())} | _inequality(row) for layer, row in enumerate(shares)]
+
+
+def usage_counts(trace: RoutingTrace) -> np.ndarray:
+    """How many rows used each expert, [L, J]."""
+    counts = np.zeros((trace.num_layers, trace.num_experts), dtype=np.int64)
+    for rows in _blocks(trace.num_rows):
+        ids = trace.expert_ids[rows].astype(np.int64) + np.arange(trace.num_layers)[:, None] * trace.num_experts
+        counts += np.bincount(ids.reshape(-1), minlength=counts.size).reshape(counts.shape)
+    return counts
+
+
+def reuse_rows(trace: RoutingTrace, within: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)) -> list[dict[str, Any]]:
+    """How soon an expert is used again in its request, in tokens.
+
+    Returns:
+        Rows (tokens, share): the share of uses that come at most so many tokens after the last one of the same expert.
+    """
+    gaps = np.zeros(max(within) + 1, dtype=np.int64)
+    for request in range(trace.num_requests):
+        _count_gaps(trace.expert_ids[trace.rows_of(request)].astype(np.int64), trace.num_experts, gaps)
+    total = trace.expert_ids.size
+    return [{"tokens": tokens, "share": float(gaps[1 : tokens + 1].sum() / total)} for tokens in within]
+
+
+def growth(trace: RoutingTrace) -> float:
+    """How much of all that was ever used is used first in the last quarter of a trace: of one that goes on, more would come."""
+    bound = trace.num_rows - trace.num_rows // 4
+    before, after = (_used(trace, rows) for rows in (slice(0, bound), slice(bound, trace.num_rows)))
+    return float((after & ~before).sum() / max(1, (after | before).sum()))
+
+
+def _distinct(trace: RoutingTrace, tokens: int) -> np.ndarray | None:
+    """Mean distinct experts over all windows, [L]; None where no request is so long."""
+    total, number = np.zeros(trace.num_layers), 0
+    for request in range(trace.num_requests):
+        rows = trace.rows_of(request)
+        for begin in range(rows.start, rows.stop - tokens + 1, tokens):
+            total += _used(trace, slice(begin, begin + tokens)).sum(axis=1)
+            number += 1
+    return total / number if number else None
+
+
+def _used(trace: RoutingTrace, rows: slice) -> np.ndarray:
+    """Whether any of these rows uses an expert, [L, J]."""
+    used = np.zeros((trace.num_layers, trace.num_experts), dtype=np.bool_)
+    layers = np.arange(trace.num_layers)[:, None]
+    for part in _blocks(rows.stop - rows.start, rows.start):
+        used[layers, trace.expert_ids[part]] = True
+    return used
+
+
+def _spread(counts: np.ndarray) -> dict[str, float]:
+    return {
+        "mean": float(counts.mean()),
+        "least": float(counts.min()),
+        "greatest": float(counts.max()),
+        "experts": float(counts.sum()),
+    }
+
+
+def _inequality(shares: np.ndarray) -> dict[str, float]:
+    """Of one layer's shares, which descend."""
+    positive, count = shares[shares > 0], len(shares)
+    entropy = float(-(positive * np.log2(positive)).sum())
+    gini = float(1 - 2 * (np.cumsum(shares[::-1]).sum() - 0.5) / count) if len(positive) else 0.0
+    tops = {name: float(shares[: max(1, round(part * count))].sum()) for name, part in (("top_tenth", 0.1), ("top_quarter", 0.25))}
+    return {"entropy_bits": entropy, "effective": 2.0**entropy, **tops, "gini": gini}
+
+
+def _count_gaps(ids: np.ndarray, num_experts: int, gaps: np.ndarray) -> None:
+    """Adds, for every use of one request's rows, ids [n, L, K], the tokens since the last use of that expert, where there is one
+    and it is not longer ago than `gaps` counts."""
+    num_rows, num_layers, top_k = ids.shape
+    flat = (ids + np.arange(num_layers)[:, None] * num_experts).reshape(-1)
+    rows = np.repeat(np.arange(num_rows), num_layers * top_k)
+    order = np.lexsort((rows, flat))
+    flat, rows = flat[order], rows[order]
+    since = np.diff(rows)[flat[1:] == flat[:-1]]
+    gaps += np.bincount(since[since < len(gaps)], minlength=len(gaps))
+
+
+def _blocks(count: int, first: int = 0) -> list[slice]:
+    return [slice(begin, min(begin + _BLOCK_ROWS, first + count)) for begin in range(first, first + count, _BLOCK_ROWS)]

@@ -1,0 +1,61 @@
+"""What a trace is too short to say."""
+
+import numpy as np
+
+from finemoe.advice.sample import FEWEST_REQUESTS
+from finemoe.advice.usage import growth
+from finemoe.advice.verdict import Recommendation
+from finemoe.simulation.curves import HitCurve
+from finemoe.traces import DECODE, RoutingTrace
+
+_FEWEST_STEPS = 500
+_MOST_GROWTH, _MOST_COLD, _WIDEST = 0.02, 0.2, 0.2
+
+
+def warnings_of(trace: RoutingTrace, served: RoutingTrace, curve: HitCurve, advice: Recommendation | None) -> list[str]:
+    """In words, each with its number.
+
+    Args:
+        curve: of any rule, whose largest cache holds everything, so that what it misses is demanded for the first time.
+        advice: what was recommended, if anything.
+    """
+    found = [_about_requests(served), _about_steps(trace), _about_growth(trace), _about_cold(curve, advice), _about_width(advice)]
+    return [text for text in found if text]
+
+
+def _about_requests(served: RoutingTrace) -> str:
+    count = served.num_requests
+    if count == 1:
+        return "one request was replayed: there is no interval over requests, and no telling how others would differ"
+    return f"{count} requests were replayed: intervals over so few are too narrow" if count < FEWEST_REQUESTS else ""
+
+
+def _about_steps(trace: RoutingTrace) -> str:
+    count = int((trace.phase == DECODE).sum())
+    if not count:
+        return "the trace has no decode steps: nothing can be said of the time of a token"
+    return f"the trace has {count} decode steps: what learns has not learned yet, and caches are mostly cold" if count < _FEWEST_STEPS else ""
+
+
+def _about_growth(trace: RoutingTrace) -> str:
+    share = growth(trace)
+    if share <= _MOST_GROWTH:
+        return ""
+    return f"{share:.0%} of the experts ever used are used first in the last quarter: a longer run would use more of them"
+
+
+def _about_cold(curve: HitCurve, advice: Recommendation | None) -> str:
+    """First demands are missed by every cache; where they are many of all misses, a longer run would look better."""
+    slots = curve.slots[-1] if advice is None else advice.slots
+    first = float(curve.accesses.sum() - curve.hits[:, -1].sum())
+    missed = float(curve.accesses.sum()) - float(np.interp(slots, curve.slots, curve.hits.sum(axis=0)))
+    if advice is None or not missed or first / missed <= _MOST_COLD:
+        return ""
+    return f"{first / missed:.0%} of the misses at the recommended size are first uses, which no cache can hit"
+
+
+def _about_width(advice: Recommendation | None) -> str:
+    if advice is None or not np.isfinite(advice.row["low"]):
+        return ""
+    width = (advice.row["high"] - advice.row["low"]) / advice.row["tpot_s"]
+    return f"the interval of the recommended time is {width:.0%} wide: longer traces would narrow it" if width > _WIDEST else ""
