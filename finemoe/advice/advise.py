@@ -12,7 +12,7 @@ from finemoe.advice.result import Advice
 from finemoe.advice.sample import Sample, sample_of
 from finemoe.advice.sensitivity import sensitivity_rows
 from finemoe.advice.sizes import asked_slots, curve_slots, timed_slots
-from finemoe.advice.systems import ALL, BELADY_RULE, FINEMOE, PREFETCHING, RULES
+from finemoe.advice.systems import ALL, BELADY_RULE, FINEMOE, PREFETCHING, RESIDENT, RULES
 from finemoe.advice.timing import Reports, time_rows, timed_reports
 from finemoe.advice.usage import concentration_rows, decoded, request_rows, reuse_rows, working_set_rows
 from finemoe.advice.verdict import Recommendation, cliff, knee, limits_at, prefetch_rows, recommended
@@ -184,7 +184,8 @@ def _reports(
     reports: Reports = {}
     for name, system in ALL.items() if (sample.served.phase == DECODE).any() else ():
         say(name)
-        reports |= timed_reports(sample, machine, {name: system}, slots, distance, seed)
+        sizes = [sample.served.num_layers * sample.served.num_experts] if name == RESIDENT else slots
+        reports |= timed_reports(sample, machine, {name: system}, sizes, distance, seed)
     return reports
 
 

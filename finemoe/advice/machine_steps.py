@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from finemoe.traces import RoutingTrace
 
-SHAPES = ((4, 2), (4, 6), (12, 2), (12, 6))  # layers, experts a token
+SHAPES = ((4, 2), (4, 6), (12, 6), (12, 2))  # layers, experts a token; the last one is searched for, too
 TYPICAL_LAYERS = 32  # of large models, over which what a step takes once is spread
 NUM_MAPS = 1000  # that a search goes through
-_STEPS, _PROMPT_TOKENS = 6, 8
+_STEPS, _PROMPT_TOKENS = 5, 8
 _EXPERTS, _WIDTH, _VOCABULARY = 8, 64, 128
 _DISTANCE = 3
 _TRIPS, _TURNS, _PATIENCE_S = 25, 12, 1.0  # the engine itself does what takes less than so many trips (runtime/worker.py)
@@ -91,7 +91,7 @@ def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Cal
     """Decode steps of every shape under loading on demand, then of the last shape under FineMoE."""
     import finemoe
 
-    models = [_model(*shape, device, dtype) for shape in (*SHAPES, SHAPES[-1])]
+    models = [tiny_model(*shape, device, dtype) for shape in (*SHAPES, SHAPES[-1])]
     told: dict[str, Any] = {"prefetch_distance": _DISTANCE, "store_capacity": NUM_MAPS, "history": _history(models[-1])}
     with ExitStack() as stack:
         engines = [stack.enter_context(finemoe.offload(model, 1.0, "on-demand")) for model in models[:-1]]
@@ -99,10 +99,10 @@ def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Cal
         for engine in engines:
             engine.preload()
             stack.enter_context(engine.probe.accounting())
-        yield [_steps_of(model, device) for model in models]
+        yield [steps_of(model, device) for model in models]
 
 
-def _steps_of(model: Any, device: "torch.device") -> Callable[[], list[float]]:
+def steps_of(model: Any, device: "torch.device") -> Callable[[], list[float]]:
     """A call that takes decode steps behind the same tokens, and says how long each took."""
     import torch
 
@@ -126,8 +126,8 @@ def _steps_of(model: Any, device: "torch.device") -> Callable[[], list[float]]:
     return steps
 
 
-def _model(num_layers: int, top_k: int, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """Of Mixtral's class; the same weights every time."""
+def tiny_model(num_layers: int, top_k: int, device: "torch.device", dtype: "torch.dtype") -> Any:
+    """A model of Mixtral's class with random weights, the same every time, and 8 experts a layer."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from finemoe.advice.sample import Sample
-from finemoe.advice.systems import FINEMOE
+from finemoe.advice.systems import FINEMOE, PLUS
 from finemoe.advice.usage import decoded, usage_counts
 from finemoe.intervals import bootstrap_ratio
 from finemoe.report import Report
@@ -51,21 +51,25 @@ def learned_recalls(
 
     Args:
         systems: those that the trace can serve. distances: layers ahead, of FineMoE, whose search is the same at each; distance:
-            of all others. finemoe-plus speaks of every distance, and its last word before the gate counts.
+            of all others. finemoe-plus speaks of every distance, and its last word before the gate counts: its distance is None.
     """
     found = []
     for name, system in systems.items():
         for ahead in sorted({*distances, distance}) if name == FINEMOE else [distance]:
             options: dict[str, Any] = {"history": sample.history, "prefetch_distance": ahead, "seed": seed, **system.options}
             report = sweep(sample.served, system.policy, [_ANY_MEMORY], **options)[0]
-            found.append(_row(name, report.recall_at_k) | {"distance": ahead})
+            found.append(_of_system(name, report.recall_at_k, ahead))
     return [row for row in found if not np.isnan(row["recall"])]
 
 
 def recalls_of(reports: Mapping[tuple[str, int], Report], distance: int, systems: Iterable[str]) -> list[dict[str, Any]]:
     """The same of what was replayed already, at d = `distance`."""
     recalls = {name: report.recall_at_k for (name, _), report in reports.items() if name in systems}
-    return [_row(name, recall) | {"distance": distance} for name, recall in recalls.items() if not np.isnan(recall)]
+    return [_of_system(name, recall, distance) for name, recall in recalls.items() if not np.isnan(recall)]
+
+
+def _of_system(name: str, recall: float, distance: int) -> dict[str, Any]:
+    return _row(name, recall) | {"distance": None if name == PLUS else distance}
 
 
 def _row(predictor: str, recall: float, low: float = float("nan"), high: float = float("nan")) -> dict[str, Any]:

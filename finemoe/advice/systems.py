@@ -8,10 +8,10 @@ ON_DEMAND = {
     "on-demand (LFRU)": System("on-demand", "lfru"),
     "on-demand (next use)": System("on-demand", "next-use"),
 }
-FINEMOE = "FineMoE"
+FINEMOE, PLUS = "FineMoE", "finemoe-plus"
 PREFETCHING = {
     **{name: SYSTEMS[name] for name in ("Mixtral-Offloading", "ProMoE", "MoE-Infinity", FINEMOE)},
-    "finemoe-plus": System("finemoe-plus"),
+    PLUS: System("finemoe-plus"),
 }
 BELADY, ORACLE, RESIDENT = "Belady (on demand)", "oracle", "everything resident"
 LIMITS = {BELADY: SYSTEMS[BELADY], ORACLE: System("oracle"), RESIDENT: System("no-offload")}

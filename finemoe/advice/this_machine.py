@@ -106,7 +106,7 @@ def _measured(device: "torch.device", dtype: "torch.dtype", rounds: int) -> Meas
     with torch.inference_mode():
         read, arithmetic = (rate(device, dtype, rounds) for rate in (read_rate, arithmetic_rate))
     link, latency_s, chunk_s = link_rates(device, rounds)
-    steps = step_overheads(device, dtype, rounds + _FEWEST)
+    steps = step_overheads(device, dtype, 2 * rounds)
     testbed = Testbed(
         title=machine_title(device),
         devices=1,

@@ -109,8 +109,8 @@ def knee(curve: HitCurve) -> int:
 
 def limits_at(rows: Sequence[Row], slots: int) -> dict[str, float]:
     """The least times there could be with so many slots: of who knows what comes d layers ahead, and of who has everything."""
-    times = {(row["system"], row["slots"]): row["tpot_s"] for row in rows}
-    return {name: times[name, slots] for name in (ORACLE, RESIDENT) if (name, slots) in times}
+    times = {row["system"]: row["tpot_s"] for row in rows if row["slots"] == slots or row["system"] == RESIDENT}
+    return {name: times[name] for name in (ORACLE, RESIDENT) if name in times}
 
 
 def _fastest(rows: Iterable[Row]) -> Row:

@@ -1,4 +1,4 @@
-"""The command line: `finemoe run`, `record`, `import`, `replay` and `info`. Commands parse, call the library, and print."""
+"""The command line: `finemoe run`, `record`, `import`, `replay`, `advise` and `info`. Commands parse, call the library, and print."""
 
 import sys
 from io import TextIOWrapper
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from finemoe.cli.advise_command import advise
 from finemoe.cli.import_command import import_
 from finemoe.cli.info_command import info
 from finemoe.cli.record_command import record
@@ -14,7 +15,7 @@ from finemoe.cli.run_command import run
 from finemoe.errors import one_line_for_bad_input
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for command in (run, record, replay, info):
+for command in (run, record, replay, advise, info):
     app.command()(command)
 app.command("import")(import_)
 

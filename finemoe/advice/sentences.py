@@ -1,0 +1,107 @@
+"""Advice in words, each sentence with its numbers: what the terminal and the page say first."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finemoe.advice.result import Advice
+from finemoe.advice.systems import ORACLE, PREFETCHING, RESIDENT
+from finemoe.advice.verdict import WITHIN
+from finemoe.units import format_bytes
+
+
+def sentences(advice: Advice) -> list[str]:
+    """What to do, then why."""
+    found = [] if advice.recommendation is None else _recommendation(advice, advice.recommendation)
+    if advice.recommendation is None and advice.machine is not None:
+        found = [_nothing_fits(advice, advice.machine)]
+    return [*found, _cliff(advice), _knee(advice), _predictors(advice)]
+
+
+def amount(advice: Advice, slots: int) -> str:
+    """So many experts, in bytes where their size is known, and as a share of all."""
+    count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
+    share = f"{slots:,} of {count:,} experts, {slots / count:.0%}"
+    return share if each is None else f"{format_bytes(slots * each)} ({share})"
+
+
+def _recommendation(advice: Advice, chosen: Mapping[str, Any]) -> list[str]:
+    row, best = chosen["row"], chosen["best"]
+    least = f"at most {WITHIN - 1:.0%} more than the fastest that fits: {_milliseconds(best)} with {format_bytes(best['bytes'])}"
+    if best["slots"] == row["slots"]:
+        least = "the fastest of all that fit"
+    found = [
+        f"Give the experts {amount(advice, chosen['slots'])} and serve them by {chosen['system']}: {_milliseconds(row)} a token, "
+        f"{row['tokens_per_s']:.1f} tokens/s; {least}.",
+        _prefetching(advice, chosen),
+        _limits(advice, row),
+    ]
+    if chosen["limited_by_room"]:
+        fastest = min((one for one in advice.times if one["system"] == chosen["system"]), key=lambda one: one["tpot_s"])
+        needs = format_bytes(fastest["bytes"])
+        found.append(f"More memory than this machine has would pay: {_milliseconds(fastest)} a token with {needs} for experts.")
+    return found
+
+
+def _prefetching(advice: Advice, chosen: Mapping[str, Any]) -> str:
+    """Whether loading ahead pays at the recommended size."""
+    rows = [row for row in advice.prefetching if row["slots"] == chosen["slots"]]
+    if not rows:
+        return "Whether loading ahead pays cannot be said: the trace can serve no system that does."
+    row = rows[0]
+    interval = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] == row["low"] else ", without an interval,"
+    compared = f"{row['prefetching']} takes {row['ratio']:.2f}{interval} of the time of {row['on_demand']}"
+    verdict = {"pays": "Loading ahead pays", "costs": "Loading ahead costs time"}
+    return f"{verdict.get(row['verdict'], 'Whether loading ahead pays cannot be told from this trace')}: {compared}."
+
+
+def _limits(advice: Advice, row: Mapping[str, Any]) -> str:
+    said = {
+        ORACLE: "whoever knew what comes would take {} with the same memory",
+        RESIDENT: "with all experts resident a token would take {}",
+    }
+    parts = [said[name].format(f"{time_s * 1e3:.1f} ms") for name, time_s in advice.limits.items()]
+    return f"The limits: {', and '.join(parts)}; {row['stalled']:.0%} of the time is waiting for weights."
+
+
+def _nothing_fits(advice: Advice, machine: Mapping[str, Any]) -> str:
+    rest = format_bytes(machine["resident_bytes"] + machine["kv_cache_bytes"])
+    return (
+        f"No size of expert memory that was looked at fits: {machine['testbed']} has {format_bytes(machine['memory_bytes'])}, of "
+        f"which the rest of the model, keys and values take {rest}; the times below are of a machine that has more."
+        if advice.times
+        else "The trace has no decode steps, so that nothing was timed."
+    )
+
+
+def _cliff(advice: Advice) -> str:
+    cycle = advice.cliff["cycle"]
+    return (
+        f"The cliff: one token activates {amount(advice, cycle)}. With that, LRU hits {advice.cliff['hit_rate_at']:.1%}; with one "
+        f"layer's experts less {advice.cliff['hit_rate_before']:.1%}."
+    )
+
+
+def _knee(advice: Advice) -> str:
+    rule, slots = advice.knee["rule"], advice.knee["slots"]
+    rates = {row["rule"]: row["hit_rate"] for row in advice.hit_rates if row["slots"] == slots}
+    return (
+        f"The knee: beyond {amount(advice, slots)} more memory brings ever less; there {rule}, the best rule that needs no future, "
+        f"hits {rates[rule]:.1%}, LRU {rates['lru']:.1%}, and who knows the future {rates['belady']:.1%}."
+    )
+
+
+def _predictors(advice: Advice) -> str:
+    simple = [row for row in advice.predictability if row["distance"] is None and row["predictor"] not in PREFETCHING]
+    learned = [row for row in advice.predictability if row["predictor"] in PREFETCHING]
+    best = max(simple, key=lambda row: row["recall"])
+    text = f"Predictability: of the experts used, {best['predictor']!r} names {best['recall']:.1%}"
+    if not learned:
+        return f"{text}."
+    leader = max(learned, key=lambda row: row["recall"])
+    ahead = "at its last word before the gate" if leader["distance"] is None else f"{leader['distance']} layers ahead"
+    return f"{text}, and {leader['predictor']}, {ahead}, {leader['recall']:.1%}."
+
+
+def _milliseconds(row: Mapping[str, Any]) -> str:
+    interval = f" [{row['low'] * 1e3:.1f}, {row['high'] * 1e3:.1f}]" if row["low"] == row["low"] else ""
+    return f"{row['tpot_s'] * 1e3:.1f}{interval} ms"

@@ -1,0 +1,141 @@
+"""What `finemoe advise` prints: advice in words, and tables 80 columns wide."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from finemoe.advice.result import Advice
+from finemoe.advice.sentences import sentences
+from finemoe.advice.systems import ALL, RULES
+from finemoe.units import format_bytes
+
+_WIDTH = 80
+_NUM_SIZES = 9  # columns beside a name
+_SHORT = {  # of systems, so that a name fits beside nine sizes
+    "on-demand (LRU)": "LRU",
+    "on-demand (LFU)": "LFU",
+    "on-demand (LFRU)": "LFRU",
+    "on-demand (next use)": "next use",
+    "Belady (on demand)": "Belady",
+    "everything resident": "all resident",
+}
+
+
+def print_advice(advice: Advice, title: str) -> None:
+    """All of it."""
+    typer.echo(f"{title}: {_geometry(advice)}\n")
+    for text in [*sentences(advice), *(f"Beware: {warning}." for warning in advice.warnings)]:
+        typer.echo(textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  "))
+    _print_working_set(advice)
+    _print_predictability(advice)
+    _print_hit_rates(advice)
+    if advice.times:
+        _print_times(advice)
+    if advice.sensitivity:
+        _print_sensitivity(advice)
+    typer.echo("")
+    for name, reason in advice.left_out.items():
+        typer.echo(f"left out: {name}, {reason}")
+    for note in advice.notes:
+        typer.echo(textwrap.fill(f"note: {note}", _WIDTH, subsequent_indent="  "))
+
+
+def _geometry(advice: Advice) -> str:
+    facts, machine = advice.trace, advice.machine
+    name = facts["model"] or "a model without a name"
+    sizes = f"{facts['layers']} layers x {facts['experts']} experts / {facts['top_k']}"
+    requests = f"{facts['requests']:,} request{'s' * (facts['requests'] != 1)}"
+    served = f"{requests}, {facts['tokens']:,} tokens, {facts['decode_steps']:,} of them decode steps"
+    each = "" if facts["expert_bytes"] is None else f", {format_bytes(facts['expert_bytes'])} an expert"
+    where = "" if machine is None else f"\non {machine['testbed']}"
+    return f"{name}, {sizes}{each}\n{served}{where}"
+
+
+def _print_working_set(advice: Advice) -> None:
+    rows = [(f"{row['tokens']:g} token{'s' * (row['tokens'] != 1)}", row) for row in advice.working_set]
+    rows.append((f"a request of {advice.request['tokens']:.0f}", advice.request))
+    table = _table("distinct experts used", "over", ["a layer", "least", "most", "all layers", "of all", "bytes"])
+    count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
+    for name, row in rows:
+        sizes = (f"{row[column]:.1f}" for column in ("mean", "least", "greatest"))
+        size = "" if each is None else format_bytes(row["experts"] * each)
+        table.add_row(name, *sizes, f"{row['experts']:,.0f}", f"{row['experts'] / count:.0%}", size)
+    _print(table)
+
+
+def _print_predictability(advice: Advice) -> None:
+    table = _table("share of the experts used that are named beforehand", "by", ["layers ahead", "recall", "95 %"])
+    for row in advice.predictability:
+        distance = "" if row["distance"] is None else str(row["distance"])
+        interval = "" if row["low"] != row["low"] else f"[{row['low']:.1%}, {row['high']:.1%}]"
+        table.add_row(row["predictor"], distance, f"{row['recall']:.1%}", interval)
+    _print(table)
+
+
+def _print_hit_rates(advice: Advice) -> None:
+    values = {(row["rule"], row["slots"]): row["hit_rate"] for row in advice.hit_rates}
+    timed = sorted({row["slots"] for row in advice.times}) or sorted({slots for _, slots in values})
+    _print_by_size(advice, "hit rate on demand, %", RULES, timed, lambda rule, slots: f"{100 * values[rule, slots]:.1f}")
+
+
+def _print_times(advice: Advice) -> None:
+    values = {(row["system"], row["slots"]): row for row in advice.times}
+    names = [name for name in ALL if any(system == name for system, _ in values)]
+
+    def text(name: str, slots: int) -> str:
+        if (name, slots) not in values:  # what holds everything has one size
+            return ""
+        row = values[name, slots]
+        return f"{row['tpot_s'] * 1e3:.3g}{'' if row['fits'] else '*'}"
+
+    title = "time of a token, ms (virtual time); * has no room beside the rest of the model"
+    _print_by_size(advice, title, names, sorted({slots for _, slots in values}), text)
+
+
+def _print_sensitivity(advice: Advice) -> None:
+    table = _table("the recommended size, with one thing changed", "", ["memory", "on demand", "ahead", "ratio"])
+    for row in advice.sensitivity:
+        times = (f"{row[name] * 1e3:.1f} ms" for name in ("on_demand_s", "prefetching_s"))
+        table.add_row(row["change"], format_bytes(row["bytes"]) + ("" if row["fits"] else "*"), *times, f"{row['ratio']:.2f}")
+    _print(table)
+
+
+def _print_by_size(advice: Advice, title: str, names: Sequence[str], sizes: Sequence[int], text: Callable[[str, int], str]) -> None:
+    """One row a name, one column a size."""
+    shown = _spread(sizes)
+    count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
+    heads = [f"{slots / count:.0%}" if each is None else _gigabytes(slots * each) for slots in shown]
+    table = _table(title, "expert memory" if each is None else "expert memory, GiB", heads)
+    for name in names:
+        table.add_row(_SHORT.get(name, name), *(text(name, slots) for slots in shown))
+    _print(table)
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.3g}"
+
+
+def _spread(sizes: Sequence[int]) -> list[int]:
+    """At most so many as fit, evenly among them."""
+    if len(sizes) <= _NUM_SIZES:
+        return list(sizes)
+    return [sizes[round(place * (len(sizes) - 1) / (_NUM_SIZES - 1))] for place in range(_NUM_SIZES)]
+
+
+def _table(title: str, name: str, columns: Sequence[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="", padding=(0, 0, 0, 1), show_edge=False)
+    table.add_column(name, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    typer.echo("")
+    Console(markup=False, emoji=False).print(table)
