@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from finemoe.errors import FinemoeError
+from finemoe.importers import Options, import_trace
 from finemoe.importers.gpt_oss import NUM_EXPERTS, load_gpt_oss
 
 ARRAYS = ("expert_ids", "expert_probs")
@@ -192,6 +193,19 @@ def test_unusable_files_are_named(tmp_path):
     write_npz(tmp_path / "late.npz", offsets=np.array([0, 8, 4, 40]))
     with pytest.raises(FinemoeError, match=r"late.npz: offsets must rise, but request 1"):
         load_gpt_oss(tmp_path / "late.npz")
+
+
+@pytest.mark.parametrize("name", ["a_examples.json", "a_examples.json.gz", "folder"])
+def test_the_format_is_found(tmp_path, name):
+    path = tmp_path / name
+    (tmp_path / "folder").mkdir()
+    write_raw(path / "a_examples.json" if name == "folder" else path, raw_request())
+    found = import_trace(path, None, Options())
+    assert (found.format, found.trace.model, found.trace.num_experts) == ("gpt-oss", "gpt-oss-20b", 32)
+    assert (found.experts_from, found.notes, set(found.trace.phase.tolist())) == ("stated in the file", (), {1})
+    known = load_gpt_oss(path)
+    assert found.trace.request_ids == known.request_ids
+    np.testing.assert_array_equal(np.sort(found.trace.expert_ids), np.sort(known.expert_ids))
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a_examples.json", "a_examples.json.gz"])

@@ -84,9 +84,9 @@ def test_the_forks_table_is_read_as_any_other(tmp_path):
         (lambda lines: lines[:-2], "row 45: this batch has layers 1..2, but the first 1..3; the file is cut off"),
         (
             lambda lines: lines[:-1],
-            "row 4.: .*|a batch has . rows in a layer, which is no multiple of K = 1|it holds prompts only",
+            "row 47: here a layer has 1 rows, which is no multiple of K = 2; rows are missing",
         ),
-        (lambda lines: [*lines[:20], *lines[22:]], "row 19: this batch has layers 1, 3, but the first 1..3"),
+        (lambda lines: [*lines[:20], *lines[22:]], "row 21: this batch has layers 1, 3, but the first 1..3"),
         (
             lambda lines: lines[: 2 * PROMPT * TOP_K + TOP_K],
             "it holds prompts only, of which this recorder does not write the right",
@@ -105,5 +105,5 @@ def test_what_cannot_be_understood_is_refused(tmp_path, change, message):
 
 def test_a_k_that_does_not_fit(tmp_path):
     path = write(tmp_path, lines_of(routed()))
-    with pytest.raises(FinemoeError, match=re.escape("a batch has 2 rows in a layer, which is no multiple of K = 3")):
+    with pytest.raises(FinemoeError, match=re.escape("row 17: here a layer has 2 rows, which is no multiple of K = 3")):
         read_trace(path, top_k=3)
