@@ -6,16 +6,16 @@ from types import ModuleType
 from finemoe.errors import FinemoeError
 
 
-def module_of_extra(name: str, purpose: str) -> ModuleType:
-    """A module that the extra `artifact` brings, or that needs what it brings.
+def module_of_extra(name: str, purpose: str, extra: str = "artifact") -> ModuleType:
+    """A module that an extra brings, or that needs what it brings.
 
     Args:
-        purpose: what it is wanted for, as the refusal's subject.
+        purpose: what it is wanted for, as the refusal's subject. extra: its name in pyproject.toml.
     Raises:
         FinemoeError: it is not installed; says how to install it.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        advice = "`pip install 'finemoe[artifact]'` brings it"
+        advice = f"`pip install 'finemoe[{extra}]'` brings it"
         raise FinemoeError(f"{purpose} needs {error.name}, which is not installed; {advice}") from error

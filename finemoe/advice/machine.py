@@ -89,7 +89,7 @@ def sized(trace: RoutingTrace, model: str | Path | None, expert_bits: float | No
         packed = max(1, round(size.expert_params * expert_bits / 8))
         return replace(size, packed_bytes=packed), (*notes, f"experts in {expert_bits:g} bits a weight")
     if trace.expert_bytes:
-        note = "an expert takes what the trace says, the largest layer's where they differ"
+        note = "the size of an expert is what the trace states (the largest, where layers differ)"
         return replace(size, packed_bytes=max(trace.expert_bytes)), (*notes, note)
     return size, notes
 

@@ -36,19 +36,19 @@ def sample_of(trace: RoutingTrace, served_rows: int, history_rows: int, seed: in
     served, history, notes = _split(trace, rng)
     taken = _drawn(served, served_rows, rng)
     if taken.num_rows < served.num_rows:
-        notes.append(f"replayed are {_amount(taken)} of {_amount(served)}, drawn at random")
+        notes.append(f"replayed: {_amount(taken)}, drawn at random from {_amount(served)}")
     if history is not None:
         known = _drawn(history, history_rows, rng)
-        notes.append(f"learning systems know {_amount(known)} of {_amount(history)} beforehand, none of them replayed")
+        notes.append(f"history of learning systems: {_amount(known)} of {_amount(history)}, none of them replayed")
         history = known
     return Sample(taken, history, tuple(notes))
 
 
 def _split(trace: RoutingTrace, rng: np.random.Generator) -> tuple[RoutingTrace, RoutingTrace | None, list[str]]:
     if {"history", "served"} <= set(trace.splits):
-        return trace.split("served"), trace.split("history"), ["history and served are the trace's own splits"]
+        return trace.split("served"), trace.split("history"), ["the trace's own splits separate history from served requests"]
     if trace.num_requests < FEWEST_REQUESTS:
-        return trace, None, ["too few requests for a history of others: learning systems start with nothing"]
+        return trace, None, ["too few requests for a separate history: learning systems start empty"]
     order = rng.permutation(trace.num_requests)
     bound = round(_HISTORY_SHARE * trace.num_requests)
     return trace.select(np.sort(order[bound:])), trace.select(np.sort(order[:bound])), []

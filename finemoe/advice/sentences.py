@@ -30,15 +30,15 @@ def _recommendation(advice: Advice, chosen: Mapping[str, Any]) -> list[str]:
     if best["slots"] == row["slots"]:
         least = "the fastest of all that fit"
     found = [
-        f"Give the experts {amount(advice, chosen['slots'])} and serve them by {chosen['system']}: {_milliseconds(row)} a token, "
-        f"{row['tokens_per_s']:.1f} tokens/s; {least}.",
+        f"Give the experts {amount(advice, chosen['slots'])} and use {chosen['system']}: {_milliseconds(row)} per token, "
+        f"{row['tokens_per_s']:.1f} tokens/s, {least}.",
         _prefetching(advice, chosen),
         _limits(advice, row),
     ]
     if chosen["limited_by_room"]:
         fastest = min((one for one in advice.times if one["system"] == chosen["system"]), key=lambda one: one["tpot_s"])
         needs = format_bytes(fastest["bytes"])
-        found.append(f"More memory than this machine has would pay: {_milliseconds(fastest)} a token with {needs} for experts.")
+        found.append(f"More memory than this machine has would pay: {_milliseconds(fastest)} per token with {needs} for experts.")
     return found
 
 
@@ -46,38 +46,38 @@ def _prefetching(advice: Advice, chosen: Mapping[str, Any]) -> str:
     """Whether loading ahead pays at the recommended size."""
     rows = [row for row in advice.prefetching if row["slots"] == chosen["slots"]]
     if not rows:
-        return "Whether loading ahead pays cannot be said: the trace can serve no system that does."
+        return "The trace cannot drive any prefetching system, so it does not show whether prefetching pays."
     row = rows[0]
-    interval = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] == row["low"] else ", without an interval,"
-    compared = f"{row['prefetching']} takes {row['ratio']:.2f}{interval} of the time of {row['on_demand']}"
-    verdict = {"pays": "Loading ahead pays", "costs": "Loading ahead costs time"}
-    return f"{verdict.get(row['verdict'], 'Whether loading ahead pays cannot be told from this trace')}: {compared}."
+    interval = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] == row["low"] else " (no interval)"
+    compared = f"{row['prefetching']} takes {row['ratio']:.2f}{interval} times as long as {row['on_demand']}"
+    verdict = {"pays": "Prefetching pays", "costs": "Prefetching costs time"}
+    return f"{verdict.get(row['verdict'], 'This trace does not show whether prefetching pays')}: {compared}."
 
 
 def _limits(advice: Advice, row: Mapping[str, Any]) -> str:
     said = {
-        ORACLE: "whoever knew what comes would take {} with the same memory",
-        RESIDENT: "with all experts resident a token would take {}",
+        ORACLE: "{} with the same memory and a perfect predictor",
+        RESIDENT: "{} with all experts resident",
     }
     parts = [said[name].format(f"{time_s * 1e3:.1f} ms") for name, time_s in advice.limits.items()]
-    return f"The limits: {', and '.join(parts)}; {row['stalled']:.0%} of the time is waiting for weights."
+    return f"Lower bounds: {', '.join(parts)}. Waiting for weights takes {row['stalled']:.0%} of the time."
 
 
 def _nothing_fits(advice: Advice, machine: Mapping[str, Any]) -> str:
     rest = format_bytes(machine["resident_bytes"] + machine["kv_cache_bytes"])
     return (
-        f"No size of expert memory that was looked at fits: {machine['testbed']} has {format_bytes(machine['memory_bytes'])}, of "
-        f"which the rest of the model, keys and values take {rest}; the times below are of a machine that has more."
+        f"None of these sizes of expert memory fits: {machine['testbed']} has {format_bytes(machine['memory_bytes'])}, and the other "
+        f"weights, keys and values take {rest}. The times below assume a machine with more memory."
         if advice.times
-        else "The trace has no decode steps, so that nothing was timed."
+        else "The trace has no decode steps, so nothing was timed."
     )
 
 
 def _cliff(advice: Advice) -> str:
     cycle = advice.cliff["cycle"]
     return (
-        f"The cliff: one token activates {amount(advice, cycle)}. With that, LRU hits {advice.cliff['hit_rate_at']:.1%}; with one "
-        f"layer's experts less {advice.cliff['hit_rate_before']:.1%}."
+        f"Cliff: one token activates {amount(advice, cycle)}. With that much memory LRU hits {advice.cliff['hit_rate_at']:.1%}; with "
+        f"{advice.trace['top_k']} experts less, {advice.cliff['hit_rate_before']:.1%}."
     )
 
 
@@ -85,8 +85,8 @@ def _knee(advice: Advice) -> str:
     rule, slots = advice.knee["rule"], advice.knee["slots"]
     rates = {row["rule"]: row["hit_rate"] for row in advice.hit_rates if row["slots"] == slots}
     return (
-        f"The knee: beyond {amount(advice, slots)} more memory brings ever less; there {rule}, the best rule that needs no future, "
-        f"hits {rates[rule]:.1%}, LRU {rates['lru']:.1%}, and who knows the future {rates['belady']:.1%}."
+        f"Knee: beyond {amount(advice, slots)} the hit rate grows slowly. At that size the best causal rule, {rule}, hits "
+        f"{rates[rule]:.1%}, LRU {rates['lru']:.1%}, Belady {rates['belady']:.1%}."
     )
 
 
@@ -94,11 +94,11 @@ def _predictors(advice: Advice) -> str:
     simple = [row for row in advice.predictability if row["distance"] is None and row["predictor"] not in PREFETCHING]
     learned = [row for row in advice.predictability if row["predictor"] in PREFETCHING]
     best = max(simple, key=lambda row: row["recall"])
-    text = f"Predictability: of the experts used, {best['predictor']!r} names {best['recall']:.1%}"
+    text = f"Recall: {best['predictor']!r} predicts {best['recall']:.1%} of the experts used"
     if not learned:
         return f"{text}."
     leader = max(learned, key=lambda row: row["recall"])
-    ahead = "at its last word before the gate" if leader["distance"] is None else f"{leader['distance']} layers ahead"
+    ahead = "in its last forecast before the gate" if leader["distance"] is None else f"{leader['distance']} layers ahead"
     return f"{text}, and {leader['predictor']}, {ahead}, {leader['recall']:.1%}."
 
 

@@ -26,22 +26,23 @@ def warnings_of(trace: RoutingTrace, served: RoutingTrace, curve: HitCurve, advi
 def _about_requests(served: RoutingTrace) -> str:
     count = served.num_requests
     if count == 1:
-        return "one request was replayed: there is no interval over requests, and no telling how others would differ"
-    return f"{count} requests were replayed: intervals over so few are too narrow" if count < FEWEST_REQUESTS else ""
+        return "only one request was replayed, so there are no intervals over requests"
+    return f"only {count} requests were replayed, too few for reliable intervals" if count < FEWEST_REQUESTS else ""
 
 
 def _about_steps(trace: RoutingTrace) -> str:
     count = int((trace.phase == DECODE).sum())
     if not count:
-        return "the trace has no decode steps: nothing can be said of the time of a token"
-    return f"the trace has {count} decode steps: what learns has not learned yet, and caches are mostly cold" if count < _FEWEST_STEPS else ""
+        return "the trace has no decode steps, so nothing is known about the time per token"
+    text = f"the trace has only {count} decode steps: caches are mostly cold and learning systems have learned little"
+    return text if count < _FEWEST_STEPS else ""
 
 
 def _about_growth(trace: RoutingTrace) -> str:
     share = growth(trace)
     if share <= _MOST_GROWTH:
         return ""
-    return f"{share:.0%} of the experts ever used are used first in the last quarter: a longer run would use more of them"
+    return f"{share:.0%} of all experts used are first used in the last quarter of the trace: a longer run would use more"
 
 
 def _about_cold(curve: HitCurve, advice: Recommendation | None) -> str:
@@ -51,11 +52,11 @@ def _about_cold(curve: HitCurve, advice: Recommendation | None) -> str:
     missed = float(curve.accesses.sum()) - float(np.interp(slots, curve.slots, curve.hits.sum(axis=0)))
     if advice is None or not missed or first / missed <= _MOST_COLD:
         return ""
-    return f"{first / missed:.0%} of the misses at the recommended size are first uses, which no cache can hit"
+    return f"{first / missed:.0%} of the misses at the recommended size are first uses, which no cache can avoid"
 
 
 def _about_width(advice: Recommendation | None) -> str:
     if advice is None or not np.isfinite(advice.row["low"]):
         return ""
     width = (advice.row["high"] - advice.row["low"]) / advice.row["tpot_s"]
-    return f"the interval of the recommended time is {width:.0%} wide: longer traces would narrow it" if width > _WIDEST else ""
+    return f"the interval of the recommended time per token is {width:.0%} wide; a longer trace would narrow it" if width > _WIDEST else ""

@@ -66,7 +66,7 @@ def _print_working_set(advice: Advice) -> None:
 
 
 def _print_predictability(advice: Advice) -> None:
-    table = _table("share of the experts used that are named beforehand", "by", ["layers ahead", "recall", "95 %"])
+    table = _table("recall: share of the experts used that were predicted", "by", ["layers ahead", "recall", "95 %"])
     for row in advice.predictability:
         distance = "" if row["distance"] is None else str(row["distance"])
         interval = "" if row["low"] != row["low"] else f"[{row['low']:.1%}, {row['high']:.1%}]"
@@ -77,7 +77,7 @@ def _print_predictability(advice: Advice) -> None:
 def _print_hit_rates(advice: Advice) -> None:
     values = {(row["rule"], row["slots"]): row["hit_rate"] for row in advice.hit_rates}
     timed = sorted({row["slots"] for row in advice.times}) or sorted({slots for _, slots in values})
-    _print_by_size(advice, "hit rate on demand, %", RULES, timed, lambda rule, slots: f"{100 * values[rule, slots]:.1f}")
+    _print_by_size(advice, "hit rate when experts are loaded on demand, %", RULES, timed, lambda rule, slots: f"{100 * values[rule, slots]:.1f}")
 
 
 def _print_times(advice: Advice) -> None:
@@ -90,12 +90,12 @@ def _print_times(advice: Advice) -> None:
         row = values[name, slots]
         return f"{row['tpot_s'] * 1e3:.3g}{'' if row['fits'] else '*'}"
 
-    title = "time of a token, ms (virtual time); * has no room beside the rest of the model"
+    title = "time per token, ms, in virtual time; * does not fit in the memory"
     _print_by_size(advice, title, names, sorted({slots for _, slots in values}), text)
 
 
 def _print_sensitivity(advice: Advice) -> None:
-    table = _table("the recommended size, with one thing changed", "", ["memory", "on demand", "ahead", "ratio"])
+    table = _table("sensitivity of the recommended size", "", ["memory", "on demand", "prefetching", "ratio"])
     for row in advice.sensitivity:
         times = (f"{row[name] * 1e3:.1f} ms" for name in ("on_demand_s", "prefetching_s"))
         table.add_row(row["change"], format_bytes(row["bytes"]) + ("" if row["fits"] else "*"), *times, f"{row['ratio']:.2f}")

@@ -80,7 +80,7 @@ def drawing() -> ModuleType:
     Raises:
         FinemoeError: it is not installed.
     """
-    return module_of_extra("finemoe.artifact.advice.page", "--page")
+    return module_of_extra("finemoe.artifact.advice.page", "--page", "page")
 
 
 def _read(path: Path, format: str | None, experts: int | None, model: str | None) -> Any:

@@ -72,7 +72,7 @@ def read(path: Path, options: Options) -> Routing:
             num_layers=stated["n_layer"],
             is_last_layer_short=True,
         )
-        rows = csv_blocks(csv.reader(line for line in lines if not line.startswith("#")), names, _ROLES)
+        rows = csv_blocks(csv.reader(lines), names, _ROLES)
         return routing_of_rows(rows, expected, expert_bytes)
 
 

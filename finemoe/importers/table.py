@@ -31,27 +31,26 @@ def read(path: Path, options: Options) -> Routing:
         FinemoeError: a column is missing or a row malformed; rows of data are counted from 1.
     """
     with open_text(path) as file:
-        lines = (line for line in file if line.strip() and not line.startswith("#"))
-        header = next(lines, "")
+        header = next((line for line in file if line.strip() and not line.startswith("#")), "")
         delimiter = delimiter_of(header)
         names = next(csv.reader([header], delimiter=delimiter), [])
         roles = roles_of(names)
-        return routing_of_rows(csv_blocks(csv.reader(lines, delimiter=delimiter), names, roles), roles.expected)
+        return routing_of_rows(csv_blocks(csv.reader(file, delimiter=delimiter), names, roles), roles.expected)
 
 
 def csv_blocks(reader: Iterator[list[str]], names: list[str], roles: Roles) -> Iterator[Block]:
-    """The rows of a CSV as blocks.
+    """The rows of a CSV as blocks; empty ones and those that begin with "#" do not count.
 
     Raises:
         FinemoeError: a row is malformed; names it.
     """
     first_row = 1
-    while rows := list(itertools.islice(reader, _BLOCK_ROWS)):
-        for number, row in enumerate(rows, first_row):
-            if len(row) != len(names):
-                raise FinemoeError(
-                    f"row {number} has {len(row)} values, but there are {len(names)} columns; mend it or leave it out"
-                )
-        columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-        yield block_of(roles, {name: columns[name] for name in roles.names()}, first_row)
+    while lines := list(itertools.islice(reader, _BLOCK_ROWS)):
+        rows = [row for row in lines if row and row[0][:1] != "#"]
+        if set(map(len, rows)) - {len(names)}:
+            number, row = next((at, row) for at, row in enumerate(rows, first_row) if len(row) != len(names))
+            raise FinemoeError(f"row {number} has {len(row)} values, but there are {len(names)} columns; mend it or leave it out")
+        if rows:
+            columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+            yield block_of(roles, {name: columns[name] for name in roles.names()}, first_row)
         first_row += len(rows)
