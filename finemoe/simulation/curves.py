@@ -81,7 +81,7 @@ class _Pass:
 
     def __init__(self, name: str, trace: RoutingTrace, sizes: np.ndarray) -> None:
         rule = rule_named(name, is_replay=True)
-        self.name, self.needs_future = name, rule.needs_future
+        self.name, self.needs_future, self.learns = name, rule.needs_future, rule.learns
         self._stack, self._pointers = empty_stack(rule, trace.num_layers, trace.num_experts), rule.pointers()
         places = np.arange(trace.num_layers * trace.num_experts)
         self._smallest = np.append(np.searchsorted(sizes, places, side="right"), len(sizes))
@@ -107,6 +107,7 @@ class _Pass:
 def _run(trace: RoutingTrace, passes: list[_Pass]) -> int:
     """All rules over all blocks, side by side; the size of the largest demanded set."""
     largest, threads = 0, set[int]()
+    passes = sorted(passes, key=lambda one: not one.learns)  # the longest first
     title = f"one of the eviction rules {', '.join(one.name for one in passes)}"
     with (
         Future(trace, any(one.needs_future for one in passes)) as future,
