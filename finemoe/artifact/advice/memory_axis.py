@@ -1,0 +1,98 @@
+"""The axis that most figures share, expert memory, and what is marked along it: cliff, knee, and where memory ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finemoe.advice.result import Advice
+from finemoe.artifact.plotting import log_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GIB = 1 << 30
+NOT_FITTING = "#ECECEC"
+_DASHES = {"cliff": (0, (1, 1.5)), "knee": (0, (4, 2))}
+
+
+@dataclass(frozen=True)
+class MemoryAxis:
+    """How numbers of experts are shown.
+
+    Attributes:
+        per_slot: what one expert is on the axis. percent_per_slot: what share of all experts it is. label: of the axis.
+    """
+
+    per_slot: float
+    percent_per_slot: float
+    label: str
+
+    @classmethod
+    def of(cls, advice: Advice, in_percent: bool = False) -> "MemoryAxis":
+        """In GiB; in percent of all experts if that is asked for, or if the size of an expert is not known."""
+        percent, each = 100 / advice.trace["all_experts"], advice.trace["expert_bytes"]
+        if in_percent or each is None:
+            return cls(percent, percent, "expert memory (% of all experts)")
+        return cls(each / GIB, percent, "expert memory (GiB)")
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether the axis itself shows shares."""
+        return self.per_slot == self.percent_per_slot
+
+    def apply(self, axis: "Axes", slots: tuple[int, int]) -> None:
+        """Logarithmic from the first to the second size, with shares of all experts above where the axis shows bytes."""
+        low, high = (one * self.per_slot for one in slots)
+        axis.set(xscale="log", xlim=(low / 1.06, high * 1.06), xlabel=self.label)
+        log_ticks(axis.xaxis)
+        if self.is_percent:
+            return
+        ratio = self.percent_per_slot / self.per_slot
+        forth, back = partial(np.multiply, ratio), partial(np.multiply, 1 / ratio)
+        above = axis.secondary_xaxis("top", functions=(forth, back))
+        above.set_xlabel("% of all experts", fontsize=7)
+        above.tick_params(labelsize=6.5)
+        log_ticks(above.xaxis)
+
+    def shade(self, axis: "Axes", advice: Advice) -> None:
+        """Sizes for which the machine has no room; after `apply`."""
+        if advice.machine is None:
+            return
+        room = advice.machine["room_bytes"] / advice.machine["expert_bytes"] * self.per_slot
+        low, high = axis.get_xlim()
+        if room < high:
+            axis.axvspan(max(room, low), high, color=NOT_FITTING, linewidth=0, zorder=0, label="does not fit")
+
+    def mark(self, axes: Sequence["Axes"], advice: Advice) -> None:
+        """Vertical lines at cliff and knee, where they are in view, with their names in a strip above all data; last of all.
+
+        Args:
+            axes: several only if they share the vertical axis.
+        """
+        places = {"cliff": advice.cliff["cycle"] * self.per_slot, "knee": advice.knee["slots"] * self.per_slot}
+        first, second = sorted(places, key=lambda kind: places[kind])
+        _raise_top(axes[0])
+        for axis in axes:
+            low, high = axis.get_xlim()
+            look: dict[str, Any] = {"va": "top", "fontsize": 7, "transform": axis.get_xaxis_transform()}
+            for kind, text, side in ((first, f"{first} ", "right"), (second, f" {second}", "left")):
+                if low <= places[kind] <= high:
+                    axis.axvline(places[kind], color="#555555", linewidth=0.8, linestyle=_DASHES[kind], zorder=1)
+                    axis.text(places[kind], 0.985, text, ha=side, **look)
+
+
+def _raise_top(axis: "Axes") -> None:
+    """Make room for a line of text above what is drawn, on a linear or a logarithmic axis."""
+    change = axis.yaxis.get_transform()
+    low, high = (float(value) for value in change.transform(list(axis.get_ylim())))
+    axis.set_ylim(top=float(change.inverted().transform([high + 0.07 * (high - low)])[0]))
+
+
+def sizes_in_view(advice: Advice) -> tuple[int, int]:
+    """The smallest and the largest size that figures show: those that were timed, or from half a token's cycle on."""
+    timed = {row["slots"] for row in advice.times}
+    least = min(timed) if timed else min(advice.cliff["cycle"] // 2, advice.trace["all_experts"] // 50)
+    return max(1, least), int(advice.trace["all_experts"])
