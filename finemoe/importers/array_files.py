@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 from zipfile import ZipFile
 
 import numpy as np
 
-from finemoe.errors import FinemoeError
+from finemoe.errors import FinemoeError, first_line
 from finemoe.importers.opening import open_binary
 from finemoe.importers.routing import blocks
 
@@ -113,9 +114,12 @@ def _described(name: str, opened: Callable[[], Any]) -> StoredArray:
 
 
 def _header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = reader(file)
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = reader(file)
+    except (ValueError, TypeError, SyntaxError, TokenError) as error:
+        raise FinemoeError(f"array {name!r} is damaged ({first_line(error)}); make the file again") from error
     if dtype.hasobject:
         raise FinemoeError(f"array {name!r} holds Python objects, which are not loaded; save arrays of numbers, one a request")
     return shape, is_fortran, dtype
@@ -129,5 +133,5 @@ def array_in(file: BinaryIO | Any, name: str = "") -> np.ndarray:
     """
     try:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    except ValueError as error:
-        raise FinemoeError(f"array {name!r} is damaged or holds Python objects ({error})") from error
+    except (ValueError, TypeError, SyntaxError, TokenError) as error:
+        raise FinemoeError(f"array {name!r} is damaged or holds Python objects ({first_line(error)})") from error

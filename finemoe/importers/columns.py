@@ -218,9 +218,11 @@ def real(name: str, values: Column, first_row: int) -> np.ndarray:
     """
     try:
         numbers = np.fromiter(map(float, values), np.float64, len(values)) if _are_texts(values) else np.asarray(values)
-        return numbers.astype(np.float32)
+        with np.errstate(over="ignore"):
+            return numbers.astype(np.float32)
     except (ValueError, TypeError):
-        return np.array([_real(name, value, first_row + row) for row, value in enumerate(values)], dtype=np.float32)
+        with np.errstate(over="ignore"):
+            return np.array([_real(name, value, first_row + row) for row, value in enumerate(values)]).astype(np.float32)
 
 
 def _real(name: str, value: Any, row: int) -> float:

@@ -86,6 +86,8 @@ def _of_requests(objects: _Objects) -> Routing:
         roles = roles or roles_of(value, is_nested=True)
         ids, weights = _arrays(roles, value, number, 3)
         length = next((value[name] for name in _PROMPT_LENGTHS if name in value), None)
+        if isinstance(length, list | dict):
+            raise FinemoeError(f"row {number}: its prompt's length is no number")
         num_prompt = None if length is None else int(whole("prompt_tokens", [length], number)[0])
         try:
             gathering.add(ids, weights, num_prompt, None if roles.request is None else value.get(roles.request))
@@ -164,7 +166,9 @@ def _arrays(roles: Roles, value: dict[str, Any], number: int, depth: int) -> tup
     weights = _array(roles.weights, value, number, depth)
     if weights.shape != ids.shape:
         raise FinemoeError(f"row {number}: weights of shape {list(weights.shape)} for experts of shape {list(ids.shape)}")
-    settled = None if weights.dtype.kind not in "iuf" else settled_weights(weights.reshape(1, -1).astype(np.float32), number)
+    with np.errstate(over="ignore"):
+        numbers = weights.astype(np.float32) if weights.dtype.kind in "iuf" else None
+    settled = None if numbers is None else settled_weights(numbers.reshape(1, -1), number)
     if settled is None:
         raise FinemoeError(f"row {number}: {roles.weights[0]} holds something else than numbers; leave it out if there are none")
     return ids.astype(np.uint16), settled.reshape(ids.shape)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finemoe.errors import FinemoeError
+from finemoe.errors import FinemoeError, first_line
 from finemoe.importers.array_files import stored_arrays
 
 _BLOCK_VALUES = 1 << 20
@@ -55,8 +55,8 @@ def saved_by_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         told = "it holds more than tensors, lists and numbers, and is not loaded"
         raise FinemoeError(f"{told}; save the tensors alone, as torch.save(tuple(t.cpu() for t in ...), file)") from error
-    except RuntimeError as error:
-        raise FinemoeError(f"is no file of torch.save, or cut off ({str(error).splitlines()[0]}); save it again") from error
+    except Exception as error:  # of a damaged file, whatever its bytes come to
+        raise FinemoeError(f"is no file of torch.save, or damaged ({first_line(error)}); save it again") from error
 
 
 def layers_of_tensors(tensors: Any) -> list[Layer]:

@@ -15,7 +15,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.importers.routing import Routing
 
-_KEYS = ("request", "step", "token")
+_MOST_LAYERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def routing_of_rows(rows: Iterable[Block], expected: Expected, expert_bytes: Map
 def _require_bounds(block: Block, expected: Expected) -> None:
     """Refuse layers and experts beyond what the file states, by their row."""
     experts = block.expert.max(axis=1)
-    for name, values, bound in (("layer", block.layer, expected.num_layers), ("expert", experts, expected.num_experts)):
+    num_layers = expected.num_layers or _MOST_LAYERS
+    for name, values, bound in (("layer", block.layer, num_layers), ("expert", experts, expected.num_experts)):
         if bound is not None and (wrong := values >= bound).any():
             row = int(np.argmax(wrong))
             raise FinemoeError(f"row {block.first_row + row}: {name} is {values[row]}; they go from 0 to {bound - 1}")
@@ -157,6 +158,11 @@ class _Table:
         self.packed = self.pack(self.keys)
         self.layers = survey.layers
         places = len(self.keys) * len(self.layers)
+        if survey.num_experts * 2 < places:  # before memory is asked for
+            told = f"{len(self.keys)} tokens x {len(self.layers)} layers"
+            raise FinemoeError(
+                f"it names {survey.num_experts} experts for {told}; every token has every layer's K, or columns are mixed up"
+            )
         self.top_k = expected.top_k or max(1, round(survey.num_experts / places))
         shape = (len(self.keys), len(self.layers), self.top_k)
         self.ids = np.zeros(shape, dtype=np.uint16)

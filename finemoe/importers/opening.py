@@ -17,7 +17,17 @@ from finemoe.errors import FinemoeError, first_line
 
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _HEAD_BYTES = 1 << 16
-_UNREADABLE = (OSError, EOFError, ValueError, BadZipFile, zlib.error, csv.Error, struct.error, RecursionError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    BadZipFile,
+    zlib.error,
+    csv.Error,
+    struct.error,
+    RecursionError,
+    NotImplementedError,
+)
 
 
 def open_binary(path: Path) -> BinaryIO:

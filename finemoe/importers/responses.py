@@ -38,9 +38,10 @@ class Lengths:
     @classmethod
     def of(cls, response: dict[str, Any], choice: dict[str, Any]) -> "Lengths":
         """By lists of token ids, or by what a response says of its usage, which counts the tokens of all its choices."""
-        usage = response.get("usage") or choice.get("meta_info") or response.get("meta_info") or {}
+        holders = (response.get("usage"), choice.get("meta_info"), response.get("meta_info"))
+        usage = next((holder for holder in holders if isinstance(holder, dict)), {})
         prompt_ids = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
-        is_alone = len(response.get("choices") or ["it"]) == 1
+        is_alone = num_choices(response) <= 1
         generated_ids = choice.get("token_ids") or (response.get("output_ids") if is_alone else None)
         generated = usage.get("completion_tokens") if is_alone else None
         return cls(
@@ -67,6 +68,12 @@ class Lengths:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def num_choices(response: dict[str, Any]) -> int:
+    """How many choices a response lists; 0 where it has no list of them."""
+    choices = response.get("choices")
+    return len(choices) if isinstance(choices, list) else 0
 
 
 def decoded(text: str) -> bytes:
@@ -132,8 +139,8 @@ class Responses:
 
 def name_of(response: dict[str, Any], choice: dict[str, Any], number: int) -> Any:
     """What an answer is called: the response's id, with the choice's index where there are several."""
-    of_meta = (response.get("meta_info") or {}).get("id")
-    name = response.get("id") or response.get("request_id") or of_meta
+    meta = response.get("meta_info")
+    name = response.get("id") or response.get("request_id") or (meta.get("id") if isinstance(meta, dict) else None)
     if not isinstance(name, str):
         return number
-    return f"{name}/{choice.get('index', 0)}" if len(response.get("choices") or []) > 1 else name
+    return f"{name}/{choice.get('index', 0)}" if num_choices(response) > 1 else name

@@ -6,10 +6,9 @@ request; its prompt is one prefill. Dense layers have no rows; weights that the 
 route the last token of a prompt only. Publisher on GitHub: Helldez/BigMoeOnEdge (Apache-2.0), docs/telemetry.md at 4e4796a.
 """
 
-import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from finemoe.errors import FinemoeError
@@ -72,11 +71,11 @@ def read(path: Path, options: Options) -> Routing:
             num_layers=stated["n_layer"],
             is_last_layer_short=True,
         )
-        rows = csv_blocks(csv.reader(lines), names, _ROLES)
+        rows = csv_blocks(lines, names, _ROLES)
         return routing_of_rows(rows, expected, expert_bytes)
 
 
-def _header(lines: Iterator[str]) -> tuple[dict[str, int], dict[int, int], list[str]]:
+def _header(lines: Iterable[str]) -> tuple[dict[str, int], dict[int, int], list[str]]:
     """Sizes, bytes of an expert of each layer, and the names of columns, which end the header."""
     stated: dict[str, str] = {}
     expert_bytes: dict[int, int] = {}

@@ -5,9 +5,9 @@ with "#". Numbered columns (`expert_0`, `weight_0`, ...) are the K places of one
 """
 
 import csv
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from finemoe.errors import FinemoeError
 from finemoe.importers.columns import Roles, block_of, names_experts, roles_of
@@ -16,7 +16,8 @@ from finemoe.importers.opening import Head, delimiter_of, open_text
 from finemoe.importers.routing import Options, Routing
 
 NAME = "csv"
-_BLOCK_ROWS = 1 << 15
+_BLOCK_BYTES = 1 << 20
+_WITHOUT_LINE_ENDS = str.maketrans("", "", "\r\n")
 
 
 def matches(head: Head) -> bool:
@@ -35,22 +36,37 @@ def read(path: Path, options: Options) -> Routing:
         delimiter = delimiter_of(header)
         names = next(csv.reader([header], delimiter=delimiter), [])
         roles = roles_of(names)
-        return routing_of_rows(csv_blocks(csv.reader(file, delimiter=delimiter), names, roles), roles.expected)
+        return routing_of_rows(csv_blocks(file, names, roles, delimiter), roles.expected)
 
 
-def csv_blocks(reader: Iterator[list[str]], names: list[str], roles: Roles) -> Iterator[Block]:
+def csv_blocks(file: TextIO, names: list[str], roles: Roles, delimiter: str = ",") -> Iterator[Block]:
     """The rows of a CSV as blocks; empty ones and those that begin with "#" do not count.
 
     Raises:
         FinemoeError: a row is malformed; names it.
     """
     first_row = 1
-    while lines := list(itertools.islice(reader, _BLOCK_ROWS)):
-        rows = [row for row in lines if row and row[0][:1] != "#"]
-        if set(map(len, rows)) - {len(names)}:
-            number, row = next((at, row) for at, row in enumerate(rows, first_row) if len(row) != len(names))
-            raise FinemoeError(f"row {number} has {len(row)} values, but there are {len(names)} columns; mend it or leave it out")
+    while lines := file.readlines(_BLOCK_BYTES):
+        rows = [line for line in lines if line[0] != "#" and not line.isspace()]
         if rows:
-            columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-            yield block_of(roles, {name: columns[name] for name in roles.names()}, first_row)
+            columns = _columns(rows, len(names), delimiter, first_row)
+            named = dict(zip(names, columns, strict=True))
+            yield block_of(roles, {name: named[name] for name in roles.names()}, first_row)
         first_row += len(rows)
+
+
+def _columns(rows: list[str], num_columns: int, delimiter: str, first_row: int) -> list[list[str]]:
+    """Each column's texts. Rows without quotes are split all at once, which takes a quarter of the time of `csv`."""
+    text = delimiter.join(rows)
+    if '"' in text:
+        cells = list(csv.reader(rows, delimiter=delimiter))
+        counts = [len(row) for row in cells]
+    else:
+        counts = [row.count(delimiter) + 1 for row in rows]
+    if set(counts) != {num_columns}:
+        row, count = next((at, count) for at, count in enumerate(counts, first_row) if count != num_columns)
+        raise FinemoeError(f"row {row} has {count} values, but there are {num_columns} columns; mend it or leave it out")
+    if '"' in text:
+        return [list(column) for column in zip(*cells, strict=True)]
+    flat = text.translate(_WITHOUT_LINE_ENDS).split(delimiter)
+    return [flat[place::num_columns] for place in range(num_columns)]

@@ -47,6 +47,11 @@ def test_other_delimiters_and_line_ends(tmp_path, change):
     assert_same(read_trace(other), read_trace(write(tmp_path, TABLE)))
 
 
+def test_quoted_cells(tmp_path):
+    text = TABLE.replace("b,0", '"b",0').replace(",x\n", ',"a, ""b"""\n')
+    assert_same(read_trace(write(tmp_path, text, "b.csv")), read_trace(write(tmp_path, TABLE)))
+
+
 def test_side_by_side(tmp_path):
     """Numbered columns are the K of one row; whole numbers may be written as pandas writes them beside empty cells."""
     text = "step,layer,expert_0,expert_1,weight_0,weight_1\n0.0,0,4,2,0.25,0.75\n1.0,0,1,3,1,1\n"
@@ -95,7 +100,7 @@ def test_order_of_rows_and_columns_does_not_matter(tmp_path_factory, seed, colum
 
 
 def test_blocks_are_put_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(table, "_BLOCK_BYTES", 60)
     one = make()
     rows = one.long_rows()
     np.random.default_rng(1).shuffle(rows)
@@ -175,3 +180,11 @@ def test_gzipped_and_misnamed(tmp_path):
     path = tmp_path / "table.bin"
     path.write_bytes(gzip.compress(TABLE.encode()))
     assert_same(read_trace(path), read_trace(write(tmp_path, TABLE)))
+
+
+def test_tables_that_would_take_more_memory_than_they_are_worth(tmp_path):
+    rows = [f"{token},{token},1" for token in range(100)]
+    with pytest.raises(FinemoeError, match=r"it names 100 experts for 100 tokens x 100 layers; every token has every layer's K"):
+        read_trace(write(tmp_path, "\n".join(["token,layer,expert", *rows]) + "\n"))
+    with pytest.raises(FinemoeError, match=r"row 2: layer is 1000000000; they go from 0 to 65535"):
+        read_trace(write(tmp_path, "token,layer,expert\n0,0,1\n0,1000000000,1\n"))
