@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finemoe.advice.advise import advise
     from finemoe.cache.rules import register as register_eviction
     from finemoe.policies import register as register_policy
     from finemoe.runtime.engine import Engine
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from finemoe.traces import RoutingTrace
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RoutingTrace", "load", "offload", "record", "register_eviction", "register_policy", "replay"]
+__all__ = ["Engine", "RoutingTrace", "advise", "load", "offload", "record", "register_eviction", "register_policy", "replay"]
 
 _HOMES = {
     "Engine": "finemoe.runtime.engine:Engine",
     "RoutingTrace": "finemoe.traces:RoutingTrace",
+    "advise": "finemoe.advice.advise:advise",
     "load": "finemoe.runtime.loading:load",
     "offload": "finemoe.runtime.offloading:offload",
     "record": "finemoe.runtime.recorder:record",

@@ -1,4 +1,4 @@
-"""`finemoe.advise`: how much expert memory a model needs, which rule and system, whether prefetching pays, how far off the best is."""
+"""`finemoe.advise`: how much expert memory a model needs, which system, whether prefetching pays, and how far off the best is."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,7 +168,8 @@ def _hit_rates(trace: RoutingTrace, curves: dict[str, HitCurve], seed: int) -> d
 
 
 def _curve_rows(curve: HitCurve, trace: RoutingTrace, seed: int) -> list[dict[str, Any]]:
-    interval = bootstrap_ratio(curve.hits, np.repeat(curve.accesses[:, None], len(curve.slots), axis=1), seed=seed)
+    hits, accesses = curve.hits[curve.accesses > 0], curve.accesses[curve.accesses > 0]
+    interval = bootstrap_ratio(hits, np.repeat(accesses[:, None], len(curve.slots), axis=1), seed=seed)
     count = trace.num_layers * trace.num_experts
     found = zip(curve.slots.tolist(), *(values.tolist() for values in interval), strict=True)
     return [

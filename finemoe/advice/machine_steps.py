@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHAPES = ((4, 2), (4, 6), (12, 6), (12, 2))  # layers, experts a token; the last one is searched for, too
 TYPICAL_LAYERS = 32  # of large models, over which what a step takes once is spread
 NUM_MAPS = 1000  # that a search goes through
-_STEPS, _PROMPT_TOKENS = 5, 8
+_STEPS, _PROMPT_TOKENS = 4, 8
 _EXPERTS, _WIDTH, _VOCABULARY = 8, 64, 128
 _DISTANCE = 3
 _TRIPS, _TURNS, _PATIENCE_S = 25, 12, 1.0  # the engine itself does what takes less than so many trips (runtime/worker.py)

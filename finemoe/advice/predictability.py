@@ -1,5 +1,6 @@
-"""How well can be told beforehand which experts a layer will use: K named for a token that activates K, so that recall is precision."""
+"""How well the experts of a layer can be predicted: K experts for a token that activates K, so that recall equals precision."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,7 +39,10 @@ def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
     follows = np.maximum(rows - 1, 0) * served.num_layers * served.top_k
     found = [_row(CHANCE, served.top_k / served.num_experts)]
     for name, of_request in hits.items():
-        interval = bootstrap_ratio(of_request, follows if name in (LAST, SO_FAR) else demanded, seed=seed)
+        counted = follows if name in (LAST, SO_FAR) else demanded  # the first token has none before it
+        if not (has_any := counted > 0).any():
+            continue
+        interval = bootstrap_ratio(of_request[has_any], counted[has_any], seed=seed)
         found.append(_row(name, float(interval.value), float(interval.low), float(interval.high)))
     return found
 
@@ -98,9 +102,9 @@ def _hits(sample: Sample, served: RoutingTrace) -> dict[str, np.ndarray]:
 
 def _hits_so_far(used: np.ndarray, top_k: int) -> int:
     counts, found = np.zeros(used.shape[1:], dtype=np.int64), 0
-    for before, row in zip(used[:-1], used[1:], strict=True):
+    for before, row in itertools.pairwise(used):
         counts += before
-        found += np.count_nonzero(row & _most_used(counts, top_k))
+        found += int(np.count_nonzero(row & _most_used(counts, top_k)))
     return found
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Advice:
-    """What was found; rows as the functions say that make them.
+    """Results; the functions that make the rows document their columns.
 
     Attributes:
         trace: what was recorded. working_set, request, reuse, concentration: `usage`. predictability: `predictability`.
-        hit_rates: rows (rule, slots, expert_memory, hit_rate, low, high) with 95 % intervals over requests. cliff, knee: `verdict`,
-            of LRU and of the best causal rule. machine: what was timed on, None if nothing was. times, prefetching: `timing` and
-            `verdict`. recommendation: None where nothing was timed or nothing fits. limits: least times with the recommended slots.
-            sensitivity: `sensitivity`. left_out: systems that the trace cannot serve, and why. notes, warnings: in words.
+        hit_rates: rows (rule, slots, expert_memory, hit_rate, low, high) with 95 % intervals over requests.
+        cliff, knee: `verdict`, of LRU and of the best causal rule. machine: of the times; None without hardware.
+        times, prefetching: `timing` and `verdict`. recommendation: None without times, or where nothing fits.
+        limits: lower bounds of the time per token with the recommended slots. sensitivity: `sensitivity`.
+        left_out: systems that the trace cannot drive, with the reason. notes, warnings: sentences.
     """
 
     trace: dict[str, Any]

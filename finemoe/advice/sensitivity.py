@@ -14,13 +14,15 @@ _FACTORS = (0.5, 2.0)
 _BITS = (16, 8, 4)
 
 
-def sensitivity_rows(sample: Sample, machine: Machine, advice: Recommendation, distance: int, seed: int = 0) -> list[dict[str, Any]]:
+def sensitivity_rows(
+    sample: Sample, machine: Machine, advice: Recommendation, distance: int, seed: int = 0
+) -> list[dict[str, Any]]:
     """The fastest system of either kind at the recommended size, with one thing changed.
 
     Returns:
         Rows (change, slots, bytes, fits, on_demand_s, prefetching_s, ratio): times of a token in seconds; ratio the latter over
-        the former. Bits change what an expert takes, so that the same bytes hold more or fewer of them; they leave out scales, and
-        that experts may be computed faster or slower.
+        the former. Bits change the size of an expert, so the same bytes hold more or fewer of them; scales
+        of quantised weights and changes in compute time are not modelled.
     """
     systems = {row["system"]: ALL[row["system"]] for row in (advice.on_demand, advice.prefetching) if row is not None}
     found = []
@@ -49,8 +51,8 @@ def _machines(machine: Machine, advice: Recommendation) -> Iterator[tuple[Machin
 
 def _with_link(machine: Machine, factor: float) -> Machine:
     bed = machine.testbed
-    rates = {"link_bytes_per_s": bed.link_bytes_per_s * factor, "host_bytes_per_s": bed.host_bytes_per_s * factor}
-    return replace(machine, testbed=replace(bed, **rates))
+    faster = replace(bed, link_bytes_per_s=bed.link_bytes_per_s * factor, host_bytes_per_s=bed.host_bytes_per_s * factor)
+    return replace(machine, testbed=faster)
 
 
 def _other_bits(machine: Machine) -> Sequence[int]:

@@ -1,10 +1,10 @@
-"""Advice in words, each sentence with its numbers: what the terminal and the page say first."""
+"""Advice in sentences, each with its numbers; the terminal and the page begin with them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from finemoe.advice.result import Advice
-from finemoe.advice.systems import ORACLE, PREFETCHING, RESIDENT
+from finemoe.advice.systems import ALL, ORACLE, PREFETCHING, RESIDENT
 from finemoe.advice.verdict import WITHIN
 from finemoe.units import format_bytes
 
@@ -32,6 +32,7 @@ def _recommendation(advice: Advice, chosen: Mapping[str, Any]) -> list[str]:
     found = [
         f"Give the experts {amount(advice, chosen['slots'])} and use {chosen['system']}: {_milliseconds(row)} per token, "
         f"{row['tokens_per_s']:.1f} tokens/s, {least}.",
+        _call(row, chosen["system"]),
         _prefetching(advice, chosen),
         _limits(advice, row),
     ]
@@ -40,6 +41,13 @@ def _recommendation(advice: Advice, chosen: Mapping[str, Any]) -> list[str]:
         needs = format_bytes(fastest["bytes"])
         found.append(f"More memory than this machine has would pay: {_milliseconds(fastest)} per token with {needs} for experts.")
     return found
+
+
+def _call(row: Mapping[str, Any], name: str) -> str:
+    """How the engine is told so."""
+    system = ALL[name]
+    eviction = "" if system.eviction is None else f", eviction={system.eviction!r}"
+    return f"In code: finemoe.offload(model, expert_memory={row['expert_memory']:.3g}, policy={system.policy!r}{eviction})."
 
 
 def _prefetching(advice: Advice, chosen: Mapping[str, Any]) -> str:
@@ -66,8 +74,8 @@ def _limits(advice: Advice, row: Mapping[str, Any]) -> str:
 def _nothing_fits(advice: Advice, machine: Mapping[str, Any]) -> str:
     rest = format_bytes(machine["resident_bytes"] + machine["kv_cache_bytes"])
     return (
-        f"None of these sizes of expert memory fits: {machine['testbed']} has {format_bytes(machine['memory_bytes'])}, and the other "
-        f"weights, keys and values take {rest}. The times below assume a machine with more memory."
+        f"None of these sizes of expert memory fits: {machine['testbed']} has {format_bytes(machine['memory_bytes'])}, and the "
+        f"other weights, keys and values take {rest}. The times below assume a machine with more memory."
         if advice.times
         else "The trace has no decode steps, so nothing was timed."
     )
@@ -76,8 +84,8 @@ def _nothing_fits(advice: Advice, machine: Mapping[str, Any]) -> str:
 def _cliff(advice: Advice) -> str:
     cycle = advice.cliff["cycle"]
     return (
-        f"Cliff: one token activates {amount(advice, cycle)}. With that much memory LRU hits {advice.cliff['hit_rate_at']:.1%}; with "
-        f"{advice.trace['top_k']} experts less, {advice.cliff['hit_rate_before']:.1%}."
+        f"Cliff: one token activates {amount(advice, cycle)}. With that much memory LRU hits {advice.cliff['hit_rate_at']:.1%}; "
+        f"with {advice.trace['top_k']} fewer, {advice.cliff['hit_rate_before']:.1%}."
     )
 
 
@@ -98,8 +106,12 @@ def _predictors(advice: Advice) -> str:
     if not learned:
         return f"{text}."
     leader = max(learned, key=lambda row: row["recall"])
-    ahead = "in its last forecast before the gate" if leader["distance"] is None else f"{leader['distance']} layers ahead"
+    ahead = "in its last forecast before the gate" if leader["distance"] is None else _ahead(leader["distance"])
     return f"{text}, and {leader['predictor']}, {ahead}, {leader['recall']:.1%}."
+
+
+def _ahead(distance: int) -> str:
+    return f"{distance} layer{'s' * (distance != 1)} ahead"
 
 
 def _milliseconds(row: Mapping[str, Any]) -> str:

@@ -66,13 +66,13 @@ def decode_seconds(report: Report) -> tuple[np.ndarray, np.ndarray]:
 
 def time_ratio(one: Report, other: Report, seed: int = 0) -> Interval:
     """Decode time of one report over that of another, of the same requests, with its 95 % interval over them."""
-    (seconds, _), (others, _) = decode_seconds(one), decode_seconds(other)
-    return bootstrap_ratio(seconds, others, seed=seed)
+    (seconds, steps), (others, _) = decode_seconds(one), decode_seconds(other)
+    return bootstrap_ratio(seconds[steps > 0], others[steps > 0], seed=seed)
 
 
 def _times(report: Report, seed: int) -> dict[str, float]:
     seconds, steps = decode_seconds(report)
-    interval = bootstrap_ratio(seconds, steps, seed=seed)
+    interval = bootstrap_ratio(seconds[steps > 0], steps[steps > 0], seed=seed)
     total_s = float(seconds.sum()) + report.num_prefills * float(np.nan_to_num(report.ttft_s))
     return {
         "tpot_s": report.tpot_s,

@@ -32,7 +32,7 @@ def working_set_rows(trace: RoutingTrace, windows: tuple[int, ...] = _WINDOWS) -
 def request_rows(trace: RoutingTrace) -> dict[str, Any]:
     """Distinct experts of a layer over a whole request, as `working_set_rows`; tokens is the mean length of a request."""
     lengths = np.diff(trace.offsets)
-    counts = np.mean([_used(trace, trace.rows_of(request)).sum(axis=1) for request in np.flatnonzero(lengths)], axis=0)
+    counts = np.mean([_used(trace, trace.rows_of(request)).sum(axis=1) for request in np.flatnonzero(lengths).tolist()], axis=0)
     return {"tokens": float(lengths[lengths > 0].mean())} | _spread(counts)
 
 
@@ -112,7 +112,9 @@ def _inequality(shares: np.ndarray) -> dict[str, float]:
     positive, count = shares[shares > 0], len(shares)
     entropy = float(-(positive * np.log2(positive)).sum())
     gini = float(1 - 2 * (np.cumsum(shares[::-1]).sum() - 0.5) / count) if len(positive) else 0.0
-    tops = {name: float(shares[: max(1, round(part * count))].sum()) for name, part in (("top_tenth", 0.1), ("top_quarter", 0.25))}
+    tops = {
+        name: float(shares[: max(1, round(part * count))].sum()) for name, part in (("top_tenth", 0.1), ("top_quarter", 0.25))
+    }
     return {"entropy_bits": entropy, "effective": 2.0**entropy, **tops, "gini": gini}
 
 

@@ -57,11 +57,12 @@ def recommended(rows: Sequence[Row]) -> Recommendation | None:
 
 
 def prefetch_rows(rows: Sequence[Row], reports: Reports, seed: int = 0) -> list[dict[str, Any]]:
-    """What loading ahead is worth at every size: the fastest system that does over the fastest that does not.
+    """What prefetching is worth at every size: the fastest prefetching system over the fastest on-demand system.
 
     Returns:
         Rows (slots, expert_memory, on_demand, prefetching, ratio, low, high, verdict): ratio of decode times of the same requests
-        with its 95 % interval over them; verdict "pays", "costs", or "cannot be told" where the interval holds 1 or there is none.
+        with its 95 % interval over them; verdict "pays", "costs", or "cannot be told" where the interval contains 1 or is
+        missing.
     """
     found = []
     for slots in sorted({row["slots"] for row in rows}):
@@ -71,7 +72,7 @@ def prefetch_rows(rows: Sequence[Row], reports: Reports, seed: int = 0) -> list[
             continue
         on_demand, prefetching = _fastest(row for row in here if row["system"] in ON_DEMAND), _fastest(ahead)
         names = (prefetching["system"], on_demand["system"])
-        interval = time_ratio(*(reports[name, slots] for name in names), seed=seed)
+        interval = time_ratio(reports[names[0], slots], reports[names[1], slots], seed)
         ratio, low, high = (float(value) for value in interval)
         found.append(
             {

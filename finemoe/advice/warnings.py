@@ -1,4 +1,4 @@
-"""What a trace is too short to say."""
+"""What a trace is too short to show."""
 
 import numpy as np
 
@@ -34,7 +34,8 @@ def _about_steps(trace: RoutingTrace) -> str:
     count = int((trace.phase == DECODE).sum())
     if not count:
         return "the trace has no decode steps, so nothing is known about the time per token"
-    text = f"the trace has only {count} decode steps: caches are mostly cold and learning systems have learned little"
+    steps = f"{count} decode step{'s' * (count != 1)}"
+    text = f"the trace has only {steps}: caches are mostly cold and learning systems have learned little"
     return text if count < _FEWEST_STEPS else ""
 
 
@@ -59,4 +60,8 @@ def _about_width(advice: Recommendation | None) -> str:
     if advice is None or not np.isfinite(advice.row["low"]):
         return ""
     width = (advice.row["high"] - advice.row["low"]) / advice.row["tpot_s"]
-    return f"the interval of the recommended time per token is {width:.0%} wide; a longer trace would narrow it" if width > _WIDEST else ""
+    return (
+        f"the interval of the recommended time per token is {width:.0%} wide; a longer trace would narrow it"
+        if width > _WIDEST
+        else ""
+    )

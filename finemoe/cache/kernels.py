@@ -231,8 +231,8 @@ def _is_movable(cache, flat):  # type: ignore[no-untyped-def]
 
 @borrowing
 def goes_first(stats, layer, flat, other):  # type: ignore[no-untyped-def]
-    """Which of two equally worthy experts goes while a layer runs: the less frequent, else that of the layer farther away, else the
-    lower id."""
+    """Which of two equally worthy experts goes while a layer runs: the less frequent, else that of the layer farther away, else
+    the lower id."""
     frequency, layer_of, num_layers = stats.frequency, stats.layer_of, stats.turns.shape[0]
     if frequency[flat] != frequency[other]:
         return frequency[flat] < frequency[other]

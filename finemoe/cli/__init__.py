@@ -1,4 +1,4 @@
-"""The command line: `finemoe run`, `record`, `import`, `replay`, `advise` and `info`. Commands parse, call the library, and print."""
+"""The command line: `finemoe run`, `record`, `import`, `replay`, `advise`, `info`. Commands parse, call the library, print."""
 
 import sys
 from io import TextIOWrapper

@@ -12,8 +12,15 @@ from finemoe.advice.systems import ALL, RULES
 from finemoe.units import format_bytes
 
 _WIDTH = 80
-_NUM_SIZES = 9  # columns beside a name
-_SHORT = {  # of systems, so that a name fits beside nine sizes
+_NUM_SIZES = 8  # columns after a name
+_CONCENTRATION = {
+    "touched": "experts used at all",
+    "effective": "effective number of experts",
+    "top_tenth": "share of the top 10 %",
+    "top_quarter": "share of the top 25 %",
+    "gini": "Gini coefficient",
+}
+_SHORT = {  # of systems, so that a name fits before eight sizes
     "on-demand (LRU)": "LRU",
     "on-demand (LFU)": "LFU",
     "on-demand (LFRU)": "LFRU",
@@ -29,6 +36,8 @@ def print_advice(advice: Advice, title: str) -> None:
     for text in [*sentences(advice), *(f"Beware: {warning}." for warning in advice.warnings)]:
         typer.echo(textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  "))
     _print_working_set(advice)
+    _print_reuse(advice)
+    _print_concentration(advice)
     _print_predictability(advice)
     _print_hit_rates(advice)
     if advice.times:
@@ -45,12 +54,16 @@ def print_advice(advice: Advice, title: str) -> None:
 def _geometry(advice: Advice) -> str:
     facts, machine = advice.trace, advice.machine
     name = facts["model"] or "a model without a name"
-    sizes = f"{facts['layers']} layers x {facts['experts']} experts / {facts['top_k']}"
-    requests = f"{facts['requests']:,} request{'s' * (facts['requests'] != 1)}"
-    served = f"{requests}, {facts['tokens']:,} tokens, {facts['decode_steps']:,} of them decode steps"
+    sizes = f"{_count(facts['layers'], 'layer')} x {_count(facts['experts'], 'expert')} / {facts['top_k']}"
+    counted = (("requests", "request"), ("tokens", "token"), ("decode_steps", "decode step"))
+    served = ", ".join(_count(facts[name], noun) for name, noun in counted)
     each = "" if facts["expert_bytes"] is None else f", {format_bytes(facts['expert_bytes'])} an expert"
     where = "" if machine is None else f"\non {machine['testbed']}"
     return f"{name}, {sizes}{each}\n{served}{where}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _print_working_set(advice: Advice) -> None:
@@ -62,6 +75,23 @@ def _print_working_set(advice: Advice) -> None:
         sizes = (f"{row[column]:.1f}" for column in ("mean", "least", "greatest"))
         size = "" if each is None else format_bytes(row["experts"] * each)
         table.add_row(name, *sizes, f"{row['experts']:,.0f}", f"{row['experts'] / count:.0%}", size)
+    _print(table)
+
+
+def _print_reuse(advice: Advice) -> None:
+    title = "reuse: share of uses that follow the last use of an expert within"
+    table = _table(title, "tokens", [f"{row['tokens']}" for row in advice.reuse])
+    table.add_row("share, %", *(f"{100 * row['share']:.1f}" for row in advice.reuse))
+    _print(table)
+
+
+def _print_concentration(advice: Advice) -> None:
+    """The mean over layers, and the layers at both ends."""
+    table = _table("concentration of use in a layer", "", ["mean", "least (layer)", "most (layer)"])
+    for name, title in _CONCENTRATION.items():
+        values = [row[name] for row in advice.concentration]
+        ends = (f"{_digits(values[layer])} ({layer})" for layer in (values.index(min(values)), values.index(max(values))))
+        table.add_row(title, _digits(sum(values) / len(values)), *ends)
     _print(table)
 
 
@@ -77,7 +107,13 @@ def _print_predictability(advice: Advice) -> None:
 def _print_hit_rates(advice: Advice) -> None:
     values = {(row["rule"], row["slots"]): row["hit_rate"] for row in advice.hit_rates}
     timed = sorted({row["slots"] for row in advice.times}) or sorted({slots for _, slots in values})
-    _print_by_size(advice, "hit rate when experts are loaded on demand, %", RULES, timed, lambda rule, slots: f"{100 * values[rule, slots]:.1f}")
+    _print_by_size(
+        advice,
+        "hit rate when experts are loaded on demand, %",
+        RULES,
+        timed,
+        lambda rule, slots: f"{100 * values[rule, slots]:.1f}",
+    )
 
 
 def _print_times(advice: Advice) -> None:
@@ -88,7 +124,7 @@ def _print_times(advice: Advice) -> None:
         if (name, slots) not in values:  # what holds everything has one size
             return ""
         row = values[name, slots]
-        return f"{row['tpot_s'] * 1e3:.3g}{'' if row['fits'] else '*'}"
+        return f"{_digits(row['tpot_s'] * 1e3)}{'' if row['fits'] else '*'}"
 
     title = "time per token, ms, in virtual time; * does not fit in the memory"
     _print_by_size(advice, title, names, sorted({slots for _, slots in values}), text)
@@ -102,19 +138,22 @@ def _print_sensitivity(advice: Advice) -> None:
     _print(table)
 
 
-def _print_by_size(advice: Advice, title: str, names: Sequence[str], sizes: Sequence[int], text: Callable[[str, int], str]) -> None:
+def _print_by_size(
+    advice: Advice, title: str, names: Sequence[str], sizes: Sequence[int], text: Callable[[str, int], str]
+) -> None:
     """One row a name, one column a size."""
     shown = _spread(sizes)
     count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
-    heads = [f"{slots / count:.0%}" if each is None else _gigabytes(slots * each) for slots in shown]
+    heads = [f"{slots / count:.0%}" if each is None else _digits(slots * each / (1 << 30)) for slots in shown]
     table = _table(title, "expert memory" if each is None else "expert memory, GiB", heads)
     for name in names:
         table.add_row(_SHORT.get(name, name), *(text(name, slots) for slots in shown))
     _print(table)
 
 
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.3g}"
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _spread(sizes: Sequence[int]) -> list[int]:

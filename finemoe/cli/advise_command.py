@@ -1,4 +1,4 @@
-"""`finemoe advise`: how much expert memory, which rule, whether prefetching pays, how far off the best is; from recorded routing."""
+"""`finemoe advise`: how much expert memory, which rule, whether prefetching pays, and how far off the best is."""
 
 from pathlib import Path
 from types import ModuleType

@@ -46,8 +46,7 @@ class HitCurve:
 def hit_curves(trace: RoutingTrace, rules: Sequence[str], slots: Sequence[int] | np.ndarray) -> dict[str, HitCurve]:
     """Replay a trace on demand over one cache, cold at the start, for every rule and size, as `sweep` would.
 
-    Sizes of at least the largest demanded set come out of one pass (stack.py); where smaller ones are asked for, every one of them
-    is replayed.
+    One pass (stack.py) yields all sizes that hold the largest demanded set. Every smaller size is replayed by itself.
 
     Args:
         rules: names of eviction rules, Belady's included. slots: sizes in experts.

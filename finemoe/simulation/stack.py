@@ -1,12 +1,13 @@
 """Caches of every size at once, as one stack (Mattson et al., Evaluation techniques for storage hierarchies, 1970).
 
-What a rule says an expert is worth depends on what was demanded, never on what is held. So where all is loaded on demand, of two
-caches the larger holds whatever the smaller holds, and the experts can be kept in an order whose first S are what a cache of S slots
-holds: an expert is a hit in every cache larger than its place.
+The worth that a rule gives an expert depends on what was demanded, never on what a cache holds. So when experts are loaded on
+demand, a larger cache holds everything that a smaller one holds, and the experts can be ordered such that the first S of them
+are the content of a cache of S slots: an expert is a hit in every cache that is larger than its place in this order.
 
-Sets are served as a whole (DESIGN 4): after an event with the set A a cache of S slots holds A and the S - |A| most worthy of the rest
-of what it held. That is carried down the stack: what does not fit into a cache waits in a *pool*, from which the next larger cache
-keeps the best. It says nothing of caches smaller than A, which serve it in turns.
+Sets are accessed as a whole (DESIGN 4): after an event with the set A, a cache of S slots holds A and the S - |A| worthiest
+experts of the rest of its content. One walk down the stack computes this for all S: experts that do not fit into a cache wait
+in a *pool*, and the next larger cache keeps the best of it. The walk does not apply to caches smaller than A, which serve A in
+turns.
 """
 
 from typing import NamedTuple

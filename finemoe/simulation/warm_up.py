@@ -7,6 +7,7 @@ from finemoe.cache.expert_cache import ExpertCache
 from finemoe.cache.rules import RULES
 from finemoe.maps.forecaster import Forecaster
 from finemoe.maps.warm_up import warm_up_forecasts
+from finemoe.simulation.curves import hit_curves
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 
@@ -22,6 +23,7 @@ def warm_up() -> None:
     for hardware in (None, "6x-rtx3090"):
         for policy in ("finemoe", "promoe", "deepspeed-inference"):
             sweep(served, policy, [0.1], ["belady"], history=history, hardware=hardware)
+    hit_curves(served, ["belady"], [1, 2])
     for rule in RULES.values():
         rule.pointers()
         ExpertCache(rule, num_layers=1, num_experts=1, num_slots=1)
