@@ -27,22 +27,18 @@ _ANY_MEMORY = 0.5  # recall does not depend on it
 
 
 def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
-    """What needs no learning, of the decoded tokens of the served requests.
+    """Predictors that need no training, on the decoded tokens of the served requests that have a token before them.
 
     Returns:
         Rows (predictor, distance, recall, low, high): the share of activated experts named, with its 95 % interval over requests;
         distance is None, for none of these looks at the layers before.
     """
     served = decoded(sample.served)
-    hits, rows = _hits(sample, served), np.diff(served.offsets).astype(float)
-    demanded = rows * served.num_layers * served.top_k
-    follows = np.maximum(rows - 1, 0) * served.num_layers * served.top_k
+    demanded = np.maximum(np.diff(served.offsets) - 1.0, 0) * served.num_layers * served.top_k
     found = [_row(CHANCE, served.top_k / served.num_experts)]
-    for name, of_request in hits.items():
-        counted = follows if name in (LAST, SO_FAR) else demanded  # the first token has none before it
-        if not (has_any := counted > 0).any():
-            continue
-        interval = bootstrap_ratio(of_request[has_any], counted[has_any], seed=seed)
+    has_any = demanded > 0
+    for name, of_request in _hits(sample, served).items() if has_any.any() else ():
+        interval = bootstrap_ratio(of_request[has_any], demanded[has_any], seed=seed)
         found.append(_row(name, float(interval.value), float(interval.low), float(interval.high)))
     return found
 
@@ -94,7 +90,7 @@ def _hits(sample: Sample, served: RoutingTrace) -> dict[str, np.ndarray]:
         if has_prompts:
             is_named[PROMPT] = _most_used(_prompt_counts(sample.served, request), served.top_k)
         for name, named in is_named.items():
-            hits[name][request] = np.count_nonzero(used & named)
+            hits[name][request] = np.count_nonzero(used[1:] & named)
         hits[LAST][request] = np.count_nonzero(used[1:] & used[:-1])
         hits[SO_FAR][request] = _hits_so_far(used, served.top_k)
     return hits
