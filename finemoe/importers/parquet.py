@@ -4,6 +4,7 @@ pyarrow reads it, which the extra `artifact` brings.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,4 @@ def _of_lists(name: str, column: Any, first_row: int) -> dict[str, np.ndarray]:
 
 def _with(roles: Roles, name: str, places: list[str]) -> Roles:
     """With K columns for one of lists."""
-    from dataclasses import replace
-
     return replace(roles, experts=tuple(places)) if name in roles.experts else replace(roles, weights=tuple(places))

@@ -2,9 +2,9 @@
 
 Saved as the tuple that it is with torch.save, or as router_logits_0, router_logits_1, ... in safetensors or .npz. Logits become
 distributions by a softmax; a layer whose rows sum to 1 already is taken as it is, since some families' routers give probabilities
-(Gemma 4's in Transformers 5.23). K must be known. The K most probable are taken as the experts, which is how routers without
-groups and without a bias choose; what others chose (DeepSeek-V3's, GLM-4.5's) is not in their logits alone. Scores that are
-neither logits nor distributions are refused, and so is another width than J.
+(Gemma 4's in Transformers 5.23: findings/router_logits_that_are_probabilities.sh). K must be known. The K most probable are taken
+as the experts, which is how routers without groups and without a bias choose; what others chose (DeepSeek-V3's, GLM-4.5's) is not
+in their logits alone. Scores that are neither logits nor distributions are refused, and so is another width than J.
 """
 
 import struct

@@ -7,6 +7,7 @@ So do `/v1/completions`, `/v1/chat/completions` and `/inference/v1/generate`. La
 docs/training/routed_experts_replay.md (v0.21), fused_moe/routed_experts_capturer.py (00bd149), and vllm-project/router#184.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -56,34 +57,25 @@ def read(path: Path, options: Options) -> Routing:
 
 def _add(found: Responses, place: str, response: dict[str, Any], choice: dict[str, Any], number: int) -> None:
     value, prompt = choice.get(_IDS), response.get(_PROMPT_IDS)
-    if value is None and prompt is None:
-        found.num_silent += 1
-        return
-    lengths = Lengths.of(response, choice)
     try:
         if isinstance(value, str):
             ids = _array(decoded(value))
-            num_prompt = lengths.prompt_rows(len(ids))
+            num_prompt = Lengths.of(response, choice).prompt_rows(len(ids))
         else:
-            prompt_ids = _listed(_PROMPT_IDS, prompt) if prompt else None
-            cached = 0 if prompt_ids is None else int((prompt_ids == -1).all(axis=(1, 2)).sum())
-            prompt_ids = None if prompt_ids is None else prompt_ids[~(prompt_ids == -1).all(axis=(1, 2))]
-            found.num_cached += cached
-            generated = _listed(_IDS, value) if value else None
-            parts = [part for part in (prompt_ids, generated) if part is not None and len(part)]
-            if not parts:
-                found.num_silent += 1
-                return
-            ids = np.concatenate(parts)
-            num_prompt = 0 if prompt_ids is None else len(prompt_ids)
+            parts = [_listed(name, part) for name, part in ((_PROMPT_IDS, prompt or []), (_IDS, value or []))]
+            was_cached = (parts[0] == -1).all(axis=(1, 2))
+            found.num_cached += int(was_cached.sum())
+            parts[0] = parts[0][~was_cached]
+            ids, num_prompt = np.concatenate([part for part in parts if len(part)] or parts[:1]), len(parts[0])
     except (FinemoeError, ValueError) as error:
         raise FinemoeError(f"{place}: {error}") from error
+    if not len(ids):
+        found.num_silent += 1
+        return
     found.add(place, ids, num_prompt, name_of(response, choice, number))
 
 
 def _array(content: bytes) -> np.ndarray:
-    import io
-
     if not content.startswith(MAGIC):
         raise FinemoeError("routed_experts is no .npy in base64, as vLLM writes it since v0.22")
     return array_in(io.BytesIO(content), _IDS)
@@ -91,7 +83,7 @@ def _array(content: bytes) -> np.ndarray:
 
 def _listed(name: str, value: Any) -> np.ndarray:
     try:
-        array = np.asarray(value)
+        array = np.asarray(value) if value else np.zeros((0, 1, 1), np.int64)
     except ValueError:
         raise FinemoeError(f"{name} holds lists of different lengths; expected [tokens, layers, K]") from None
     if array.ndim != 3 or array.dtype.kind not in "iu":

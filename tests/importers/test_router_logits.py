@@ -79,14 +79,25 @@ def test_blocks_prompts_and_bfloat16(tmp_path, recorded, monkeypatch):
     assert (np.sort(halved.expert_ids) == np.sort(ids)).mean() > 0.9
 
 
-def test_routers_that_give_probabilities(tmp_path, recorded):
-    """As Gemma 4's do: rows that sum to 1 are not put through a softmax again."""
-    logits, _, _ = recorded
-    shares = [layer.softmax(-1) for layer in logits]
-    one = read_trace(write(tmp_path / "a.pt", shares, "pt"), top_k=TOP_K)
-    other = read_trace(write(tmp_path / "b.pt", logits, "pt"), top_k=TOP_K)
-    assert_same(one, other)
-    np.testing.assert_allclose(one.probs, other.probs, rtol=1e-3)
+@torch.no_grad()
+def test_routers_that_give_probabilities(tmp_path):
+    """Gemma 4's do: rows that sum to 1 are not put through a softmax again."""
+    from transformers import AutoModelForCausalLM, Gemma4TextConfig
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "global_head_dim": 8}
+    experts = {"num_experts": EXPERTS, "top_k_experts": TOP_K, "enable_moe_block": True, "hidden_size_per_layer_input": 0}
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "num_global_key_value_heads": 1}
+    model = AutoModelForCausalLM.from_config(Gemma4TextConfig(**sizes, **heads, **experts, **kinds)).eval()
+    chosen = []
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.router.proj.weight, std=4)
+        layer.router.register_forward_hook(lambda module, inputs, outputs: chosen.append(outputs))
+    given = model(torch.arange(1, TOKENS + 1)[None], output_router_logits=True).router_logits
+    trace = read_trace(write(tmp_path / "a.pt", given, "pt"), top_k=TOP_K)
+    np.testing.assert_array_equal(trace.expert_ids, torch.stack([indices for _, _, indices in chosen], dim=1).numpy())
+    np.testing.assert_allclose(trace.probs, torch.stack([shares for shares, _, _ in chosen], dim=1).numpy(), rtol=1e-3, atol=1e-6)
 
 
 def test_a_dict_with_the_outputs_name(tmp_path, recorded):
