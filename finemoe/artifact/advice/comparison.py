@@ -1,0 +1,113 @@
+"""One trace beside another: hit rates, times and the worth of prefetching of several advices in one figure, and its table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from finemoe.advice.advise import advise
+from finemoe.advice.result import Advice
+from finemoe.advice.systems import BELADY_RULE, FINEMOE, ORACLE, PLUS, RESIDENT
+from finemoe.artifact.advice.gallery_tables import read_advice
+from finemoe.artifact.advice.memory_figures import draw_hit_rates, draw_prefetching, draw_times, finish_times
+from finemoe.artifact.plotting import provenance, use_style
+from finemoe.importers import read_trace
+from finemoe.paths import ROOT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN_SYSTEMS = ("on-demand (LRU)", "on-demand (next use)", FINEMOE, PLUS, ORACLE, RESIDENT)
+COLUMNS = [
+    *("trace", "model", "panel", "series", "slots", "expert_memory", "expert_memory_bytes", "fits"),
+    *("quantity", "unit", "value", "low", "high"),
+]
+_ROW_INCHES = 1.9
+
+
+def advice_on_traces(traces: Sequence[str], sizes: Sequence[str] = (), **options: Any) -> dict[str, Advice]:
+    """Advice on traces, by the names of their files.
+
+    Args:
+        traces: paths; relative ones start at the repository root. sizes: whose sizes each has, "" for the published model of
+            the same layers and experts; none for that of all. options: of `finemoe.advice.advise`.
+    """
+    named = [*sizes, *([""] * (len(traces) - len(sizes)))]
+    found = {}
+    for trace, model in zip(traces, named, strict=True):
+        path = ROOT / trace
+        found[path.name.removesuffix(".trace")] = advise(read_trace(path), model=model or None, **options)
+    return found
+
+
+def shipped_advice(folder: str, hardware: str) -> dict[str, Advice]:
+    """What tables of real traces say of a testbed, by the names of the traces; nothing if they do not have it."""
+    found = read_advice(ROOT / folder) if folder else {}
+    return {trace: advice for (trace, testbed), advice in found.items() if testbed == Path(hardware).stem}
+
+
+def comparison_points(found: Mapping[str, Advice]) -> pd.DataFrame:
+    """The tidy table behind the figure: every rule and every system, those that are not drawn included."""
+    return pd.DataFrame([row for name, advice in found.items() for row in _points(name, advice)], columns=COLUMNS)
+
+
+def comparison_figure(found: Mapping[str, Advice], hardware: str) -> "Figure":
+    """A row for every trace: hit rate, time per token, and time of the best prefetching system over the best on demand."""
+    import matplotlib.pyplot as plt
+
+    use_style()
+    fig, grid = plt.subplots(len(found), 3, figsize=(7.4, 0.9 + _ROW_INCHES * len(found)), squeeze=False)
+    for axes, (name, advice) in zip(grid, found.items(), strict=True):
+        _draw_row(axes, name, advice)
+    for axis in grid[:-1].flat:
+        axis.set_xlabel("")
+    handles = {label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=7)
+    details = ("recorded routing", "bands: 95 % over requests", "grey: does not fit", "not in the paper")
+    provenance(fig, f"replayed (left), simulated on {hardware} (others)", *details)
+    return fig
+
+
+def _draw_row(axes: Sequence["Axes"], name: str, advice: Advice) -> None:
+    draw_hit_rates(axes[0], advice, list(dict.fromkeys(["lru", advice.knee["rule"], BELADY_RULE])), in_percent=True)
+    timed = {row["system"] for row in advice.times}
+    shown = [system for system in SHOWN_SYSTEMS if system in timed]
+    if shown:
+        draw_times(axes[1], advice, shown, in_percent=True)
+        finish_times([axes[1]], advice, shown, in_percent=True)
+    if advice.prefetching:
+        draw_prefetching(axes[2], advice, in_percent=True)
+    for axis in axes[1:]:
+        axis.set_visible(bool(axis.has_data()))
+    axes[0].set_title(f"{name}: {advice.trace['layers']}×{advice.trace['experts']}/{advice.trace['top_k']}", loc="left")
+    axes[2].set_ylabel("prefetching / on demand")
+
+
+def _points(name: str, advice: Advice) -> Iterator[dict[str, Any]]:
+    for row in advice.hit_rates:
+        yield _point(name, advice, row, "hit rate", row["rule"], "hit_rate", "share of demanded experts")
+    for row in advice.times:
+        yield _point(name, advice, row, "time per token", row["system"], "tpot_s", "s")
+    for row in advice.prefetching:
+        yield _point(name, advice, row, "prefetching over on demand", row["prefetching"], "ratio", "ratio of times")
+
+
+def _point(name: str, advice: Advice, row: Mapping[str, Any], panel: str, series: str, column: str, unit: str) -> dict[str, Any]:
+    each = advice.trace["expert_bytes"]
+    return {
+        "trace": name,
+        "model": advice.trace["model"],
+        "panel": panel,
+        "series": series,
+        "slots": row["slots"],
+        "expert_memory": row["expert_memory"],
+        "expert_memory_bytes": None if each is None else row["slots"] * each,
+        "fits": row.get("fits"),
+        "quantity": column,
+        "unit": unit,
+        "value": row[column],
+        "low": row["low"],
+        "high": row["high"],
+    }
