@@ -93,6 +93,8 @@ def _sized(
     """The model's sizes, and the machine; without hardware sizes need not be known, unless a model is named."""
     if context < 0:
         raise FinemoeError(f"context is {context}; it is a number of tokens, at least 0")
+    if expert_bits is not None and not 0 < expert_bits <= 64:
+        raise FinemoeError(f"expert_bits is {expert_bits:g}; a weight takes more than 0 bits and at most 64")
     if hardware is None and model is None:
         try:
             size, notes = sized(trace, None, expert_bits)

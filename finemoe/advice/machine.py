@@ -82,8 +82,6 @@ def sized(trace: RoutingTrace, model: str | Path | None, expert_bits: float | No
     Raises:
         FinemoeError: none is known, or it has other layers or experts.
     """
-    if expert_bits is not None and not 0 < expert_bits <= 64:
-        raise FinemoeError(f"expert_bits is {expert_bits:g}; a weight takes more than 0 bits and at most 64")
     size, notes = _meant(trace, model)
     if expert_bits is not None:
         packed = max(1, round(size.expert_params * expert_bits / 8))
