@@ -120,7 +120,9 @@ def _check_requests(trace: TraceArrays) -> None:
         if getattr(trace, name) and len(getattr(trace, name)) != trace.num_requests:
             raise FinemoeError(f"{name} has {len(getattr(trace, name))} entries for {trace.num_requests} requests")
     if trace.expert_bytes and (len(trace.expert_bytes) != trace.num_layers or min(trace.expert_bytes) < 1):
-        raise FinemoeError(f"expert_bytes are {list(trace.expert_bytes)}, not one positive size for each of {trace.num_layers} layers")
+        raise FinemoeError(
+            f"expert_bytes are {list(trace.expert_bytes)}, not one positive size for each of {trace.num_layers} layers"
+        )
 
 
 def _check_steps(trace: TraceArrays) -> None:
