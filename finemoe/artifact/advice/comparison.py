@@ -10,6 +10,7 @@ from finemoe.advice.advise import advise
 from finemoe.advice.result import Advice
 from finemoe.advice.systems import BELADY_RULE, FINEMOE, ORACLE, PLUS, RESIDENT
 from finemoe.artifact.advice.gallery_tables import read_advice
+from finemoe.artifact.advice.looks import RULE_OF
 from finemoe.artifact.advice.memory_figures import draw_hit_rates, draw_prefetching, draw_times, finish_times
 from finemoe.artifact.plotting import provenance, use_style
 from finemoe.importers import read_trace
@@ -61,13 +62,24 @@ def comparison_figure(found: Mapping[str, Advice], hardware: str) -> "Figure":
     fig, grid = plt.subplots(len(found), 3, figsize=(7.4, 0.9 + _ROW_INCHES * len(found)), squeeze=False)
     for axes, (name, advice) in zip(grid, found.items(), strict=True):
         _draw_row(axes, name, advice)
-    for axis in grid[:-1].flat:
-        axis.set_xlabel("")
-    handles = {label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    for column in grid.T:
+        for axis in [axis for axis in column if axis.get_visible()][:-1]:
+            axis.set_xlabel("")
+    handles = _handles(list(grid.flat))
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=7)
     details = ("recorded routing", "bands: 95 % over requests", "grey: does not fit", "not in the paper")
     provenance(fig, f"replayed (left), simulated on {hardware} (others)", *details)
     return fig
+
+
+def _handles(axes: Sequence["Axes"]) -> dict[str, Any]:
+    """One for each label, the first; a rule looks like the system that loads on demand under it, whose name is enough."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    named = {RULE_OF[label] for label in found if label in RULE_OF}
+    return {label: handle for label, handle in found.items() if label not in named}
 
 
 def _draw_row(axes: Sequence["Axes"], name: str, advice: Advice) -> None:

@@ -95,20 +95,29 @@ def _section(real: RealTrace, found: Mapping[str, Advice], published: pd.DataFra
     yield f"- Content: {real.content}"
     yield f"- {facts_of(next(iter(found.values())))[0]}\n"
     yield f"```\n{_command(real)}\n```\n"
+    shown: set[str] = set()  # what holds on every machine is stated once
     for testbed, advice in found.items():
         yield f"### On {testbed}\n"
         yield f"{facts_of(advice)[-1]}.\n"
-        yield "\n".join(f"- {text}" for text in sentences(advice)) + "\n"
-        if advice.warnings:
-            yield "Warnings:\n\n" + "\n".join(f"- {sentence(text)}" for text in advice.warnings) + "\n"
+        yield from _lists(advice, shown)
+    bands = "bands are 95 % intervals over requests, " if any(map(has_interval, found[TESTBEDS[0]].times)) else ""
     yield f"![Time per token over expert memory]({PICTURES.name}/{real.name}-times.svg)\n"
-    yield f"Time per token on {TESTBEDS[0]}; bands are 95 % intervals over requests, the star is the recommendation.\n"
+    yield f"Time per token on {TESTBEDS[0]}; {bands}the star is the recommendation, sizes in the shaded region do not fit.\n"
     yield f"![Hit rate over expert memory]({PICTURES.name}/{real.name}-hit_rates.svg)\n"
     yield "Hit rate of every eviction rule when experts are loaded on demand.\n"
     yield pipe_table(pd.DataFrame([_summary(testbed, advice) for testbed, advice in found.items()])) + "\n"
     if len(published):
         yield f"What the publisher reports (`{real.report}`) and what is computed here from the same trace:\n"
         yield pipe_table(published.drop(columns="trace").rename(columns={"difference": "definitions"})) + "\n"
+
+
+def _lists(advice: Advice, shown: set[str]) -> Iterator[str]:
+    """Sentences, then warnings, without those that were shown; which they are afterwards."""
+    for title, texts in (("", sentences(advice)), ("Warnings:\n\n", [sentence(text) for text in advice.warnings])):
+        new = [text for text in texts if text not in shown]
+        shown.update(new)
+        if new:
+            yield title + "\n".join(f"- {text}" for text in new) + "\n"
 
 
 def _summary(testbed: str, advice: Advice) -> dict[str, str]:

@@ -31,17 +31,18 @@ summary { cursor: pointer; color: #0b4f82; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; margin: .4rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .12rem .55rem; text-align: right; white-space: nowrap; }
-th { border-bottom: 1px solid #888; }
+th { border-bottom: 1px solid #888; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.no-room td { color: #777; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 footer { margin-top: 2.5rem; border-top: 1px solid #ccc; color: #555; font-size: .85rem; }
+@page { margin: 14mm; }
 @media print {
   body { margin: 0; max-width: none; font-size: 10.5pt; }
   figure, .warnings, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
-  table { font-size: 6.5pt; }
-  th, td { padding: .08rem .3rem; }
+  table { font-size: 5.5pt; }
+  th, td { padding: .05rem .18rem; }
   details:not([open])::details-content { content-visibility: visible; block-size: auto; }
 }
 """
