@@ -83,6 +83,12 @@ MEASURED_FILES = (
     )
     + sorted(str(path) for path in Path("data/measured").glob("predictions-before-*.csv"))
 )
+# Advice on real traces, as tables.
+ADVISED = [
+    str(path)
+    for path in sorted(Path("data/reference/advice").glob("*"))
+    if path.suffix in (".csv", ".json") and path.name[0] != "."
+]
 RUN = (
     "python -m finemoe.artifact.pipeline notebook {input.notebook} --output {log.notebook} --log {log.text}"
     " --costs {log.costs}"
@@ -204,6 +210,7 @@ rule all:
                 *CLAIMED,
                 "disagreement",
                 "finemoe_plus",
+                "advise",
                 "scale",
                 "training",
                 "quickstart",
@@ -956,6 +963,41 @@ rule finemoe_plus:
                 "next_use": input.next_use,
                 "margin": input.margin,
                 "causal_grid": input.causal_grid,
+                "figure": output.pdf.removesuffix(".pdf"),
+            }
+        ),
+    shell:
+        RUN
+
+
+# Two miniatures replayed here, and real routing from tables, since those traces are not shipped.
+rule advise:
+    input:
+        notebook="notebooks/advise.ipynb",
+        code=sources_of("advise"),
+        style=STYLE,
+        described=DESCRIBED,
+        traces=expand(f"{RESULTS}/traces/{{model}}-{DATASETS[0]}.trace", model=MODELS[:2]),
+        known=ADVISED,
+    output:
+        pdf=f"{FIGURES}/advise.pdf",
+        png=in_report("advise", "systems"),
+        csv=ensure(f"{FIGURES}/advise.csv", non_empty=True),
+    log:
+        notebook=f"{RESULTS}/notebooks/advise.ipynb",
+        text=f"{RESULTS}/logs/advise.txt",
+        costs=f"{RESULTS}/costs/advise.tsv",
+    conda:
+        ENVIRONMENT
+    params:
+        values=lambda wildcards, input, output: json.dumps(
+            {
+                "traces": list(input.traces),
+                "known": str(Path(input.known[0]).parent),
+                "hardware": config["advised_testbed"],
+                "tokens": config["advised_tokens"],
+                "history_tokens": config["advised_history_tokens"],
+                "seed": config["seed"],
                 "figure": output.pdf.removesuffix(".pdf"),
             }
         ),

@@ -50,7 +50,7 @@ def shipped_advice(folder: str, hardware: str) -> dict[str, Advice]:
 
 
 def comparison_points(found: Mapping[str, Advice]) -> pd.DataFrame:
-    """The tidy table behind the figure: every rule and every system, those that are not drawn included."""
+    """The tidy table behind the figure: the rules that it shows, and every system, those that it does not show included."""
     return pd.DataFrame([row for name, advice in found.items() for row in _points(name, advice)], columns=COLUMNS)
 
 
@@ -72,6 +72,11 @@ def comparison_figure(found: Mapping[str, Advice], hardware: str) -> "Figure":
     return fig
 
 
+def shown_rules(advice: Advice) -> list[str]:
+    """LRU, the best rule that does not know the future, and Belady's."""
+    return list(dict.fromkeys(["lru", advice.knee["rule"], BELADY_RULE]))
+
+
 def _handles(axes: Sequence["Axes"]) -> dict[str, Any]:
     """One for each label, the first; a rule looks like the system that loads on demand under it, whose name is enough."""
     found: dict[str, Any] = {}
@@ -83,7 +88,7 @@ def _handles(axes: Sequence["Axes"]) -> dict[str, Any]:
 
 
 def _draw_row(axes: Sequence["Axes"], name: str, advice: Advice) -> None:
-    draw_hit_rates(axes[0], advice, list(dict.fromkeys(["lru", advice.knee["rule"], BELADY_RULE])), in_percent=True)
+    draw_hit_rates(axes[0], advice, shown_rules(advice), in_percent=True)
     timed = {row["system"] for row in advice.times}
     shown = [system for system in SHOWN_SYSTEMS if system in timed]
     if shown:
@@ -98,7 +103,7 @@ def _draw_row(axes: Sequence["Axes"], name: str, advice: Advice) -> None:
 
 
 def _points(name: str, advice: Advice) -> Iterator[dict[str, Any]]:
-    for row in advice.hit_rates:
+    for row in [row for row in advice.hit_rates if row["rule"] in shown_rules(advice)]:
         yield _point(name, advice, row, "hit rate", row["rule"], "hit_rate", "share of demanded experts")
     for row in advice.times:
         yield _point(name, advice, row, "time per token", row["system"], "tpot_s", "s")
