@@ -42,7 +42,11 @@ def draw_times(axis: "Axes", advice: Advice, names: Sequence[str], in_percent: b
     """Time per token of some systems, with the recommendation, where it is one of them, and the sizes that do not fit."""
     memory = MemoryAxis.of(advice, in_percent)
     for name in names:
-        _draw_system(axis, rows_of(advice.times, system=name), system_look(name), memory)
+        rows, look = rows_of(advice.times, system=name), system_look(name)
+        if name == RESIDENT:  # has one size
+            axis.axhline(rows[0]["tpot_s"] * 1e3, **look, linewidth=0.9)
+        else:
+            _draw_system(axis, rows, look, memory)
     chosen = advice.recommendation
     if chosen is not None and chosen["system"] in names:
         colour = system_look(chosen["system"])["color"]
@@ -53,12 +57,11 @@ def draw_times(axis: "Axes", advice: Advice, names: Sequence[str], in_percent: b
 
 
 def _draw_system(axis: "Axes", rows: Sequence[Row], look: dict[str, Any], memory: MemoryAxis) -> None:
-    """A line with its 95 % interval; what has one size only, a level."""
-    if len(rows) == 1:
-        axis.axhline(rows[0]["tpot_s"] * 1e3, **look | {"marker": ""}, linewidth=0.9)
-        return
+    """A line over all sizes with its 95 % interval."""
     ordered = sorted(rows, key=lambda row: row["slots"])
     places = column(ordered, "slots", memory.per_slot)
+    if len(rows) == 1 and not look["marker"]:
+        look = look | {"marker": "_", "markersize": 10}
     axis.plot(places, column(ordered, "tpot_s", 1e3), **look)
     draw_band(axis, places, ordered, look["color"], 1e3)
 
@@ -92,6 +95,7 @@ def hit_rate_figure(advice: Advice) -> "Figure":
 def draw_hit_rates(axis: "Axes", advice: Advice, rules: Iterable[str], in_percent: bool = False) -> None:
     """Hit rate of some rules, with cliff and knee."""
     memory, (least, most) = MemoryAxis.of(advice, in_percent), sizes_in_view(advice)
+    least = max(1, min(least, advice.cliff["cycle"] // 2))
     for place, rule in enumerate(rules):
         rows = [row for row in rows_of(advice.hit_rates, rule=rule) if least <= row["slots"] <= most]
         every = max(1, len(rows) // _NUM_MARKERS)

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt  # here, so that where it is missing one hears so before anything is computed
+
 import finemoe
 from finemoe.advice.result import Advice
 from finemoe.advice.sentences import sentences
@@ -101,8 +103,6 @@ def _room(machine: dict[str, Any]) -> str:
 
 def _figures(advice: Advice) -> Iterator[str]:
     """Drawn in the project's style, which is left as it was afterwards; nothing is kept open."""
-    import matplotlib.pyplot as plt
-
     with plt.style.context(STYLE):
         for drawing in drawings(advice):
             fig = drawing.draw(advice)

@@ -62,6 +62,15 @@ def test_the_star_is_the_recommendation_and_all_data_are_in_view():
     assert high > max(1000 * row["high"] for row in advice.times)
 
 
+def test_one_size_is_a_point_and_everything_resident_a_level():
+    advice = make_advice()
+    rows = [row for row in advice.times if row["slots"] == CHOSEN or row["system"] == "everything resident"]
+    axis = time_figure(make_advice(times=rows)).axes[0]
+    assert list(named(axis)["on-demand (LRU)"].get_xdata()) == pytest.approx([CHOSEN * EXPERT_BYTES / GIB])
+    assert named(axis)["Belady (knows the future)"].get_marker() == "_"  # else it would not be seen
+    assert list(named(axis)["all experts resident"].get_xdata()) == [0, 1]  # in shares of the width
+
+
 def test_what_does_not_fit_is_shaded_from_where_memory_ends():
     axis = time_figure(make_advice()).axes[0]
     patch = named(axis)["does not fit"]
@@ -100,7 +109,7 @@ def test_without_a_size_memory_is_a_share():
 
 def test_cliff_and_knee_out_of_view_are_not_marked():
     advice = make_advice(cliff={"cycle": 1, "hit_rate_at": 0.1, "hit_rate_before": 0.0})
-    assert texts_of(hit_rate_figure(advice).axes[0]) == {"knee"}
+    assert texts_of(time_figure(advice).axes[0]) == {"knee"}
 
 
 @pytest.mark.parametrize("intervals", [True, False])

@@ -2,6 +2,8 @@
 
 import base64
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -12,6 +14,7 @@ import finemoe
 from finemoe.advice.result import Advice
 from finemoe.advice.sentences import sentences
 from finemoe.artifact.advice.page import page_text, write_page
+from finemoe.paths import ROOT
 from finemoe.units import format_bytes
 from tests.artifact.advice.made_up import make_advice
 
@@ -193,3 +196,16 @@ def test_where_nothing_fits():
     assert "None of these sizes of expert memory fits" in page.text
     assert "What changes the advice" not in page.text
     assert "Time per token over expert memory" in page.text
+
+
+WITHOUT_MATPLOTLIB = """
+import sys
+sys.modules["matplotlib"] = None
+from finemoe.cli.advise_command import drawing
+drawing()
+"""
+
+
+def test_without_matplotlib_one_hears_so_before_anything_is_computed():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_MATPLOTLIB], cwd=ROOT, capture_output=True, text=True)
+    assert "FinemoeError: --page needs matplotlib" in done.stderr
