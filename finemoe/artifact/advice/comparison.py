@@ -1,4 +1,4 @@
-"""One trace beside another: hit rates, times and the worth of prefetching of several advices in one figure, and its table."""
+"""Several traces in one figure and its table: hit rates, times, and what prefetching is worth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""docs/gallery.md: what advice says about public traces of real models, made from the tables in data/reference/advice.
+"""docs/gallery.md: advice on public traces of real models, generated from the tables in data/reference/advice.
 
-`python -m finemoe.artifact.advice.gallery` computes the tables of the traces that are at hand, then renews figures and page;
+`python -m finemoe.artifact.advice.gallery` computes the tables of the traces that are available, then renews figures and page;
 with `--from-tables` it renews these alone.
 """
 
@@ -35,7 +35,7 @@ _GITHUB = "https://github.com"
 
 
 def compute(folder: Path = TABLES) -> None:
-    """Compute the tables; those of a trace that is not at hand stay as they are."""
+    """Compute the tables; those of a trace that is not available stay as they are."""
     known = read_advice(folder) if (folder / "facts.json").is_file() else {}
     tables = {real.name: part for real in REAL_TRACES if len(part := _known_published(folder, real.name))}
     for real in REAL_TRACES:

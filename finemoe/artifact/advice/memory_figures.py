@@ -119,7 +119,7 @@ def prefetching_figure(advice: Advice) -> "Figure":
 
 
 def draw_prefetching(axis: "Axes", advice: Advice, in_percent: bool = False) -> None:
-    """The ratio and its interval; a marker says which system prefetches, a full one that the interval excludes 1."""
+    """The ratio and its interval; the marker is that of the prefetching system, filled where the interval excludes 1."""
     memory, rows = MemoryAxis.of(advice, in_percent), advice.prefetching
     places = column(rows, "slots", memory.per_slot)
     axis.axhline(1, color="black", linewidth=0.9, zorder=1)
@@ -127,13 +127,15 @@ def draw_prefetching(axis: "Axes", advice: Advice, in_percent: bool = False) -> 
     draw_band(axis, places, rows, "#555555")
     for name in names_in(rows, "prefetching"):
         look = system_look(name) | {"linestyle": "", "zorder": 3}
-        told = [row for row in rows_of(rows, prefetching=name) if row["verdict"] in ("pays", "costs")]
-        untold = [row for row in rows_of(rows, prefetching=name) if row not in told]
-        axis.plot(column(told, "slots", memory.per_slot), column(told, "ratio"), **look)
+        sure = [row for row in rows_of(rows, prefetching=name) if row["verdict"] in ("pays", "costs")]
+        unsure = [row for row in rows_of(rows, prefetching=name) if row not in sure]
+        axis.plot(column(sure, "slots", memory.per_slot), column(sure, "ratio"), **look)
         hollow = look | {"markerfacecolor": "white", "label": "_hollow"}
-        axis.plot(column(untold, "slots", memory.per_slot), column(untold, "ratio"), **hollow)
+        axis.plot(column(unsure, "slots", memory.per_slot), column(unsure, "ratio"), **hollow)
     if any(row["verdict"] not in ("pays", "costs") for row in rows):
-        axis.plot([], [], linestyle="", marker="o", color="#555555", markerfacecolor="white", label="interval holds 1, or none")
+        axis.plot(
+            [], [], linestyle="", marker="o", color="#555555", markerfacecolor="white", label="interval contains 1 or is missing"
+        )
     memory.apply(axis, sizes_in_view(advice))
     memory.shade(axis, advice)
     axis.set_ylabel("time, prefetching / on demand")

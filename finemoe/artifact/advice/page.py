@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt  # here, so that where it is missing one hears so before anything is computed
+import matplotlib.pyplot as plt  # at the top: a missing library is reported before anything is computed
 
 import finemoe
 from finemoe.advice.result import Advice
@@ -112,7 +112,7 @@ def _figures(advice: Advice) -> Iterator[str]:
 
 
 def _command(advice: Advice, title: str) -> str:
-    """What makes such a page, as far as the advice says."""
+    """The command line of such a page, as far as the advice states it."""
     hardware = "" if advice.machine is None else " --hardware TESTBED"
     model = f" -m {advice.trace['model']}" if advice.trace["model"] else ""
     return f"finemoe advise {title}{model}{hardware} --page PAGE.html"

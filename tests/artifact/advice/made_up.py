@@ -1,4 +1,4 @@
-"""Advice that nobody computed: small, with a number of its own in every place, so that one sees which is shown where."""
+"""A small advice with made-up numbers, each of them unique, so that a test can tell which one is shown."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""docs/gallery.md says what its tables say, and what the publisher reports is compared with what is computed here."""
+"""docs/gallery.md equals its tables, and the publisher's numbers are compared with those computed here."""
 
 import csv
 import itertools

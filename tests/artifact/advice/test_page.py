@@ -206,6 +206,6 @@ drawing()
 """
 
 
-def test_without_matplotlib_one_hears_so_before_anything_is_computed():
+def test_a_missing_matplotlib_is_reported_before_anything_is_computed():
     done = subprocess.run([sys.executable, "-c", WITHOUT_MATPLOTLIB], cwd=ROOT, capture_output=True, text=True)
     assert "FinemoeError: --page needs matplotlib" in done.stderr
