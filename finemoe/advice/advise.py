@@ -21,6 +21,7 @@ from finemoe.errors import FinemoeError
 from finemoe.intervals import bootstrap_ratio
 from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.curves import HitCurve, hit_curves
+from finemoe.simulation.knowledge import Knowledge
 from finemoe.simulation.systems import left_out
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import DECODE, RoutingTrace
@@ -67,13 +68,13 @@ def advise(
     size, machine, notes = _sized(trace, model, hardware, context, expert_bits)
     slots = _slots(trace, expert_memories, size, machine)
     sample = sample_of(trace, served_rows, history_rows, seed)
-    missing = left_out(sample.served, ALL, distance)
+    known, missing = sample.knowledge(distance, seed), left_out(sample.served, ALL, distance)
     say("working sets and hit rates")
     curves = _curves(trace, sample_of(trace, _MORE_SERVED * served_rows, history_rows, seed).served, slots)
-    reports = {} if machine is None else _reports(sample, machine, slots, distance, seed, say)
+    reports = {} if machine is None else _reports(sample.served, known, machine, slots, distance, seed, say)
     say("predictors")
-    recalls = _recalls(sample, reports, [name for name in PREFETCHING if name not in missing], distance, seed)
-    timed, chosen = ({}, None) if machine is None else _timed(sample, machine, reports, distance, seed, say)
+    recalls = _recalls(sample, known, reports, [name for name in PREFETCHING if name not in missing], distance, seed)
+    timed, chosen = ({}, None) if machine is None else _timed(sample.served, known, machine, reports, distance, seed, say)
     return Advice(
         trace=_trace_facts(trace, size),
         **_usage(trace),
@@ -118,13 +119,15 @@ def _slots(
     return asked_slots(memories, None if size is None else size.expert_bytes, count, devices)
 
 
-def _recalls(sample: Sample, reports: Reports, names: Sequence[str], distance: int, seed: int) -> list[dict[str, Any]]:
+def _recalls(
+    sample: Sample, known: Knowledge, reports: Reports, names: Sequence[str], distance: int, seed: int
+) -> list[dict[str, Any]]:
     """Of simple predictors, of FineMoE at several distances, and of the other systems at one."""
     distances = tuple(ahead for ahead in _DISTANCES if ahead < sample.served.num_layers)
     others = [name for name in names if name != FINEMOE]
-    known = recalls_of(reports, distance, others)
+    replayed = recalls_of(reports, distance, others)
     to_ask = {name: PREFETCHING[name] for name in names if name == FINEMOE or not reports}
-    return simple_recalls(sample, seed) + learned_recalls(sample, to_ask, distances, distance, seed) + known
+    return simple_recalls(sample, seed) + learned_recalls(sample, known, to_ask, distances, distance, seed) + replayed
 
 
 def _curves(trace: RoutingTrace, served: RoutingTrace, slots: Sequence[int]) -> dict[str, HitCurve]:
@@ -181,19 +184,31 @@ def _curve_rows(curve: HitCurve, trace: RoutingTrace, seed: int) -> list[dict[st
 
 
 def _reports(
-    sample: Sample, machine: Machine, slots: Sequence[int], distance: int, seed: int, say: Callable[[str], None]
+    served: RoutingTrace,
+    known: Knowledge,
+    machine: Machine,
+    slots: Sequence[int],
+    distance: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> Reports:
     """Every system at every size; none where no token is decoded."""
     reports: Reports = {}
-    for name, system in ALL.items() if (sample.served.phase == DECODE).any() else ():
+    for name, system in ALL.items() if (served.phase == DECODE).any() else ():
         say(name)
-        sizes = [sample.served.num_layers * sample.served.num_experts] if name == RESIDENT else slots
-        reports |= timed_reports(sample, machine, {name: system}, sizes, distance, seed)
+        sizes = [served.num_layers * served.num_experts] if name == RESIDENT else slots
+        reports |= timed_reports(served, known, machine, {name: system}, sizes, distance, seed)
     return reports
 
 
 def _timed(
-    sample: Sample, machine: Machine, reports: Reports, distance: int, seed: int, say: Callable[[str], None]
+    served: RoutingTrace,
+    known: Knowledge,
+    machine: Machine,
+    reports: Reports,
+    distance: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], Recommendation | None]:
     """What was timed, by the names of `Advice`, and what is recommended."""
     rows = time_rows(reports, machine, seed)
@@ -204,6 +219,6 @@ def _timed(
         found |= {
             "recommendation": chosen.to_dict(),
             "limits": limits_at(rows, chosen.slots),
-            "sensitivity": sensitivity_rows(sample, machine, chosen, distance, seed),
+            "sensitivity": sensitivity_rows(served, known, machine, chosen, distance, seed),
         }
     return found, chosen

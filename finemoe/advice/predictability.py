@@ -11,6 +11,7 @@ from finemoe.advice.systems import FINEMOE, PLUS
 from finemoe.advice.usage import decoded, usage_counts
 from finemoe.intervals import bootstrap_ratio
 from finemoe.report import Report
+from finemoe.simulation.knowledge import Knowledge
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.systems import System
 from finemoe.traces import PREFILL, RoutingTrace
@@ -44,20 +45,22 @@ def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def learned_recalls(
-    sample: Sample, systems: Mapping[str, System], distances: tuple[int, ...], distance: int, seed: int = 0
+    sample: Sample, known: Knowledge, systems: Mapping[str, System], distances: tuple[int, ...], distance: int, seed: int = 0
 ) -> list[dict[str, Any]]:
     """What systems that load ahead say of layers that are still to come, in a replay; rows as in `simple_recalls`, without
     intervals.
 
     Args:
-        systems: those that the trace can serve. distances: layers ahead, of FineMoE, whose search is the same at each; distance:
-            of all others. finemoe-plus speaks of every distance, and its last word before the gate counts: its distance is None.
+        known: beforehand, at `distance`. systems: those that the trace can drive. distances: layers ahead, of FineMoE, whose
+            search is the same at each; distance: of all others. finemoe-plus predicts at every distance: its last forecast
+            before the gate counts, and its distance is None.
     """
     found = []
     for name, system in systems.items():
         for ahead in sorted({*distances, distance}) if name == FINEMOE else [distance]:
-            options: dict[str, Any] = {"history": sample.history, "prefetch_distance": ahead, "seed": seed, **system.options}
-            report = sweep(sample.served, system.policy, [_ANY_MEMORY], **options)[0]
+            at = known if ahead == distance else sample.knowledge(ahead, seed)
+            options: dict[str, Any] = {"history": at.of(system.policy), "prefetch_distance": ahead, "seed": seed}
+            report = sweep(sample.served, system.policy, [_ANY_MEMORY], **options, **system.options)[0]
             found.append(_of_system(name, report.recall_at_k, ahead))
     return [row for row in found if not np.isnan(row["recall"])]
 

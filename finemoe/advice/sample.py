@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finemoe.simulation.knowledge import Knowledge
 from finemoe.traces import RoutingTrace
 
 FEWEST_REQUESTS = 5  # of which a few can be served while others are the history
+STORE_CAPACITY = 1000  # C, maps
 _HISTORY_SHARE = 0.7
 
 
@@ -22,6 +24,10 @@ class Sample:
     served: RoutingTrace
     history: RoutingTrace | None
     notes: tuple[str, ...]
+
+    def knowledge(self, distance: int, seed: int) -> Knowledge:
+        """What systems learn from the history at d = `distance`; each learns once, whatever is replayed afterwards."""
+        return Knowledge(self.served, self.history, prefetch_distance=distance, store_capacity=STORE_CAPACITY, seed=seed)
 
 
 def sample_of(trace: RoutingTrace, served_rows: int, history_rows: int, seed: int = 0) -> Sample:

@@ -5,17 +5,18 @@ from dataclasses import replace
 from typing import Any
 
 from finemoe.advice.machine import Machine
-from finemoe.advice.sample import Sample
 from finemoe.advice.systems import ALL
 from finemoe.advice.timing import decode_seconds, timed_reports
 from finemoe.advice.verdict import Recommendation
+from finemoe.simulation.knowledge import Knowledge
+from finemoe.traces import RoutingTrace
 
 _FACTORS = (0.5, 2.0)
 _BITS = (16, 8, 4)
 
 
 def sensitivity_rows(
-    sample: Sample, machine: Machine, advice: Recommendation, distance: int, seed: int = 0
+    served: RoutingTrace, known: Knowledge, machine: Machine, advice: Recommendation, distance: int, seed: int = 0
 ) -> list[dict[str, Any]]:
     """The fastest system of either kind at the recommended size, with one thing changed.
 
@@ -28,7 +29,7 @@ def sensitivity_rows(
     found = []
     for changed, named in _machines(machine, advice):
         sizes = [slots for slots, _ in named]
-        reports = timed_reports(sample, changed, systems, sorted(set(sizes)), distance, seed)
+        reports = timed_reports(served, known, changed, systems, sorted(set(sizes)), distance, seed)
         for slots, change in named:
             times = {name: _tpot_s(reports[name, slots]) for name in systems}
             found.append(_row(change, slots, changed, advice, times))

@@ -6,31 +6,39 @@ from typing import Any
 import numpy as np
 
 from finemoe.advice.machine import Machine
-from finemoe.advice.sample import Sample
+from finemoe.advice.sample import STORE_CAPACITY
 from finemoe.intervals import Interval, bootstrap_ratio
 from finemoe.report import Report
 from finemoe.simulation.comparison import system_reports
+from finemoe.simulation.knowledge import Knowledge
 from finemoe.simulation.systems import System
+from finemoe.traces import RoutingTrace
 
 Reports = dict[tuple[str, int], Report]  # by (system, slots)
 
 
 def timed_reports(
-    sample: Sample, machine: Machine, systems: Mapping[str, System], slots: Sequence[int], distance: int, seed: int = 0
+    served: RoutingTrace,
+    known: Knowledge,
+    machine: Machine,
+    systems: Mapping[str, System],
+    slots: Sequence[int],
+    distance: int,
+    seed: int = 0,
 ) -> Reports:
     """Every system at every size, whether it fits or not; those that the trace cannot serve are left out.
 
     Args:
-        slots: sizes in experts, over all devices. distance: d, layers.
+        known: beforehand. slots: sizes in experts, over all devices. distance: d, layers.
     """
     count = machine.size.num_layers * machine.size.num_experts
     of_share = {float(size / count): size for size in slots}
     timed: dict[str, Any] = {
         "hardware": machine.unbounded(),
         "model": machine.size,
-        "arrangement": machine.arranged(sample.served),
+        "arrangement": machine.arranged(served),
     }
-    reports = system_reports(sample.history, sample.served, systems, list(of_share), distance, seed=seed, **timed)
+    reports = system_reports(known, served, systems, list(of_share), distance, STORE_CAPACITY, seed, **timed)
     return {(name, of_share[share]): report for (name, share), report in reports.items()}
 
 

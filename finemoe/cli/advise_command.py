@@ -1,5 +1,7 @@
 """`finemoe advise`: how much expert memory, which rule, whether prefetching pays, and how far off the best is."""
 
+import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -65,7 +67,7 @@ def advise(
         say=_say,
     )
     if page is not None:
-        drawing().write_page(advice, trace.name, page)
+        drawing().write_page(advice, trace.name, page, shlex.join(["finemoe", *sys.argv[1:]]))
     if as_json:
         print_json(advice.to_dict())
         return

@@ -19,7 +19,7 @@ from finemoe.traces import RoutingTrace
 
 
 def system_reports(
-    history: RoutingTrace | None,
+    history: RoutingTrace | Knowledge | None,
     served: RoutingTrace,
     systems: Mapping[str, System],
     expert_memories: Sequence[float],
@@ -31,8 +31,8 @@ def system_reports(
     """Every system at every memory size; systems that the trace cannot serve are left out (`left_out` says why).
 
     Args:
-        history: what a system knows beforehand, None for nothing; served: other requests, replayed over one cache, cold at the
-            start.
+        history: what a system knows beforehand, as requests or worked out already (with the same options), None for nothing;
+            served: other requests, replayed over one cache, cold at the start.
         expert_memories: shares of all routed experts. prefetch_distance: d, layers. store_capacity: C, maps.
         machine: hardware, model and arrangement as in `sweep`, for virtual time.
     Returns:
@@ -40,7 +40,7 @@ def system_reports(
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
-    knowledge = Knowledge(served, history, **options)
+    knowledge = history if isinstance(history, Knowledge) else Knowledge(served, history, **options)
     found = {}
     for names in _heard_alike([name for name in systems if name not in missing], systems):
         system, evictions = systems[names[0]], [systems[name].eviction for name in names]

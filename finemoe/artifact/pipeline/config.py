@@ -14,7 +14,7 @@ from finemoe.simulation.testbed import known_testbeds
 
 CONFIG = ROOT / "config"
 _KNEE = 1000  # maps, up to which Fig. 16a is steep
-_TESTBEDS = ("testbed", "high_end_testbed", "scale_testbed")
+_TESTBEDS = ("testbed", "high_end_testbed", "scale_testbed", "advised_testbed")
 
 
 def load(*files: Path) -> dict[str, Any]:
