@@ -80,6 +80,8 @@ def growth(trace: RoutingTrace) -> float:
 
 def _distinct(trace: RoutingTrace, tokens: int) -> np.ndarray | None:
     """Mean distinct experts over all windows, [L]; None where no request is so long."""
+    if tokens == 1:
+        return np.full(trace.num_layers, float(trace.top_k)) if trace.num_rows else None
     total, number = np.zeros(trace.num_layers), 0
     for request in range(trace.num_requests):
         rows = trace.rows_of(request)

@@ -13,7 +13,6 @@ import pandas as pd
 
 from finemoe.advice.predictability import CHANCE, HINDSIGHT, LAST, PROMPT
 from finemoe.advice.result import Advice
-from finemoe.advice.usage import decoded, usage_counts
 from finemoe.artifact.advice.tables import rows_of
 from finemoe.importers import gpt_oss, route_trace
 from finemoe.simulation.curves import hit_curves
@@ -59,7 +58,7 @@ _DIFFERENCES = {
     _DISTINCT: "same definition: decode tokens",
     _CHANCE: "same definition: K of J experts",
     _TEMPORAL: "same definition: decode tokens that follow another",
-    _STATIC: "here over all decode tokens; without the first one, which has none before it, {}",
+    _STATIC: "same definition: decode tokens that follow another, and experts that all decode tokens use most",
     _PROMPT: "same idea; the publisher does not say how ties are broken and which tokens count",
     _LRU: "here {} slots of the mean size of an expert, every distinct expert of the prompt counted once a layer",
 }
@@ -127,15 +126,6 @@ def slots_of(trace: RoutingTrace, num_bytes: int) -> int:
     return int(num_bytes / float(np.mean(trace.expert_bytes)))
 
 
-def hindsight_after_first(trace: RoutingTrace) -> float:
-    """Recall of each layer's K most used experts, over all decode tokens but the first of a request."""
-    tokens = decoded(trace)
-    most_used = np.argsort(-usage_counts(tokens), axis=1, kind="stable")[:, : tokens.top_k]
-    rows = np.setdiff1d(np.arange(tokens.num_rows), tokens.offsets[:-1])
-    is_named = (tokens.expert_ids[rows].astype(np.int64)[..., None] == most_used[:, None, :]).any(axis=-1)
-    return float(is_named.mean())
-
-
 def _computed(trace: RoutingTrace, advice: Advice) -> dict[str, tuple[float, ...]]:
     recalls = {row["predictor"]: 100 * row["recall"] for row in rows_of(advice.predictability, distance=None)}
     request, curve = advice.request, hit_curves(trace, ["lru"], [slots_of(trace, _CACHE_BYTES)])["lru"]
@@ -150,8 +140,6 @@ def _computed(trace: RoutingTrace, advice: Advice) -> dict[str, tuple[float, ...
 
 
 def _detail(quantity: str, trace: RoutingTrace) -> str:
-    if quantity == _STATIC:
-        return f"{100 * hindsight_after_first(trace):.1f}"
     return f"{slots_of(trace, _CACHE_BYTES):,}" if quantity == _LRU else ""
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from finemoe.artifact.advice.gallery import PAGE, PICTURES, TABLES, TESTBEDS, page
-from finemoe.artifact.advice.real_traces import GEMMA, NOT_SHOWN, REAL_TRACES, hindsight_after_first, slots_of
+from finemoe.artifact.advice.real_traces import GEMMA, NOT_SHOWN, REAL_TRACES, slots_of
 from finemoe.importers import read_trace
-from finemoe.traces import DECODE, RoutingTrace
+from finemoe.traces import DECODE
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -90,9 +90,3 @@ def test_published_numbers_are_computed_from_the_trace():
     assert slots == int(4000 * 1024 * 1024 / np.mean(trace.expert_bytes))
     computed = float(rows["hit rate of LRU with a cache of 4000 MiB, prompt included, %"]["computed"])
     assert computed == pytest.approx(100 * hits / demands, abs=0.1)
-
-
-def test_the_most_used_experts_over_all_tokens_but_the_first():
-    ids = np.array([[[0]], [[1]], [[1]], [[0]], [[2]], [[1]]])  # two requests of three tokens, one layer, one expert each
-    trace = RoutingTrace.from_topk(expert_ids=ids, expert_probs=np.ones(ids.shape), offsets=[0, 3, 6], num_experts=3)
-    assert hindsight_after_first(trace) == pytest.approx(3 / 4)
