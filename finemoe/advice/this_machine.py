@@ -5,8 +5,6 @@ where experts wait in host memory into a slot. The file written is of the same f
 """
 
 import datetime
-import os
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from finemoe.advice.machine_rates import (
 from finemoe.advice.machine_steps import NUM_MAPS, SHAPES, TYPICAL_LAYERS, hand_over_s, step_overheads
 from finemoe.errors import FinemoeError, first_line
 from finemoe.files import atomic_path, require_place
+from finemoe.processor import processor
 from finemoe.simulation.testbed import Testbed
 
 if TYPE_CHECKING:
@@ -139,16 +138,7 @@ def _machine(device: "torch.device") -> str:
         import torch
 
         return f"one {torch.cuda.get_device_properties(device).name}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores}-core {_processor()} ({platform.machine()})"
-
-
-def _processor() -> str:
-    """The processor's own name, where the system tells it."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), "CPU")
+    return processor()
 
 
 def _sources(device: "torch.device", dtype: "torch.dtype") -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemoe.files import atomic_path
 from finemoe.paths import ROOT
+from finemoe.processor import processor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,20 +99,8 @@ def _lines(parts: Sequence[str], width: int) -> str:
 
 
 def machine() -> str:
-    """The machine in words, for measured figures: the cores this process may use, and whose they are."""
-    import os
-    import platform
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores}-core {_processor()} ({platform.machine()})"
-
-
-def _processor() -> str:
-    """The processor's own name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names and names[0] else "CPU"
+    """The machine in words, for measured figures."""
+    return processor()
 
 
 def save_figure(fig: "Figure", table: "pd.DataFrame", stem: str | Path) -> None:
