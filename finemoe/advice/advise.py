@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 
 from finemoe.advice.machine import Machine, machine_facts, sized
-from finemoe.advice.predictability import learned_recalls, recalls_of, simple_recalls
+from finemoe.advice.predictability import learned_recalls, of_decoding, recalls_of, simple_recalls
 from finemoe.advice.result import Advice
 from finemoe.advice.sample import Sample, sample_of
 from finemoe.advice.sensitivity import sensitivity_rows
 from finemoe.advice.sizes import asked_slots, curve_slots, timed_slots
 from finemoe.advice.systems import ALL, BELADY_RULE, FINEMOE, PREFETCHING, RESIDENT, RULES
 from finemoe.advice.timing import Reports, time_rows, timed_reports
-from finemoe.advice.usage import concentration_rows, decoded, request_rows, reuse_rows, working_set_rows
+from finemoe.advice.usage import concentration_rows, decode_steps, decoded, request_rows, reuse_rows, working_set_rows
 from finemoe.advice.verdict import Recommendation, cliff, knee, limits_at, prefetch_rows, recommended
 from finemoe.advice.warnings import warnings_of
 from finemoe.errors import FinemoeError
 from finemoe.intervals import bootstrap_ratio
+from finemoe.plain import whole_number
 from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.curves import HitCurve, hit_curves
 from finemoe.simulation.knowledge import Knowledge
@@ -62,8 +63,7 @@ def advise(
     Raises:
         FinemoeError: the trace is empty, an argument is out of range, or the model's sizes are not known.
     """
-    if not trace.num_rows:
-        raise FinemoeError("the trace holds no tokens; there is nothing to advise on")
+    _require_sensible(trace, expert_memories, prefetch_distance, served_rows, history_rows, seed)
     distance = min(_DISTANCE, trace.num_layers) if prefetch_distance is None else prefetch_distance
     size, machine, notes = _sized(trace, model, hardware, context, expert_bits)
     slots = _slots(trace, expert_memories, size, machine)
@@ -79,13 +79,43 @@ def advise(
         trace=_trace_facts(trace, size),
         **_usage(trace),
         **_hit_rates(trace, curves, seed),
+        slots=list(slots),
         predictability=recalls,
         machine=None if machine is None else machine_facts(machine),
         **timed,
         left_out=missing,
-        notes=[*sample.notes, *notes],
+        notes=[*sample.notes, *notes, *_notes(trace, distance)],
         warnings=warnings_of(trace, sample.served, curves["lru"], chosen),
     )
+
+
+def _require_sensible(
+    trace: RoutingTrace, memories: Any, prefetch_distance: int | None, served_rows: int, history_rows: int, seed: int
+) -> None:
+    if not trace.num_rows:
+        raise FinemoeError("the trace holds no tokens; there is nothing to advise on")
+    for name, value, least in (("served_rows", served_rows, 1), ("history_rows", history_rows, 1), ("seed", seed, 0)):
+        whole_number(name, value, least)
+    if isinstance(memories, str):
+        raise FinemoeError(f"expert_memories is {memories!r}; give a list of sizes, such as [{memories!r}]")
+    if prefetch_distance is not None and not 1 <= prefetch_distance <= trace.num_layers:
+        raise FinemoeError(f"prefetch_distance is {prefetch_distance}; the trace has {trace.num_layers} layers")
+
+
+def _notes(trace: RoutingTrace, distance: int) -> list[str]:
+    """What a reader of the numbers should know of the trace."""
+    found, steps = [], decode_steps(trace)
+    if not steps:
+        found.append("the trace has only prompts: working set, reuse and recall are of prompt tokens")
+    elif (tokens := _tokens_per_step(trace)) > 1:
+        found.append(f"a decode step yields {tokens:.3g} tokens on average, as recorded: times per token are times per step")
+    if distance >= trace.num_layers:
+        found.append(f"no layer is {distance} layers ahead of another: systems that predict at that distance predict nothing")
+    return found
+
+
+def _tokens_per_step(trace: RoutingTrace) -> float:
+    return float((trace.phase == DECODE).sum()) / max(1, decode_steps(trace))
 
 
 def _sized(
@@ -96,10 +126,12 @@ def _sized(
         raise FinemoeError(f"context is {context}; it is a number of tokens, at least 0")
     if expert_bits is not None and not 0 < expert_bits <= 64:
         raise FinemoeError(f"expert_bits is {expert_bits:g}; a weight takes more than 0 bits and at most 64")
-    if hardware is None and model is None:
+    if context and hardware is None:
+        raise FinemoeError("context takes time and memory on a machine; say on which with hardware")
+    if hardware is None and model is None and expert_bits is None:
         try:
-            size, notes = sized(trace, None, expert_bits)
-        except FinemoeError:
+            size, notes = sized(trace, None)
+        except FinemoeError:  # hit rates do not need it
             return None, None, ()
         return size, None, notes
     size, notes = sized(trace, model, expert_bits)
@@ -112,42 +144,57 @@ def _sized(
 def _slots(
     trace: RoutingTrace, memories: Sequence[float | int | str], size: ModelSize | None, machine: Machine | None
 ) -> list[int]:
-    count = trace.num_layers * trace.num_experts
+    count, devices = trace.num_layers * trace.num_experts, 1 if machine is None else machine.testbed.devices
     if not memories:
-        return timed_slots(trace.num_layers, trace.num_experts, trace.top_k)
-    devices = 1 if machine is None else machine.testbed.devices
-    return asked_slots(memories, None if size is None else size.expert_bytes, count, devices)
+        sizes = timed_slots(trace.num_layers, trace.num_experts, trace.top_k)
+        return sizes if machine is None else sorted({machine.whole(slots) for slots in sizes})
+    each = _expert_bytes(trace, size)
+    if each is None and not all(isinstance(memory, float) for memory in memories):
+        raise FinemoeError("expert memory in bytes needs the size of an expert: name the model, or give a share such as 0.25")
+    return asked_slots(memories, each, count, devices)
+
+
+def _expert_bytes(trace: RoutingTrace, size: ModelSize | None) -> int | None:
+    """Of one expert, as the model or the trace says."""
+    return max(trace.expert_bytes, default=None) if size is None else size.expert_bytes
 
 
 def _recalls(
     sample: Sample, known: Knowledge, reports: Reports, names: Sequence[str], distance: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Of simple predictors, of FineMoE at several distances, and of the other systems at one."""
+    """Of simple predictors, of FineMoE at several distances, and of the other systems at one; on decoded tokens."""
     distances = tuple(ahead for ahead in _DISTANCES if ahead < sample.served.num_layers)
-    others = [name for name in names if name != FINEMOE]
-    replayed = recalls_of(reports, distance, others)
-    to_ask = {name: PREFETCHING[name] for name in names if name == FINEMOE or not reports}
-    return simple_recalls(sample, seed) + learned_recalls(sample, known, to_ask, distances, distance, seed) + replayed
+    tokens = of_decoding(sample)
+    is_replayed = bool(reports) and tokens.served.num_rows == sample.served.num_rows
+    replayed = recalls_of(reports, distance, [name for name in names if name != FINEMOE]) if is_replayed else []
+    to_ask = {name: PREFETCHING[name] for name in names if name == FINEMOE or not is_replayed}
+    return simple_recalls(sample, seed) + learned_recalls(tokens, known, to_ask, distances, distance, seed) + replayed
 
 
 def _curves(trace: RoutingTrace, served: RoutingTrace, slots: Sequence[int]) -> dict[str, HitCurve]:
-    return hit_curves(served, RULES, curve_slots(trace.num_layers, trace.num_experts, trace.top_k, slots))
+    sizes = curve_slots(trace.num_layers, trace.num_experts, trace.top_k, slots)
+    try:
+        return hit_curves(served, RULES, sizes)
+    except MemoryError as error:
+        shape = f"{trace.num_layers} layers x {trace.num_experts} experts"
+        raise FinemoeError(f"{shape} need more memory than there is; is the number of experts right?") from error
 
 
 def _trace_facts(trace: RoutingTrace, size: ModelSize | None) -> dict[str, Any]:
-    count, is_decode = trace.num_layers * trace.num_experts, trace.phase == DECODE
+    count, each = trace.num_layers * trace.num_experts, _expert_bytes(trace, size)
     return {
         "model": size.name if size is not None else trace.model,
         "requests": trace.num_requests,
         "tokens": trace.num_rows,
-        "decode_steps": int(is_decode.sum()),
+        "decode_steps": decode_steps(trace),
+        "tokens_per_step": _tokens_per_step(trace),
         "layers": trace.num_layers,
         "experts": trace.num_experts,
         "top_k": trace.top_k,
         "has_weights": trace.has_weights,
         "all_experts": count,
-        "expert_bytes": None if size is None else size.expert_bytes,
-        "all_experts_bytes": None if size is None else size.expert_bytes * count,
+        "expert_bytes": each,
+        "all_experts_bytes": None if each is None else each * count,
     }
 
 
@@ -164,7 +211,8 @@ def _usage(trace: RoutingTrace) -> dict[str, Any]:
 def _hit_rates(trace: RoutingTrace, curves: dict[str, HitCurve], seed: int) -> dict[str, Any]:
     causal = [curve for name, curve in curves.items() if name != BELADY_RULE]
     best = max(causal, key=lambda curve: float(curve.hit_rates.mean()))
-    knees = {curve.rule: knee(curve) for curve in (curves["lru"], best)}
+    evenly = curve_slots(trace.num_layers, trace.num_experts, trace.top_k, ())
+    knees = {curve.rule: knee(curve, evenly) for curve in (curves["lru"], best)}
     return {
         "hit_rates": [row for curve in curves.values() for row in _curve_rows(curve, trace, seed)],
         "cliff": cliff(curves["lru"], trace.num_layers, trace.top_k),
@@ -211,7 +259,7 @@ def _timed(
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], Recommendation | None]:
     """What was timed, by the names of `Advice`, and what is recommended."""
-    rows = time_rows(reports, machine, seed)
+    rows = time_rows(reports, machine, _tokens_per_step(served), seed)
     found: dict[str, Any] = {"times": rows, "prefetching": prefetch_rows(rows, reports, seed)}
     chosen = recommended(rows)
     if chosen is not None:

@@ -39,6 +39,11 @@ class Machine:
         first = int(self.testbed.memory_bytes) - self.size.resident_bytes - self.kv_cache_bytes
         return max(0, first) * self.testbed.devices
 
+    def whole(self, slots: float) -> int:
+        """Of so many slots those that the devices can share equally, at least one each; all experts if there are no more."""
+        count, devices = self.size.num_layers * self.size.num_experts, self.testbed.devices
+        return count if slots >= count else min(count, max(1, int(slots / devices + 1e-9)) * devices)
+
     def fits(self, slots: int) -> bool:
         """Whether caches of so many experts in all have room."""
         share = slots / (self.size.num_layers * self.size.num_experts)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,12 @@ HINDSIGHT, HISTORY, PROMPT, SO_FAR, LAST = (
 )
 CHANCE = "chance"
 _ANY_MEMORY = 0.5  # recall does not depend on it
+
+
+def of_decoding(sample: Sample) -> Sample:
+    """The sample without prompts, on which systems are scored like simple predictors: the sets of a prompt are large, and a large
+    set is easily predicted."""
+    return replace(sample, served=decoded(sample.served))
 
 
 def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
@@ -85,7 +92,8 @@ def _hits(sample: Sample, served: RoutingTrace) -> dict[str, np.ndarray]:
     if sample.history is not None:
         lists[HISTORY] = usage_counts(decoded(sample.history))
     is_named = {name: _most_used(counts, served.top_k) for name, counts in lists.items()}
-    has_prompts = (sample.served.phase == PREFILL).any()
+    first_rows = sample.served.offsets[:-1]
+    has_prompts = served is not sample.served and bool((sample.served.phase[first_rows] == PREFILL).all())
     names = [*lists, *([PROMPT] if has_prompts else []), SO_FAR, LAST]
     hits = {name: np.zeros(served.num_requests) for name in names}
     for request in range(served.num_requests):

@@ -13,7 +13,7 @@ class Advice:
         hit_rates: rows (rule, slots, expert_memory, hit_rate, low, high) with 95 % intervals over requests.
         cliff, knee: `verdict`, of LRU and of the best causal rule. machine: of the times; None without hardware.
         times, prefetching: `timing` and `verdict`. recommendation: None without times, or where nothing fits.
-        limits: lower bounds of the time per token with the recommended slots. sensitivity: `sensitivity`.
+        slots: the sizes considered. limits: times per token to compare the recommendation with. sensitivity: `sensitivity`.
         left_out: systems that the trace cannot drive, with the reason. notes, warnings: sentences.
     """
 
@@ -26,6 +26,7 @@ class Advice:
     hit_rates: list[dict[str, Any]]
     cliff: dict[str, Any]
     knee: dict[str, Any]
+    slots: list[int] = field(default_factory=list)
     machine: dict[str, Any] | None = None
     times: list[dict[str, Any]] = field(default_factory=list)
     prefetching: list[dict[str, Any]] = field(default_factory=list)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from finemoe.simulation.knowledge import Knowledge
-from finemoe.traces import RoutingTrace
+from finemoe.traces import DECODE, RoutingTrace
 
 FEWEST_REQUESTS = 5  # of which a few can be served while others are the history
 STORE_CAPACITY = 1000  # C, maps
 _HISTORY_SHARE = 0.7
+_LEAST_CUT = 0.2  # of the rows that are taken
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def sample_of(trace: RoutingTrace, served_rows: int, history_rows: int, seed: in
     """Requests to serve and requests to know beforehand, never the same: the trace's own splits, or 3 and 7 of 10 by request.
 
     Args:
-        served_rows, history_rows: about how many rows (tokens) of each are taken, whole requests drawn at random; a request that
-            alone is longer is cut.
+        served_rows, history_rows: at most how many rows (tokens) of each are taken, requests drawn at random, of which the last
+            may be cut.
         seed: of the draw.
     """
     rng = np.random.default_rng(seed)
@@ -61,21 +62,32 @@ def _split(trace: RoutingTrace, rng: np.random.Generator) -> tuple[RoutingTrace,
 
 
 def _drawn(trace: RoutingTrace, num_rows: int, rng: np.random.Generator) -> RoutingTrace:
-    """Whole requests at random, until there are so many rows; at least one, whose rows are cut at the end of an iteration."""
+    """Whole requests at random, as long as they fit into so many rows. The first that does not is cut to what is left, if that is
+    more than a fifth of all: long requests are as likely as short ones."""
     if trace.num_rows <= num_rows:
         return trace
-    order = rng.permutation(trace.num_requests)
-    ends = np.cumsum(np.diff(trace.offsets)[order])
-    count = max(1, int(np.searchsorted(ends, num_rows, side="right")))
-    drawn = trace.select(np.sort(order[:count]))
-    return drawn if drawn.num_rows <= num_rows or count > 1 else _cut(drawn, num_rows)
+    order, lengths = rng.permutation(trace.num_requests), np.diff(trace.offsets)
+    count = int(np.searchsorted(np.cumsum(lengths[order]), num_rows, side="right"))
+    left = num_rows - int(lengths[order[:count]].sum())
+    if left <= _LEAST_CUT * num_rows:
+        return trace.select(np.sort(order[:count]))
+    chosen = np.sort(order[: count + 1])
+    pieces = [_beginning(trace, request, left if request == order[count] else lengths[request]) for request in chosen.tolist()]
+    return trace.arranged(np.concatenate(pieces), np.cumsum([0, *map(len, pieces)]))
 
 
-def _cut(trace: RoutingTrace, num_rows: int) -> RoutingTrace:
-    """The first rows of a single request; of an iteration that does not fit, nothing, but of the first, which is cut itself."""
-    step = trace.step
-    bound = num_rows if step[num_rows] == step[0] else int(np.searchsorted(step, step[num_rows]))
-    return trace.arranged(np.arange(bound), np.array([0, bound]))
+def _beginning(trace: RoutingTrace, request: int, num_rows: int) -> np.ndarray:
+    """So many rows of a request, or a few less: of a prompt at most half of them if tokens were decoded, and whole iterations."""
+    rows = np.arange(*trace.rows_of(request).indices(trace.num_rows))
+    if len(rows) <= num_rows:
+        return rows
+    decoded = rows[trace.phase[rows] == DECODE]
+    prompt = rows[: min(len(rows) - len(decoded), max(1, num_rows // 2) if len(decoded) else num_rows)]
+    kept = decoded[: num_rows - len(prompt)]
+    if len(kept) < len(decoded) and len(kept):
+        is_next = trace.step[kept] == trace.step[decoded[len(kept)]]  # an iteration is not cut, unless there is no other
+        kept = kept if is_next.all() else kept[~is_next]
+    return np.concatenate([prompt, kept])
 
 
 def _amount(trace: RoutingTrace) -> str:

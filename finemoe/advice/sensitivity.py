@@ -40,14 +40,17 @@ def _machines(machine: Machine, advice: Recommendation) -> Iterator[tuple[Machin
     """Machines, and the sizes replayed on each with what they stand for."""
     count = machine.size.num_layers * machine.size.num_experts
     slots = advice.slots
-    here = [(slots, "as it is"), *((_bounded(slots * factor, count), f"expert memory x {factor:g}") for factor in _FACTORS)]
-    yield machine, here
+    sizes = [machine.whole(slots * factor) for factor in _FACTORS]
+    yield machine, [(slots, "as it is"), *((size, f"expert memory x {size / slots:.2g}") for size in sizes if size != slots)]
     for factor in _FACTORS:
         yield _with_link(machine, factor), [(slots, f"link x {factor:g}")]
     for bits in _other_bits(machine):
         size = replace(machine.size, packed_bytes=max(1, machine.size.expert_params * bits // 8))
-        same = slots * machine.size.expert_bytes / size.expert_bytes
-        yield replace(machine, size=size), [(_bounded(same, count), f"experts in {bits} bits, the same bytes")]
+        same = machine.whole(slots * machine.size.expert_bytes / size.expert_bytes)
+        what = (
+            "all experts" if same == count and slots * machine.size.expert_bytes > same * size.expert_bytes else "the same bytes"
+        )
+        yield replace(machine, size=size), [(same, f"experts in {bits} bits, {what}")]
 
 
 def _with_link(machine: Machine, factor: float) -> Machine:
@@ -59,10 +62,6 @@ def _with_link(machine: Machine, factor: float) -> Machine:
 def _other_bits(machine: Machine) -> Sequence[int]:
     now = 8 * machine.size.expert_bytes / machine.size.expert_params
     return [bits for bits in _BITS if abs(now - bits) > 0.5]
-
-
-def _bounded(slots: float, count: int) -> int:
-    return min(count, max(1, int(slots)))
 
 
 def _tpot_s(report: Any) -> float:

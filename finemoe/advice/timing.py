@@ -42,13 +42,15 @@ def timed_reports(
     return {(name, of_share[share]): report for (name, share), report in reports.items()}
 
 
-def time_rows(reports: Reports, machine: Machine, seed: int = 0) -> list[dict[str, Any]]:
+def time_rows(reports: Reports, machine: Machine, tokens_per_step: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
     """What was timed.
 
+    Args:
+        tokens_per_step: of a decode step: 1, unless requests of a batch were recorded together.
     Returns:
         Rows (system, slots, expert_memory, bytes, fits, tpot_s, low, high, tokens_per_s, ttft_s, stalled, hit_rate, recall_at_k):
         expert_memory a share of all experts, bytes over all devices, fits whether that has room beside the rest of the model;
-        tpot_s the mean time of a token after the first with its 95 % interval over requests; ttft_s the mean time of a prompt;
+        tpot_s the mean time of a decode step with its 95 % interval over requests; ttft_s the mean time of a prompt;
         stalled the share of all time in which inference waited for weights.
     """
     count = machine.size.num_layers * machine.size.num_experts
@@ -59,7 +61,7 @@ def time_rows(reports: Reports, machine: Machine, seed: int = 0) -> list[dict[st
             "expert_memory": slots / count,
             "bytes": slots * machine.size.expert_bytes,
             "fits": machine.fits(slots),
-            **_times(report, seed),
+            **_times(report, tokens_per_step, seed),
         }
         for (system, slots), report in reports.items()
     ]
@@ -78,7 +80,7 @@ def time_ratio(one: Report, other: Report, seed: int = 0) -> Interval:
     return bootstrap_ratio(seconds[steps > 0], others[steps > 0], seed=seed)
 
 
-def _times(report: Report, seed: int) -> dict[str, float]:
+def _times(report: Report, tokens_per_step: float, seed: int) -> dict[str, float]:
     seconds, steps = decode_seconds(report)
     interval = bootstrap_ratio(seconds[steps > 0], steps[steps > 0], seed=seed)
     total_s = float(seconds.sum()) + report.num_prefills * float(np.nan_to_num(report.ttft_s))
@@ -86,7 +88,7 @@ def _times(report: Report, seed: int) -> dict[str, float]:
         "tpot_s": report.tpot_s,
         "low": float(interval.low),
         "high": float(interval.high),
-        "tokens_per_s": 1 / report.tpot_s,
+        "tokens_per_s": tokens_per_step / report.tpot_s,
         "ttft_s": report.ttft_s,
         "stalled": report.stall_s / total_s,
         "hit_rate": report.hit_rate,

@@ -1,5 +1,6 @@
 """What tokens use: how many experts over so many tokens, how soon again, and how unequally."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,14 @@ _BLOCK_ROWS = 4096
 def decoded(trace: RoutingTrace) -> RoutingTrace:
     """The trace without its prefills; a trace of nothing else, as it is."""
     return trace.decode() if (trace.phase == DECODE).any() else trace
+
+
+def decode_steps(trace: RoutingTrace) -> int:
+    """Iterations that decode, of which each yields a token, or, where requests were recorded together, several."""
+    is_decode = trace.phase == DECODE
+    owners = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))[is_decode]
+    step = trace.step[is_decode]
+    return int(len(step) > 0) + int(np.count_nonzero((np.diff(owners) != 0) | (np.diff(step) != 0)))
 
 
 def working_set_rows(trace: RoutingTrace, windows: tuple[int, ...] = _WINDOWS) -> list[dict[str, Any]]:
@@ -65,8 +74,8 @@ def reuse_rows(trace: RoutingTrace, within: tuple[int, ...] = (1, 2, 4, 8, 16, 3
         Rows (tokens, share): the share of uses that come at most so many tokens after the last one of the same expert.
     """
     gaps = np.zeros(max(within) + 1, dtype=np.int64)
-    for request in range(trace.num_requests):
-        _count_gaps(trace.expert_ids[trace.rows_of(request)].astype(np.int64), trace.num_experts, gaps)
+    for request, layer in itertools.product(range(trace.num_requests), range(trace.num_layers)):
+        _count_gaps(trace.expert_ids[trace.rows_of(request), layer].astype(np.int64), gaps)
     total = trace.expert_ids.size
     return [{"tokens": tokens, "share": float(gaps[1 : tokens + 1].sum() / total)} for tokens in within]
 
@@ -120,15 +129,13 @@ def _inequality(shares: np.ndarray) -> dict[str, float]:
     return {"entropy_bits": entropy, "effective": 2.0**entropy, **tops, "gini": gini}
 
 
-def _count_gaps(ids: np.ndarray, num_experts: int, gaps: np.ndarray) -> None:
-    """Adds, for every use of one request's rows, ids [n, L, K], the tokens since the last use of that expert, where there is one
-    and it is not longer ago than `gaps` counts."""
-    num_rows, num_layers, top_k = ids.shape
-    flat = (ids + np.arange(num_layers)[:, None] * num_experts).reshape(-1)
-    rows = np.repeat(np.arange(num_rows), num_layers * top_k)
-    order = np.lexsort((rows, flat))
-    flat, rows = flat[order], rows[order]
-    since = np.diff(rows)[flat[1:] == flat[:-1]]
+def _count_gaps(ids: np.ndarray, gaps: np.ndarray) -> None:
+    """Adds, for every use in one layer by one request's rows, ids [n, K], the tokens since the last use of that expert, where
+    there is one and it is not longer ago than `gaps` counts."""
+    experts, rows = ids.reshape(-1), np.repeat(np.arange(len(ids)), ids.shape[1])
+    order = np.argsort(experts, kind="stable")  # rows ascend within an expert
+    experts, rows = experts[order], rows[order]
+    since = np.diff(rows)[experts[1:] == experts[:-1]]
     gaps += np.bincount(since[since < len(gaps)], minlength=len(gaps))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from finemoe.advice.sample import FEWEST_REQUESTS
 from finemoe.advice.systems import LIMITS, ON_DEMAND, ORACLE, PREFETCHING, RESIDENT
 from finemoe.advice.timing import Reports, time_ratio
 from finemoe.simulation.curves import HitCurve
@@ -39,8 +40,9 @@ class Recommendation:
 
 
 def recommended(rows: Sequence[Row]) -> Recommendation | None:
-    """The smallest size at which some system takes at most 10 % longer than the fastest that fits, and the system that is fastest
-    there; where loading ahead gains less than 2 %, the one that loads on demand. None where nothing fits."""
+    """The smallest size at which some system takes at most 10 % longer than the fastest that fits, and the fastest system at
+    that size; if prefetching gains less than 2 % there, the fastest on-demand system, as long as that is within the 10 %, too.
+    None where nothing fits."""
     real = [row for row in rows if row["system"] not in LIMITS and np.isfinite(row["tpot_s"])]
     if not (fitting := [row for row in real if row["fits"]]):
         return None
@@ -50,8 +52,8 @@ def recommended(rows: Sequence[Row]) -> Recommendation | None:
     on_demand = _fastest(row for row in here if row["system"] in ON_DEMAND)
     ahead = [row for row in here if row["system"] in PREFETCHING]
     prefetching = _fastest(ahead) if ahead else None
-    gains = prefetching is not None and prefetching["tpot_s"] * _SIMPLER_WITHIN < on_demand["tpot_s"]
-    row = prefetching if prefetching is not None and gains else on_demand
+    most_s = min(WITHIN * best["tpot_s"], np.inf if prefetching is None else _SIMPLER_WITHIN * prefetching["tpot_s"])
+    row = on_demand if prefetching is None or on_demand["tpot_s"] <= most_s else prefetching
     limited = min(one["tpot_s"] for one in real) * WITHIN < best["tpot_s"]
     return Recommendation(row["system"], slots, row, best, on_demand, prefetching, limited)
 
@@ -61,8 +63,8 @@ def prefetch_rows(rows: Sequence[Row], reports: Reports, seed: int = 0) -> list[
 
     Returns:
         Rows (slots, expert_memory, on_demand, prefetching, ratio, low, high, verdict): ratio of decode times of the same requests
-        with its 95 % interval over them; verdict "pays", "costs", or "cannot be told" where the interval contains 1 or is
-        missing.
+        with its 95 % interval over them; verdict "pays" or "costs" where the interval lies below or above 1, "makes no
+        difference" where it lies within 2 % of 1, else "cannot be told", as with fewer than 5 requests.
     """
     found = []
     for slots in sorted({row["slots"] for row in rows}):
@@ -83,7 +85,7 @@ def prefetch_rows(rows: Sequence[Row], reports: Reports, seed: int = 0) -> list[
                 "ratio": ratio,
                 "low": low,
                 "high": high,
-                "verdict": "pays" if high < 1 else "costs" if low > 1 else "cannot be told",
+                "verdict": _verdict(low, high, len(reports[names[0], slots].requests)),
             }
         )
     return found
@@ -93,25 +95,39 @@ def cliff(curve: HitCurve, num_layers: int, top_k: int) -> dict[str, Any]:
     """Where LRU begins to hit: at one token's cycle, for a layer's experts are only asked for again when all others have run.
 
     Returns:
-        cycle: L·K slots; hit_rate_at: LRU's with that many; hit_rate_before: with the slots of one layer less, K fewer.
+        cycle: L·K slots; hit_rate_at: LRU's with that many; hit_rate_before: with the slots of one layer less, K fewer, 0 where
+        none are left.
     """
     cycle = num_layers * top_k
-    at, before = (float(np.interp(size, curve.slots, curve.hit_rates)) for size in (cycle, cycle - top_k))
+    at, before = (float(np.interp(size, curve.slots, curve.hit_rates, left=0.0)) for size in (cycle, cycle - top_k))
     return {"cycle": cycle, "hit_rate_at": at, "hit_rate_before": before}
 
 
-def knee(curve: HitCurve) -> int:
-    """The size after which more memory brings least: where a curve is highest above the line between its ends (Satopää et al.,
-    Finding a "kneedle" in a haystack, 2011)."""
-    sizes, rates = curve.slots / curve.slots[-1], curve.hit_rates
-    line = rates[0] + (rates[-1] - rates[0]) * (sizes - sizes[0]) / max(sizes[-1] - sizes[0], 1e-12)
-    return int(curve.slots[np.argmax(rates - line)])
+def knee(curve: HitCurve, slots: np.ndarray) -> int:
+    """The size after which the curve is flatter than on average: where it is highest above the line between its ends (Satopää et
+    al., Finding a "kneedle" in a haystack, 2011).
+
+    Args:
+        slots: the sizes that are considered, whatever else the curve has.
+    """
+    is_considered = np.isin(curve.slots, slots)
+    sizes, rates = curve.slots[is_considered], curve.hit_rates[is_considered]
+    line = rates[0] + (rates[-1] - rates[0]) * (sizes - sizes[0]) / max(sizes[-1] - sizes[0], 1)
+    return int(sizes[np.argmax(rates - line)])
 
 
 def limits_at(rows: Sequence[Row], slots: int) -> dict[str, float]:
-    """The least times there could be with so many slots: of who knows what comes d layers ahead, and of who has everything."""
+    """What to compare with: the times of a perfect predictor d layers ahead with so many slots, and of all experts resident."""
     times = {row["system"]: row["tpot_s"] for row in rows if row["slots"] == slots or row["system"] == RESIDENT}
     return {name: times[name] for name in (ORACLE, RESIDENT) if name in times}
+
+
+def _verdict(low: float, high: float, num_requests: int) -> str:
+    if num_requests < FEWEST_REQUESTS or not (np.isfinite(low) and np.isfinite(high)):
+        return "cannot be told"
+    if low >= 1 / _SIMPLER_WITHIN and high <= _SIMPLER_WITHIN:
+        return "makes no difference"
+    return "pays" if high < 1 else "costs" if low > 1 else "cannot be told"
 
 
 def _fastest(rows: Iterable[Row]) -> Row:

@@ -3,10 +3,10 @@
 import numpy as np
 
 from finemoe.advice.sample import FEWEST_REQUESTS
-from finemoe.advice.usage import growth
+from finemoe.advice.usage import decode_steps, growth
 from finemoe.advice.verdict import Recommendation
 from finemoe.simulation.curves import HitCurve
-from finemoe.traces import DECODE, RoutingTrace
+from finemoe.traces import RoutingTrace
 
 _FEWEST_STEPS = 500
 _MOST_GROWTH, _MOST_COLD, _WIDEST = 0.02, 0.2, 0.2
@@ -31,7 +31,7 @@ def _about_requests(served: RoutingTrace) -> str:
 
 
 def _about_steps(trace: RoutingTrace) -> str:
-    count = int((trace.phase == DECODE).sum())
+    count = decode_steps(trace)
     if not count:
         return "the trace has no decode steps, so nothing is known about the time per token"
     steps = f"{count} decode step{'s' * (count != 1)}"
@@ -48,10 +48,11 @@ def _about_growth(trace: RoutingTrace) -> str:
 
 def _about_cold(curve: HitCurve, advice: Recommendation | None) -> str:
     """First demands are missed by every cache; where they are many of all misses, a longer run would look better."""
-    slots = curve.slots[-1] if advice is None else advice.slots
+    if advice is None:
+        return ""
     first = float(curve.accesses.sum() - curve.hits[:, -1].sum())
-    missed = float(curve.accesses.sum()) - float(np.interp(slots, curve.slots, curve.hits.sum(axis=0)))
-    if advice is None or not missed or first / missed <= _MOST_COLD:
+    missed = float(curve.accesses.sum()) - float(np.interp(advice.slots, curve.slots, curve.hits.sum(axis=0)))
+    if not missed or first / missed <= _MOST_COLD:
         return ""
     return f"{first / missed:.0%} of the misses at the recommended size are first uses, which no cache can avoid"
 

@@ -106,12 +106,12 @@ def _print_predictability(advice: Advice) -> None:
 
 def _print_hit_rates(advice: Advice) -> None:
     values = {(row["rule"], row["slots"]): row["hit_rate"] for row in advice.hit_rates}
-    timed = sorted({row["slots"] for row in advice.times}) or sorted({slots for _, slots in values})
+    sizes = [slots for slots in advice.slots if (RULES[0], slots) in values]
     _print_by_size(
         advice,
         "hit rate when experts are loaded on demand, %",
         RULES,
-        timed,
+        sizes,
         lambda rule, slots: f"{100 * values[rule, slots]:.1f}",
     )
 
@@ -142,7 +142,8 @@ def _print_by_size(
     advice: Advice, title: str, names: Sequence[str], sizes: Sequence[int], text: Callable[[str, int], str]
 ) -> None:
     """One row a name, one column a size."""
-    shown = _spread(sizes)
+    chosen = advice.recommendation["slots"] if advice.recommendation else advice.cliff["cycle"]
+    shown = _spread(sizes, {chosen, advice.cliff["cycle"]})
     count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
     heads = [f"{slots / count:.0%}" if each is None else _digits(slots * each / (1 << 30)) for slots in shown]
     table = _table(title, "expert memory" if each is None else "expert memory, GiB", heads)
@@ -156,11 +157,15 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _spread(sizes: Sequence[int]) -> list[int]:
-    """At most so many as fit, evenly among them."""
+def _spread(sizes: Sequence[int], needed: set[int]) -> list[int]:
+    """At most so many as fit: the needed ones, and others evenly among them."""
     if len(sizes) <= _NUM_SIZES:
         return list(sizes)
-    return [sizes[round(place * (len(sizes) - 1) / (_NUM_SIZES - 1))] for place in range(_NUM_SIZES)]
+    evenly = [sizes[round(place * (len(sizes) - 1) / (_NUM_SIZES - 1))] for place in range(_NUM_SIZES)]
+    for size in sorted(needed & set(sizes) - set(evenly)):
+        nearest = min(set(evenly[1:-1]) - needed, key=lambda one: (abs(one - size), one))
+        evenly[evenly.index(nearest)] = size
+    return sorted(evenly)
 
 
 def _table(title: str, name: str, columns: Sequence[str]) -> Any:

@@ -15,7 +15,7 @@ from finemoe.errors import FinemoeError
 from finemoe.extras import module_of_extra
 
 _NONE = list[str]()  # the default of an option that may be given several times
-_HERE = "here"
+_HERE, _HERE_FILE = "here", Path("here.yaml")
 
 
 def advise(
@@ -38,7 +38,7 @@ def advise(
     history_tokens: Annotated[int, typer.Option(help="about how many tokens learning systems know beforehand", min=1)] = 15000,
     prefetch_distance: Distance = None,
     format: Annotated[str | None, typer.Option(help="of a foreign trace, if it is not recognised")] = None,
-    experts: Annotated[int | None, typer.Option(help="how many experts a layer has, if a foreign trace does not say")] = None,
+    experts: Annotated[int | None, typer.Option(help="of a layer, if a foreign trace does not say how many", min=1)] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -103,8 +103,10 @@ def _testbed(hardware: str | None, link: str | None) -> Any:
     if hardware == _HERE:
         from finemoe.advice.this_machine import write_testbed
 
+        if _HERE_FILE.exists():
+            raise FinemoeError(f"{_HERE_FILE} is there already: --hardware {_HERE_FILE} takes it, or remove it to measure anew")
         _say("measuring this machine")
-        testbed = write_testbed(Path("here.yaml"))
+        testbed = write_testbed(_HERE_FILE)
         typer.echo("here.yaml: what was measured of this machine; --hardware here.yaml takes it again", err=True)
     else:
         testbed = Testbed.load(hardware)

@@ -14,7 +14,7 @@ SYSTEMS = (
 Model = Annotated[str, typer.Option("--model", "-m", help="a miniature's name, a local folder, or a hub id")]
 Distance = Annotated[int | None, typer.Option(help="layers ahead; default: 3, or as many as there are", min=1)]
 Capacity = Annotated[int, typer.Option(help="maps in the store", min=1)]
-Seed = Annotated[int, typer.Option(help="of policies that draw")]
+Seed = Annotated[int, typer.Option(help="of policies that draw", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 

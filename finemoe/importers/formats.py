@@ -40,7 +40,7 @@ def import_trace(path: Path, format: str | None, options: Options) -> Imported:
     with named(path):
         name = format or _format_of(path)
         if name == own_trace.NAME:
-            return Imported(own_trace.load(path), name, "stated in the file")
+            return Imported(own_trace.load(path, options), name, "stated in the file")
         found = _module(name).read(path, options)
         trace, experts_from, notes = trace_of(found, options)
     return Imported(trace, name, experts_from, notes)

@@ -8,9 +8,11 @@ import pytest
 
 import finemoe
 from finemoe.advice.machine import Machine, sized
+from finemoe.advice.predictability import PROMPT
 from finemoe.advice.sentences import sentences
 from finemoe.advice.sizes import asked_slots, curve_slots, timed_slots
-from finemoe.advice.systems import ALL, ON_DEMAND, RESIDENT, RULES
+from finemoe.advice.systems import ALL, LIMITS, ON_DEMAND, RESIDENT, RULES
+from finemoe.cache.capacity import slots_per_device
 from finemoe.errors import FinemoeError
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.replay import sweep
@@ -172,6 +174,11 @@ def test_sizes_that_are_asked_for():
         ({"model": "no-such-model"}, "unknown model"),
         ({"hardware": "no-such-machine"}, "no testbed"),
         ({"expert_memories": [1.5]}, r"share must lie in \(0, 1\]"),
+        ({"expert_memories": "0.5"}, "give a list of sizes"),
+        ({"seed": -1}, "seed is -1"),
+        ({"served_rows": 0}, "served_rows is 0"),
+        ({"prefetch_distance": 99}, "the trace has 32 layers"),
+        ({"context": 10}, "say on which with hardware"),
     ],
 )
 def test_bad_input_is_one_line(trace, told, message):
@@ -186,6 +193,63 @@ def test_sizes_that_nobody_knows_need_a_model():
     assert finemoe.advise(strange).trace["expert_bytes"] is None
     with pytest.raises(FinemoeError, match="say which model is meant"):
         finemoe.advise(strange, hardware="rtx4090")
+
+
+def test_sizes_on_several_devices_are_those_replayed(trace):
+    found = finemoe.advise(
+        trace, hardware=replace(Testbed.load("6x-rtx3090"), memory_bytes=1e11), served_rows=40, history_rows=40
+    )
+    sizes = {row["slots"] for row in found.times}
+    assert all(slots % 6 == 0 or slots == COUNT for slots in sizes)
+    for row in found.times:
+        assert slots_per_device(row["expert_memory"], None, COUNT, 6) * 6 in (row["slots"], 43 * 6)
+
+
+def test_the_call_gives_the_slots_that_are_recommended(advice):
+    share = float(sentences(advice)[1].split("expert_memory=")[1].split(",")[0])
+    assert slots_per_device(share, None, COUNT) == advice.recommendation["slots"]
+
+
+def test_a_batch_is_counted_in_steps_and_its_tokens_too(trace):
+    rows, half = np.arange(trace.num_rows), trace.num_rows // 2
+    batch = trace.arranged(
+        rows, np.array([0, half, trace.num_rows]), np.tile(np.repeat(np.arange(half // 4), 4), 2).astype(np.int32)
+    )
+    found = finemoe.advise(batch, hardware="rtx4090", expert_memories=[0.1])
+    assert (found.trace["decode_steps"], found.trace["tokens_per_step"]) == (trace.num_rows // 4, 4.0)
+    assert all(row["tokens_per_s"] == pytest.approx(4 / row["tpot_s"]) for row in found.times)
+    assert any("4 tokens on average" in note for note in found.notes)
+
+
+def test_systems_are_scored_on_decoded_tokens(trace):
+    """Prompts stand before them in the history, and are left out of what is served."""
+    step = np.tile(np.maximum(0, np.arange(16) - 7), trace.num_requests)
+    mixed = trace.arranged(np.arange(trace.num_rows), trace.offsets, step.astype(np.int32), (step > 0).astype(np.uint8))
+    mixed = replace(mixed, splits=("served",) * 4 + ("history",) * 8)
+    recalls = {(row["predictor"], row["distance"]): row["recall"] for row in finemoe.advise(mixed).predictability}
+    served = mixed.split("served").decode()
+    report = finemoe.replay(served, "moe-infinity", 0.5, history=mixed.split("history"), prefetch_distance=3)
+    assert recalls["MoE-Infinity", 3] == pytest.approx(report.recall_at_k)
+    assert (PROMPT, None) in recalls
+    assert all(name != PROMPT for name, _ in recalls_of(mixed.decode()))
+
+
+def recalls_of(trace: RoutingTrace) -> list[tuple[str, int | None]]:
+    return [(row["predictor"], row["distance"]) for row in finemoe.advise(trace).predictability]
+
+
+def test_a_trace_says_what_an_expert_takes_without_a_model():
+    ids = np.zeros((6, 2, 1), dtype=int)
+    strange = RoutingTrace.from_topk(ids, np.ones(ids.shape), [0, 3, 6], 5, expert_bytes=(1000, 2000))
+    found = finemoe.advise(strange, expert_memories=["6kB"])
+    assert (found.trace["expert_bytes"], found.slots) == (2000, [3])
+
+
+def test_more_memory_would_pay_is_said_of_what_does_not_fit(advice):
+    text = next(text for text in sentences(advice) if text.startswith("More memory"))
+    fastest = min((row for row in advice.times if not row["fits"] and row["system"] not in LIMITS), key=lambda row: row["tpot_s"])
+    assert fastest["system"] in text
+    assert f"{fastest['tpot_s'] * 1e3:.1f}" in text
 
 
 def test_an_empty_trace_is_refused():

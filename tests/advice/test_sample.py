@@ -32,7 +32,7 @@ def test_the_traces_own_splits_are_kept():
 
 def test_a_draw_is_of_whole_requests_and_seeded():
     trace = made([10] * 100)
-    sample = sample_of(trace, served_rows=95, history_rows=55)
+    sample = sample_of(trace, served_rows=95, history_rows=55)  # what is left is less than a fifth
     assert (sample.served.num_requests, sample.history.num_requests) == (9, 5)
     assert sample.served.request_ids == sample_of(trace, 95, 55).served.request_ids
     assert sample.served.request_ids != sample_of(trace, 95, 55, seed=1).served.request_ids
@@ -45,7 +45,33 @@ def test_few_requests_are_all_served():
     assert "start empty" in sample.notes[0]
 
 
-@pytest.mark.parametrize(("prompt", "taken"), [(0, 30), (5, 30), (50, 30)])
-def test_a_request_that_is_too_long_is_cut_at_an_iteration_or_within_its_prompt(prompt, taken):
+def rows_of(trace: RoutingTrace) -> list[tuple[int, int]]:
+    """(phase, step) of every row."""
+    return list(zip(trace.phase.tolist(), trace.step.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("prompt", "prompt_rows"), [(0, 0), (5, 5), (50, 15)])
+def test_a_request_that_is_too_long_is_cut_and_keeps_decode_steps(prompt, prompt_rows):
     sample = sample_of(made([100], prompt=prompt), served_rows=30, history_rows=30)
-    assert sample.served.num_rows == taken
+    rows = rows_of(sample.served)
+    assert len(rows) == 30
+    assert sum(phase == PREFILL for phase, _ in rows) == prompt_rows
+    assert sum(phase == DECODE for phase, _ in rows) == 30 - prompt_rows
+
+
+def test_a_prompt_alone_is_cut():
+    trace = made([100], prompt=100)
+    assert sample_of(trace, served_rows=30, history_rows=30).served.num_rows == 30
+
+
+def test_steps_of_several_rows_are_not_cut():
+    ids = np.zeros((40, 1, 1), dtype=int)
+    trace = RoutingTrace.from_topk(ids, np.ones(ids.shape), [0, 40], 2, np.repeat(np.arange(10), 4), np.ones(40, dtype=int))
+    assert sample_of(trace, served_rows=10, history_rows=10).served.num_rows == 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_long_requests_among_short_ones_leave_enough(seed):
+    """The first request that does not fit is cut to what is left."""
+    sample = sample_of(made([10] * 30 + [500] * 30, ("served",) * 59 + ("history",)), 400, 400, seed)
+    assert 320 <= sample.served.num_rows <= 400

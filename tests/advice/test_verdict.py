@@ -65,6 +65,12 @@ def test_a_system_that_prefetches_must_gain_two_percent():
     assert recommended([row(LRU, 20, 100), row(PLUS, 20, 97.5)]).system == PLUS
 
 
+def test_the_named_system_is_within_ten_percent_itself():
+    """On-demand loading is within 2 % of prefetching here, but not within 10 % of the best."""
+    rows = [row(LRU, 20, 11.1), row(FINEMOE, 20, 10.95), row(LRU, 100, 10.0), row(FINEMOE, 100, 10.1)]
+    assert (recommended(rows).system, recommended(rows).slots) == (FINEMOE, 20)
+
+
 def test_bounds_are_never_recommended():
     rows = [row(LRU, 20, 100), row(ORACLE, 20, 10), row(RESIDENT, 100, 5)]
     assert recommended(rows).system == LRU
@@ -84,9 +90,11 @@ def test_without_a_prefetching_system_the_fastest_rule_is_named():
 @pytest.mark.parametrize(
     ("plus_s", "verdict"),
     [
-        ([0.8, 0.9, 0.85, 0.8], "pays"),
-        ([1.3, 1.2, 1.4, 1.3], "costs"),
-        ([0.5, 1.6, 0.6, 1.5], "cannot be told"),
+        ([0.8, 0.9, 0.85, 0.8, 0.9], "pays"),
+        ([0.8, 0.9, 0.85, 0.8], "cannot be told"),
+        ([0.99, 0.995, 0.99, 0.992, 0.99], "makes no difference"),
+        ([1.3, 1.2, 1.4, 1.3, 1.3], "costs"),
+        ([0.5, 1.6, 0.6, 1.5, 0.9], "cannot be told"),
         ([0.5], "cannot be told"),
     ],
 )
@@ -115,9 +123,20 @@ def curve(rates: list[float], slots: list[int]) -> HitCurve:
 def test_the_knee_is_where_the_curve_is_farthest_above_its_chord():
     sizes = np.arange(1, 101)
     rates = np.minimum(1.0, sizes / 30)
-    assert knee(curve(rates.tolist(), sizes.tolist())) == 30
+    assert knee(curve(rates.tolist(), sizes.tolist()), sizes) == 30
+
+
+def test_the_knee_does_not_move_with_sizes_that_were_asked_for():
+    sizes = np.arange(10, 101, 10)
+    rates = np.minimum(1.0, sizes / 37).tolist()
+    assert knee(curve([0.0, *rates], [1, *sizes.tolist()]), sizes) == knee(curve(rates, sizes.tolist()), sizes)
 
 
 def test_the_cliff_is_one_tokens_cycle():
     found = cliff(curve([0.0, 0.5, 0.7], [6, 8, 10]), num_layers=4, top_k=2)
     assert found == {"cycle": 8, "hit_rate_at": pytest.approx(0.5), "hit_rate_before": pytest.approx(0.0)}
+
+
+def test_with_one_layer_nothing_is_left_before_the_cliff():
+    found = cliff(curve([0.2, 0.5], [1, 2]), num_layers=1, top_k=1)
+    assert found == {"cycle": 1, "hit_rate_at": pytest.approx(0.2), "hit_rate_before": 0.0}

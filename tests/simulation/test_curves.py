@@ -124,6 +124,18 @@ def lowest_id_goes(stats, experts, worth):
         worth[place] = experts[place]
 
 
+def nothing_can_be_given_for_it(stats, experts, worth):
+    for place in range(len(experts)):
+        worth[place] = np.inf
+
+
+def test_a_rule_that_finds_everything_priceless_still_makes_room():
+    with naming({"priceless": EvictionRule(nothing_can_be_given_for_it)}):
+        trace, sizes = made(2), list(range(1, ALL + 1))
+        found = hit_curves(trace, ["priceless"], sizes)["priceless"]
+        assert np.array_equal(found.hits, replayed(trace, "priceless", sizes))
+
+
 def fails(stats, experts, worth):
     raise ZeroDivisionError("nothing is worth anything")
 

@@ -89,6 +89,7 @@ def make_advice(machine: bool = True, intervals: bool = True, sizes_known: bool 
             "requests": 6 if intervals else 1,
             "tokens": 1234,
             "decode_steps": 1111,
+            "tokens_per_step": 1.0,
             "layers": LAYERS,
             "experts": EXPERTS,
             "top_k": TOP_K,
