@@ -16,12 +16,13 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from finemoe.runtime.engine import Engine
     from finemoe.traces import RoutingTrace
 
 SHAPES = ((4, 2), (4, 6), (12, 6), (12, 2))  # layers, experts a token; the last one is searched for, too
 TYPICAL_LAYERS = 32  # of large models, over which what a step takes once is spread
 NUM_MAPS = 1000  # that a search goes through
-_STEPS, _PROMPT_TOKENS = 4, 8
+_STEPS, _PROMPT_TOKENS = 5, 8
 _EXPERTS, _WIDTH, _VOCABULARY = 8, 64, 128
 _DISTANCE = 3
 _TRIPS, _TURNS, _PATIENCE_S = 25, 12, 1.0  # the engine itself does what takes less than so many trips (runtime/worker.py)
@@ -46,14 +47,13 @@ def step_overheads(device: "torch.device", dtype: "torch.dtype", rounds: int) ->
     """Measure them.
 
     Args:
-        rounds: in each of which every variant takes some steps.
+        rounds: in each of which every variant generates a few tokens.
     """
     with _variants(device, dtype) as variants:
-        steps = np.array([[variant() for variant in variants] for _ in range(rounds + 1)][1:])  # the first warms up
-    # What else the machine does only adds: of every round the least counts.
-    *plain_s, searching_s = np.median(steps.min(axis=2), axis=0).tolist()
-    num_gates = SHAPES[-1][0] - _DISTANCE
-    return Overheads(*solved(SHAPES, plain_s), search_s=max(0.0, searching_s - plain_s[-1]) / num_gates)
+        steps_s = np.array([[variant() for variant in variants] for _ in range(rounds + 1)][1:])  # the first warms up
+    plain_s = np.median(steps_s[:, :-1], axis=0).tolist()
+    added_s, num_gates = float(np.median(steps_s[:, -1] - steps_s[:, -2])), SHAPES[-1][0] - _DISTANCE
+    return Overheads(*solved(SHAPES, plain_s), search_s=max(0.0, added_s) / num_gates)
 
 
 def solved(shapes: Sequence[tuple[int, int]], steps_s: Sequence[float]) -> tuple[float, float, float]:
@@ -87,7 +87,7 @@ def hand_over_s() -> float:
 
 
 @contextmanager
-def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Callable[[], list[float]]]]:
+def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Callable[[], float]]]:
     """Decode steps of every shape under loading on demand, then of the last shape under FineMoE."""
     import finemoe
 
@@ -99,31 +99,23 @@ def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Cal
         for engine in engines:
             engine.preload()
             stack.enter_context(engine.probe.accounting())
-        yield [steps_of(model, device) for model in models]
+        yield [step_of(engine) for engine in engines]
 
 
-def steps_of(model: Any, device: "torch.device") -> Callable[[], list[float]]:
-    """A call that takes decode steps behind the same tokens, and says how long each took."""
+def step_of(engine: "Engine") -> Callable[[], float]:
+    """A call that generates a few tokens with a tiny model and gives the time of a decode step, as the engine reports it."""
     import torch
 
-    tokens = torch.arange(_PROMPT_TOKENS + 1, device=device)[None]
-    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    with torch.inference_mode():
-        cache = model(input_ids=tokens[:, :_PROMPT_TOKENS], use_cache=True).past_key_values
+    model: Any = engine.model
+    prompt = torch.arange(_PROMPT_TOKENS, device=model.device)[None]
+    told = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 1 + _STEPS, "do_sample": False, "pad_token_id": 0}
 
     def step_s() -> float:
-        begin_s = time.perf_counter()
-        model(input_ids=tokens[:, _PROMPT_TOKENS:], past_key_values=cache, use_cache=True)
-        finish()
-        end_s = time.perf_counter()
-        cache.crop(-1)
-        return end_s - begin_s
+        engine.reset_counters()
+        model.generate(prompt, **told)
+        return engine.report().tpot_s
 
-    @torch.inference_mode()
-    def steps() -> list[float]:
-        return [step_s() for _ in range(_STEPS)]
-
-    return steps
+    return step_s
 
 
 def tiny_model(num_layers: int, top_k: int, device: "torch.device", dtype: "torch.dtype") -> Any:
@@ -140,6 +132,7 @@ def tiny_model(num_layers: int, top_k: int, device: "torch.device", dtype: "torc
         num_local_experts=_EXPERTS,
         num_experts_per_tok=top_k,
         vocab_size=_VOCABULARY,
+        eos_token_id=None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -20,9 +20,10 @@ import typer
 
 import finemoe
 from finemoe.advice.advise import advise
-from finemoe.advice.machine_steps import tiny_model
+from finemoe.advice.machine_steps import step_of, tiny_model
 from finemoe.advice.systems import ALL
 from finemoe.advice.this_machine import measure_testbed
+from finemoe.advice.usage import usage_counts
 from finemoe.advice.verdict import WITHIN, recommended
 from finemoe.artifact.pipeline.micro_measurements import measure_links
 from finemoe.artifact.pipeline.noise import busy_share
@@ -51,14 +52,16 @@ SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 BAR = WITHIN  # of the least time: how much longer what is advised may take
 _DATASET, _DISTANCE, _DTYPE = "questions", 3, "float32"  # in which miniatures run
 _ENDLESS_BYTES = 1e15
-_REPETITIONS = 10
-_MOST_DELAYED, _ATTEMPTS = 0.05, 3  # how long a cell's threads may have waited for a core, and how often it is measured at most
+_REPETITIONS, _LAYERS, _TOP_K = 10, 12, 2  # of what is measured with a tiny model
+# How long a cell's threads may have waited for a core, a tenth of which is for each other, and how often it is measured at most.
+_MOST_DELAYED, _ATTEMPTS = 0.12, 3
 _QUIET, _LOOK_EVERY_S = 0.1, 0.5  # what other work may take of the cores, where that is waited for
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests of a miniature, each served by itself over a cache that is full at first, with the same experts for every system.
+    """Requests of a miniature, each served by itself over a cache that is full at first, with what others used most, so that a
+    few tokens show what those of a long run do.
 
     Attributes:
         name: of the miniature. trace: all that was recorded of it. prompts: of the requests; num_tokens: generated for each.
@@ -79,8 +82,9 @@ class Workload:
 
     @cached_property
     def first_held(self) -> list[tuple[int, int]]:
-        """All experts, (layer, expert), in the order in which caches are filled at first: layer by layer in turn."""
-        return [(layer, expert) for expert in range(self.trace.num_experts) for layer in range(self.trace.num_layers)]
+        """All experts, (layer, expert), in the order in which caches are filled at first: by how often the history used them."""
+        order = np.argsort(-usage_counts(self.trace.split("history")), axis=None, kind="stable")
+        return [divmod(flat, self.trace.num_experts) for flat in order.tolist()]
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -148,20 +152,36 @@ def paced_testbed(testbed: Testbed, load_s: float, num_repetitions: int = _REPET
     """The machine with a paced link, over which an expert takes `load_s`, instead of its own.
 
     Only times count: an expert is told to be as many of the simulator's chunks as the paced link makes of it (`told_bytes`). What
-    a chunk takes beyond its time is measured with a tiny model.
+    waiting for a load takes beyond its time, and what a prefetch does, is measured with a tiny model.
     """
-    import torch
-
-    model = tiny_model(12, 2, torch.device("cpu"), torch.float32)
-    beyond_s = max(0.0, measure_links(model, [load_s], num_repetitions)[load_s].prefetch_s - load_s)
+    wait_s, ahead_s = beyond_s(load_s, num_repetitions)
+    rate = told_bytes(load_s) / (load_s + wait_s)
+    latency_s = max(0.0, ahead_s - wait_s) * PACED_CHUNK_S / load_s
     return replace(
         testbed,
         memory_bytes=_ENDLESS_BYTES,
-        link_bytes_per_s=CHUNK_BYTES / PACED_CHUNK_S,
-        host_bytes_per_s=CHUNK_BYTES / PACED_CHUNK_S,
-        link_latency_s=beyond_s * PACED_CHUNK_S / load_s,
+        link_bytes_per_s=rate,
+        host_bytes_per_s=rate,
+        link_latency_s=latency_s,
         chunk_overhead_s=0.0,
     )
+
+
+def beyond_s(load_s: float, num_repetitions: int) -> tuple[float, float]:
+    """What an expert takes on a paced link beyond its time, where inference waits for all of them, and ahead of demand."""
+    import torch
+
+    resident, waiting, linked = (tiny_model(_LAYERS, _TOP_K, torch.device("cpu"), torch.float32) for _ in range(3))
+    link, slots = paced_link(one_expert_bytes(waiting) / load_s), _TOP_K * one_expert_bytes(waiting)
+    with finemoe.offload(resident, 1.0, "on-demand") as one, finemoe.offload(waiting, slots, "on-demand", link=link) as other:
+        one.preload()
+        here, missing = step_of(one), step_of(other)
+        with one.probe.accounting():
+            pairs = [(here(), missing()) for _ in range(max(2, num_repetitions // 2))]
+    here_s, missing_s = np.median(pairs[1:], axis=0).tolist()  # the first warms up
+    ahead_s = measure_links(linked, [load_s], num_repetitions)[load_s].prefetch_s
+    wait_s = (missing_s - here_s) / (_LAYERS * _TOP_K) - load_s
+    return max(0.0, wait_s), max(0.0, ahead_s - load_s)
 
 
 def told_bytes(load_s: float) -> int:
@@ -266,7 +286,7 @@ def write_tables(
     output: Annotated[Path, typer.Option()] = DATA / "reference" / "advice_check_measured.csv",
     models: Annotated[list[str], typer.Option("--model")] = list(NAMES),  # noqa: B006
     load_ms: Annotated[float, typer.Option(help="time of an expert on the link")] = 5.0,
-    num_tokens: Annotated[int, typer.Option(help="generated for each request", min=2)] = 12,
+    num_tokens: Annotated[int, typer.Option(help="generated for each request", min=2)] = 16,
     rounds: Annotated[int, typer.Option(help="requests, each served in every cell in turn", min=1)] = 3,
     patience: Annotated[float, typer.Option(help="seconds to wait for a quiet machine, each time", min=0)] = 0.0,
 ) -> None:
