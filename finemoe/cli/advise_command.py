@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.cli.advice_table import print_advice
 from finemoe.cli.options import AsJson, Distance, Seed, memory_of
 from finemoe.cli.printing import print_json
 from finemoe.errors import FinemoeError
@@ -45,6 +44,7 @@ def advise(
     """Say how much expert memory a model needs, under which rule or system, whether loading ahead pays on a machine, and how far
     that is from the best possible; from a trace, in virtual time."""
     from finemoe.advice.advise import advise as advise_on
+    from finemoe.cli.advice_table import print_advice
     from finemoe.files import require_place
 
     memories = [memory_of(memory) for memory in expert_memory]

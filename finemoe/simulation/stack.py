@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finemoe.cache import kernels, state
+from finemoe.cache import kernels, prefetch_queue, state
 from finemoe.cache.kernels import count_visit, goes_first
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.cache.state import Statistics, empty_state
 from finemoe.compiling import borrowing, njit
 from finemoe.stale_kernels import forget_stale_kernels
 
-forget_stale_kernels(__file__, kernels.__file__, state.__file__)
+forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__)
 _WEIGHED_AT_ONCE = 64  # experts: what is asked of a rule beyond the deepest hit is asked in vain
 
 
