@@ -1,14 +1,18 @@
-"""This machine's processor in words, for what is measured on it."""
+"""This machine's processor: how many cores there are to use, and its name for what is measured on it."""
 
 import os
 import platform
 from pathlib import Path
 
 
+def num_cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> str:
     """The cores that this process may use, and whose they are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores}-core {_name()} ({platform.machine()})"
+    return f"{num_cores()}-core {_name()} ({platform.machine()})"
 
 
 def _name() -> str:

@@ -76,6 +76,18 @@ def finemoe(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return called(python, "-m", "finemoe", *arguments)
 
 
+def test_what_is_found_by_name_comes_with_the_package():
+    """Testbeds, configurations of models and their sizes lie in a checkout's data, where a package does not look by itself."""
+    brought = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    found = {
+        place.removeprefix("share/finemoe/"): sorted(path for glob in globs for path in ROOT.glob(glob))
+        for place, globs in brought.items()
+    }
+    assert found["data/hardware"] == sorted((ROOT / "data/hardware").iterdir())
+    assert found["data/models/configs"] == sorted((ROOT / "data/models/configs").iterdir())
+    assert found["data/models"] == [ROOT / "data/models/sizes.json"]
+
+
 def test_no_plotting_and_no_notebook_package_is_required():
     names = set(without_extras())
     assert {"torch", "transformers", "numba", "typer"} <= names

@@ -173,7 +173,7 @@ def give_slot(cache, flat, is_prefetch, price=np.inf):  # type: ignore[no-untype
         counts[HELD] += 1
     else:
         slot = _weakest(cache)
-        if slot < 0 or (price < np.inf and not cache.worth[slot] < price):
+        if slot < 0 or (price != np.inf and not cache.worth[slot] < price):
             return -1, evicted, is_wasted
         evicted = cache.held[slot]
         is_wasted = cache.undemanded[evicted]

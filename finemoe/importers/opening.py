@@ -26,7 +26,7 @@ _UNREADABLE = (
     csv.Error,
     struct.error,
     RecursionError,
-    NotImplementedError,
+    NotImplementedError,  # which zipfile raises at a compression that it does not know
 )
 
 

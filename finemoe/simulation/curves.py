@@ -13,13 +13,12 @@ from finemoe.cache.rules import rule_named
 from finemoe.compiling import failures_raised
 from finemoe.errors import FinemoeError
 from finemoe.policies.block import Block
+from finemoe.processor import num_cores
 from finemoe.simulation.events import block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.stack import Demands, empty_stack, run
 from finemoe.traces import RoutingTrace
-
-_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _run(trace: RoutingTrace, passes: list[_Pass]) -> int:
     with (
         Future(trace, any(one.needs_future for one in passes)) as future,
         failures_raised(title, threads),
-        ThreadPoolExecutor(_THREADS, initializer=lambda: threads.add(threading.get_ident())) as pool,
+        ThreadPoolExecutor(num_cores(), initializer=lambda: threads.add(threading.get_ident())) as pool,
     ):
         for one in passes if future.is_known else ():
             one.foresee(future.first_uses)
