@@ -264,7 +264,7 @@ class _Table:
             num_experts=expected.num_experts,
             request_ids=self.names,
             expert_bytes=tuple(sizes) if all(sizes := [expert_bytes.get(int(layer), 0) for layer in self.layers]) else (),
-            notes=notes + _layers_left_out(self.layers),
+            notes=notes + layers_left_out(self.layers),
         )
 
 
@@ -281,7 +281,7 @@ def _in_order(names: dict[Any, int]) -> tuple[tuple[Any, ...], np.ndarray]:
     return tuple(values[code] for code in order), ranks
 
 
-def _layers_left_out(layers: np.ndarray) -> tuple[str, ...]:
+def layers_left_out(layers: np.ndarray) -> tuple[str, ...]:
     """What to say where layers are not numbered from 0 on without gaps: dense ones route nothing."""
     missing = np.setdiff1d(np.arange(layers[-1] + 1), layers)
     if not len(missing):

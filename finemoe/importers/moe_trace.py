@@ -18,6 +18,7 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.importers.columns import require_ids
 from finemoe.importers.gathering import joined
+from finemoe.importers.long_rows import layers_left_out
 from finemoe.importers.opening import Head, open_text
 from finemoe.importers.routing import Options, Routing
 
@@ -76,8 +77,7 @@ def _routing(alike: dict[int, list[np.ndarray]], lengths: dict[int, int], layers
     notes = [f"K = {top_k} is taken from the smallest batch"] if options.size("top_k") is None else []
     if len(lengths) > 1 or len(alike) > 1:
         notes.append("batches of several tokens are left out: this recorder writes wrong experts for them")
-    if missing := sorted(set(range(layers[-1] + 1)) - set(layers)):
-        notes.append(f"layers without rows are left out ({', '.join(map(str, missing))}); the others keep their order")
+    notes += layers_left_out(np.array(layers))
     return Routing(
         expert_ids=ids,
         weights=None,
