@@ -133,9 +133,7 @@ def draw_prefetching(axis: "Axes", advice: Advice, in_percent: bool = False) -> 
         hollow = look | {"markerfacecolor": "white", "label": "_hollow"}
         axis.plot(column(unsure, "slots", memory.per_slot), column(unsure, "ratio"), **hollow)
     if any(row["verdict"] not in ("pays", "costs") for row in rows):
-        axis.plot(
-            [], [], linestyle="", marker="o", color="#555555", markerfacecolor="white", label="interval contains 1 or is missing"
-        )
+        axis.plot([], [], linestyle="", marker="o", color="#555555", markerfacecolor="white", label="difference is not shown")
     memory.apply(axis, sizes_in_view(advice))
     memory.shade(axis, advice)
     axis.set_ylabel("time, prefetching / on demand")
