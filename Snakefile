@@ -229,7 +229,7 @@ rule all:
 
 rule profile_models:
     input:
-        notebook="notebooks/profile_models.ipynb",
+        notebook="notebooks/stages/1_profile_models.ipynb",
         code=sources_of("profile_models"),
         model=model_folder,
         prompts=prompts_file,
@@ -263,7 +263,7 @@ rule profile_models:
 
 rule build_expert_maps:
     input:
-        notebook="notebooks/build_expert_maps.ipynb",
+        notebook="notebooks/stages/2_build_expert_maps.ipynb",
         code=sources_of("build_expert_maps"),
         trace=rules.profile_models.output.trace,
     output:
@@ -292,7 +292,7 @@ rule build_expert_maps:
 # Times inference, so nothing else may run beside it.
 rule run_offloading:
     input:
-        notebook="notebooks/run_offloading.ipynb",
+        notebook="notebooks/stages/3_run_offloading.ipynb",
         code=sources_of("run_offloading"),
         model=model_folder,
         prompts=prompts_file,
@@ -334,7 +334,7 @@ rule run_offloading:
 # The rules below time the engine, so nothing else may run beside them.
 rule engine_overhead:
     input:
-        notebook="notebooks/engine_overhead.ipynb",
+        notebook="notebooks/studies/engine_overhead.ipynb",
         code=sources_of("engine_overhead"),
         style=STYLE,
         models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
@@ -371,7 +371,7 @@ rule engine_overhead:
 
 rule paced_link:
     input:
-        notebook="notebooks/paced_link.ipynb",
+        notebook="notebooks/studies/paced_link.ipynb",
         code=sources_of("paced_link"),
         style=STYLE,
         models=expand(f"{MINIATURES}/{{model}}/model.safetensors", model=MODELS),
@@ -427,7 +427,7 @@ rule model_geometry:
 
 rule t1:
     input:
-        notebook="notebooks/t1.ipynb",
+        notebook="notebooks/figures/t1.ipynb",
         code=sources_of("t1"),
         style=STYLE,
         geometry=rules.model_geometry.output[0],
@@ -456,7 +456,7 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
         name:
             stem
         input:
-            notebook=f"notebooks/{stem}.ipynb",
+            notebook=f"notebooks/figures/{stem}.ipynb",
             code=sources_of(stem),
             style=STYLE,
             reference=[
@@ -485,7 +485,7 @@ for stem, (artefact, _) in TRACE_FIGURES.items():
 
 rule simulate_testbed:
     input:
-        notebook="notebooks/simulate_testbed.ipynb",
+        notebook="notebooks/stages/4_simulate_testbed.ipynb",
         code=sources_of("simulate_testbed"),
         described=DESCRIBED,
         trace=rules.profile_models.output.trace,
@@ -532,7 +532,7 @@ for stem, (artefact, _) in TESTBED_FIGURES.items():
         name:
             stem
         input:
-            notebook=f"notebooks/{stem}.ipynb",
+            notebook=f"notebooks/figures/{stem}.ipynb",
             code=sources_of(stem),
             style=STYLE,
             described=DESCRIBED,
@@ -559,7 +559,7 @@ for stem, (artefact, _) in TESTBED_FIGURES.items():
 
 rule serve_online:
     input:
-        notebook="notebooks/serve_online.ipynb",
+        notebook="notebooks/stages/5_serve_online.ipynb",
         code=sources_of("serve_online"),
         described=DESCRIBED,
         arrivals=[config["arrivals_file"]] if config["arrivals_file"] else [],
@@ -592,7 +592,7 @@ rule serve_online:
 
 rule f11:
     input:
-        notebook="notebooks/f11.ipynb",
+        notebook="notebooks/figures/f11.ipynb",
         code=sources_of("f11"),
         style=STYLE,
         tables=expand(f"{RESULTS}/online/{{model}}.csv", model=MODELS),
@@ -622,7 +622,7 @@ rule f11:
 
 rule f16b:
     input:
-        notebook="notebooks/f16b.ipynb",
+        notebook="notebooks/figures/f16b.ipynb",
         code=sources_of("f16b"),
         style=STYLE,
         described=DESCRIBED,
@@ -659,7 +659,7 @@ rule f16b:
 # Measures the live engine, so nothing else may run beside it.
 rule f17:
     input:
-        notebook="notebooks/f17.ipynb",
+        notebook="notebooks/figures/f17.ipynb",
         code=sources_of("f17"),
         style=STYLE,
         described=DESCRIBED,
@@ -703,7 +703,7 @@ rule f17:
 
 rule f18:
     input:
-        notebook="notebooks/f18.ipynb",
+        notebook="notebooks/figures/f18.ipynb",
         code=sources_of("f18"),
         style=STYLE,
         described=DESCRIBED,
@@ -727,7 +727,7 @@ rule f18:
 # Measures the live engine, so nothing else may run beside it.
 rule validate_simulator:
     input:
-        notebook="notebooks/validate_simulator.ipynb",
+        notebook="notebooks/studies/validate_simulator.ipynb",
         code=sources_of("validate_simulator"),
         described=DESCRIBED,
         style=STYLE,
@@ -791,7 +791,7 @@ rule gpu_bench:
 
 rule gpu_measured:
     input:
-        notebook="notebooks/gpu_measured.ipynb",
+        notebook="notebooks/studies/gpu_measured.ipynb",
         code=sources_of("gpu_measured"),
         style=STYLE,
         measured=MEASURED_FILES,
@@ -820,7 +820,7 @@ rule gpu_measured:
 
 rule scale:
     input:
-        notebook="notebooks/scale.ipynb",
+        notebook="notebooks/studies/scale.ipynb",
         code=sources_of("scale"),
         style=STYLE,
         described=DESCRIBED,
@@ -856,7 +856,7 @@ rule scale:
 
 rule compare_systems:
     input:
-        notebook="notebooks/compare_systems.ipynb",
+        notebook="notebooks/tour/2_compare_systems.ipynb",
         code=sources_of("compare_systems"),
         style=STYLE,
         trace=rules.profile_models.output.trace,
@@ -888,7 +888,7 @@ rule compare_systems:
 # Real routing, whose trace is not shipped: the notebook draws the table computed from it.
 use rule compare_systems as compare_systems_real with:
     input:
-        notebook="notebooks/compare_systems.ipynb",
+        notebook="notebooks/tour/2_compare_systems.ipynb",
         code=sources_of("compare_systems"),
         style=STYLE,
         known="data/reference/compare_systems_gpt_oss.csv",
@@ -909,7 +909,7 @@ use rule compare_systems as compare_systems_real with:
 # Real routing, whose trace is not shipped: the notebook draws the table computed from it.
 rule disagreement:
     input:
-        notebook="notebooks/disagreement.ipynb",
+        notebook="notebooks/studies/disagreement.ipynb",
         code=sources_of("disagreement"),
         style=STYLE,
         known="data/reference/disagreement_gpt_oss.csv",
@@ -934,7 +934,7 @@ rule disagreement:
 # From tables that are shipped: what finemoe-plus, which is not in the paper, foretells, evicts and takes.
 rule finemoe_plus:
     input:
-        notebook="notebooks/finemoe_plus.ipynb",
+        notebook="notebooks/studies/finemoe_plus.ipynb",
         code=sources_of("finemoe_plus"),
         style=STYLE,
         described=DESCRIBED,
@@ -973,7 +973,7 @@ rule finemoe_plus:
 # Two miniatures replayed here, and real routing from tables, since those traces are not shipped.
 rule advise:
     input:
-        notebook="notebooks/advise.ipynb",
+        notebook="notebooks/tour/3_advise.ipynb",
         code=sources_of("advise"),
         style=STYLE,
         described=DESCRIBED,
@@ -1007,7 +1007,7 @@ rule advise:
 
 rule training_curves:
     input:
-        notebook="notebooks/training_curves.ipynb",
+        notebook="notebooks/studies/training_curves.ipynb",
         code=sources_of("training_curves"),
         style=STYLE,
         curves=expand(f"{MINIATURES}/{{model}}/training_curve.csv", model=MODELS),
@@ -1031,7 +1031,7 @@ rule training_curves:
 
 rule explore:
     input:
-        notebook="notebooks/explore.ipynb",
+        notebook="notebooks/tour/4_explore.ipynb",
         code=sources_of("explore"),
         described=DESCRIBED,
         trace=f"{RESULTS}/traces/{MODELS[0]}-{DATASETS[0]}.trace",
@@ -1053,7 +1053,7 @@ rule explore:
 
 rule quickstart:
     input:
-        notebook="notebooks/quickstart.ipynb",
+        notebook="notebooks/tour/1_quickstart.ipynb",
         code=sources_of("quickstart"),
         style=STYLE,
         model=f"{MINIATURES}/{MODELS[0]}/model.safetensors",
@@ -1081,7 +1081,7 @@ rule quickstart:
 
 rule claims:
     input:
-        notebook="notebooks/claims.ipynb",
+        notebook="notebooks/figures/claims.ipynb",
         code=sources_of("claims"),
         claims=expand(f"{RESULTS}/claims/{{id}}.json", id=CLAIMED),
         measured=MEASURED_FILES,

@@ -11,11 +11,12 @@ import pytest
 from papermill import inspect_notebook
 
 from finemoe.artifact.pipeline.config import load
+from finemoe.artifact.pipeline.notebooks import known_notebooks
 from finemoe.paths import ROOT
 
 pytestmark = pytest.mark.timeout(300)  # Snakemake plans everything
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = list(known_notebooks().values())
 # These load a model.
 LIVE = {"profile_models", "run_offloading", "quickstart", "engine_overhead", "paced_link", "validate_simulator", "f17"}
 STAGES = {"profile_models", "build_expert_maps", "run_offloading", "simulate_testbed", "serve_online"}

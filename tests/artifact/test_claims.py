@@ -76,7 +76,7 @@ def test_one_rule_gives_every_verdict(shares, verdict, decided):
 
 def test_no_claim_has_a_rule_of_its_own():
     """Whatever writes a claim leaves the verdict to the rule; the pages that show verdicts state it."""
-    sources = [*(ROOT / "finemoe" / "artifact").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    sources = [*(ROOT / "finemoe" / "artifact").rglob("*.py"), *(ROOT / "notebooks").rglob("*.ipynb")]
     writers = [
         text for text in (path.read_text(encoding="utf-8") for path in sources) if "Claim" in text and "claims import" in text
     ]

@@ -1,4 +1,4 @@
-"""What a setting does to a model on a machine, fast enough to move a slider (notebooks/explore.ipynb)."""
+"""What a setting does to a model on a machine, fast enough to move a slider (notebooks/tour/4_explore.ipynb)."""
 
 from dataclasses import replace
 from functools import cache

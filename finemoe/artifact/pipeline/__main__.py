@@ -10,7 +10,8 @@ import yaml
 
 from finemoe.artifact.pipeline.config import check, load
 from finemoe.artifact.pipeline.costs import costs_written
-from finemoe.artifact.pipeline.notebook import NOTEBOOKS, run_notebook
+from finemoe.artifact.pipeline.notebook import run_notebook
+from finemoe.artifact.pipeline.notebooks import notebook_named
 from finemoe.artifact.pipeline.warm_parent import WarmParent
 from finemoe.errors import FinemoeError
 from finemoe.paths import REFERENCE_FIGURES
@@ -28,8 +29,8 @@ def notebook(
     costs: Annotated[Path | None, typer.Option(help="Table for the time and memory it took.")] = None,
 ) -> None:
     """Run a notebook with parameters and keep the executed copy."""
-    path = Path(name) if name.endswith(".ipynb") else NOTEBOOKS / f"{name}.ipynb"
     with _one_line_errors():
+        path = Path(name) if name.endswith(".ipynb") else notebook_named(name)
         values = json.loads(parameters_json) | _pairs(parameter or [])
         warm = WarmParent.of_this_run()
         if warm is not None:

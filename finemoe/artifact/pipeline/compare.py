@@ -68,12 +68,13 @@ def _difference(name: str, made: Path, reference: Path) -> Difference:
     ours, theirs = pd.read_csv(made), pd.read_csv(reference)
     if list(ours) != list(theirs) or len(ours) != len(theirs):
         return Difference(name, theirs.size, 0, np.inf)
-    parts = [_relative(ours[column], theirs[column]) for column in theirs]
+    parts = [relative_differences(ours[column], theirs[column]) for column in theirs]
     apart = np.concatenate(parts) if parts else np.zeros(0)
     return Difference(name, apart.size, int((apart == 0).sum()), float(apart.max(initial=0.0)))
 
 
-def _relative(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
+def relative_differences(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
+    """|a - b| / max(|a|, |b|) of every pair of cells; infinite where texts differ or only one is a number."""
     is_same = ((ours == theirs) | (ours.isna() & theirs.isna())).to_numpy()
     if not (pd.api.types.is_numeric_dtype(ours) and pd.api.types.is_numeric_dtype(theirs)):
         return np.where(is_same, 0.0, np.inf)

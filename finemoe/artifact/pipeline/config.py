@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from finemoe.errors import FinemoeError
 from finemoe.paths import MINIATURES, PROMPTS, ROOT
 from finemoe.simulation.testbed import known_testbeds
+from finemoe.suggestions import suggestion
 
 CONFIG = ROOT / "config"
 _KNEE = 1000  # maps, up to which Fig. 16a is steep
@@ -70,16 +70,11 @@ def _explain(error: Any) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
         unknown = next(key for key in error.instance if key not in known)
-        return f"unknown key {unknown!r}; {_suggest(unknown, known)}"
+        return f"unknown key {unknown!r}; {suggestion(unknown, known)}"
     if error.validator == "enum":
-        suggestion = _suggest(error.instance, error.validator_value)
+        suggestion = suggestion(error.instance, error.validator_value)
         return f"unknown value {error.instance!r} in {where or 'prefetch_distance'}; {suggestion}"
     return f"{where + ': ' if where else ''}{error.message}"
-
-
-def _suggest(word: Any, known: list[str]) -> str:
-    close = get_close_matches(str(word), known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
 def _num_layers(model: str) -> int:
@@ -94,7 +89,7 @@ def _check_policies(names: list[str]) -> None:
     known = known_policies()
     for name in names:
         if name not in known and ":" not in name:
-            raise FinemoeError(f"config: unknown value {name!r} in policies; {_suggest(name, known)}")
+            raise FinemoeError(f"config: unknown value {name!r} in policies; {suggestion(name, known)}")
         try:
             policy_named(name)
         except FinemoeError as error:
@@ -111,7 +106,7 @@ def _check_references(config: Mapping[str, Any]) -> None:
     for testbed in [config[name] for name in _TESTBEDS] + config["further_testbeds"]:
         if testbed not in testbeds:
             raise FinemoeError(
-                f"config: unknown testbed {testbed!r}; {_suggest(testbed, testbeds)}; add data/hardware/{testbed}.yaml"
+                f"config: unknown testbed {testbed!r}; {suggestion(testbed, testbeds)}; add data/hardware/{testbed}.yaml"
             )
     for model, distance in config["prefetch_distance"].items():
         if distance > (most := _num_layers(model)):
@@ -126,4 +121,4 @@ def _check_references(config: Mapping[str, Any]) -> None:
         raise FinemoeError(f"config: store_capacities must begin at {_KNEE} or below, the paper's C")
     for dataset in config["datasets"]:
         if dataset not in known:
-            raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {_suggest(dataset, known)}")
+            raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {suggestion(dataset, known)}")

@@ -11,17 +11,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finemoe.artifact.pipeline.notebooks import known_notebooks
 from finemoe.errors import FinemoeError
-from finemoe.paths import HEADLESS, ROOT
+from finemoe.paths import HEADLESS
+from finemoe.suggestions import suggestion
 
 if TYPE_CHECKING:
     from finemoe.artifact.pipeline.forked_kernel import WaitingKernel
 
-NOTEBOOKS = ROOT / "notebooks"
 _LONGEST_CELL_S = 3600  # a kernel that never answers is a failure, not a wait
 _LONGEST_SOCKET_FOLDER = 60  # Unix sockets allow 108 characters in all
 
@@ -37,8 +37,7 @@ def parameters_of(notebook: Path) -> dict[str, str]:
     from papermill.utils import find_first_tagged_cell_index
 
     if not notebook.is_file():
-        known = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
-        raise FinemoeError(f"{notebook}: no such notebook; there are {known}")
+        raise FinemoeError(f"{notebook}: no such notebook; known: {', '.join(known_notebooks())}")
     with _quiet():
         node = load_notebook_node(str(notebook))
         index = find_first_tagged_cell_index(node, "parameters")
@@ -90,9 +89,7 @@ def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
     known = parameters_of(notebook)
     for name in parameters:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise FinemoeError(f"{notebook.name}: no parameter {name!r}; {hint}")
+            raise FinemoeError(f"{notebook.name}: no parameter {name!r}; {suggestion(name, known)}")
 
 
 @contextmanager

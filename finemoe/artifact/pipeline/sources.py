@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from finemoe.artifact.pipeline.notebooks import notebook_named
 from finemoe.paths import ROOT
 
 _MODULE_NAME = re.compile(r"finemoe(\.\w+)+")
@@ -29,7 +30,7 @@ def sources_of(*starts: str) -> list[str]:
 
 
 def _start(name: str) -> list[Path]:
-    return _files(name) if name.startswith("finemoe") else [ROOT / "notebooks" / f"{name}.ipynb"]
+    return _files(name) if name.startswith("finemoe.") else [notebook_named(name)]
 
 
 @cache

@@ -1,0 +1,67 @@
+"""The last cell of a figure's notebook: the table that comes with the project beside the one just made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finemoe.artifact.claims import pipe_table
+from finemoe.artifact.pipeline.compare import relative_differences
+from finemoe.paths import REFERENCE_FIGURES, ROOT
+
+_SHOWN = 5  # cells that differ most
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a notebook shows: a sentence, and the cells that differ most."""
+
+    text: str
+    cells: pd.DataFrame
+
+    def _repr_markdown_(self) -> str:
+        if self.cells.empty:
+            return self.text
+        return f"{self.text}\n\n{pipe_table(self.cells)}"
+
+    def __str__(self) -> str:
+        return self.text if self.cells.empty else f"{self.text}\n{self.cells.to_string(index=False)}"
+
+
+def beside_reference(figure: str | Path, reference: Path = REFERENCE_FIGURES) -> Beside:
+    """Compare the table behind a figure with the one that comes with the project.
+
+    Args:
+        figure: stem of the figure, as `save_figure` takes it.
+        reference: folder with the tables to compare with.
+    """
+    made = (ROOT / figure).with_suffix(".csv")
+    known = reference / made.relative_to(made.parents[1]) if made.parent.name == "compare_systems" else reference / made.name
+    if not known.is_file():
+        return Beside(f"No reference for `{made.name}` comes with the project.", pd.DataFrame())
+    ours, theirs = pd.read_csv(made), pd.read_csv(known)
+    if list(ours) != list(theirs) or len(ours) != len(theirs):
+        shapes = f"{len(ours)} rows of {ours.shape[1]} columns here, {len(theirs)} of {theirs.shape[1]} in the reference"
+        return Beside(f"Other settings than the reference's: {shapes}.", pd.DataFrame())
+    return _beside(ours, theirs, made.stem.endswith("_measured"))
+
+
+def _beside(ours: pd.DataFrame, theirs: pd.DataFrame, is_measured: bool) -> Beside:
+    apart = np.stack([relative_differences(ours[name], theirs[name]) for name in theirs], axis=1)
+    equal = int((apart == 0).sum())
+    text = f"{equal} of {apart.size} cells equal the reference's"
+    if is_measured:
+        text += " (wall-clock times differ from run to run)"
+    order = np.argsort(-apart, axis=None, kind="stable")[: min(_SHOWN, apart.size - equal)]
+    rows = [(int(place // apart.shape[1]), int(place % apart.shape[1])) for place in order]
+    cells = pd.DataFrame(
+        {
+            "row": [row for row, _ in rows],
+            "column": [theirs.columns[column] for _, column in rows],
+            "yours": [ours.iat[row, column] for row, column in rows],
+            "reference": [theirs.iat[row, column] for row, column in rows],
+            "relative difference": [apart[row, column] for row, column in rows],
+        }
+    )
+    return Beside(text + ("." if cells.empty else "; the largest differences:"), cells)
