@@ -1,4 +1,4 @@
-"""What attaching an engine does to a model and to the machine, step by step, and how it is undone (DESIGN 5)."""
+"""The steps by which an engine attaches to a model and the machine, and their inverses (DESIGN 5)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -49,10 +49,15 @@ class Attachment:
     """An engine's hold on a model, from `attach` to `undo`.
 
     Args:
-        model: a Transformers MoE model; layers: its MoE layers; setup: what the policy is told; options: how the engine runs.
+        model: a Transformers MoE model.
+        layers: its MoE layers.
+        setup: what the policy gets to know about the model.
+        options: how the engine runs.
     Attributes:
-        parts, iterations: what works while it holds. records: where experts wait.
-        eviction: the rule's name. expert_memory_bytes: of all devices.
+        parts, iterations: the objects that work while the engine is attached.
+        records: the store that holds the experts.
+        eviction: name of the eviction rule.
+        expert_memory_bytes: total over all devices.
     """
 
     parts: Parts
@@ -70,18 +75,19 @@ class Attachment:
         self._undo = UndoStack()
 
     def attach(self, records: ExpertStore | None, keeps_records: bool) -> None:
-        """Do it, or, if anything breaks off, nothing.
+        """Attach completely, or leave everything unchanged if a step fails.
 
         Args:
-            records: a store that holds the experts already; None takes them out of the model.
-            keeps_records: whether a given store is this engine's to close; otherwise it is lent, and stays for the next one.
+            records: a store that already holds the experts; None moves them out of the model.
+            keeps_records: whether this engine closes a given store; otherwise the store is borrowed and stays open for the next
+                engine.
         """
         if records is not None and keeps_records:
             self._undo.push(partial(_refuse_runs, self._model, self._layers))
         before = ModulesAsTheyWere(self._model)
-        self._undo.push(before.restore)  # whatever an interrupt left of what the steps after this one do
+        self._undo.push(before.restore)  # reverts what interrupted later steps leave behind
         try:
-            with torch.inference_mode(False):  # whose tensors neither the workers' threads nor a later training could use
+            with torch.inference_mode(False):  # neither the worker threads nor later training could use inference tensors
                 self._attach(records, keeps_records)
                 before.forget()
         except BaseException:
@@ -89,8 +95,8 @@ class Attachment:
             raise
 
     def undo(self) -> None:
-        """Stop the threads and give the model back exactly as it was. An interrupt may come at any moment: either nothing is done
-        then, or everything."""
+        """Stop the threads and restore the model exactly. An interrupt may come at any moment: either nothing is undone then, or
+        everything."""
         try:
             self._close()
         except BaseException:
@@ -101,7 +107,7 @@ class Attachment:
     def _close(self) -> None:
         try:
             self._run_undo()
-        finally:  # once more, for what an interrupt left
+        finally:  # again, for steps that an interrupt left
             self._run_undo()
 
     def _run_undo(self) -> None:
@@ -110,9 +116,9 @@ class Attachment:
             self._undo.run()
 
     def _attach(self, records: ExpertStore | None, keeps_records: bool) -> None:
-        """Everything that `undo` takes back, in the opposite order.
+        """Do everything that `undo` reverts in the opposite order.
 
-        An interrupt may come between any two steps: what undoes threads or weights is noted before they begin.
+        An interrupt may come between any two steps, so the inverse of a step with threads or weights is pushed before the step.
         """
         options, home = self._options, self._options.devices[0]
         layouts = records.layouts if records else [ExpertLayout.in_place(layer, home) for layer in self._layers]
@@ -128,9 +134,9 @@ class Attachment:
         self._undo.push(takeover.undo)
         takeover.begin()
         if policy.saves:
-            self._undo.push(policy.save)  # once nothing asks it any more
+            self._undo.push(policy.save)  # once no one queries the policy any more
         self.parts = parts = self._make_parts(policy, pools, unpacker)
-        self._undo.push(parts.memories.close)  # first of all the slots, so that the device has room for what comes back
+        self._undo.push(parts.memories.close)  # frees the slots first, to make room on the device for what comes back
         self._undo.push(parts.matcher.close)
         parts.memories.start()
         parts.matcher.start()
@@ -138,7 +144,7 @@ class Attachment:
         self._connect(holds_weights)
         if policy.holds_everything:
             parts.memories.preload(is_counted=False)
-        # For an engine that is dropped, and for the end of the process; after either nobody needs the model.
+        # For an engine that is dropped and for process exit; in both cases the model is no longer needed.
         lifetime = Lifetime(self._session, parts.matcher, parts.memories, records if keeps_records else None)
         self._undo.push(lifetime.cancel)
         lifetime.begin()
@@ -146,7 +152,7 @@ class Attachment:
     def _make_policy(self) -> Policy:
         policy = make_policy(self._options.policy, self._setup, **self._options.policy_options)
         if policy.needs_context:
-            # What it searches and selects with, so that no first token waits for a compiler; what it is told; and what checks it.
+            # Compile search, selection, the gates' input and the checks now, so that no first token waits for a compiler.
             warm_up()
             gates.warm_up()
             checked([Prediction(0, np.zeros(self._setup.num_experts), np.zeros(1, dtype=np.int64))], self._setup)
@@ -173,8 +179,8 @@ class Attachment:
         setup, home = self._setup, self._options.devices[0]
         is_asynchronous = not policy.is_synchronous if self._options.asynchronous is None else self._options.asynchronous
         memories = self._make_memories(pools, is_asynchronous, policy.least_gain)
-        num_snapshots = 1 + setup.num_layers * (1 + 2 * len(policy.lookahead))  # of one iteration
-        buffers = host_buffers(home, 1 + (num_snapshots if policy.needs_context else 0))  # and the selection
+        num_snapshots = 1 + setup.num_layers * (1 + 2 * len(policy.lookahead))  # per iteration
+        buffers = host_buffers(home, 1 + (num_snapshots if policy.needs_context else 0))  # one more for the selection
         if buffers is not None:
             self._undo.push(buffers.close)
         is_beside = is_asynchronous and policy.needs_context
@@ -206,7 +212,7 @@ class Attachment:
         return DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, devices[0])
 
     def _connect(self, holds_weights: bool) -> None:
-        """Let Transformers call what works here."""
+        """Let Transformers call into the engine's parts."""
         model, layers, parts, iterations = self._model, self._layers, self.parts, self.iterations
         if parts.policy.lookahead:
             ahead = RoutersAhead(model, layers, parts.policy.lookahead, iterations)
@@ -225,10 +231,10 @@ class Attachment:
 def require_possible(
     layers: Sequence[MoELayer], layouts: Sequence[ExpertLayout], setup: PolicySetup, options: EngineOptions
 ) -> None:
-    """Refuse what attaching would refuse, before the weights of a checkpoint are read.
+    """Refuse what attaching would refuse, before a checkpoint's weights are read.
 
     Raises:
-        FinemoeError: a name is unknown, or an option out of range.
+        FinemoeError: a name is unknown, or an option is out of range.
     """
     policy = make_policy(options.policy, setup, **options.policy_options)
     rule_named(options.eviction or policy.default_eviction)
@@ -242,7 +248,7 @@ def _wanted_memory(policy: Policy, options: EngineOptions) -> int | float | str:
 
 
 def _refuse_runs(model: nn.Module, layers: list[MoELayer]) -> None:
-    """Layers without experts once the engine is closed: never held (load), or lost with what should have restored them."""
+    """Disable layers without experts once the engine is closed: `load` never gave them any, or restoring them failed."""
     for layer in layers:
         seam.disable(layer.experts)
     if layers:

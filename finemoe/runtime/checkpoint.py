@@ -1,8 +1,8 @@
-"""Reads the experts of a checkpoint, each going straight to where it shall wait (DESIGN 5, "The takeover").
+"""Reads the experts of a checkpoint straight into the records that store them (DESIGN 5, "The takeover").
 
-Transformers says which checkpoint tensors become which parameter, and converts them. The experts of most checkpoints are separate
-tensors that it stacks into one parameter per layer; feeding it one expert at a time gives that expert's slice of the result, so
-that no layer need ever be in memory whole.
+Transformers determines which checkpoint tensors form which parameter, and converts them. In most checkpoints, the experts are
+separate tensors that it stacks into one parameter per layer. Feeding it one expert at a time yields that expert's slice of the
+result, so no layer ever has to be in memory as a whole.
 """
 
 from collections import Counter
@@ -29,10 +29,11 @@ from finemoe.runtime.tiers import ExpertStore
 
 
 class Checkpoint:
-    """Which tensors of a checkpoint make which parameter of a model.
+    """Maps the tensors of a checkpoint to the parameters of a model.
 
     Args:
-        model: built, its weights not yet loaded. shards: the checkpoint's tensors.
+        model: the model, built but without loaded weights.
+        shards: the checkpoint's tensors.
         mapping: Transformers' renamings and converters.
     """
 
@@ -48,7 +49,7 @@ class Checkpoint:
         converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
         prefix: Any = model.base_model_prefix
         self._targets = targets = model.state_dict()
-        for name in shards:  # as Transformers' own loop, which keeps what it finds to itself
+        for name in shards:  # the same loop as in Transformers, which does not expose its result
             target, pattern = rename_source_key(name, renamings, converters, prefix, targets)
             if target not in targets and name in targets:
                 target, pattern = rename_source_key(name, [], [], prefix, targets)
@@ -61,35 +62,35 @@ class Checkpoint:
 
     @property
     def files(self) -> list[str]:
-        """The files read."""
+        """The checkpoint's files."""
         return self._shards.files
 
     def without(self, parameters: set[str]) -> dict[str, Any]:
-        """All tensors, unread, as Transformers' loading takes them; those that make one of the parameters have no values."""
+        """All tensors, unread, in the form of Transformers' loading step; those that form one of `parameters` have no values."""
         return self._shards.lazily(lambda name: self._target_of.get(name) in parameters)
 
     def phases(self, layer: MoELayer) -> dict[str, int]:
-        """Phases (see `expert_layout`) that from_pretrained gives a layer's parameters on the CPU: that of its file where it
-        leaves one mapped."""
+        """Phases (see `expert_layout`) that from_pretrained gives a layer's parameters on the CPU; for a parameter that stays
+        memory-mapped, the phase in its file."""
         return {name: self._phases_of(self._maker(full))[full] for name, full in _full_names(layer).items()}
 
     def matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
-        """How the checkpoint packs a layer's experts; None if it does not.
+        """How the checkpoint packs a layer's experts; None if it does not pack them.
 
         Raises:
-            FinemoeError: it does, and they do not come apart by expert.
+            FinemoeError: it packs them, but its tensors cannot be split by expert.
         """
         parts = self._parts(layer)
         return tuple(part.matrix for _, part in parts) if parts else None
 
     def load_experts(self, layers: Sequence[MoELayer], records: ExpertStore, progress: bool) -> None:
-        """Put all layers' experts into their records, one by one where their tensors come apart by expert.
+        """Load the experts of all layers into their records, one at a time where their tensors can be split by expert.
 
         Raises:
             FinemoeError: a file is missing or truncated.
         """
         groups = [self._groups_of(layer) for layer in layers]
-        whole: dict[str, dict[str, torch.Tensor]] = {}  # by group, of those that make several layers' parameters
+        whole: dict[str, dict[str, torch.Tensor]] = {}  # results of groups that form parameters of several layers, by group
         for number, layer in enumerate(tqdm(layers, desc="loading experts", unit="layer", disable=not progress)):
             if records.layouts[layer.index].packing is not None and (parts := self._parts(layer)):
                 for expert in range(layer.num_experts):
@@ -108,11 +109,11 @@ class Checkpoint:
             self._shards.close()
 
     def packed_fault(self) -> str | None:
-        """What is wrong with packed tensors, in words."""
+        """A description of what is wrong with packed tensors; None if nothing is."""
         return packed_fault(self._groups.values(), self._shards, self._targets)
 
     def doubled(self) -> str | None:
-        """A parameter whose weights are there both ready and in parts, in words."""
+        """A description of a parameter whose weights exist both whole and in parts; None if there is none."""
         for group in self._groups.values():
             other = [pattern for pattern in group.sources if pattern not in group.transform.source_patterns]
             if other and isinstance(group.transform, WeightConverter):
@@ -121,7 +122,7 @@ class Checkpoint:
         return None
 
     def fault(self, target: str) -> str | None:
-        """What is wrong with the tensors that should make a parameter, in words; None where they do not show it."""
+        """A description of what is wrong with the tensors of a parameter; None if they show no fault."""
         group = self._groups.get(target)
         if group is None:
             return None
@@ -130,7 +131,7 @@ class Checkpoint:
             return self._odd_shape(group.transform.source_patterns[0], tuple(parameter.shape))
         absent = [pattern for pattern in group.transform.source_patterns if pattern not in group.sources]
         absent = [pattern for pattern in absent if not pattern.endswith("activation_scale")]
-        if absent and self._method(group) != "compressed-tensors":  # which names all that any of its formats may have
+        if absent and self._method(group) != "compressed-tensors":  # which lists the tensors of all its formats
             return f"the checkpoint lacks all tensors *{absent[0]} that make {target}"
         for names in group.sources.values() if group.is_stacked else ():
             if found := self._lost_or_extra(names, len(parameter)):
@@ -150,7 +151,8 @@ class Checkpoint:
         extra = [name for number, name in numbered.items() if number >= num_experts]
         if extra:
             return (
-                f"the checkpoint has {extra[0]} ({self._shards.file_of(extra[0])}), but its configuration {num_experts} experts"
+                f"the checkpoint has {extra[0]} ({self._shards.file_of(extra[0])}), "
+                f"but its configuration has {num_experts} experts"
             )
         return None
 
@@ -164,7 +166,7 @@ class Checkpoint:
         records.write(layer.index, expert, weights)
 
     def _parts(self, layer: MoELayer) -> list[tuple[Group, PackedPart]]:
-        """The packed parts of a layer's experts; none where nothing is packed."""
+        """The packed parts of a layer's experts; empty if nothing is packed."""
         groups = {name: self._maker(full) for name, full in _full_names(layer).items()}
         if not any(self._is_packed(group) for group in groups.values()):
             return []
@@ -172,7 +174,7 @@ class Checkpoint:
         for name, group in groups.items():
             if not group.is_by_expert(layer.num_experts):
                 raise FinemoeError(
-                    f"the packed tensors of {layer.name}.{name} do not come apart by expert, so that none can be taken alone; "
+                    f"the packed tensors of {layer.name}.{name} cannot be split by expert, so no expert can be loaded alone; "
                     "use this model's checkpoint in bf16"
                 )
             shape = tuple(layer.expert_parameters()[name].shape[1:])
@@ -199,12 +201,12 @@ class Checkpoint:
         }
 
     def _entry(self, group: Group, pattern: str, expert: int) -> torch.Tensor:
-        """What one expert has of a pattern, without an axis of experts."""
+        """One expert's share of a pattern's tensors, without an expert axis."""
         names = group.sources[pattern]
         return self._shards.read(names[expert]) if group.is_stacked else self._shards.read_row(names[0], expert)[0]
 
     def _is_packed(self, group: Group) -> bool:
-        """Whether a group's tensors are packed, and not left out of their checkpoint's quantisation."""
+        """Whether a group's tensors are packed rather than exempt from the checkpoint's quantisation."""
         names = (names[0] for names in group.sources.values())
         return group.dequantizes and any(is_packed_type(self._shards.on_meta(name).dtype) for name in names)
 
@@ -220,7 +222,7 @@ class Checkpoint:
         return {group.target: group for group in makers}
 
     def _maker(self, parameter: str) -> Group:
-        """The group that makes a parameter, the last one where there are several, as Transformers sets them one after another."""
+        """The group that forms a parameter; the last one if there are several, since Transformers sets them one after another."""
         if not self._makers:
             for group in self._groups.values():
                 patterns = group.transform.target_patterns
@@ -229,9 +231,9 @@ class Checkpoint:
         return self._makers[parameter]
 
     def _phases_of(self, group: Group) -> dict[str, int]:
-        """The parameters a group makes, and their phases; converted on the meta device, where views are views as elsewhere."""
+        """The parameters that a group forms, with phases; converted on the meta device, where views are views as elsewhere."""
         if group.dequantizes and len(group.transform.target_patterns) == 1:
-            return {group.target: 0}  # what is unpacked lies in new memory
+            return {group.target: 0}  # unpacked weights are in new memory
         if group.target not in self._phases:
             metas = {name: self._shards.on_meta(name) for names in group.sources.values() for name in names}
             cast = {name: meta.to(self._dtype(group)) for name, meta in metas.items()}
@@ -241,19 +243,19 @@ class Checkpoint:
         return self._phases[group.target]
 
     def _phase(self, value: torch.Tensor, metas: dict[str, torch.Tensor]) -> int:
-        """Where a value made of `metas` begins: in a file where it is a view of its tensor, else in new memory, at phase 0."""
+        """Where a value made of `metas` begins: within a file if it is a view of its tensor, else in new memory, at phase 0."""
         storage = value.untyped_storage()
         source = next((name for name, meta in metas.items() if meta.untyped_storage() is storage), None)
         begin = 0 if source is None else phase_of(self._shards.read(source))
         return int(begin + value.storage_offset() * value.element_size()) % LINE_BYTES
 
     def _whole(self, group: Group) -> dict[str, torch.Tensor]:
-        """Everything a group makes, by parameter name."""
+        """Everything that a group forms, by parameter name."""
         parts = {pattern: [self._source(group, name) for name in names] for pattern, names in group.sources.items()}
         return converted(group, parts, self._model)
 
     def _of_expert(self, group: Group, expert: int) -> dict[str, torch.Tensor]:
-        """One expert's slice [1, ...] of everything a group makes, by parameter name."""
+        """One expert's slice [1, ...] of everything that a group forms, by parameter name."""
         parts = {}
         for pattern, names in group.sources.items():
             tensor = self._shards.read(names[expert]) if group.is_stacked else self._shards.read_row(names[0], expert)
@@ -261,7 +263,7 @@ class Checkpoint:
         return converted(group, parts, OneExpert(self._model))
 
     def _source(self, group: Group, name: str) -> torch.Tensor:
-        """A tensor, in the type that Transformers gives it before anything else is done."""
+        """A tensor in the type to which Transformers converts it first."""
         return self._shards.read(name).to(self._dtype(group))
 
     def _dtype(self, group: Group) -> torch.dtype:
@@ -279,7 +281,7 @@ def _full_names(layer: MoELayer) -> dict[str, str]:
 
 
 def _by_number(names: list[str]) -> dict[int, str]:
-    """Names by the one number in which they differ; none where they differ otherwise."""
+    """Names by the one number in which they differ; empty if they differ in another way."""
     place = _place(names[0], names[-1])
     found = [name.split(".")[place] for name in names] if place is not None else []
     return {int(text): name for text, name in zip(found, names, strict=True)} if all(map(str.isdigit, found)) and found else {}

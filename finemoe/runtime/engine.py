@@ -1,4 +1,4 @@
-"""The engine: the face of what happens around and inside a model's forward while its experts are offloaded (DESIGN 5)."""
+"""The `Engine` class: public interface to a model whose experts are offloaded (DESIGN 5)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +22,19 @@ from finemoe.runtime.tiers import ExpertStore
 
 
 class Engine:
-    """An attached model's expert memory, policy and counters. Made by `offload` or `load`; a context manager that closes itself.
+    """The expert memory, policy and counters of an attached model, created by `offload` or `load`.
 
-    Its parts are there to be looked at, and `probe` to measure them; only what has a method here is to be changed.
+    An engine is a context manager that closes itself on exit. Inspect its parts freely and measure them through `probe`; change
+    its state only through the methods of this class.
 
     Args:
-        model: a Transformers MoE model; layers: its MoE layers; setup: what the policy is told; options: how the engine runs.
-        records: a store that holds the experts already; None takes them out of the model.
-        keeps_records: whether a given store is the engine's to close; otherwise it is lent, and stays for the next engine.
+        model: a Transformers MoE model.
+        layers: the MoE layers of the model.
+        setup: what the policy gets to know about the model.
+        options: how the engine runs.
+        records: a store that already holds the experts; None moves them out of the model.
+        keeps_records: whether closing the engine also closes a given store; otherwise the store is borrowed and stays open for
+            the next engine.
     """
 
     def __init__(
@@ -47,12 +52,12 @@ class Engine:
 
     @property
     def parts(self) -> Parts:
-        """All of them."""
+        """The objects that work together while the engine is attached."""
         return self._attachment.parts
 
     @property
     def policy(self) -> Policy:
-        """What decides."""
+        """The policy that decides what to prefetch."""
         return self.parts.policy
 
     @property
@@ -62,39 +67,39 @@ class Engine:
 
     @property
     def records(self) -> ExpertStore:
-        """Where experts wait."""
+        """The store that holds every expert's record."""
         return self._attachment.records
 
     @property
     def session(self) -> Session:
-        """Who is inside."""
+        """Which thread is inside the model."""
         return self.parts.session
 
     @property
     def iteration(self) -> Iteration:
-        """The iteration that runs, or ran last."""
+        """The current iteration, or the last one if none is running."""
         return self._attachment.iterations.current
 
     @property
     def probe(self) -> Probe:
-        """The seam for measurements."""
+        """The attachment point for measurements."""
         return self.parts.probe
 
     @property
     def eviction(self) -> str:
-        """The eviction rule's name."""
+        """Name of the eviction rule."""
         return self._attachment.eviction
 
     @property
     def expert_memory_bytes(self) -> int:
-        """What the slots of all devices take."""
+        """Total size of the slots of all devices, in bytes."""
         return self._attachment.expert_memory_bytes
 
     def report(self) -> Report:
-        """The counters so far, after the matcher has handled what was published.
+        """Return the counters so far, once the matcher has processed all published events.
 
         Raises:
-            EngineError: a worker has failed.
+            EngineError: a worker thread has failed.
         """
         self.parts.matcher.flush()
         self._attachment.iterations.raise_failures()
@@ -102,22 +107,22 @@ class Engine:
         return Report.of(self.parts.counters, self.options.policy, self.eviction, self.expert_memory_bytes, unused_bytes)
 
     def preload(self) -> None:
-        """Fill the free slots before the first request, with what the policy expects most; all of the model where it fits.
+        """Fill the free slots before the first request with the experts that the policy expects most, or with all that fit.
 
         Raises:
-            EngineError: another thread is inside the model's forward.
+            EngineError: the engine is closed, this process was forked, or another thread is inside the model's forward.
         """
         self.session.require_process()
-        with self.session.door:  # until it is done: a forward that another thread begins waits for it
+        with self.session.door:  # a forward that another thread starts meanwhile waits
             if self.session.is_closed:
-                raise EngineError("this engine is closed; offload the model anew")
+                raise EngineError("this engine is closed; offload the model again")
             self.session.require_turn()
             self._attachment.iterations.recover()
             with self._attachment.iterations.moving():
                 self.memories.preload()
 
     def reset_counters(self) -> None:
-        """Start counting anew; cache and policy keep their state. An iteration that runs meanwhile counts from here on."""
+        """Restart all counters. Cache and policy keep their state; a running iteration counts from here on."""
         self.parts.matcher.flush()
         self.parts.counters.reset()
         self._attachment.iterations.durations.reset()
@@ -126,7 +131,7 @@ class Engine:
 
     @contextmanager
     def timeline(self, path: str | Path) -> Iterator[None]:
-        """Record what compute, links and matcher do inside the `with` block, and write it for Perfetto or chrome://tracing."""
+        """Record what compute, links and matcher do in the `with` block; write it to `path` for Perfetto or chrome://tracing."""
         timeline = self.parts.timeline
         timeline.start()
         try:
@@ -137,10 +142,10 @@ class Engine:
         timeline.save(path)
 
     def close(self) -> None:
-        """Stop the threads and give the model back exactly as it was; closing twice is harmless.
+        """Stop the threads and restore the model exactly; closing twice is harmless.
 
         Raises:
-            EngineError: another thread is inside the model's forward.
+            EngineError: another thread is inside the model's forward, or this process was forked.
         """
         self.session.require_process()
         with self.session.door:
@@ -157,4 +162,4 @@ class Engine:
         except EngineError as refusal:
             if error is None:
                 raise
-            error.add_note(f"Closing the engine: {refusal}")  # what went wrong first is what the caller must hear
+            error.add_note(f"Closing the engine: {refusal}")  # the caller needs to see the first error

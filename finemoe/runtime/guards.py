@@ -1,4 +1,4 @@
-"""What an offloaded model cannot do, refused with the reason and the remedy instead of going wrong later (DESIGN 5, "Traps")."""
+"""Refusals of what an offloaded model cannot do, each with reason and remedy, before anything goes wrong (DESIGN 5, "Traps")."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,14 +11,15 @@ from finemoe.models.layers import MoELayer, names_above
 from finemoe.runtime import seam
 
 _CLOSE_FIRST = "call engine.close() first"
-_NEVER_HELD = "finemoe.load never put them there: copy the checkpoint's folder, or load the model with from_pretrained"
+_NEVER_HELD = "finemoe.load does not put them there: copy the checkpoint's folder, or load the model with from_pretrained"
 
 
 def require_offloadable(model: nn.Module) -> None:
-    """Refuse models that another library has taken apart already.
+    """Refuse models that another library has already modified.
 
     Raises:
-        FinemoeError: compiled, PEFT-wrapped, quantised, dispatched by Accelerate, or without weights; or no model at all.
+        FinemoeError: the model is compiled, wrapped by PEFT, quantised, dispatched by Accelerate or without weights, or it is not
+            a model.
     """
     if not isinstance(model, nn.Module):
         raise FinemoeError(
@@ -28,12 +29,12 @@ def require_offloadable(model: nn.Module) -> None:
         raise FinemoeError("this model is wrapped by torch.compile; offload the model inside it (model._orig_mod)")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise FinemoeError(
-            "this model carries PEFT adapters, whose weights finemoe does not see; merge them (merge_and_unload) first"
+            "this model has PEFT adapters, whose weights finemoe does not see; merge them (merge_and_unload) first"
         )
     config = getattr(model, "config", None)
     if getattr(model, "hf_quantizer", None) is not None or getattr(config, "quantization_config", None) is not None:
         raise FinemoeError(
-            "this model's weights are quantised in memory, where kernels need them whole; give finemoe.load its checkpoint, "
+            "this model's weights are quantised in memory, where kernels need them whole; pass its checkpoint to finemoe.load, "
             "which keeps the experts packed, or load it in bf16, fp16 or fp32"
         )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
@@ -41,35 +42,39 @@ def require_offloadable(model: nn.Module) -> None:
             "Accelerate has dispatched this model over devices (device_map); load it without device_map, or with finemoe.load"
         )
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise FinemoeError("this model has weights on the meta device; load them, or use finemoe.load with the checkpoint's path")
+        raise FinemoeError(
+            "this model has weights on the meta device; load them, or use finemoe.load with the checkpoint's folder"
+        )
 
 
 def require_contiguous(layers: Sequence[MoELayer]) -> None:
-    """Refuse experts that lie in memory in another order than their shape says: products of such weights round otherwise."""
+    """Refuse experts whose memory order differs from their shape: products of such weights round differently."""
     for layer in layers:
         for name, parameter in layer.expert_parameters().items():
             if not parameter.is_contiguous():
                 raise FinemoeError(
-                    f"{layer.name}.{name} is not contiguous in memory, which a record cannot keep; make it so first: "
+                    f"{layer.name}.{name} is not contiguous in memory, which a record cannot keep; make it contiguous first: "
                     "parameter.data = parameter.data.contiguous()"
                 )
 
 
 def require_free(layers: Sequence[MoELayer]) -> None:
-    """Refuse a model that an engine holds already, or whose experts went with one."""
+    """Refuse a model that an engine already holds, or whose experts were lost with its engine."""
     if any(seam.is_without_weights(layer.experts) for layer in layers):
-        raise FinemoeError("this model's experts went with the engine that held them; load it again with finemoe.load")
+        raise FinemoeError("this model's experts were freed with the engine that held them; load it again with finemoe.load")
     if any(seam.is_connected(layer.experts) for layer in layers):
         raise FinemoeError("this model is already offloaded; close its engine first")
 
 
 class Guards:
-    """Refusals that stand while an engine is attached; `lift` takes them away again.
+    """Refusals in force while an engine is attached; `lift` removes them.
 
-    They stand at the experts and at everything that contains them, so that a conversion is refused before its first step.
+    They are placed on the experts and on every module that contains them, so that a conversion is refused before its first step.
 
     Args:
-        holds_weights: whether closing the engine gives the model its experts (back).
+        model: the offloaded model.
+        layers: its MoE layers.
+        holds_weights: whether closing the engine puts the experts back into the model.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], holds_weights: bool = True) -> None:
@@ -105,8 +110,8 @@ def _refuse(consequence: str) -> Callable[..., Any]:
 
 
 def _refuse_conversion(module: nn.Module, holds_weights: bool) -> Callable[..., nn.Module]:
-    """`half()`, `to(...)` and their like end here; those that would change nothing pass."""
-    remedy = f"{_CLOSE_FIRST}, convert it, and offload it again" if holds_weights else "load it anew, in the type it shall have"
+    """Refuse `half()`, `to(...)` and the like; calls that would change nothing pass."""
+    remedy = f"{_CLOSE_FIRST}, convert it, and offload it again" if holds_weights else "load it again in the type you need"
 
     def apply(function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         kinds = {(tensor.dtype, tensor.device) for tensor in (*module.parameters(), *module.buffers())}

@@ -1,4 +1,4 @@
-"""Loads a Transformers model by name, folder or hub id, whole or with its experts left outside the device."""
+"""Load a Transformers model by name, folder or hub id, either whole or with its experts kept off the device."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,32 +14,33 @@ if TYPE_CHECKING:
     from finemoe.runtime.engine import Engine
     from finemoe.runtime.skeleton import Skeleton
 
-_RANDOM = "random:"  # before what configures a model with random weights
-_POLICY_OPTIONS = ("history", "prefetch_distance", "store_capacity", "seed")  # that a policy is told, whichever it is
+_RANDOM = "random:"  # prefix of a configuration whose model gets random weights
+_POLICY_OPTIONS = ("history", "prefetch_distance", "store_capacity", "seed")  # that every policy gets
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
-    """The model (experts implementation "eager", evaluation mode, CPU) and its tokenizer (padding left).
+    """Load a whole model on the CPU in evaluation mode, with eager experts, and its tokenizer, which pads on the left.
 
     Args:
-        name: a miniature's name, a folder, or a hub id; dtype: of the weights, as in `load`.
+        name: name of a miniature, a folder, or a hub id.
+        dtype: type of the weights, as in `load`.
     Raises:
-        FinemoeError: no such model, its files are incomplete or damaged, or an adapter lies beside them.
+        FinemoeError: the model does not exist, its files are incomplete or damaged, or an adapter is next to them.
     """
     from finemoe.runtime.pretrained import whole_model
 
     source = _source_of(name)
     if file := gguf_path(source):
-        raise FinemoeError(f"{file}: a GGUF file is loaded with its experts packed, by finemoe.load alone")
+        raise FinemoeError(f"{file}: experts of a GGUF file stay packed, so only finemoe.load loads it")
     tokenizer = load_tokenizer(name)
     return whole_model(source, dtype).eval(), tokenizer
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, padding on the left.
+    """Load the tokenizer of a model, which pads on the left.
 
     Raises:
-        FinemoeError: no such model, or its tokenizer is incomplete or damaged.
+        FinemoeError: the model does not exist, or its tokenizer is incomplete or damaged.
     """
     from transformers import AutoTokenizer
 
@@ -65,23 +66,25 @@ def load(
     expert_format: str | None = None,
     **options: Any,
 ) -> "tuple[PreTrainedModel, Engine]":
-    """A model whose experts were never all in memory: read from its checkpoint straight to where they wait.
+    """Load a model and offload it without ever holding all its experts in memory: they go from the checkpoint to their store.
 
     Args:
-        source: a miniature's name, a folder with a safetensors checkpoint (sharded or not, experts fused or apart), a hub id, a
-            GGUF file or a folder with one and nothing else to load, or "random:CONFIG" (a config.json, a folder or a hub id) for
+        source: name of a miniature, a folder with a safetensors checkpoint (sharded or not, experts fused or separate), a hub
+            id, a GGUF file or a folder with nothing else to load, or "random:CONFIG" (a config.json, a folder or a hub id) for
             a model of that size with random weights.
-        dtype: of the weights; "auto" is what `from_pretrained` makes of it: the configuration's, else the checkpoint's.
-        progress: show a bar.
-        expert_format: "mxfp4", "fp8" or "int8" packs the experts of a checkpoint in bf16, fp16 or fp32 while it is loaded.
-            **Lossy**: tokens are the packed model's. None, the default, takes a checkpoint as it is, and loses nothing.
-        expert_memory, policy, host_memory, disk_folder, devices, options: as in `finemoe.offload`; and, for packed experts,
-            slots="unpacked", which keeps an expert unpacked beside its slot instead of unpacking it whenever it is used.
+        expert_memory, policy, host_memory, disk_folder, devices: as in `finemoe.offload`.
+        dtype: type of the weights; "auto" does as `from_pretrained`: the configuration's type, else the checkpoint's.
+        progress: show a progress bar.
+        expert_format: "mxfp4", "fp8" or "int8" packs the experts of a bf16, fp16 or fp32 checkpoint while loading. **Lossy**:
+            the model then generates the tokens of the packed model. None, the default, keeps the checkpoint's format and is
+            lossless.
+        options: further options of `finemoe.offload`. For packed experts, slots="unpacked" also keeps every expert in
+            expert memory unpacked next to its slot, instead of unpacking it at each use.
     Returns:
-        The model, ready to generate, and its engine. Closing the engine leaves the model without experts, as it never had them.
+        The model, ready to generate, and its engine. Closing the engine leaves the model without experts.
     Raises:
-        FinemoeError: no such model, what `from_pretrained` cannot load or would fill with random numbers, an adapter beside the
-            checkpoint, a quantisation that Transformers cannot unpack, or what `offload` refuses.
+        FinemoeError: the model does not exist, `from_pretrained` cannot load it or would fill weights with random numbers, an
+            adapter is next to the checkpoint, Transformers cannot unpack its quantisation, or `offload` refuses it.
     """
     from finemoe.packing.formats import require_format
     from finemoe.runtime.options import engine_options
@@ -115,10 +118,10 @@ def _gguf_model(path: Path, dtype: Any, expert_format: str | None) -> "Skeleton"
 
 
 def _source_of(name: str) -> str:
-    """The folder or hub id meant; `from_pretrained` would take a file for a strange hub id."""
+    """The folder or hub id that a name stands for; `from_pretrained` would misread a file as a hub id."""
     source = resolve(name)
     if Path(source).is_file() and gguf_path(source) is None:
         raise FinemoeError(
-            f"{source} is a file; give the folder that it lies in, or, for a model of random weights, {_RANDOM}{source}"
+            f"{source} is a file; give its folder, or {_RANDOM}{source} for a model with random weights"
         )
     return source

@@ -1,8 +1,8 @@
-"""One device's expert memory: the cache's accounting, the slots behind it, and the worker that prefetches into them.
+"""The expert memory of one device: the cache's accounting, the slots behind it, and the worker that prefetches into them.
 
 Demand goes first: while a demanded expert is being copied, the worker starts no further chunk (section 4.5, "On-demand load").
-A prefetch is chosen when the link is free, by the priority it has *then*; one whose layer has come is dropped. What changes the
-cache is a transition, which inference and the worker run outside the interpreter's lock (`transitions`).
+A prefetch is chosen when the link is free, by the priority it has *then*, and dropped once its layer has started. Every change of
+the cache is a transition, which inference and the worker run outside the interpreter's lock (`transitions`).
 """
 
 import threading
@@ -32,18 +32,22 @@ from finemoe.runtime.timeline import Span, Timeline
 from finemoe.runtime.transitions import CLOSED, FAILED, PATIENCE_NS
 from finemoe.runtime.worker import InlineWorker, Worker
 
-PROCESS_ENDS = "the process is ending, and its engine with it; wait for threads that generate before the main thread ends"
+PROCESS_ENDS = "the process is ending, and its engine with it; join generating threads before the main thread ends"
 _NONE = np.empty(0, dtype=np.int64)
 _MOST_SPANS = 1 << 20
 
 
 class ExpertMemory:
-    """Experts of one device.
+    """The experts on one device.
 
     Args:
-        cache: accounting; records: where experts come from; pool: where they go; link: how they get there.
-        asynchronous: prefetch in a worker thread, from `start` on; else each posted prefetch is loaded before `post` returns.
-        name: what the link's worker and its track in a timeline are called.
+        cache: the accounting.
+        records: the store that experts come from.
+        pool: the slots that experts go to.
+        link: the link that copies them.
+        counters, timeline: record what happens.
+        asynchronous: prefetch in a worker thread, from `start` on; otherwise `post` loads each prefetch before it returns.
+        name: name of the link's worker thread and of its track in a timeline.
     """
 
     def __init__(
@@ -63,18 +67,18 @@ class ExpertMemory:
         where = records.addresses(cache.state.shape[1]), records.sizes(cache.state.shape[1])
         self.board = Board(cache.arrays, cache.rule, *where, pool.address(0), pool.slot_bytes, self._moved)
         self.board.connect(link)
-        self._links = [link]  # all there were: slots may be fenced by one that was replaced
-        # The slots may still be being cleared: the first copies wait for that, as later ones for what read the slot last.
+        self._links = [link]  # all links so far: a replaced link may still fence slots
+        # The slots may still be being cleared: the first copies wait for that, as later ones wait for a slot's last reader.
         self.board.fences[:] = link.fence()
-        self.told = np.zeros((4, cache.state.shape[1]), dtype=np.int64)  # what a demand finds
+        self.told = np.zeros((4, cache.state.shape[1]), dtype=np.int64)  # filled by each demand
         self._is_abandoned = False
-        self._unheard: set[threading.Thread] = set()  # that the process ends
+        self._unheard: set[threading.Thread] = set()  # threads that have not been refused yet since the process began to end
         self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._give_up)
-        self._noted = np.zeros((0, 3), dtype=np.int64)  # what the worker loaded, see `fetching.note_in`
+        self._noted = np.zeros((0, 3), dtype=np.int64)  # loads of the worker; see `fetching.note_in`
         timeline.watch(self._record_spans, self._spans)
 
     def connect(self, link: Link) -> None:
-        """Let experts come over this link from now on, once nothing is loaded ahead over the one before."""
+        """Load experts over this link from now on, once no prefetch is pending on the previous link."""
         while not self.is_over and not self.wait_until_idle():
             pass
         self.link = link
@@ -82,23 +86,26 @@ class ExpertMemory:
         self.board.connect(link)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the worker."""
         self.worker.start()
         if self.worker.is_beside:
             self.worker.do(self._serve)
 
     def start_iteration(self, iteration: int) -> None:
-        """Forget prefetches of earlier iterations and what they were waiting for; iteration: the number of the new one."""
+        """Forget prefetches of earlier iterations and what they were waiting for; `iteration` is the number of the new one."""
         transitions.start_iteration(self.board.places, iteration)
 
     @property
     def expected(self) -> np.ndarray:
-        """[L, J] the last distribution predicted for each layer, as this device's eviction rule knows it."""
+        """[L, J] the last distribution predicted for each layer, as seen by this device's eviction rule."""
         return self.cache.expected
 
     def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
-        """Hear what a policy predicts, and queue what it asks for: what is of another iteration (or of none), of a passed layer
-        or of one that did not run although others did is not loaded, what is here is awaited."""
+        """Take a policy's predictions and queue the experts that they request.
+
+        Predictions for another iteration (or none), for a passed layer, or for a layer that was skipped while others ran are not
+        loaded; experts that are already here are awaited.
+        """
         places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
         for one in predictions:
             is_wanted |= hearing.post(places, number, one.layer, one.probabilities, one.experts)
@@ -106,25 +113,25 @@ class ExpertMemory:
             self._load_in_line()
 
     def speak(self, iteration: int | None, step: GateStep, layer: int, said: Said) -> None:
-        """As `post`, of what a policy's step predicts when the gate of a layer has spoken.
+        """Like `post`, for what a policy's compiled step predicts after the gate of a layer.
 
         Raises:
-            EngineError: that was no distribution.
-            FinemoeError: the step takes it for no gate of this iteration's, or predicts something impossible.
+            EngineError: the gate's output is not a distribution.
+            FinemoeError: the step does not accept the gate as one of this iteration, or predicts something impossible.
         """
         number = -1 if iteration is None else iteration
         found = hearing.speak(self.board.places, step.address, step.table, step.num_targets, number, layer, *said)
         if found == NO_DISTRIBUTION:
             said.distribution(self.cache.state.shape[1], layer)  # raises
         if found == OUT_OF_PLACE:
-            raise FinemoeError(f"the policy's compiled step takes the gate of layer {layer} for none of this iteration's")
+            raise FinemoeError(f"the policy's compiled step does not accept the gate of layer {layer} as one of this iteration")
         if found < 0:
-            raise FinemoeError(f"the policy's compiled step predicted something impossible when layer {layer} had spoken")
+            raise FinemoeError(f"the policy's compiled step made an impossible prediction after the gate of layer {layer}")
         if found:
             self._load_in_line()
 
     def _load_in_line(self) -> None:
-        """Where no worker does so, load what was asked for before going on."""
+        """Load what was requested before going on, unless a worker does so."""
         if not self.worker.is_beside:
             self.counters.stall_s += self.worker.do(self._load_pending)
 
@@ -132,13 +139,13 @@ class ExpertMemory:
         """Fill free slots with these experts, (layer, expert) in order, in the calling thread; nothing is evicted.
 
         Args:
-            is_counted: whether they count as prefetches; what stays for good does not.
+            is_counted: whether they count as prefetches; experts that stay for good do not.
         """
         for layer, expert in wanted:
             self._bring(layer, expert, is_counted, may_evict=False)
 
     def complete_layer(self, layer: int, experts: np.ndarray) -> None:
-        """Bring in a running layer's other experts too, [n] ascending, in the calling thread, as far as slots are to be had."""
+        """Load a running layer's other experts too, [n] ascending, in the calling thread, as far as there are slots."""
         begin_s = time.perf_counter()
         for expert in experts[self.cache.state[layer, experts] == ABSENT].tolist():
             self._bring(layer, expert, is_counted=True, may_evict=True)
@@ -157,38 +164,40 @@ class ExpertMemory:
         return layer * self.cache.state.shape[1] + expert
 
     def demand(self, layer: int, experts: np.ndarray, aside: np.ndarray = _NONE) -> Lease:
-        """Access a layer's demanded set and start loading what is missing; experts: [n] ids, in any order and repeated.
+        """Access a layer's demanded set and start loading what is missing.
 
         Args:
-            aside: [n] other experts, which only padding selected: they are served past the cache.
+            layer: the layer.
+            experts: [n] ids, in any order and possibly repeated.
+            aside: [n] other experts, which only padding selected; they bypass the cache.
         """
         return Lease(self, layer, experts, aside)
 
     @property
     def unused_bytes(self) -> int:
-        """Bytes of prefetched experts that hold a slot and were not demanded so far."""
+        """Bytes of prefetched experts that hold a slot and have not been demanded yet."""
         counts = self.cache.num_unused.tolist()
         return sum(count * layout.nbytes for count, layout in zip(counts, self.records.layouts, strict=True))
 
     def check(self) -> None:
-        """Raise what the worker or the eviction rule failed with, in the caller."""
+        """Raise in the caller what the worker or the eviction rule failed with."""
         if self._is_abandoned:
             thread = threading.current_thread()
-            if thread.daemon and thread in self._unheard:  # it tries again and again: the end must not meet it inside a kernel
+            if thread.daemon and thread in self._unheard:  # it keeps retrying; do not let it be inside a kernel at exit
                 threading.Event().wait()
             self._unheard.add(thread)
             raise EngineError(PROCESS_ENDS)
-        if self.worker.failure is not None:  # asked in every layer
+        if self.worker.failure is not None:  # cheap: this runs in every layer
             self.worker.check()
         if self.board.places[HAS_RULE_FAILED]:
             raise self.cache.rule_failure()
 
     def reset(self) -> None:
-        """Empty the cache: after a forward that broke off inside a layer, nothing about its slots is certain."""
+        """Empty the cache: after a forward that failed inside a layer, the contents of its slots are unknown."""
         places = self.board.places
         fetching.forget(places)
         if not self.worker.is_beside:
-            fetching.leave(places)  # in line, it was a caller who broke off, perhaps in another thread
+            fetching.leave(places)  # without a worker, the caller itself failed, perhaps in another thread
         while not self.is_over and not self.wait_until_idle():
             pass
         self._moved[WASTED] += self.unused_bytes
@@ -197,38 +206,38 @@ class ExpertMemory:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing will be loaded any more; `check` says why."""
+        """Whether no more loads will happen; `check` raises the reason."""
         return self.worker.failure is not None or self._is_abandoned
 
     @property
     def is_loading_ahead(self) -> bool:
-        """Whether something that was predicted is being loaded, or waits to be."""
+        """Whether a predicted expert is being loaded or waits to be."""
         return self.cache.num_pending > 0 or self.board.copier >= 0
 
     def wait_until_idle(self, timeout_s: float = PATIENCE_NS / 1e9) -> bool:
-        """Wait until nothing that was predicted is being loaded, or waits to be; returns whether that is so."""
+        """Wait until no predicted expert is being loaded or waits to be; returns whether that is so."""
         return bool(fetching.wait_idle(self.board.places, int(timeout_s * 1e9)))
 
     def wait_until_resident(self, layer: int, expert: int) -> None:
-        """Wait for an expert that somebody else brings.
+        """Wait for an expert that another thread loads.
 
         Raises:
-            EngineError: nobody will.
+            EngineError: no thread will load it.
         """
         while not transitions.wait_resident(self.board.places, self.flat(layer, expert), PATIENCE_NS):
             self.check()
 
     def abandon(self) -> None:
-        """The process ends: stop the worker, and refuse whoever comes from now on. The slots stay, since a thread may be reading
+        """At process exit, stop the worker and refuse further callers. The slots stay, since a thread may still be reading
         them."""
         self._is_abandoned = True
         self._stop()
 
     def close(self) -> None:
-        """Stop the worker, wait for it and for the link, and give the slots back."""
+        """Stop the worker, wait for it and for the link, and free the slots."""
         self._stop()
         for link in self._links:
-            link.finish()  # a forward that broke off leaves copies behind that nobody waited for
+            link.finish()  # a failed forward leaves copies behind that no thread waited for
             link.close()
         self.pool.close()
 
@@ -237,11 +246,11 @@ class ExpertMemory:
         self.worker.close()
 
     def _give_up(self) -> None:
-        """The worker has failed: whoever waits for it hears of it."""
+        """After a failure of the worker: wake the threads that wait for it."""
         fetching.leave(self.board.places)
 
     def _serve(self) -> None:
-        """What the worker's thread does, all but all of it compiled."""
+        """The main loop of the worker's thread, almost entirely compiled."""
         while (flat := fetching.serve(self.board.places)) != CLOSED:
             if flat == FAILED:
                 raise self._failure()
@@ -257,14 +266,14 @@ class ExpertMemory:
             self.check()
 
     def _load(self, flat: int) -> None:
-        """Bring an expert that was predicted and has its slot."""
+        """Load a predicted expert into the slot that it holds."""
         (layer, expert), begin_s = divmod(flat, self.cache.state.shape[1]), time.perf_counter()
         self.copy_in_chunks(layer, expert, int(self.board.places[SLOT]))
         fetching.settle(self.board.places, flat)
         self.timeline.add(self.name, f"prefetch {layer}.{expert}", begin_s)
 
     def copy_in_chunks(self, layer: int, expert: int, slot: int) -> None:
-        """Copy an expert that is not yet demanded into its slot and wait for it; what is demanded meanwhile goes first."""
+        """Copy an expert that is not demanded yet into its slot and wait for it; demanded experts go first meanwhile."""
         record, sink = self.records.record(layer, expert), self.pool.address(slot)
         source, size, chunk = record.data_ptr(), record.numel(), self.link.chunk_bytes
         under_way: deque[int] = deque()
@@ -283,7 +292,7 @@ class ExpertMemory:
     def _record_spans(self) -> None:
         spans = np.zeros((_MOST_SPANS, 3), dtype=np.int64)
         fetching.note_in(self.board.places, spans.ctypes.data, len(spans))
-        self._noted = spans  # not before: until then those noted so far are written to
+        self._noted = spans  # only now: until here the worker writes to the previous array
 
     def _spans(self) -> Iterable[Span]:
         count = fetching.note_in(self.board.places, 0, 0)

@@ -1,4 +1,4 @@
-"""`finemoe.offload`: run a Transformers MoE model with only part of its experts on the device, losslessly (DESIGN 3)."""
+"""`finemoe.offload`: run a Transformers MoE model losslessly with only part of its experts on the device (DESIGN 3)."""
 
 from pathlib import Path
 from typing import Any
@@ -32,30 +32,36 @@ def offload(
     seed: int = 0,
     **policy_options: Any,
 ) -> Engine:
-    """Keep only part of a model's routed experts on the device; the model's own `generate` and `forward` go on working.
+    """Keep only part of a model's routed experts on the device; the model's own `generate` and `forward` keep working.
 
     Args:
         model: a Transformers MoE model with its weights in memory.
-        expert_memory: bytes per device (an int, or a text like "6GiB"), or a share in (0, 1] of all routed experts (a float).
+        expert_memory: bytes per device (an int, or a string like "6GiB"), or a share in (0, 1] of all routed experts (a float).
         policy: "finemoe", "finemoe-plus", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference", "on-demand",
-            "no-offload", or one of your own, by its registered name or as "module:Class" (docs/add_a_system.md).
-        history: a RoutingTrace (or, for finemoe, an ExpertMapStore; for finemoe-plus, a Forecaster) of other requests; None
-            learns online from those served.
-        eviction: overrides the policy's own rule: "lru", "lfu", "lfu-aged", "lfru", "least-stale",
-            "least-stale-interval", "next-use" or "finemoe".
-        prefetch_distance: d in layers, by default 3 (or as many as the model has); store_capacity: C in maps.
-        devices: where experts live, round-robin, and the first of them computes: a device, a list of devices, or how many; by
-            default the first CUDA device if there is one, else the CPU (where several stand in as so many pools of memory).
-        link: "paced:24GB/s" makes copies take a real link's time on a CPU-only machine.
-        host_memory: bytes of experts kept in host memory; the rest waits on disk. None keeps all of them in host memory.
-        disk_folder: where the disk's share lies (a nameless file); None is the folder for temporary files.
-        asynchronous: search and prefetch off the critical path; False does both in line, deterministically; None as the policy's
-            system does it.
-        grouped_from: number of tokens from which a layer's experts are computed by grouped matrix products over the slots, for
-            long prompts; results then differ from eager's by rounding. None, the default, never does it and stays bit-equal.
-        seed: for policies that draw at random. policy_options: the system's own, such as promoe's `predictor`.
+            "no-offload", or your own by its registered name or as "module:Class" (docs/add_a_system.md).
+        history: a RoutingTrace of other requests (finemoe also takes an ExpertMapStore, finemoe-plus a Forecaster). With None,
+            the policy learns online from the requests it serves.
+        eviction: replaces the policy's default rule: "lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval",
+            "next-use" or "finemoe".
+        prefetch_distance: d in layers; 3 by default, or the number of MoE layers if that is smaller.
+        store_capacity: C, the capacity of the expert map store, in maps.
+        devices: a device, a list of devices, or a number of devices. Experts are distributed round-robin; the first device
+            computes. The default is the first CUDA device, or the CPU without CUDA. A number n on a CPU-only machine creates n
+            separate pools of memory.
+        link: "paced:24GB/s" makes copies on a CPU-only machine as slow as a real link.
+        host_memory: bytes of experts kept in host memory (an int, or a string like "6GiB"); the rest is stored on disk. None
+            keeps all of them in host memory.
+        disk_folder: folder for the experts on disk (an unnamed file); None uses the folder for temporary files.
+        asynchronous: True searches and prefetches off the critical path; False does both inline and deterministically; None
+            follows the system that the policy models.
+        grouped_from: from this number of tokens on, compute a layer's experts with grouped matrix products over the slots,
+            which suits long prompts; results then differ from eager's by rounding. None, the default, stays bit-equal.
+        seed: seed of policies that draw random numbers.
+        policy_options: options of the policy itself, such as promoe's `predictor`.
+    Returns:
+        The engine; close it to restore the model.
     Raises:
-        FinemoeError: the model cannot be offloaded (the message says why), or an option is out of range.
+        FinemoeError: the model cannot be offloaded (the message gives the reason), or an option is out of range.
     """
     require_offloadable(model)
     layers = find_moe_layers(model)
@@ -84,7 +90,7 @@ def policy_setup(
     store_capacity: int = 1000,
     seed: int = 0,
 ) -> PolicySetup:
-    """What a policy is told about a model; layers narrower than the widest are padded with probability 0."""
+    """What a policy gets to know about a model; layers narrower than the widest are padded with probability 0."""
     embedding = embedding_of(model)
     weight = getattr(embedding, "weight", None)
     return PolicySetup(
@@ -101,7 +107,7 @@ def policy_setup(
 
 
 def identity_of(model: nn.Module, layers: list[MoELayer]) -> str:
-    """A short name for a model's routing: its class and a digest of its first router's weights."""
+    """A short identifier of a model's routing: its class and a digest of its first router's weights."""
     import xxhash
 
     source = layers[0].router if layers[0].router is not None else model

@@ -1,4 +1,4 @@
-"""An engine's options, checked once, in units that the rest of the runtime takes for granted."""
+"""The options of an engine, checked once and converted to the units that the runtime uses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _SLOTS = ("packed", "unpacked")
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine runs, apart from what its policy is told; meanings as in `finemoe.offload`."""
+    """How an engine runs, apart from what its policy gets; fields as in `finemoe.offload`."""
 
     expert_memory: int | float | str
     policy: str
@@ -44,11 +44,15 @@ def engine_options(
     slots: str = "packed",
     **policy_options: Any,
 ) -> EngineOptions:
-    """The options as users write them, in the units of `EngineOptions`."""
+    """Check options as users write them, and convert them to the units of `EngineOptions`.
+
+    Raises:
+        FinemoeError: an option is unknown or out of range.
+    """
     if slots not in _SLOTS:
-        raise FinemoeError(f"slots is {slots!r}; write 'packed', or 'unpacked' to keep experts unpacked beside their slots")
+        raise FinemoeError(f"slots is {slots!r}; use 'packed', or 'unpacked' to keep unpacked experts next to their slots")
     if grouped_from is not None and grouped_from < 1:
-        raise FinemoeError(f"grouped_from is {grouped_from}; give a number of tokens, or leave it out to stay bit-equal to eager")
+        raise FinemoeError(f"grouped_from is {grouped_from}; give a number of tokens, or omit it to stay bit-equal to eager")
     return EngineOptions(
         expert_memory=expert_memory,
         policy=policy,
@@ -65,10 +69,10 @@ def engine_options(
 
 
 def device_list(devices: Any) -> tuple[torch.device, ...]:
-    """The devices meant by one device, a list of them, a number, or None.
+    """The devices denoted by a device, a list of devices, a number of devices, or None (one).
 
     Raises:
-        FinemoeError: there is no such device, or not so many.
+        FinemoeError: a device does not exist, or there are not that many.
     """
     if devices is None:
         devices = 1
@@ -77,22 +81,20 @@ def device_list(devices: Any) -> tuple[torch.device, ...]:
     if isinstance(devices, str | torch.device):
         devices = [devices]
     if not isinstance(devices, Sequence) or not devices:
-        raise FinemoeError(f"devices must be a device, a list of devices, or how many, not {devices!r}")
+        raise FinemoeError(f"devices must be a device, a list of devices, or a number, not {devices!r}")
     found = tuple(_device(device) for device in devices)
     if len({device.type for device in found}) > 1:
-        raise FinemoeError(
-            f"devices {[str(device) for device in found]} are of different kinds; experts are shared among one kind"
-        )
+        raise FinemoeError(f"devices {[str(device) for device in found]} are of different kinds; give devices of one kind")
     return found
 
 
 def _first_devices(count: int) -> tuple[torch.device, ...]:
     if count < 1:
-        raise FinemoeError(f"devices is {count}; at least one is needed")
+        raise FinemoeError(f"devices is {count}; give at least 1")
     if not torch.cuda.is_available():
         return (torch.device("cpu"),) * count
     if count > torch.cuda.device_count():
-        raise FinemoeError(f"devices is {count}, but there are {torch.cuda.device_count()} CUDA devices")
+        raise FinemoeError(f"devices is {count}, but there are {torch.cuda.device_count()} CUDA devices; give fewer")
     return tuple(torch.device("cuda", index) for index in range(count))
 
 
@@ -100,11 +102,11 @@ def _device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise FinemoeError(f"unknown device {device!r}; write 'cpu', 'cuda' or 'cuda:1'") from error
+        raise FinemoeError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'") from error
     if found.type == "cuda":
         if not torch.cuda.is_available():
-            raise FinemoeError(f"device {device!r} was asked for, but this machine has no usable CUDA device")
+            raise FinemoeError(f"device {device!r} was requested, but this machine has no usable CUDA device")
         found = torch.device("cuda", found.index or 0)
         if found.index >= torch.cuda.device_count():
-            raise FinemoeError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+            raise FinemoeError(f"device {device!r} was requested, but there are {torch.cuda.device_count()} CUDA devices")
     return found

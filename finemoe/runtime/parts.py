@@ -1,4 +1,4 @@
-"""What an engine is made of, for those of its parts that work together on an iteration."""
+"""The parts of an engine that work together on an iteration."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,19 @@ from finemoe.runtime.unpacking import Unpacker
 
 @dataclass(frozen=True)
 class Parts:
-    """One engine's.
+    """The parts of one engine.
 
     Attributes:
-        session: who is inside. policy, setup: what decides, and what it was told. matcher: feeds it.
-        memories: of the devices. counters, timeline: what is noted. probe: what is measured.
-        buffers: see Snapshot. grouped_from: as in `finemoe.offload`. unpacker: None where no expert is packed.
+        session: which thread is inside the model.
+        policy: what decides.
+        setup: what the policy knows about the model.
+        matcher: feeds the policy.
+        memories: expert memories of the devices.
+        counters, timeline: record what happens.
+        probe: attachment point for measurements.
+        buffers: see Snapshot.
+        grouped_from: as in `finemoe.offload`.
+        unpacker: None if no expert is packed.
     """
 
     session: Session

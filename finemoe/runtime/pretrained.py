@@ -1,8 +1,8 @@
-"""Asks Transformers' own `from_pretrained` for a model, whole or without its experts, and refuses what it would make up.
+"""Loads a model with Transformers' own `from_pretrained`, whole or without its experts, and refuses made-up weights.
 
-Which class, type, files, adapter, names, conversions and tied weights: all of it is `from_pretrained`'s own doing, never a second
-opinion. Experts are left out by one change: where it hands the resolved files to its loading step, that step is told to put the
-experts' parameters on the meta device, so that their tensors are named, checked, converted and counted there, and none is read.
+`from_pretrained` alone decides on class, type, files, adapter, names, conversions and tied weights. One change leaves the experts
+out: where it passes the resolved files to its loading step, finemoe makes that step put the experts' parameters on the meta
+device. Their tensors are then named, checked, converted and counted there, and none is read.
 """
 
 import threading
@@ -50,26 +50,29 @@ _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _CONVERT = "load the model with from_pretrained, and save_pretrained into another folder"
 _AGAIN = "fetch it again, or check that it is this model's"
 
-_loading = threading.RLock()  # held while Transformers' loading step is replaced, so that each call puts back what it found
+_loading = threading.RLock()  # held while the loading step is replaced: each call restores what it found
 
 
 def whole_model(source: str, dtype: Any) -> PreTrainedModel:
-    """A model as `from_pretrained` gives it, with eager experts.
+    """Load a model as `from_pretrained` does, with eager experts.
 
     Args:
-        source: a folder or hub id; dtype: as in `type_of`.
+        source: a folder or hub id.
+        dtype: type of the weights, as in `type_of`.
     Raises:
-        FinemoeError: it gives none, or would fill weights that the checkpoint lacks with random numbers; or an adapter is there.
+        FinemoeError: `from_pretrained` fails or would fill missing weights with random numbers, or there is an adapter.
     """
     step = LoadingStep(source, keeps_experts=True)
     return step.from_pretrained(dtype)
 
 
 def model_without_experts(source: str, dtype: Any) -> tuple[PreTrainedModel, Checkpoint]:
-    """What `whole_model` gives, but the experts' parameters are on the meta device; and the checkpoint to read them from.
+    """Load what `whole_model` loads, but with the experts' parameters on the meta device.
 
+    Returns:
+        The model, and the checkpoint to read its experts from.
     Raises:
-        FinemoeError: as `whole_model`; also weights that are quantised, or no safetensors file.
+        FinemoeError: as `whole_model`; also if the quantisation is not supported, or there are no safetensors files.
     """
     step = LoadingStep(source, keeps_experts=False)
     model = step.from_pretrained(dtype)
@@ -80,20 +83,20 @@ def model_without_experts(source: str, dtype: Any) -> tuple[PreTrainedModel, Che
 
 
 def type_of(dtype: Any) -> Any:
-    """ "auto" or the torch type meant by `dtype`, as `from_pretrained` takes it.
+    """ "auto" or the torch type that `dtype` names, as `from_pretrained` expects it.
 
     Raises:
-        FinemoeError: it is no floating-point type.
+        FinemoeError: it is not a floating-point type.
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
     if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
         return found
-    raise FinemoeError(f"unknown dtype {dtype!r}; write 'auto', 'bfloat16', 'float16' or 'float32'")
+    raise FinemoeError(f"unknown dtype {dtype!r}; use 'auto', 'bfloat16', 'float16' or 'float32'")
 
 
 def class_of(config: Any) -> Any:
-    """The class to make a model of: the one the configuration was saved from where it generates text, else the family's language
-    model, text alone first.
+    """The class to build a model from: the configuration's own class if it generates text, else the family's language model, a
+    text-only one first.
 
     Raises:
         FinemoeError: Transformers has neither.
@@ -105,31 +108,32 @@ def class_of(config: Any) -> Any:
     usual = [auto for auto, mapping in _AUTO if type(config) in mapping]
     for found in (*generating, *usual, *models):
         return found
-    raise FinemoeError(f"{type(config).__name__}: Transformers has no model to build from it")
+    raise FinemoeError(f"{type(config).__name__}: Transformers has no model class for this configuration")
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception's message in one line."""
     is_said = str(error).strip() and not isinstance(error, KeyError)
     return first_line(error).rstrip(".") if is_said else f"{type(error).__name__} {error}".strip()
 
 
 class LoadingStep:
-    """One call of `from_pretrained`, and what passes through its loading step.
+    """One call of `from_pretrained`, with its loading step intercepted.
 
     Args:
-        source: a folder or hub id; keeps_experts: False leaves their parameters on the meta device.
+        source: a folder or hub id.
+        keeps_experts: False leaves the experts' parameters on the meta device.
     Attributes:
-        checkpoint: of the resolved files; None before, and where they are no safetensors files.
+        checkpoint: built from the resolved files; None before loading, and for files other than safetensors.
     """
 
     def __init__(self, source: str, keeps_experts: bool) -> None:
         self._source, self._keeps_experts = source, keeps_experts
         self.checkpoint: Checkpoint | None = None
-        self._experts: set[str] = set()  # parameters left out
+        self._experts: set[str] = set()  # names of the parameters that are left out
 
     def from_pretrained(self, dtype: Any) -> PreTrainedModel:
-        """The model; see `whole_model`."""
+        """Load the model; see `whole_model`."""
         dtype = type_of(dtype)
         self._require_no_adapter()
         config = self._config()
@@ -138,7 +142,7 @@ class LoadingStep:
         made = class_of(config)
         quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
         with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # to unpack, and nothing else
+            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # it is passed only to unpack
             model, info = made.from_pretrained(
                 self._source,
                 dtype=dtype,
@@ -155,11 +159,11 @@ class LoadingStep:
         return found
 
     def require_rest(self, model: PreTrainedModel) -> None:
-        """Refuse a model of which more than the experts was left out, as a conversion that makes both would do."""
+        """Refuse a model that lacks more than its experts, as a conversion that makes both would leave it."""
         tensors = (*model.named_parameters(), *model.named_buffers())
         if stray := [name for name, tensor in tensors if tensor.is_meta and name not in self._experts]:
             raise FinemoeError(
-                f"{self._source}: {_listed(stray)} cannot be read apart from the experts; use finemoe.offload instead"
+                f"{self._source}: {_listed(stray)} cannot be read without the experts; use finemoe.offload instead"
             )
 
     def _config(self) -> Any:
@@ -167,17 +171,17 @@ class LoadingStep:
             return AutoConfig.from_pretrained(self._source, trust_remote_code=False)
 
     def _require_no_adapter(self) -> None:
-        """With peft installed `from_pretrained` applies an adapter in the folder, without it leaves it out in silence."""
+        """With peft installed, `from_pretrained` applies an adapter in the folder; without peft it silently ignores it."""
         with in_one_line(f"{self._source}: "):
             file = find_adapter_config_file(self._source)
         if file is not None:
             raise FinemoeError(
-                f"{file}: an adapter, which finemoe does not apply and will not leave out in silence; merge it "
+                f"{file}: finemoe neither applies nor silently ignores this adapter; merge it "
                 "(merge_and_unload of peft) and save the model, or move the adapter's files elsewhere"
             )
 
     def _dequantizing(self, config: Any) -> dict[str, Any]:
-        """Arguments by which `from_pretrained` unpacks what it loads of a quantised checkpoint."""
+        """Arguments that make `from_pretrained` unpack the weights of a quantised checkpoint."""
         told = quantization_of(config)
         if told is None:
             return {}
@@ -185,10 +189,10 @@ class LoadingStep:
         return {"quantization_config": AutoQuantizationConfig.from_dict({**told, "dequantize": True})}
 
     def _require_no_distributed_shards(self) -> None:
-        """Transformers prefers what a distributed run left to all else in a folder, and reads it whole, past the loading step."""
+        """Transformers prefers shards of a distributed run to all other files, and reads them whole, past the loading step."""
         if found := [path.name for path in Path(self._source).glob("shard-*-model-*-of-*.safetensors")]:
             raise FinemoeError(
-                f"{self._source}: {_listed(found)}: shards of a distributed run, which finemoe.load does not read; {_CONVERT}"
+                f"{self._source}: {_listed(found)}: finemoe.load does not read the shards of a distributed run; {_CONVERT}"
             )
 
     def _remedy(self) -> str:
@@ -200,17 +204,17 @@ class LoadingStep:
         if present:
             return f"; check config.json and {present[0]} there, or fetch the checkpoint again"
         if broken := [name for name in _NAMES if (folder / name).is_symlink() or (folder / name).exists()]:
-            return f"; {broken[0]} there is no file, or a link to none: fetch the checkpoint again"
+            return f"; {broken[0]} there is not a file, or is a broken link: fetch the checkpoint again"
         found = [path.name for path in folder.iterdir() if path.suffix in _ENDINGS]
-        held = f"it holds {_listed(found)}, but " if found else ""
+        held = f"it contains {_listed(found)}, but " if found else ""
         return f"; {held}neither {_NAMES[0]} nor {_NAMES[1]}: give the weights these names"
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Puts `_step` in the place of the loading step, for this thread alone.
+        """Replace the loading step by `_step`, for this thread only.
 
-        It is the one place through which all classes' `from_pretrained` pass with the files resolved, the model built on the meta
-        device, and nothing read yet; no public argument leaves parameters out (a `device_map` with "meta" in it wraps the model).
+        It is the one place that every class's `from_pretrained` passes through with the files resolved, the model built on the
+        meta device, and nothing read yet. No public argument leaves parameters out: a `device_map` with "meta" wraps the model.
         """
         thread = threading.get_ident()
         with _loading:
@@ -236,13 +240,13 @@ class LoadingStep:
     def _read_names(self, model: Any, files: Any, load_config: Any) -> None:
         replace_in(load_config.weight_mapping or [])
         if files and all(file.endswith(_ENDINGS[0]) for file in files):
-            mapping = deepcopy(load_config.weight_mapping or [])  # some renamings remember what they have seen
+            mapping = deepcopy(load_config.weight_mapping or [])  # some renamings keep state
             self.checkpoint = Checkpoint(model, Shards(files), mapping)
             if fault := self.checkpoint.packed_fault():
                 raise FinemoeError(f"{self._source}: {fault}")
 
     def _leave_out(self, model: Any, files: Any, load_config: Any) -> tuple[dict[str, Any], Any]:
-        """Tensors and instructions for the loading step by which experts' parameters are left on the meta device."""
+        """The tensors and settings that make the loading step leave the experts' parameters on the meta device."""
         if self.checkpoint is None:
             others = [file for file in files or () if not file.endswith(_ENDINGS[0])]
             raise FinemoeError(f"{_listed(others or [self._source])}: finemoe.load reads safetensors files only; {_CONVERT}")
@@ -251,7 +255,7 @@ class LoadingStep:
         return self.checkpoint.without(self._experts), replace(load_config, device_map=places)
 
     def _require_right(self, model: Any, info: Any) -> None:
-        """Refuses what the loading step found wrong: `from_pretrained` would say less, or fill it with random numbers first."""
+        """Refuse what the loading step found wrong; `from_pretrained` reports less, or fills it with random numbers first."""
         if self.checkpoint is not None and (info.conversion_errors or info.mismatched_keys):
             raise self._misfit(info)
         if lost := (info.missing_keys & self._experts) - model.all_tied_weights_keys.keys():
@@ -259,7 +263,7 @@ class LoadingStep:
 
     @contextmanager
     def _doubles_named(self) -> Iterator[None]:
-        """Transformers stumbles, and does not say over what, where a checkpoint holds a parameter's weights twice."""
+        """Where a checkpoint holds a parameter's weights twice, Transformers fails without naming it; name it here."""
         try:
             yield
         except Exception as error:
@@ -275,7 +279,7 @@ class LoadingStep:
         )
 
     def _misfit(self, info: Any) -> FinemoeError:
-        """Why tensors do not make the parameter that they should."""
+        """Why tensors do not make the parameter they should."""
         assert self.checkpoint is not None
         shapes = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info.mismatched_keys}
         target = min(info.conversion_errors or shapes)
@@ -289,12 +293,12 @@ class LoadingStep:
 
     def _files(self) -> str:
         files = self.checkpoint.files if self.checkpoint is not None else []
-        return f" ({_listed([Path(file).name for file in files])} read)" if files else ""
+        return f" (read: {_listed([Path(file).name for file in files])})" if files else ""
 
 
 def _cast_halves(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give what is not packed in a quantised checkpoint the type that was asked for, too: Transformers (5.23) leaves it in its
-    own, and stumbles at the first product of both. What is in float32 on purpose stays so."""
+    """Convert the unpacked part of a quantised checkpoint to the requested type as well: Transformers (5.23) keeps its own type,
+    and fails at the first product of both. Weights that are float32 on purpose stay float32."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype in _HALVES:
             tensor.data = tensor.data.to(dtype)
@@ -308,20 +312,20 @@ def _listed(names: Any) -> str:
 
 @contextmanager
 def in_one_line(before: str, after: Callable[[], str] = str) -> Iterator[None]:
-    """Whatever Transformers refuses, by the first line of its reason."""
+    """Turn any error of Transformers into a FinemoeError with the first line of its reason."""
     try:
         yield
     except (FinemoeError, MemoryError):
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not type(error).__module__.startswith("torch."):  # as its CheckpointException
+        if not isinstance(error, Exception) and not type(error).__module__.startswith("torch."):  # such as CheckpointException
             raise
         raise FinemoeError(f"{before}{reason_of(error)}{after()}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' bar, which would tell of reading where files are but mapped; a download keeps its own."""
+    """Hide Transformers' progress bar, which would show reading where files are only mapped; a download keeps its own bar."""
     is_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

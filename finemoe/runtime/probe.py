@@ -1,4 +1,4 @@
-"""What may be changed about an engine to measure it."""
+"""The attachment point at which measurements change an engine."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ import torch
 
 from finemoe.runtime.lean import lean_forward
 
-# (module, source, hidden_states, selected, top_k_index, top_k_weights), as `lean_forward` takes them, to [T, H].
+# (module, source, hidden_states, selected, top_k_index, top_k_weights), arguments of `lean_forward`; returns [T, H].
 Compute = Callable[..., torch.Tensor]
 
 
 class Probe:
-    """An engine's seam for measurements; as it comes, it changes nothing.
+    """An engine's attachment point for measurements; by default it changes nothing.
 
     Attributes:
-        compute: what computes the experts of layers whose class is common (see `lean`), from the weights that it asks for.
-        always_accounts: account, publish and search also where everything is resident.
+        compute: computes the experts of layers with a common class (see `lean`) from the weights that it requests.
+        always_accounts: account, publish and search even if every expert is resident.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Probe:
 
     @contextmanager
     def computing_with(self, compute: Compute) -> Iterator[None]:
-        """Something else computes the experts inside the `with` block, such as nothing at all."""
+        """Replace what computes the experts inside the `with` block, for example by nothing at all."""
         before, self.compute = self.compute, compute
         try:
             yield
@@ -34,7 +34,7 @@ class Probe:
 
     @contextmanager
     def accounting(self) -> Iterator[None]:
-        """Everything is accounted for inside the `with` block."""
+        """Account for everything inside the `with` block."""
         before, self.always_accounts = self.always_accounts, True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Prompts as users hold them, as the token ids that a model's `generate` takes."""
+"""Converts users' prompts into the token ids that a model's `generate` takes."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,16 +13,17 @@ from finemoe.errors import FinemoeError, first_line
 from finemoe.runtime.observer import embedding_of
 
 Prompt = str | list[Any]  # a text, or a conversation: one mapping with role and content per message
-Encoding = dict[str, np.ndarray]  # input_ids and what else a tokenizer gives, each [n]
+Encoding = dict[str, np.ndarray]  # input_ids and a tokenizer's other outputs, each [n]
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts side by side, padded on the left.
+    """A batch of prompts, padded on the left.
 
     Attributes:
-        inputs: what `generate` takes, [B, W] each, `input_ids` among them; tokens: the same ids on the host.
-        pads: columns of padding before each prompt.
+        inputs: arguments of `generate`, including `input_ids`, each [B, W].
+        tokens: the token ids on the host, [B, W].
+        pads: number of padding columns before each prompt.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -35,10 +36,10 @@ class PromptBatch:
 
 
 def as_prompts(prompts: Iterable[Any]) -> list[Prompt]:
-    """Any iterable of texts or conversations as a list: a list, a generator, an array, a Series, a column of a dataset.
+    """Convert any iterable of texts or conversations to a list: a list, generator, array, Series or column of a dataset.
 
     Raises:
-        FinemoeError: it is one text, a table or a mapping, holds nothing, or something else than texts and conversations; the
+        FinemoeError: it is a single text, a table or a mapping, is empty, or holds anything but texts and conversations; the
             message names the prompt.
     """
     if isinstance(prompts, str):
@@ -56,11 +57,11 @@ def as_prompts(prompts: Iterable[Any]) -> list[Prompt]:
 def _as_prompt(number: int, prompt: Any) -> Prompt:
     if isinstance(prompt, str):
         if not prompt:
-            raise FinemoeError(f"record needs at least one prompt, and none of them empty; prompt {number} is")
+            raise FinemoeError(f"record needs at least one prompt, and none of them empty; prompt {number} is empty")
         _check_text(prompt, number)
-        return str.__str__(prompt)  # the text itself, whatever an enumeration prints as
+        return str.__str__(prompt)  # the plain text, even of a string enumeration that prints differently
     if isinstance(prompt, Mapping):
-        raise FinemoeError(f"prompt {number} is {_a(prompt)}; give its text, or, for one conversation, [messages]")
+        raise FinemoeError(f"prompt {number} is {_a(prompt)}; give its text, or [messages] for one conversation")
     if isinstance(prompt, Sequence | np.ndarray) and len(prompt) and all(_is_message(one) for one in prompt):
         return list(prompt)
     raise FinemoeError(f"prompt {number} is {_a(prompt)}; a prompt is a text or a list of chat messages (role and content)")
@@ -71,19 +72,19 @@ def _is_message(message: Any) -> bool:
 
 
 def _a(value: Any) -> str:
-    """What a value is, in a few words: itself where it is short, else its type."""
+    """A short description of a value: its repr if that is short, else its type."""
     text = repr(value)
     return text if len(text) <= 40 and "\n" not in text and not isinstance(value, list | dict) else type(value).__name__
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encoding]:
-    """The tokens of prompts that generate side by side, without padding; conversations go through the tokenizer's chat template.
+    """Tokenise the prompts of a batch, without padding; the tokenizer's chat template is applied to conversations.
 
     Args:
-        first: number of the first prompt, for messages.
+        first: number of the first prompt, for error messages.
     Raises:
-        FinemoeError: a text is no UTF-8, there is no chat template, it or the tokenizer refuses a prompt, or what comes out is
-            not one row of tokens for each; the message names the prompt.
+        FinemoeError: a text is not UTF-8, a chat template is missing, the template or the tokenizer refuses a prompt, or the
+            result is not one row of tokens per prompt; the message names the prompt.
     """
     for number, prompt in enumerate(prompts, first):
         if isinstance(prompt, str):
@@ -91,31 +92,31 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encodi
     if len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts):
         try:
             given = tokenizer(list(prompts), return_tensors="pt", padding=True)
-        except Exception:  # what it refuses is named below, prompt by prompt
+        except Exception:  # the prompts it refuses are named below, one by one
             given = None
         tables = _tables(given, len(prompts)) if isinstance(given, Mapping) else {}
-        if {"input_ids", "attention_mask"} <= set(tables):  # the mask says what is padding
+        if {"input_ids", "attention_mask"} <= set(tables):  # the mask marks padding
             rows = [{name: table[row] for name, table in tables.items()} for row in range(len(prompts))]
             return [_encoding(row, prompt, number) for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True), first)]
     return [_encode_alone(tokenizer, prompt, number) for number, prompt in enumerate(prompts, first)]
 
 
 def _check_text(prompt: str, number: int) -> None:
-    """Bytes that are no UTF-8 arrive from a command line as halves of characters, which tokenizers refuse or lose."""
+    """Non-UTF-8 bytes arrive from a command line as lone surrogates, which tokenizers refuse or drop."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         wrong = f"{prompt[error.start]!r} at character {error.start}"
-        raise FinemoeError(f"prompt {number} holds {wrong}, which is no text in UTF-8; leave it out or replace it") from error
+        raise FinemoeError(f"prompt {number} holds {wrong}, which is not valid UTF-8; remove or replace it") from error
 
 
 def _tables(given: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
-    """What a tokenizer gives as one row per prompt, all of one length."""
+    """Those outputs of a tokenizer that have one row per prompt, all of one length."""
     tables = {}
     for name, value in given.items():
         try:
             array = np.asarray(value)
-        except ValueError:  # lists of several lengths: it has not padded them
+        except ValueError:  # lists of different lengths: the tokenizer did not pad them
             continue
         if array.ndim == 2 and len(array) == num_rows:
             tables[name] = array
@@ -126,7 +127,7 @@ def _encode_alone(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
     if isinstance(prompt, str):
         try:
             given = tokenizer([prompt], return_tensors="pt", padding=False)
-        except Exception as error:  # half a surrogate pair, or what is no tokenizer of texts
+        except Exception as error:  # a lone surrogate, or not a tokenizer of texts
             raise FinemoeError(f"prompt {number}: the tokenizer refuses it ({first_line(error)}): {prompt!r:.60}") from error
         return _encoding(given, prompt, number)
     return _encoding(_through_template(tokenizer, prompt, number), prompt, number)
@@ -134,13 +135,13 @@ def _encode_alone(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
 
 def _encoding(given: Any, prompt: Prompt, number: int) -> Encoding:
     if not isinstance(given, Mapping) or "input_ids" not in given:
-        raise FinemoeError(f"this tokenizer gives {_a(given)} without input_ids; record needs a tokenizer that gives them")
+        raise FinemoeError(f"this tokenizer returns {_a(given)} without input_ids; record needs a tokenizer that returns them")
     ids = _ids(given["input_ids"])
     if ids is None or (ids.size and ids.shape[-1] != ids.size):
-        raise FinemoeError(f"prompt {number}: the tokenizer gives several rows of tokens for one text: {prompt!r:.60}")
+        raise FinemoeError(f"prompt {number}: the tokenizer returns several rows of tokens for one text: {prompt!r:.60}")
     rows = {name: np.asarray(value).reshape(-1) for name, value in given.items()}
     if ids.dtype.kind == "u":
-        rows["input_ids"] = rows["input_ids"].astype(np.int64)  # PyTorch compares no others
+        rows["input_ids"] = rows["input_ids"].astype(np.int64)  # PyTorch cannot compare unsigned integers
     encoding = {name: row for name, row in rows.items() if len(row) == len(rows["input_ids"])}
     is_token = encoding.get("attention_mask", np.ones_like(encoding["input_ids"])).astype(bool)
     if not is_token.any():
@@ -153,7 +154,7 @@ def _encoding(given: Any, prompt: Prompt, number: int) -> Encoding:
 
 
 def _ids(given: Any) -> np.ndarray | None:
-    """Token ids as an array; None where they are lists of several lengths."""
+    """Token ids as an array; None if they are lists of different lengths."""
     try:
         return np.asarray(given)
     except ValueError:
@@ -162,22 +163,22 @@ def _ids(given: Any) -> np.ndarray | None:
 
 def _through_template(tokenizer: Any, messages: list[Any], number: int) -> Any:
     if getattr(tokenizer, "chat_template", None) is None:
-        raise FinemoeError(f"prompt {number} is chat messages, and this tokenizer has no chat template; give the text itself")
+        raise FinemoeError(f"prompt {number} is a list of chat messages, but this tokenizer has no chat template; give a text")
     try:
         return tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
-    except Exception as error:  # templates are programs of their own, and raise what they like
+    except Exception as error:  # a template is a program and may raise anything
         raise FinemoeError(f"prompt {number}: the chat template refuses it ({first_line(error)})") from error
 
 
 def as_batch(model: nn.Module, encodings: Sequence[Encoding], pad_token_id: int | None) -> PromptBatch:
-    """Encoded prompts as inputs of the model: its tokens, their mask, and of the rest what its forward takes.
+    """Arrange encoded prompts as the model's inputs: token ids, their mask, and other encodings that its forward accepts.
 
     Args:
-        pad_token_id: stands where a shorter prompt has no token; the mask hides it.
+        pad_token_id: fills the columns before a shorter prompt; the mask hides it.
     Raises:
-        FinemoeError: the model has no embedding for a token, or prompts differ in length and its forward takes no mask.
+        FinemoeError: the model has no embedding for a token, or prompts differ in length and its forward accepts no mask.
     """
     accepted = _accepted(model)
     width = max(len(encoding["input_ids"]) for encoding in encodings)
@@ -199,13 +200,15 @@ def as_batch(model: nn.Module, encodings: Sequence[Encoding], pad_token_id: int 
 
 
 def _accepted(model: nn.Module) -> set[str]:
-    """Names of what the model's forward takes; its class is asked too, for another library may have put a wrapper in place."""
+    """Parameter names of the model's forward, including its class's, since another library may have wrapped the instance's."""
     return set(inspect.signature(type(model).forward).parameters) | set(inspect.signature(model.forward).parameters)
 
 
 def _require_embedded(model: nn.Module, encodings: Sequence[Encoding], pad: int) -> None:
-    """Refuse ids beyond the embeddings, as of a tokenizer to which a pad token was added; a GPU would not survive them. Padding
-    is fed to rows that end before others too."""
+    """Refuse token ids beyond the embeddings, for example after a pad token was added; a GPU would not survive them.
+
+    The pad token is checked too: it is fed to rows that end before others.
+    """
     count = getattr(embedding_of(model), "num_embeddings", None)
     if count is None:
         return
@@ -213,10 +216,10 @@ def _require_embedded(model: nn.Module, encodings: Sequence[Encoding], pad: int)
     outside = tokens[(tokens < 0) | (tokens >= count)]
     has = f"the model has embeddings for 0..{count - 1} only"
     if len(outside):
-        raise FinemoeError(f"the tokenizer gives token {outside[0]}, and {has}; give the model's own tokenizer")
+        raise FinemoeError(f"the tokenizer returns token {outside[0]}, but {has}; use the model's own tokenizer")
     if len(encodings) > 1 and not 0 <= pad < count:
         raise FinemoeError(
-            f"the tokenizer's pad token is {pad}, and {has}; set one that it has (tokenizer.pad_token = tokenizer.eos_token)"
+            f"the tokenizer's pad token is {pad}, but {has}; set another (tokenizer.pad_token = tokenizer.eos_token)"
         )
 
 

@@ -1,7 +1,7 @@
-"""`finemoe.record`: generate with an unmodified model and write down its routing as a RoutingTrace (DESIGN 3).
+"""`finemoe.record`: generate with an unmodified model and record its routing as a RoutingTrace (DESIGN 3).
 
-Several requests may generate side by side (left-padded), in any of Transformers' modes of generation; each keeps its own rows, so
-that the trace reads as if they had run one by one (docs/metrics.md says what a trace holds in each mode).
+Requests may be generated in batches (left-padded) and in any of Transformers' generation modes. Each request keeps its own rows,
+so the trace reads as if the requests had run one after another (docs/metrics.md describes what a trace holds in each mode).
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from finemoe.traces import DECODE, PREFILL, RoutingTrace
 from finemoe.units import is_whole
 
 _Request = dict[str, np.ndarray]
-# What record makes itself, from the prompts.
+# Inputs that `record` builds from the prompts.
 _OWN_INPUTS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "position_ids", "past_key_values")
 
 
@@ -41,27 +41,30 @@ def record(
     request_ids: Iterable[str] = (),
     **generation: Any,
 ) -> RoutingTrace:
-    """Generate for every prompt, greedily unless told otherwise, and record each token's routing.
+    """Generate for every prompt, greedily by default, and record the routing of each token.
 
     Args:
-        model: a Transformers MoE model; tokenizer: its tokenizer, padding on the left where batch_size > 1.
-        prompts: any iterable of texts, or of conversations (lists of messages with role and content), which go through the
-            tokenizer's chat template.
-        max_new_tokens, min_new_tokens: bounds on the tokens generated per request.
-        batch_size: prompts generated side by side.
-        lookahead: strides s, ascending, for which the routers of layers l + s are applied to the residual stream after layer l.
-        splits, request_ids: one entry per prompt, kept in the trace.
-        generation: what `model.generate` takes besides (do_sample, num_beams, assistant_model, stop_strings, ...); what is not
-            named is as the model's own generation_config says, but for do_sample, which is then False.
+        model: a Transformers MoE model.
+        prompts: any iterable of texts or of conversations. A conversation is a list of messages with role and content; the
+            tokenizer's chat template is applied to it.
+        tokenizer: the model's tokenizer; it must pad on the left if batch_size > 1.
+        max_new_tokens, min_new_tokens: bounds on the number of tokens generated per request.
+        batch_size: number of prompts generated together.
+        lookahead: ascending strides s; for each, the router of layer l + s is applied to the residual stream after layer l.
+        progress: show a progress bar.
+        splits, request_ids: one entry per prompt, stored in the trace.
+        generation: other arguments of `model.generate` (do_sample, num_beams, assistant_model, stop_strings, ...). Defaults come
+            from the model's generation_config, except do_sample, which defaults to False.
     Returns:
-        A trace with full probabilities (only those of the selected experts, a top-k trace, where Transformers does not hand out a
-        router's scores), tokens and semantic embeddings. A request is a returned sequence: with
-        num_return_sequences > 1 every prompt gives so many, one after the other, "/0", "/1", ... after its id. The last generated
-        token is left out, since generation ends before it is fed, so a request of n prompt and m new tokens has n + m - 1 rows.
+        A trace with full probabilities, tokens and semantic embeddings. Where Transformers does not expose a router's scores, it
+        holds the probabilities of the selected experts only (a top-k trace). A request is a returned sequence: with
+        num_return_sequences > 1, every prompt yields that many consecutive requests, with "/0", "/1", ... appended to its id.
+        The last generated token is missing because generation ends before it is fed: a request with n prompt tokens and m new
+        tokens has n + m - 1 rows.
     Raises:
-        FinemoeError: the model has no MoE layers, or generates in a way that cannot be followed; prompts are empty or no texts,
-            padding would be needed but is not possible, the routers cannot be applied ahead, generate refuses its options,
-            another thread records the model, or an argument has the wrong length or order.
+        FinemoeError: the model has no MoE layers or generates in a way that cannot be followed, prompts are empty or not texts,
+            padding is needed but impossible, the routers cannot be applied ahead, generate refuses its options, another thread
+            is recording the model, or an argument has the wrong length or order.
     """
     texts = as_prompts(prompts)
     layers = find_moe_layers(model)
@@ -89,7 +92,7 @@ def record(
 def _require_numbers(num_layers: int, lookahead: Sequence[int], **counts: int) -> None:
     for name, count in counts.items():
         if not (is_whole(count) and count >= 1):
-            raise FinemoeError(f"{name} is {count!r}; it is a whole number, at least 1")
+            raise FinemoeError(f"{name} is {count!r}; give a whole number, at least 1")
     strides = list(lookahead)
     if not all(is_whole(stride) and 1 <= stride < num_layers for stride in strides) or strides != sorted(set(strides)):
         raise FinemoeError(
@@ -99,12 +102,12 @@ def _require_numbers(num_layers: int, lookahead: Sequence[int], **counts: int) -
 
 
 def _entries(name: str, given: Iterable[Any], num_prompts: int) -> list[str]:
-    """What the trace would refuse, refused before hours of recording."""
+    """Check before hours of recording what the trace would refuse afterwards."""
     if isinstance(given, str):
         raise FinemoeError(f"{name} is one text; give a list with one entry per prompt")
     entries = list(given)
     if len(entries) not in (0, num_prompts):
-        raise FinemoeError(f"{name} has {len(entries)} entries for {num_prompts} prompts")
+        raise FinemoeError(f"{name} has {len(entries)} entries for {num_prompts} prompts; give one per prompt")
     for number, entry in enumerate(entries):
         if not (isinstance(entry, str) or is_whole(entry)):
             raise FinemoeError(f"{name} holds {entry!r:.40} for prompt {number}; give a text")
@@ -112,20 +115,22 @@ def _entries(name: str, given: Iterable[Any], num_prompts: int) -> list[str]:
 
 
 def _require_followable(model: nn.Module, generation: dict[str, Any]) -> None:
-    """Refuse, before any work, models and options that no step of which could be followed."""
+    """Refuse, before any work, models and options that cannot be followed at all."""
     name = type(model).__name__
     if not callable(getattr(model, "generate", None)) or not getattr(model, "can_generate", bool)():
         raise FinemoeError(f"{name} does not generate text; record needs a model with a language-modelling head")
     if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-        raise FinemoeError(f"{name} is an encoder-decoder model, whose two streams of tokens record does not support yet")
+        raise FinemoeError(
+            f"{name} is an encoder-decoder model, and record does not support its two token streams; use a decoder-only model"
+        )
     if embedding_of(model) is None:
         raise FinemoeError(f"{name} names no embedding layer, so its semantic embeddings cannot be recorded")
     if model.training:
         raise FinemoeError(f"{name} is in training mode, in which dropout and jitter change the routing; call model.eval() first")
     if taken := [key for key in _OWN_INPUTS if key in generation]:
-        raise FinemoeError(f"{taken[0]} is not for you to give: record makes it from the prompts")
+        raise FinemoeError(f"omit {taken[0]}: record builds it from the prompts")
     if generation.get("cache_implementation") == "paged":
-        raise FinemoeError("record cannot follow continuous batching (cache_implementation='paged'); leave it out")
+        raise FinemoeError("record cannot follow continuous batching (cache_implementation='paged'); omit it")
 
 
 def _require_tokenizer(tokenizer: Any, batch_size: int) -> None:
@@ -142,12 +147,12 @@ def _pad_token(tokenizer: Any) -> int | None:
 def _options(
     model: nn.Module, tokenizer: Any, max_new_tokens: int, min_new_tokens: int | None, generation: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `generate` is called with besides the prompts."""
+    """The arguments of `generate` in addition to the prompts."""
     own = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "pad_token_id": _pad_token(tokenizer)}
     options = {name: value for name, value in own.items() if value is not None} | generation
-    if options.get("generation_config") is None:  # what is given there is the caller's word too
+    if options.get("generation_config") is None:  # a generation_config is also an explicit choice of the caller
         options.setdefault("do_sample", False)
-    # Lengths of finished beams come with the dict; of a compiled forward the hooks would be no part.
+    # The dict holds the lengths of finished beams. A compiled forward would bypass the hooks.
     return options | {"return_dict_in_generate": True, "disable_compile": True} | tokenizer_option(model, tokenizer, options)
 
 
@@ -160,7 +165,7 @@ def _batches(num_prompts: int, batch_size: int, progress: bool) -> Any:
 def _record_batch(
     model: nn.Module, tape: Tape, prompts: Sequence[Prompt], first: int, tokenizer: Any, options: dict[str, Any]
 ) -> list[tuple[int, _Request]]:
-    """Every returned sequence as (which prompt of the batch, its rows)."""
+    """Every returned sequence as (index of its prompt in the batch, its rows)."""
     encodings = encode(tokenizer, prompts, first)
     batch = as_batch(model, encodings, _pad_token(tokenizer))
     follower = Follower(model, batch)
@@ -171,7 +176,7 @@ def _record_batch(
 
 
 def _request(sequence: FedSequence, rows: _Request) -> _Request:
-    """The rows of one sequence. A step is a forward that fed some of them, a prefill if it fed one of the prompt's."""
+    """The rows of one sequence. A step is a forward that fed some of them; it is a prefill if it fed a token of the prompt."""
     num_prefills = np.searchsorted(np.unique(sequence.forwards), sequence.forwards[sequence.num_prompt - 1], side="right")
     step = np.unique(sequence.forwards, return_inverse=True)[1].reshape(-1)
     found = {name: kept[sequence.rows] for name, kept in rows.items()}
@@ -179,7 +184,7 @@ def _request(sequence: FedSequence, rows: _Request) -> _Request:
 
 
 def _named(names: dict[str, list[str]], prompt_of: list[int]) -> dict[str, tuple[str, ...]]:
-    """The entries of each request, of which a prompt may have several; their ids are then told apart."""
+    """The entries of each request. Ids get a suffix where a prompt has several requests."""
     found = {name: [entries[prompt] for prompt in prompt_of] for name, entries in names.items() if entries}
     if "request_ids" in found and len(set(prompt_of)) < len(prompt_of):
         copies = (prompt_of[:number].count(prompt) for number, prompt in enumerate(prompt_of))

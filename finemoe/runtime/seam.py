@@ -1,7 +1,7 @@
-"""The experts seam of Transformers: how a layer's experts call comes to us, and how the model's own code computes it (DESIGN 5).
+"""The experts seam of Transformers: how a layer's call reaches finemoe, and how the model's own code computes it (DESIGN 5).
 
-The class's own eager forward runs on a light view of the module whose weights, indexed by expert, come out of the expert memory.
-So layout, activation, accumulation type and summation order are the model's, and the result is bit-equal.
+The class's own eager forward runs on a light view of the module whose weights, indexed by expert, come from the expert memory.
+Layout, activation, accumulation type and summation order are thus the model's own, and the result is bit-equal.
 """
 
 import copy
@@ -20,13 +20,13 @@ LayerFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], 
 
 
 class WeightSource(Protocol):
-    """Hands out one expert's weights by parameter name, complete and safe to read."""
+    """Provides one expert's weights by parameter name, completely loaded and safe to read."""
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]: ...
 
 
 class _Index:
-    """Reads the number of an expert from the device once, though every one of its parameters is asked for by it."""
+    """Reads an expert's number from the device once, although each of its parameters is looked up by it."""
 
     def __init__(self) -> None:
         self._last: tuple[torch.Tensor | int, int] = (-1, -1)
@@ -38,7 +38,7 @@ class _Index:
 
 
 class _WeightsByExpert:
-    """Stands in for a fused parameter [J, ...]: indexing by expert gives that expert's weight."""
+    """Stands in for a fused parameter [J, ...]: indexing it by expert returns that expert's weight."""
 
     def __init__(self, name: str, source: WeightSource, parameter: torch.Tensor, index: _Index) -> None:
         self._name, self._source, self._parameter, self._index = name, source, parameter, index
@@ -51,7 +51,7 @@ class _WeightsByExpert:
 
 
 class ExpertsView:
-    """An experts module whose fused weights are replaced; everything else is the module's own."""
+    """An experts module with its fused weights replaced; everything else comes from the module."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...], source: WeightSource) -> None:
         index = _Index()
@@ -61,7 +61,7 @@ class ExpertsView:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
         is_own_method = getattr(value, "__self__", None) is self._module
-        return value.__func__.__get__(self) if is_own_method else value  # a method that reads weights must read the view's
+        return value.__func__.__get__(self) if is_own_method else value  # a method that reads weights must see the view
 
 
 def eager_forward(
@@ -72,19 +72,26 @@ def eager_forward(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The module class's own eager computation, [T, H], with weights from `source`.
+    """Compute the experts with the module class's own eager forward and the weights of `source`; returns [T, H].
 
     Args:
-        names: the fused parameters replaced; hidden_states: [T, H]; top_k_index, top_k_weights: [T, K].
+        module: the experts module.
+        names: the fused parameters to replace.
+        source: provides the weights.
+        hidden_states: [T, H].
+        top_k_index, top_k_weights: [T, K].
     """
     forward: Callable[..., torch.Tensor] = type(module).forward.__wrapped__  # type: ignore[attr-defined]
     return forward(ExpertsView(module, names, source), hidden_states, top_k_index, top_k_weights)
 
 
 def connect(module: nn.Module, function: LayerFunction) -> Callable[[], None]:
-    """Send this experts module's calls to `function`; returns what undoes it, also when called again.
+    """Redirect this experts module's calls to `function`.
 
     The module gets a private copy of its configuration, since two models built from one configuration share it.
+
+    Returns:
+        A function that reverts this; calling it again is harmless.
     """
     original: Any = module.config
     previous: LayerFunction | None = getattr(module, _ATTRIBUTE, None)
@@ -113,7 +120,7 @@ def disable(module: nn.Module) -> None:
 
 
 def is_without_weights(module: nn.Module) -> bool:
-    """Whether `disable` stands."""
+    """Whether `disable` is in effect."""
     return getattr(module, _ATTRIBUTE, None) is _refuse
 
 
@@ -121,7 +128,7 @@ def _refuse(*_: Any) -> torch.Tensor:
     raise EngineError("the engine that held this model's experts is closed; load the model again with finemoe.load")
 
 
-@torch.compiler.disable  # `generate` compiles the forward where it uses a static cache; moving weights is no part of a graph
+@torch.compiler.disable  # `generate` compiles the forward for a static cache; moving weights cannot be part of a graph
 def _dispatch(
     module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A model with every weight but the experts', which go from the checkpoint to their records."""
+"""A model with all weights except its experts, which go from the checkpoint straight to their records."""
 
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ class Skeleton:
     """A model without its experts.
 
     Args:
-        source: a checkpoint's folder or hub id; dtype: of the weights, "auto" for the checkpoint's own.
-        expert_format: what experts are packed into; None leaves them as they are.
+        source: a checkpoint's folder or hub id.
+        dtype: type of the weights; "auto" for the checkpoint's own.
+        expert_format: format to pack the experts into; None keeps them unchanged.
     Raises:
-        FinemoeError: what `model_without_experts` refuses, or the model has no experts to offload.
+        FinemoeError: `model_without_experts` refuses the source, or the model has no experts to offload.
     """
 
     _checkpoint: Checkpoint | GgufCheckpoint
@@ -48,7 +49,13 @@ class Skeleton:
         require_offloadable(model)
 
     def load(self, options: EngineOptions, told: dict[str, Any], progress: bool) -> tuple[PreTrainedModel, Engine]:
-        """Read the experts and attach an engine; told: what `policy_setup` takes besides the model."""
+        """Read the experts and attach an engine.
+
+        Args:
+            options: how the engine runs.
+            told: arguments of `policy_setup` other than the model and its layers.
+            progress: show a progress bar.
+        """
         is_cuda = options.devices[0].type == "cuda"
         layouts = self._layouts(is_cuda)
         require_possible(self.layers, layouts, policy_setup(self.model, self.layers, **(told | {"history": None})), options)
@@ -68,7 +75,7 @@ class Skeleton:
         progress: bool = False,
         is_sure: bool = False,
     ) -> ExpertStore:
-        """The experts, in a store; arguments as ExpertStore's."""
+        """Read the experts into a store; arguments as in ExpertStore."""
         counts = [layer.num_experts for layer in self.layers]
         records = ExpertStore(self._layouts(pinned), counts, host_bytes, pinned, disk_folder, is_sure)
         try:
@@ -86,14 +93,12 @@ class Skeleton:
         matrices = self._matrices(layer)
         if self._expert_format is not None:
             if matrices is not None and not all(isinstance(matrix.codec, Plain) for matrix in matrices):
-                raise FinemoeError(
-                    f"this checkpoint's experts are packed already; leave out expert_format={self._expert_format!r}"
-                )
+                raise FinemoeError(f"this checkpoint's experts are already packed; omit expert_format={self._expert_format!r}")
             matrices = packing_matrices(layer, self._expert_format)
         return plain if matrices is None else ExpertLayout.packed(Packing(matrices, plain))
 
     def _phases(self, layer: MoELayer) -> dict[str, int]:
-        """Where the CPU would read a layer's weights had Transformers loaded them, by parameter name (see `expert_layout`)."""
+        """Phases (see `expert_layout`) of a layer's weights on the CPU had Transformers loaded them, by parameter name."""
         return self._checkpoint.phases(layer)
 
     def _matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
@@ -106,10 +111,10 @@ class Skeleton:
 
 
 def _drop(layer: MoELayer) -> None:
-    """Leave a layer's expert parameters without memory, as `takeover.empty` does where they have some.
+    """Leave a layer's expert parameters without memory, as `takeover.empty` does for parameters that have some.
 
     Raises:
-        FinemoeError: Transformers would leave them in an order of memory that records do not keep.
+        FinemoeError: Transformers would store them in a memory order that records do not keep.
     """
     for name, parameter in layer.expert_parameters().items():
         if not parameter.is_contiguous():

@@ -1,4 +1,4 @@
-"""What is wrong with a quantised checkpoint's tensors, in words: Transformers would take some of it for weights, in silence."""
+"""Finds faults in the tensors of a quantised checkpoint, some of which Transformers would silently load as weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -20,10 +20,12 @@ _INT32_BITS = 32
 
 
 def packed_fault(groups: Iterable[Group], shards: Shards, targets: Mapping[str, torch.Tensor]) -> str | None:
-    """The first fault found, and what to do about it; None if there is none.
+    """The first fault, with its remedy; None if there is none.
 
     Args:
-        groups: of the checkpoint's tensors; targets: the model's parameters and buffers by name.
+        groups: groups of the checkpoint's tensors.
+        shards: the checkpoint's tensors.
+        targets: the model's parameters and buffers by name.
     """
     faults = (fault for group in groups for fault in _faults(group, shards, targets[group.target]))
     return next(faults, None)
@@ -50,19 +52,19 @@ def _taken_for_weights(group: Group, shards: Shards, target: torch.Tensor) -> It
             for name in names:
                 if is_packed_type(shards.on_meta(name).dtype):
                     yield (
-                        f"{_placed(name, shards)} is of type {shards.dtype_name(name)}, which is no weight by itself, and "
+                        f"{_placed(name, shards)} is of type {shards.dtype_name(name)}, which is not a weight by itself, and "
                         f"config.json names no quantisation that unpacks it; {_AGAIN}"
                     )
 
 
 def _unlike(group: Group, shards: Shards) -> Iterator[str]:
-    """Experts of one layer that are packed in different ways, or of which a tensor is missing."""
+    """Experts of one layer that are packed in different ways, or that lack a tensor."""
     most = max(map(len, group.sources.values()))
     fullest = next(names for names in group.sources.values() if len(names) == most)
     for pattern, names in group.sources.items():
         if len(names) < most:
             lost = _first_lost(fullest, names)
-            yield f"the checkpoint lacks the {pattern.rpartition('.')[2]} of {lost} ({shards.file_of(lost)} holds this); {_AGAIN}"
+            yield f"the checkpoint lacks the {pattern.rpartition('.')[2]} of {lost} (in {shards.file_of(lost)}); {_AGAIN}"
         first = shards.on_meta(names[0])
         for name in names:
             other = shards.on_meta(name)
@@ -77,7 +79,7 @@ def _of_fp8(group: Group, shards: Shards, block: tuple[int, int] | None) -> Iter
     for pattern, names in group.sources.items():
         if pattern.endswith(_ACTIVATION_SCALE):
             yield (
-                f"{_placed(names[0], shards)} is an activation's scale, which is lost where weights are unpacked; use a "
+                f"{_placed(names[0], shards)} is an activation scale, which is lost when weights are unpacked; use a "
                 "checkpoint without static activation scales"
             )
         elif not pattern.endswith(SCALE):
@@ -89,7 +91,7 @@ def _of_weights(weights: list[str], scales: list[str], shards: Shards, block: tu
     """FP8 weights and their scales, each in the order of the checkpoint's experts."""
     if len(weights) > len(scales):
         lost = _first_lost(weights, scales)
-        yield f"the checkpoint lacks the scales of {lost} ({shards.file_of(lost)}); {_AGAIN}"
+        yield f"the checkpoint lacks the scales of {lost} (in {shards.file_of(lost)}); {_AGAIN}"
         return
     for weight, scale in zip(weights, scales, strict=False):
         shape, found = shards.shape(weight), shards.shape(scale)
@@ -107,11 +109,11 @@ def _of_mxfp4(group: Group, shards: Shards) -> Iterator[str]:
     for names in group.sources.values():
         for name in names:
             if shards.on_meta(name).dtype != torch.uint8:
-                yield f"{_placed(name, shards)} is of type {shards.dtype_name(name)}, but MXFP4 is made of bytes (U8); {_AGAIN}"
+                yield f"{_placed(name, shards)} is of type {shards.dtype_name(name)}, but MXFP4 consists of bytes (U8); {_AGAIN}"
 
 
 def _of_packed_integers(group: Group, shards: Shards, scheme: Any) -> Iterator[str]:
-    """Integers that several share an int32: the shape that they shall have, and that which was packed."""
+    """Integers packed several to an int32: the shape they should have and the shape they have."""
     bits, group_size = scheme.weights.num_bits, scheme.weights.group_size
     for pattern, names in group.sources.items():
         if not pattern.endswith("weight_packed"):
@@ -125,20 +127,20 @@ def _of_packed_integers(group: Group, shards: Shards, scheme: Any) -> Iterator[s
             if shards.on_meta(packed).dtype == torch.int32 and shards.shape(packed) != wanted:
                 yield (
                     f"{_placed(packed, shards)} has shape {shards.shape(packed)}, but {rows} x {columns} weights of {bits} "
-                    f"bits, as {shape} says, make {wanted}; {_AGAIN}"
+                    f"bits, as given by {shape}, take {wanted}; {_AGAIN}"
                 )
             if shards.on_meta(packed).dtype == torch.int32 and shards.shape(scale) != groups:
-                yield f"{_placed(scale, shards)} has shape {shards.shape(scale)}, but {shape} makes {groups} scales; {_AGAIN}"
+                yield f"{_placed(scale, shards)} has shape {shards.shape(scale)}, but {shape} requires {groups} scales; {_AGAIN}"
 
 
 def _first_lost(names: list[str], others: list[str]) -> str:
-    """The first of some names for which there is none of the same stem among others."""
+    """The first of `names` whose stem no name in `others` has."""
     have = {_stem(name) for name in others}
     return next((name for name in names if _stem(name) not in have), names[0])
 
 
 def _stem(name: str) -> str:
-    """What a weight and its scales share of their names."""
+    """The part of a name that a weight shares with its scales."""
     return name.rpartition(".")[0]
 
 

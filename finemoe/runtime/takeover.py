@@ -1,8 +1,8 @@
-"""Takes a model's experts away and gives them back exactly (DESIGN 5, "The takeover").
+"""Moves a model's experts out and restores them exactly (DESIGN 5, "The takeover").
 
-Layer by layer: an arena's pages are taken as they fill, so that host memory hardly ever holds the experts twice on the way out.
-(A page-locked arena is taken at once, and giving back needs the room of both.) The fused parameters keep their identity, shape,
-type and device, but hold a single NaN stretched over the whole shape: nothing can read a wrong weight in silence.
+Experts move layer by layer, and an arena takes pages only as they fill, so host memory hardly ever holds the experts twice on the
+way out. (A page-locked arena is allocated at once, and restoring needs room for both.) The fused parameters keep their identity,
+shape, type and device, but hold a single NaN expanded to the whole shape: no code can silently read a wrong weight.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,15 @@ def is_empty(layer: MoELayer) -> bool:
 
 
 class Takeover:
-    """Moves a model's experts into a record store and the rest of it to a device, from `begin` on; `undo` is the inverse of as
-    much as was done.
+    """Moves a model's experts to a record store and the rest to a device. `begin` does so; `undo` reverts what was done.
 
     Args:
-        layers: whose experts go; records: where they go; device: where the model computes.
-        holds_weights: False where the experts are in the store already and the model never had them (finemoe.load): `undo` then
-            leaves the parameters empty, as they were.
+        model: the model to take over.
+        layers: MoE layers whose experts move.
+        records: store that receives the experts.
+        device: device on which the model computes.
+        holds_weights: False if the store already holds the experts and the model never did (finemoe.load); `undo` then leaves the
+            parameters empty, as they were.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Takeover:
         self._homes: list[tuple[torch.Tensor, torch.device]] = []
 
     def begin(self) -> None:
-        """Do it; what breaks off in here is for the caller to undo."""
+        """Move everything; after a failure in here the caller runs `undo`."""
         for layer in self._layers:
             if self._holds_weights:
                 self._take(layer)
@@ -59,7 +61,7 @@ class Takeover:
         self._move_rest(self._model, self._layers, self._device)
 
     def undo(self) -> None:
-        """Restore every parameter's data and device; what cannot be restored stays empty (NaN) and is raised at the end."""
+        """Restore every parameter's data and device. What cannot be restored stays empty (NaN) and raises at the end."""
         failure: Exception | None = None
         for layer, device in self._taken:
             try:
@@ -87,7 +89,7 @@ class Takeover:
 
 
 def restore(layer: MoELayer, records: ExpertStore, device: torch.device) -> None:
-    """Give a layer's expert parameters their weights back, on a device."""
+    """Put a layer's weights back into its expert parameters, on a device."""
     layout, parameters = records.layouts[layer.index], layer.expert_parameters()
     weights = {field.name: room_for(field, layer.num_experts, device) for field in layout.fields}
     for expert in range(layer.num_experts):
@@ -106,15 +108,14 @@ _HOOKS = [name for name, value in vars(nn.Module()).items() if isinstance(value,
 
 
 class ModulesAsTheyWere:
-    """A model's modules and their hooks at one moment, to be had back if what follows breaks off; the data of its tensors is not
-    in it."""
+    """A snapshot of a model's modules and their hooks, without tensor data, to restore them if a later step fails."""
 
     def __init__(self, model: nn.Module) -> None:
         self._attributes = {module: dict(module.__dict__) for module in model.modules()}
         self._hooks = {(module, name): dict(module.__dict__[name]) for module in self._attributes for name in _HOOKS}
 
     def restore(self) -> None:
-        """Make them what they were."""
+        """Put modules and hooks back into the state of the snapshot."""
         for module, attributes in self._attributes.items():
             module.__dict__.clear()
             module.__dict__.update(attributes)
@@ -124,5 +125,5 @@ class ModulesAsTheyWere:
             current.update(hooks)
 
     def forget(self) -> None:
-        """What follows has succeeded: `restore` does nothing any more."""
+        """Drop the snapshot after the later steps have succeeded: `restore` then does nothing."""
         self._attributes, self._hooks = {}, {}

@@ -1,7 +1,7 @@
-"""Where experts wait: an arena in host memory, and a file on disk for what exceeds the host's budget (DESIGN 5, "Tiers").
+"""Stores experts off the device: in an arena in host memory and, beyond the host's budget, in a file on disk (DESIGN 5, "Tiers").
 
-The arena is page-locked where a CUDA device reads it (see `arena`). The file has no name, so nothing is left behind however the
-process ends; each record's checksum is taken when it is written and checked whenever it is read, since a wrong weight is a wrong
+The arena is page-locked if a CUDA device reads it (see `arena`). The file is unnamed, so nothing is left behind however the
+process ends. Each record's checksum is computed when it is written and verified at every read, since a wrong weight means a wrong
 token.
 """
 
@@ -29,18 +29,20 @@ _FLUSH_BYTES = 64 << 20
 
 
 class ExpertStore:
-    """All experts of a model outside the device.
+    """Holds all experts of a model outside the device.
 
     Args:
-        layouts: the record layout of every MoE layer; counts: experts of every layer.
+        layouts: the record layout of every MoE layer.
+        counts: number of experts of every layer.
         host_bytes: budget of the arena; None keeps everything in host memory.
-        pinned: page-lock the arena as far as the machine lets it.
-        disk_folder: where the file of the disk tier lies; None is the system's folder for temporary files.
-        is_sure: the host has the room, whatever it says; see Arena.
+        pinned: page-lock the arena as far as the machine allows.
+        disk_folder: folder of the disk tier's file; None is the system's folder for temporary files.
+        is_sure: assume that the host has enough memory, whatever it reports; see Arena.
     Attributes:
-        host_bytes, disk_bytes: of the experts that wait here and there. disk: the disk's share, if there is one.
+        host_bytes, disk_bytes: total size of the experts in host memory and on disk.
+        disk: the disk tier, if there is one.
     Raises:
-        FinemoeError: the budget is negative, or memory or disk cannot be had.
+        FinemoeError: the budget is negative, or memory or disk space is not available.
     """
 
     def __init__(
@@ -58,14 +60,14 @@ class ExpertStore:
         places = np.where(is_host, np.cumsum(is_host) - 1, np.cumsum(sizes * ~is_host) - sizes)
         self._first = np.concatenate([[0], np.cumsum(counts)]).tolist()
         self._sizes, self._is_host = sizes.tolist(), is_host.tolist()
-        self._places = places.tolist()  # the number of a record in the arena, or where it begins in the file
+        self._places = places.tolist()  # a record's index in the arena, or its offset in the file
         self.host_bytes, self.disk_bytes = int(sizes[is_host].sum()), int(sizes[~is_host].sum())
         self.disk = DiskFile(self.disk_bytes, max(self._sizes), pinned, disk_folder) if self.disk_bytes else None
-        self._arena = Arena(sizes[is_host].tolist(), pinned, is_sure)  # last, since what is page-locked must be let go again
+        self._arena = Arena(sizes[is_host].tolist(), pinned, is_sure)  # last, because page-locked memory must be released again
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of the largest record, which is the size of a slot."""
+        """Size of the largest record, which is the size of a slot."""
         return max(layout.nbytes for layout in self.layouts)
 
     @property
@@ -74,15 +76,15 @@ class ExpertStore:
 
     @property
     def pinned_bytes(self) -> int:
-        """How many of the host's bytes are page-locked."""
+        """How many bytes of the host tier are page-locked."""
         return self._arena.pinned_bytes
 
     def on_disk(self, layer: int, expert: int) -> bool:
-        """Whether an expert's record lies on disk."""
+        """Whether an expert's record is on disk."""
         return not self._is_host[self._first[layer] + expert]
 
     def addresses(self, num_experts: int) -> np.ndarray:
-        """Where every record lies in host memory, [L · num_experts] int64 by flat id; 0 on disk, and where a layer has fewer."""
+        """Address of every record in host memory, [L · num_experts] int64 by flat id; 0 on disk and for missing experts."""
         found = np.zeros((len(self.counts), num_experts), dtype=np.int64)
         for index, (layer, expert) in enumerate(self._keys()):
             if self._is_host[index]:
@@ -90,7 +92,7 @@ class ExpertStore:
         return found.reshape(-1)
 
     def sizes(self, num_experts: int) -> np.ndarray:
-        """Bytes of every record, likewise; for layers with fewer experts, as of the others."""
+        """Bytes of every record, in the same order; missing experts of a smaller layer count like the others."""
         return np.repeat(np.array([layout.nbytes for layout in self.layouts], dtype=np.int64), num_experts)
 
     def _keys(self) -> Iterator[tuple[int, int]]:
@@ -99,10 +101,10 @@ class ExpertStore:
     def record(self, layer: int, expert: int) -> torch.Tensor:
         """One expert's bytes, [record_bytes of its layer] uint8.
 
-        From the disk tier they come in a buffer that the calling thread's next read overwrites.
+        A record from the disk tier is in a buffer that the calling thread's next read overwrites.
 
         Raises:
-            EngineError: the disk fails, or the bytes are not those that were written.
+            EngineError: the disk fails, or the bytes differ from those written.
         """
         index = self._first[layer] + expert
         if self._is_host[index]:
@@ -111,12 +113,12 @@ class ExpertStore:
         return self.disk.read(self._places[index], self._sizes[index])
 
     def write(self, layer: int, expert: int, weights: dict[str, torch.Tensor]) -> None:
-        """Put one expert's weights, by parameter name and without the expert axis, where they wait, packed if its layer is."""
+        """Store one expert's weights, by parameter name and without the expert axis; they are packed if their layer is."""
         packing = self.layouts[layer].packing
         self.write_record(layer, expert, weights if packing is None else packing.pack(weights))
 
     def write_record(self, layer: int, expert: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Put what an expert's record holds, by the names of its layout's fields, where it waits."""
+        """Store the contents of an expert's record, by the names of its layout's fields."""
         index = self._first[layer] + expert
         place, is_host = self._places[index], self._is_host[index]
         record = self._arena.record(place) if is_host else torch.zeros(self._sizes[index], dtype=torch.uint8, device="cpu")
@@ -127,7 +129,7 @@ class ExpertStore:
             self.disk.write(place, record)
 
     def close(self) -> None:
-        """Give memory and disk back."""
+        """Release memory and disk."""
         self._arena.close()
         if self.disk:
             self.disk.close()
@@ -144,7 +146,7 @@ def _striped(sizes: np.ndarray, budget_bytes: int | None) -> np.ndarray:
     if budget_bytes is None or budget_bytes >= sizes.sum():
         return np.ones(len(sizes), dtype=np.bool_)
     if budget_bytes < 0:
-        raise FinemoeError(f"host_memory is {budget_bytes} bytes; give a positive budget, or leave it out to keep all in memory")
+        raise FinemoeError(f"host_memory is {budget_bytes} bytes; give a positive budget, or omit it to keep all in memory")
     share, credit_bytes = budget_bytes / sizes.sum(), 0.0
     is_host = np.zeros(len(sizes), dtype=np.bool_)
     for index, size in enumerate(sizes.tolist()):
@@ -157,18 +159,20 @@ def _striped(sizes: np.ndarray, budget_bytes: int | None) -> np.ndarray:
 
 @dataclass(eq=False)
 class _Lane:
-    """One calling thread's own way to the disk, which ends with it: an expert that is demanded does not queue up behind one that
-    is prefetched."""
+    """One calling thread's buffer and readers, which end with it: a demanded expert does not queue behind a prefetched one."""
 
     buffer: torch.Tensor
     readers: ThreadPoolExecutor
 
 
 class DiskFile:
-    """Records in one nameless file, each read by several threads at once and kept out of the page cache.
+    """Records in one unnamed file, each read by several threads at once and kept out of the page cache.
 
     Args:
-        num_bytes: size of the file; largest: bytes of its largest record; pinned: page-lock the read buffers.
+        num_bytes: size of the file.
+        largest: size of its largest record, in bytes.
+        pinned: page-lock the read buffers.
+        folder: folder of the file; None is the system's folder for temporary files.
     """
 
     def __init__(self, num_bytes: int, largest: int, pinned: bool, folder: str | Path | None) -> None:
@@ -177,7 +181,9 @@ class DiskFile:
             os.posix_fallocate(self._file.fileno(), 0, num_bytes)
         except OSError as error:
             place = folder or tempfile.gettempdir()
-            raise FinemoeError(f"{num_bytes} bytes of disk cannot be had in {place}: {error}; set disk_folder") from error
+            raise FinemoeError(
+                f"{num_bytes} bytes of disk cannot be allocated in {place}: {error}; set disk_folder to another folder"
+            ) from error
         self._largest, self._pinned = largest, pinned
         self._checksums: dict[int, int] = {}
         self._unflushed_bytes = 0
@@ -186,7 +192,7 @@ class DiskFile:
 
     @property
     def num_lanes(self) -> int:
-        """How many threads have a way of their own to it."""
+        """How many threads have their own buffer and readers."""
         return len(self._lanes)
 
     def fileno(self) -> int:
@@ -194,7 +200,7 @@ class DiskFile:
         return self._file.fileno()
 
     def write(self, start: int, record: torch.Tensor) -> None:
-        """Write one record, [n] uint8, and note its checksum."""
+        """Write one record, [n] uint8, and store its checksum."""
         data = memoryview(record.numpy().data)
         self._checksums[start] = xxhash.xxh3_64_intdigest(data)
         written = 0
@@ -203,14 +209,14 @@ class DiskFile:
         self._unflushed_bytes += len(data)
         if self._unflushed_bytes >= _FLUSH_BYTES:
             os.fdatasync(self.fileno())
-            self._forget(0, 0)  # only what is on the disk can leave the page cache
+            self._forget(0, 0)  # only data on disk can leave the page cache
             self._unflushed_bytes = 0
 
     def read(self, start: int, size: int) -> torch.Tensor:
         """Read one record into this thread's buffer, [size] uint8.
 
         Raises:
-            EngineError: the read fails or comes back short, or the checksum differs.
+            EngineError: the read fails or is short, or the checksum differs.
         """
         lane = self._lane()
         buffer = lane.buffer[:size]
@@ -220,9 +226,7 @@ class DiskFile:
         try:
             try:
                 counts = list(lane.readers.map(self._read_part, parts, offsets))
-            except (
-                RuntimeError
-            ):  # once the main thread has ended, pools take no more work, while other threads may go on generating
+            except RuntimeError:  # after the main thread ends, pools accept no more work, but other threads may still generate
                 counts = list(map(self._read_part, parts, offsets))
         except BaseException as error:
             self._abandon(lane)
@@ -230,10 +234,10 @@ class DiskFile:
                 raise
             raise EngineError(f"reading an expert from disk failed: {error}") from error
         if sum(counts) != size:
-            raise EngineError(f"reading an expert from disk gave {sum(counts)} of {size} bytes; the file was cut short")
+            raise EngineError(f"reading an expert from disk returned {sum(counts)} of {size} bytes; the file was truncated")
         if xxhash.xxh3_64_intdigest(data) != self._checksums[start]:
             raise EngineError(
-                "an expert read from disk does not match its checksum; the disk returned other bytes than were written"
+                "an expert read from disk does not match its checksum; the disk returned bytes that differ from those written"
             )
         return buffer
 
@@ -243,8 +247,8 @@ class DiskFile:
         self._file.close()
 
     def _abandon(self, lane: _Lane) -> None:
-        """After a read that broke off: a part may still be written into its buffer, and an interrupt may have left its readers'
-        locks held."""
+        """After a failed read: a part may still be written into its buffer, and an interrupt may have left its readers' locks
+        held."""
         self._lanes.discard(lane)
         del self._local.lane
         lane.readers.shutdown(wait=False, cancel_futures=True)
@@ -255,13 +259,13 @@ class DiskFile:
         return count
 
     def _forget(self, start: int, size: int) -> None:
-        """Keep the page cache free for others: what is read here is kept in slots, and would only push programs out."""
+        """Keep the page cache free for others: slots hold what is read here, and caching it too would only evict programs."""
         os.posix_fadvise(self.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
     def _lane(self) -> _Lane:
         if not hasattr(self._local, "lane"):
             lane = _Lane(self._new_buffer(), ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="finemoe-disk"))
-            self._lanes.add(lane)  # before it is used, so that `close` knows it
+            self._lanes.add(lane)  # before its use, for `close` to find it
             self._local.lane = lane
         found: _Lane = self._local.lane
         return found

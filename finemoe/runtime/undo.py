@@ -1,27 +1,27 @@
-"""Takes back what was done, whatever comes in between."""
+"""Reverts steps, even if errors or interrupts come in between."""
 
 from collections.abc import Callable
 
 
 class UndoStack:
-    """Steps that take something back, each of which may be done twice.
+    """A stack of steps that each revert something and may each run twice.
 
-    What fails does not keep the others from being done. A step that an interrupt breaks off is done again, but not a second time:
-    it may hang, and whoever interrupts twice means it.
+    A failing step does not keep the others from running. An interrupted step runs again, but only once more: it may hang, and a
+    user who interrupts twice means it.
     """
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
 
     def push(self, step: Callable[[], object]) -> None:
-        """Have a step done before those that were pushed earlier."""
+        """Add a step that runs before the steps pushed earlier."""
         self._steps.append(step)
 
     def run(self) -> None:
-        """Do every step once; what is left after an interrupt is done by the next call.
+        """Run every step once; the next call runs the steps that an interrupt left.
 
         Raises:
-            BaseException: what an interrupt was, or else what the first step that failed said.
+            BaseException: the interrupt, or else the error of the first step that failed.
         """
         raised: BaseException | None = None
         broken_off: Callable[[], object] | None = None
