@@ -7,17 +7,19 @@ STAMP  := $(VENV)/installed.stamp
 # share what they are made of stay together until a worker has nothing left to do.
 JOBS   ?= 2
 
-.PHONY: help install reproduce smoke gpu test families bench bench-against reference lint lock clean
+.PHONY: help install reproduce smoke gpu test docs numbers families bench bench-against reference lint lock clean
 
 help:
 	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
 	@echo "make test       install what is needed, then run the test suite"
 	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
 	@echo "make gpu        the whole pipeline with config/cuda.yaml: what needs a GPU is measured on this machine's"
-	@echo "make families   every model family of the installed Transformers against eager; writes the README's matrix"
+	@echo "make docs       the documentation as a static site, build/docs/index.html; shows notebooks that 'make reproduce' executed"
+	@echo "make numbers    renew every generated number and table in README.md and docs/"
+	@echo "make families   every model family of the installed Transformers against eager; writes the list in docs/models.md"
 	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
 	@echo "make bench-against REV=...  this checkout's speed and memory beside another revision's, interleaved"
-	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and the README's summary of the claims"
+	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and renew the pages that quote them"
 	@echo "make lint       ruff, mypy, import-linter, snakefmt, snakemake --lint"
 	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
 	@echo "make clean      remove results and figures, keep the environment"
@@ -47,6 +49,14 @@ test: $(STAMP)
 	$(BIN)/python -m finemoe.simulation.warm_up
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+# Warnings are errors: a broken link or anchor, or a name of the API that no longer exists.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+	@echo "Open build/docs/index.html"
+
+numbers: $(STAMP)
+	$(BIN)/python -m finemoe.artifact.docs
+
 families: $(STAMP)
 	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_routing.py tests/runtime/test_loading.py tests/runtime/test_recorded_modes.py
 	$(BIN)/python -m tests.runtime.support_matrix
@@ -61,15 +71,14 @@ bench-against: $(STAMP)
 	@test -n "$(REV)" || { echo "say against which revision: make bench-against REV=8f7ffb7"; exit 2; }
 	$(BIN)/python -m tests.benchmarks.against $(REV)
 
-# What a reader can compare with: the tables behind the figures as this checkout made them, and the README's summary of the claims.
+# What a reader can compare with: the tables behind the figures as this checkout made them, and the pages that quote them.
 reference: reproduce
 	rm -rf data/reference/figures data/reference/tables
 	mkdir -p data/reference/figures/compare_systems data/reference/tables
 	cp figures/*.csv figures/claims.md data/reference/figures/
 	cp figures/compare_systems/*.csv data/reference/figures/compare_systems/
 	cp results/engine_time_measured.csv results/paced_link_checks_measured.csv results/validate_simulator_checks.csv data/reference/tables/
-	$(BIN)/python -m finemoe.artifact.claims
-	$(BIN)/python -m finemoe.artifact.machines.pages
+	$(BIN)/python -m finemoe.artifact.docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check finemoe tests
