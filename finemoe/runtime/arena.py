@@ -1,8 +1,8 @@
-"""Where experts wait in host memory: records side by side, in blocks that are page-locked one by one (DESIGN 5, "Tiers").
+"""Host memory for experts: contiguous records in blocks that are page-locked one by one (DESIGN 5, "Tiers").
 
-A CUDA device copies at full speed, and without holding up the host, only from page-locked memory. Taking that is slow, since the
-system must find and clear every page, so that several threads take it, in huge pages where there are any. One copy must not cross
-from one registration into the next: a block holds whole records.
+A CUDA device copies at full speed, and without blocking the host, only from page-locked memory. Allocating it is slow, since the
+system must find and clear every page; several threads therefore allocate it, in huge pages if available. A copy must not cross
+from one registration into the next, so a block holds whole records.
 """
 
 import mmap
@@ -30,12 +30,13 @@ class Arena:
     """Host memory for records.
 
     Args:
-        sizes: bytes of every record. pinned: page-lock the memory, and take all of it at once; what cannot be page-locked is
-            ordinary memory, and a warning says so. Otherwise all is ordinary memory, whose pages are taken as they fill.
-        is_sure: the caller knows that the memory can be had, also where the system says that it has less: a virtual machine may
-            begin small and grow as it is used.
+        sizes: size of every record, in bytes.
+        pinned: page-lock the memory and allocate all of it at once; what cannot be page-locked becomes ordinary memory, with a
+            warning. Otherwise all memory is ordinary, and its pages are allocated as they fill.
+        is_sure: the caller knows that the memory is available even if the system reports less: a virtual machine may start small
+            and grow with use.
     Raises:
-        FinemoeError: the memory cannot be had.
+        FinemoeError: the memory is not available.
     """
 
     def __init__(self, sizes: Sequence[int], pinned: bool, is_sure: bool = False) -> None:
@@ -45,25 +46,27 @@ class Arena:
         try:
             if pinned:
                 if not is_sure:
-                    _map(num_bytes).close()  # what it could never hold the system refuses as a whole, but not block by block
+                    _map(num_bytes).close()  # the system refuses an impossible total, but not block by block
                 self._take_pinned(block_sizes, num_bytes)
             else:
                 self._blocks = {number: _pageable(size) for number, size in enumerate(block_sizes)}
         except MemoryError as error:
-            raise FinemoeError(f"{num_bytes} bytes of host memory cannot be had; set host_memory to keep less there") from error
+            raise FinemoeError(
+                f"{num_bytes} bytes of host memory cannot be allocated; set host_memory to keep less there"
+            ) from error
 
     @property
     def pinned_bytes(self) -> int:
-        """How much of it is page-locked."""
+        """How many bytes are page-locked."""
         return sum(len(block.memory) for block in self._blocks.values() if block.is_pinned)
 
     def record(self, index: int) -> torch.Tensor:
-        """One record's bytes, [its size] uint8."""
+        """One record's bytes, [size of the record] uint8."""
         number, start = self._places[index]
         return self._blocks[number].memory[start : start + self._sizes[index]]
 
     def close(self) -> None:
-        """Give the memory back; closing twice is harmless."""
+        """Free the memory; closing twice is harmless."""
         for block in self._blocks.values():
             block.unregister()  # before it is unmapped
         self._blocks = {}
@@ -86,7 +89,7 @@ class Arena:
 
 
 def _cut(sizes: Sequence[int], most_bytes: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """Every record's (block, start in bytes), and the bytes of every block: `most_bytes`, or one record that is larger."""
+    """Every record's (block, start in bytes), and the size of every block: at most `most_bytes`, unless one record is larger."""
     places: list[tuple[int, int]] = []
     blocks: list[int] = []
     for size in sizes:
@@ -112,14 +115,14 @@ class _Block:
 
 
 class _CannotPin(Exception):
-    """Memory could not be page-locked in one way; the message says why."""
+    """One way to page-lock memory failed; the message gives the reason."""
 
 
 class _BlockMaker:
-    """Makes blocks, for several threads, each in the best way that has not failed so far.
+    """Makes blocks for several threads, each in the best way that has not failed so far.
 
     Attributes:
-        failure: why the best way of all failed.
+        failure: why the best way failed.
     """
 
     def __init__(self) -> None:
@@ -134,28 +137,28 @@ class _BlockMaker:
                 return way(num_bytes)
             except _CannotPin as error:
                 reason = str(error)
-            self._give_up(way, reason)  # out here the block that failed is gone
+            self._give_up(way, reason)  # outside `except`, the failed block is already freed
 
     def _give_up(self, way: Callable[[int], _Block], reason: str) -> None:
         with self._lock:
-            if self._ways[0] is way:  # no other thread did so meanwhile
+            if self._ways[0] is way:  # unless another thread already did
                 self._ways.pop(0)
                 self.failure = self.failure or reason
 
 
 def _registered(num_bytes: int) -> _Block:
-    """Memory page-locked where it lies: an allocation of CUDA's through torch is rounded up to a power of 2."""
+    """Page-lock memory in place: torch would round a CUDA allocation up to a power of 2."""
     memory, cudart = _mapped(num_bytes), torch.cuda.cudart()
     status = cudart.cudaHostRegister(memory.data_ptr(), num_bytes, 0)
     if int(status) != 0:
-        with suppress(RuntimeError):  # this thread's next kernel would report the error as its own
+        with suppress(RuntimeError):  # otherwise this thread's next kernel reports the error
             torch.zeros(1, device="cuda")
         raise _CannotPin(f"CUDA error {int(status)}: {cudart.cudaGetErrorString(status)}")
     return _Block(memory, is_pinned=True, is_registered=True)
 
 
 def _allocated(num_bytes: int) -> _Block:
-    """Memory that CUDA allocates; torch keeps it for later allocations once it is let go."""
+    """Let CUDA allocate page-locked memory; torch keeps it for later allocations when it is freed."""
     try:
         return _Block(torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True), is_pinned=True)
     except RuntimeError as error:
@@ -170,7 +173,7 @@ def _pageable(num_bytes: int) -> _Block:
 
 
 def _mapped(num_bytes: int) -> torch.Tensor:
-    """Memory that begins with a huge page, [num_bytes] uint8, every page of which is there; unmapped with the last view of it."""
+    """Memory that starts on a huge page, [num_bytes] uint8, all pages present; it is unmapped with its last view."""
     pages = _map(num_bytes + _HUGE_PAGE_BYTES)
     memory = np.frombuffer(pages, dtype=np.uint8)
     skipped = -memory.ctypes.data % _HUGE_PAGE_BYTES
@@ -178,12 +181,12 @@ def _mapped(num_bytes: int) -> torch.Tensor:
         with suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_HUGEPAGE, skipped, num_bytes)
     memory = memory[skipped : skipped + num_bytes]
-    memory[::_PAGE_BYTES] = 0  # without the interpreter's lock
+    memory[::_PAGE_BYTES] = 0  # runs without the interpreter's lock
     return torch.from_numpy(memory)
 
 
 def _map(num_bytes: int) -> mmap.mmap:
-    """Zeros of this process's own (shared ones get no huge pages)."""
+    """Private zeros (shared ones get no huge pages)."""
     try:
         return mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
@@ -193,7 +196,7 @@ def _map(num_bytes: int) -> mmap.mmap:
 def _warn_of_pageable(pageable_bytes: int, num_bytes: int, reason: str) -> None:
     locked = f"{format_bytes(num_bytes - pageable_bytes)} of {format_bytes(num_bytes)}"
     warnings.warn(
-        f"only {locked} of host memory are page-locked ({reason}); copies of the rest are slower and hold up the host: "
+        f"only {locked} of host memory is page-locked ({reason}); copies of the rest are slower and block the host: "
         "lower host_memory, or raise the limit on locked memory (ulimit -l)",
         RuntimeWarning,
         stacklevel=2,

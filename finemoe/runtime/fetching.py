@@ -1,4 +1,4 @@
-"""What is done on a `Board` to bring experts before they are demanded: by the link's worker, or in line. See `transitions`."""
+"""How a `Board` loads experts before they are demanded: in the link's worker, or inline. See `transitions`."""
 
 import numpy as np
 
@@ -20,11 +20,13 @@ _LEAST_SLACK_NS = 1
 
 @transition
 def reserve(board, flat, may_evict, is_counted):  # type: ignore[no-untyped-def]
-    """A slot for an expert that is to be brought before it is demanded; NO_SLOT if it is here already, or no slot is to be had;
-    FAILED.
+    """A slot for an expert to be loaded before it is demanded.
 
     Args:
-        may_evict: whether somebody may go for it. is_counted: whether it counts as prefetched.
+        may_evict: whether another expert may be evicted for it.
+        is_counted: whether it counts as prefetched.
+    Returns:
+        The slot; NO_SLOT if the expert is here already or no slot is available; or FAILED.
     """
     cache, slot = cache_of(board), np.int64(NO_SLOT)
     lock(board[at.MUTEX])
@@ -36,8 +38,8 @@ def reserve(board, flat, may_evict, is_counted):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _bring(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
-    """Copy an expert that nobody demands yet into its slot, chunk by chunk, and wait for it; what is demanded meanwhile goes
-    first.
+    """Copy an expert that is not demanded yet into its slot, chunk by chunk, and wait for it; demanded experts go first
+    meanwhile.
 
     Returns:
         1, FAILED or CLOSED.
@@ -69,7 +71,7 @@ def _bring(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _outlast(board, mark):  # type: ignore[no-untyped-def]
-    """Wait for a copy: 1, FAILED, or CLOSED where the memory was closed meanwhile."""
+    """Wait for a copy: 1, FAILED, or CLOSED if the memory was closed meanwhile."""
     found = np.int64(0)
     while found == 0:
         found = wait_at(board[at.WAIT])(board[at.LINK], mark, PATIENCE_NS)
@@ -80,7 +82,7 @@ def _outlast(board, mark):  # type: ignore[no-untyped-def]
 
 @transition
 def let_demands_pass(board, most_ns):  # type: ignore[no-untyped-def]
-    """Wait as long as a layer demands loads, for so long at most; returns whether none does."""
+    """Wait while a layer demands loads, at most `most_ns`; returns whether no layer does."""
     end_ns = now_ns() + most_ns
     lock(board[at.MUTEX])
     while board[at.DEMANDING] and not board[at.IS_CLOSED] and now_ns() < end_ns:
@@ -100,7 +102,7 @@ def _let_demands_pass(board):  # type: ignore[no-untyped-def]
 
 @transition
 def settle(board, flat):  # type: ignore[no-untyped-def]
-    """An expert that was brought is here."""
+    """Mark a loaded expert as resident."""
     lock(board[at.MUTEX])
     _settle(board, cache_of(board), flat)
     unlock(board[at.MUTEX])
@@ -116,10 +118,10 @@ def _settle(board, cache, flat):  # type: ignore[no-untyped-def]
 
 @transition
 def take_next(board):  # type: ignore[no-untyped-def]
-    """The most urgent prefetch, in line: it has its slot (`SLOT`), and is the caller's to bring and settle.
+    """Take the most urgent prefetch, inline: it has its slot (`SLOT`), and the caller must load and settle it.
 
     Returns:
-        Its flat id, NOTHING where none waits, or FAILED.
+        Its flat id, NOTHING if none is pending, or FAILED.
     """
     lock(board[at.MUTEX])
     flat = _take_next(board, cache_of(board))
@@ -144,15 +146,15 @@ def _take_next(board, cache):  # type: ignore[no-untyped-def]
 
 @transition
 def serve(board):  # type: ignore[no-untyped-def]
-    """The worker's whole life: load what waits, most urgent first, whenever nothing is demanded.
+    """The worker's main loop: load pending prefetches, most urgent first, whenever nothing is demanded.
 
     Returns:
-        CLOSED, FAILED, or the flat id of an expert whose record must be read from disk: it has its slot, and is the caller's to
-        bring and settle before it comes back here.
+        CLOSED, FAILED, or the flat id of an expert whose record must be read from disk: it has its slot, and the caller must load
+        and settle it before calling this again.
     """
     before_ns = set_timer_slack(_LEAST_SLACK_NS)
     flat = _serve(board)
-    set_timer_slack(before_ns)  # of a thread that goes on to something else
+    set_timer_slack(before_ns)  # the thread may continue with other work
     return flat
 
 
@@ -194,10 +196,10 @@ def _note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
 
 @transition
 def note_in(board, spans, num_spans):  # type: ignore[no-untyped-def]
-    """Note what is loaded from now on at that address, so many spans (flat id, begin, end in ns) at most; none without any.
+    """Record later loads at this address: up to `num_spans` spans (flat id, begin, end in ns); none if it is 0.
 
     Returns:
-        How many there have been since this was called before.
+        How many loads there have been since the previous call.
     """
     lock(board[at.MUTEX])
     num_noted = board[at.SPAN]
@@ -208,7 +210,7 @@ def note_in(board, spans, num_spans):  # type: ignore[no-untyped-def]
 
 @transition
 def close(board):  # type: ignore[no-untyped-def]
-    """Nothing is loaded ahead any more; whoever waits goes on."""
+    """Stop all loading ahead and wake every waiting thread."""
     lock(board[at.MUTEX])
     board[at.IS_CLOSED], board[at.DEMANDING] = 1, 0
     wake_all(board[at.WORK])
@@ -218,7 +220,7 @@ def close(board):  # type: ignore[no-untyped-def]
 
 @transition
 def leave(board):  # type: ignore[no-untyped-def]
-    """Whoever loaded ahead does so no more: it has failed, or was interrupted."""
+    """Note that no thread loads ahead any more: it has failed or was interrupted."""
     lock(board[at.MUTEX])
     board[at.COPIER] = NOTHING
     wake_all(board[at.CHANGED])
@@ -227,7 +229,7 @@ def leave(board):  # type: ignore[no-untyped-def]
 
 @transition
 def forget(board):  # type: ignore[no-untyped-def]
-    """Something broke off: nothing is demanded, and no prefetch waits."""
+    """After a failure: nothing is demanded any more, and pending prefetches are dropped."""
     cache = cache_of(board)
     lock(board[at.MUTEX])
     prefetch_queue.forget_prefetches(cache)
@@ -238,7 +240,7 @@ def forget(board):  # type: ignore[no-untyped-def]
 
 @transition
 def wait_idle(board, most_ns):  # type: ignore[no-untyped-def]
-    """Wait until nothing is being loaded ahead, nor waits to be, for so long at most; returns whether it is so."""
+    """Wait until nothing is being loaded ahead or pending, at most `most_ns`; returns whether that is so."""
     cache, end_ns = cache_of(board), now_ns() + most_ns
     lock(board[at.MUTEX])
     while (board[at.COPIER] != NOTHING or cache.counts[NUM_PENDING]) and not board[at.IS_CLOSED] and now_ns() < end_ns:
@@ -250,7 +252,7 @@ def wait_idle(board, most_ns):  # type: ignore[no-untyped-def]
 
 @transition
 def empty(board):  # type: ignore[no-untyped-def]
-    """Every expert is absent; see the cache's `reset`."""
+    """Make every expert absent; see the cache's `reset`."""
     lock(board[at.MUTEX])
     kernels.reset(cache_of(board))
     unlock(board[at.MUTEX])

@@ -1,7 +1,7 @@
-"""Follows a model's `generate`: which tokens every forward feeds after which, and where every sequence ends.
+"""Follows a model's `generate`: which tokens every forward feeds after which others, and where every sequence ends.
 
-`generate` hands every row's whole history to `prepare_inputs_for_generation` before it runs the model, in every mode of
-generation; what the model runs besides (the unconditional half of guidance, a draft of its own) does not come through there.
+In every generation mode, `generate` passes each row's whole history to `prepare_inputs_for_generation` before it runs the model.
+Other forwards (the unconditional half of guidance, the model's own drafts) do not pass through there.
 """
 
 import functools
@@ -28,8 +28,10 @@ class FedSequence:
     """One returned sequence without padding.
 
     Attributes:
-        prompt: which prompt of the batch it continues. tokens: [n + m - 1] its prompt's and generated tokens but the last.
-        rows: [n + m - 1] the recorded row of each. forwards: [n + m - 1] the forward each row was fed in, never descending.
+        prompt: index of the batch's prompt that it continues.
+        tokens: [n + m - 1] tokens of its prompt and generated tokens except the last.
+        rows: [n + m - 1] recorded row of each token.
+        forwards: [n + m - 1] forward that fed each row, never descending.
         num_prompt: n.
     """
 
@@ -41,35 +43,36 @@ class FedSequence:
 
 
 class Follower:
-    """Stands beside one `generate` of a batch of prompts.
+    """Follows one `generate` of a batch of prompts.
 
     Args:
-        model: the model that generates; batch: its prompts.
+        model: the model that generates.
+        batch: its prompts.
     """
 
     def __init__(self, model: nn.Module, batch: PromptBatch) -> None:
         self._model, self._batch = model, batch
         self._prefixes = Prefixes()
-        self._history: np.ndarray | None = None  # [rows, columns] of the forward prepared last
-        self._num_fed = 0  # tokens a row that the prepared forward feeds; 0 where none is prepared
+        self._history: np.ndarray | None = None  # [rows, columns] of the last prepared forward
+        self._num_fed = 0  # tokens per row that the prepared forward feeds; 0 if none is prepared
         self._num_forwards = 0
-        self._ends: dict[int, int] = {}  # by row: its length when it met a stopping criterion
-        self.is_nested = False  # while the model generates a draft for itself
-        self._replaced: dict[str, Any] = {}  # what the model's instance had in the place of its methods
+        self._ends: dict[int, int] = {}  # length of each row when it met a stopping criterion
+        self.is_nested = False  # True while the model generates its own draft
+        self._replaced: dict[str, Any] = {}  # instance attributes that replaced the model's methods before
         self._thread = threading.get_ident()
 
     def generate(self, **options: Any) -> Any:
-        """What the model's `generate` returns for the prompts.
+        """Run the model's `generate` on the prompts and return its result.
 
         Raises:
-            FinemoeError: it refuses the options, or goes ways that cannot be followed.
+            FinemoeError: it refuses the options, or generates in a way that cannot be followed.
         """
         generate: Callable[..., Any] = self._model.generate  # type: ignore[assignment]
         with refusals_in_one_line(self._model, lambda: self._num_forwards > 0), torch.inference_mode():
             return while_attached(self, lambda: generate(**self._batch.inputs, **options))
 
     def attach(self) -> None:
-        """What `generate` calls on the model goes through here from now on, on this instance and in this thread only."""
+        """Intercept the methods that `generate` calls on the model, on this instance and in this thread only."""
         replaced = {
             "prepare_inputs_for_generation": self._noting_inputs,
             "_get_stopping_criteria": self._noting_ends,
@@ -81,7 +84,7 @@ class Follower:
             own[name] = self._in_this_thread(getattr(self._model, name), wrap)
 
     def detach(self) -> None:
-        """The model's own methods are called again."""
+        """Restore the model's own methods."""
         replaced, self._replaced = self._replaced, {}
         for name, before in replaced.items():
             self._model.__dict__.pop(name, None)
@@ -89,7 +92,7 @@ class Follower:
                 self._model.__dict__[name] = before
 
     def next_forward(self) -> Fed | None:
-        """What the forward that begins now feeds, or None where it is no step of the generation itself.
+        """What the starting forward feeds, or None if it is not a step of the generation itself.
 
         Raises:
             FinemoeError: the model runs before `generate` has prepared its inputs.
@@ -110,23 +113,23 @@ class Follower:
         return Fed(history[:, history.shape[1] - num_fed :].reshape(-1), np.array(new, dtype=np.int64))
 
     def require_begun(self) -> None:
-        """Refuse a model that runs although no step was prepared.
+        """Refuse a model that runs before any step was prepared.
 
         Raises:
-            FinemoeError: its `generate` goes ways of its own.
+            FinemoeError: its `generate` deviates from the usual steps.
         """
         if self._num_forwards == 0 and not self.is_nested:
             raise FinemoeError(
-                f"record cannot follow how {type(self._model).__name__} generates; it takes other steps than usual"
+                f"record cannot follow how {type(self._model).__name__} generates; its steps are not the usual ones"
             )
 
     def sequences(self, output: Any) -> list[FedSequence]:
         """The returned sequences, with the recorded row of each of their tokens.
 
         Args:
-            output: whatever `generate` returned.
+            output: the result of `generate`.
         Raises:
-            FinemoeError: some token was never fed after the tokens before it.
+            FinemoeError: a token was never fed after the tokens before it.
         """
         tokens = sequences_of(output).cpu().numpy()
         lengths = self._lengths(output, tokens)
@@ -155,7 +158,7 @@ class Follower:
         return row // (num_rows // len(self._batch.pads))
 
     def _in_this_thread(self, original: Callable[..., Any], wrap: Callable[..., Any]) -> Callable[..., Any]:
-        """What stands in the place of one of the model's methods; other threads that run the model are not followed."""
+        """The replacement of one of the model's methods; calls from other threads are not followed."""
         wrapped = wrap(original)
 
         @functools.wraps(original)
@@ -196,13 +199,13 @@ class Follower:
 
     def _note_inputs(self, given: torch.Tensor, inputs: dict[str, Any]) -> None:
         history = given.cpu().numpy()
-        if self._history is not None and self._history.shape[1] < self._batch.width:  # a prompt in pieces: only the next is given
+        if self._history is not None and self._history.shape[1] < self._batch.width:  # only the next piece of a prompt is given
             history = np.concatenate([self._history, history], axis=1)
         fed = inputs.get("input_ids")
         self._require_prompts(history)
         if fed is None or not np.array_equal(fed.cpu().numpy(), history[:, history.shape[1] - fed.shape[1] :]):
             raise FinemoeError(
-                f"{type(self._model).__name__} is fed other tokens than those of its sequences; record cannot follow"
+                f"{type(self._model).__name__} is fed tokens that are not those of its sequences; record cannot follow this"
             )
         _require_cache(inputs.get("past_key_values"), history.shape[1] - fed.shape[1])
         self._history, self._num_fed = history, fed.shape[1]
@@ -211,17 +214,21 @@ class Follower:
         prompts = self._batch.tokens
         copies = len(history) // len(prompts)
         if not np.array_equal(history[:, : prompts.shape[1]], np.repeat(prompts, copies, axis=0)[:, : history.shape[1]]):
-            raise FinemoeError("generate changes the prompts' tokens before it begins (token_healing does), so record refuses it")
+            raise FinemoeError(
+                "generate changes the prompts' tokens before it begins, which record cannot follow; turn off token_healing"
+            )
 
 
 def _require_cache(cache: Any, num_before: int) -> None:
     num_cached = int(cache.get_seq_length()) if cache is not None else 0
     if num_cached != num_before:
-        raise FinemoeError(f"the model's cache holds {num_cached} tokens where {num_before} came before; record cannot follow")
+        raise FinemoeError(
+            f"the model's cache holds {num_cached} tokens, but {num_before} came before; record cannot follow this"
+        )
 
 
 class _Noted(StoppingCriteriaList):
-    """A generation's stopping criteria, which say to a second place too which rows are done."""
+    """A generation's stopping criteria, which also report to `note` which rows are done."""
 
     def __init__(self, criteria: Any, note: Callable[[int, torch.Tensor], None]) -> None:
         super().__init__(criteria)

@@ -1,4 +1,4 @@
-"""What a layer's gate said, as a distribution over all experts that ranks as the router selects (DESIGN 5, "Traps")."""
+"""A layer's gate output as a distribution over all experts that ranks as the router selects (DESIGN 5, "Traps")."""
 
 from typing import Any, NamedTuple
 
@@ -12,16 +12,19 @@ from finemoe.runtime.snapshot import HostBuffers, Snapshot
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, ranking.__file__)
-_LEAST_KNOWN = np.float32(2.0**-14)  # a selected expert without weight is still known to be selected
-AS_IT_IS, POWERS, SPARSE = range(3)  # forms of what a gate said
+_LEAST_KNOWN = np.float32(2.0**-14)  # lower bound of a selected expert's weight, to mark it as selected
+AS_IT_IS, POWERS, SPARSE = range(3)  # forms of a gate's output
 
 
 class Said(NamedTuple):
-    """What a gate said of some rows, one compiled step before it is a distribution: whatever comes next may take that step, too.
+    """A gate's output for some rows, one compiled step before it becomes a distribution; the next stage may take that step
+    itself.
 
     Attributes:
-        values: float32 [B, width], the distribution AS_IT_IS or the POWERS of which it consists, or [B, K], the weights of the
-            selected experts, which are all that is known of a SPARSE one. selected: [B, K] int64. form: which.
+        values: float32. The distribution (AS_IT_IS) or its unnormalised terms (POWERS), [B, width]; or the weights of the
+            selected experts (SPARSE), [B, K], if nothing else is known.
+        selected: [B, K] int64.
+        form: AS_IT_IS, POWERS or SPARSE.
     """
 
     values: np.ndarray
@@ -29,8 +32,11 @@ class Said(NamedTuple):
     form: int
 
     def distribution(self, width: int, layer: int) -> np.ndarray:
-        """[B, width] float32 with the precision of a trace; layer: index of the MoE layer, for the message.
+        """The distribution, [B, width] float32 with the precision of a trace.
 
+        Args:
+            width: number of columns.
+            layer: index of the MoE layer, for the error message.
         Raises:
             EngineError: the router emitted NaN.
         """
@@ -43,12 +49,14 @@ class Said(NamedTuple):
 
 
 class GateOutput:
-    """What one layer's gate said, before anyone needs it as a distribution.
+    """The output of one layer's gate, before it is needed as a distribution.
 
     Args:
-        layer: index of the MoE layer; num_experts: J; width: columns of the distribution (the widest layer's J).
-        router_output: the router's first output, [rows, J or more] logits or probabilities, or None where no router was seen.
-        selected, weights: [rows, K] the selected experts and their weights, which stand in where the router's output is no use.
+        layer: index of the MoE layer.
+        num_experts: J.
+        width: number of columns of the distribution (J of the widest layer).
+        router_output: the router's first output, [rows, J or more] logits or probabilities, or None if no router was seen.
+        selected, weights: [rows, K] the selected experts and their weights, used if the router's output is not usable.
         buffers: see Snapshot.
     """
 
@@ -68,19 +76,19 @@ class GateOutput:
         self._values = Snapshot(router_output if router_output is not None and self._is_whole else weights, buffers)
 
     def keep(self) -> None:
-        """As `Snapshot.keep`."""
+        """See `Snapshot.keep`."""
         self._values.keep()
 
     @property
     def is_whole(self) -> bool:
-        """Whether the router gave a score to every expert; otherwise only the selected ones are known."""
+        """Whether the router scored every expert; otherwise only the selected ones are known."""
         return self._is_whole
 
     def said(self, rows: np.ndarray | None) -> Said:
-        """What the gate said of some of its rows, [B] indices, or of all if None.
+        """The gate's output for some of its rows, [B] indices, or for all if None.
 
         Raises:
-            EngineError: the router emitted NaN, perhaps: what is not seen here is when this becomes a distribution.
+            EngineError: the router emitted NaN. Some NaNs are only found when the output becomes a distribution.
         """
         values, selected = self._values.rows(rows), self.selected if rows is None else self.selected[rows]
         selected = np.ascontiguousarray(selected, dtype=np.int64)
@@ -102,7 +110,7 @@ class GateOutput:
         """The gate's distribution over all experts, [B, width] float32 with the precision of a trace.
 
         Args:
-            rows: which of the gate's rows; None for all.
+            rows: indices of the gate's rows; None for all.
         Raises:
             EngineError: the router emitted NaN.
         """
@@ -110,11 +118,11 @@ class GateOutput:
 
 
 def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | None:
-    """The gate's logits or probabilities in what a router returned, or None unless that router chose these experts.
+    """The gate's logits or probabilities in a router's output, or None unless that router selected these experts.
 
     Args:
-        router_output: whatever the module returned, by convention (scores [T, J], weights [T, K], index [T, K], ...).
-        top_k_index: [T, K], what the experts were called with.
+        router_output: the output of the router module, by convention (scores [T, J], weights [T, K], index [T, K], ...).
+        top_k_index: [T, K], the ids that the experts were called with.
     """
     if isinstance(router_output, tuple) and any(item is top_k_index for item in router_output):
         return router_output[0] if isinstance(router_output[0], torch.Tensor) else None
@@ -122,16 +130,18 @@ def scores_of(router_output: Any, top_k_index: torch.Tensor) -> torch.Tensor | N
 
 
 def as_recorded(values: np.ndarray) -> np.ndarray:
-    """Float32 values with the precision of a trace (half), so that a live run and its replay decide alike."""
+    """Float32 values with the precision of a trace (half), so that a live run and its replay make the same decisions."""
     return values.astype(np.float16).astype(np.float32)
 
 
 def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, layer: int) -> np.ndarray:
-    """The gate's softmax [B, J], float32 with the precision of a trace, made to rank as the router selects.
+    """The gate's softmax [B, J], float32 with the precision of a trace, adjusted to rank as the router selects.
 
     Args:
-        scores: [B, J or more] logits or probabilities; columns past J stand for no expert (a token may skip the layer).
-        selected: [B, K] ids of the experts selected. layer: index of the MoE layer, for the message.
+        scores: [B, J or more] logits or probabilities; columns from J on represent no expert (a token may skip the layer).
+        selected: [B, K] ids of the selected experts.
+        num_experts: J.
+        layer: index of the MoE layer, for the error message.
     Raises:
         EngineError: the router emitted NaN.
     """
@@ -144,7 +154,7 @@ def distribution_of(scores: np.ndarray, selected: np.ndarray, num_experts: int, 
 
 
 def _shares(powers: np.ndarray) -> np.ndarray:
-    """A softmax's last step, [B, J]."""
+    """The last step of a softmax, [B, J]."""
     shares: np.ndarray = powers / np.add.reduce(powers, axis=-1, keepdims=True)
     return shares
 
@@ -158,17 +168,17 @@ def _recorded(probs: np.ndarray, selected: np.ndarray, num_experts: int, layer: 
 
 
 def powers_of(scores: np.ndarray) -> np.ndarray | None:
-    """A softmax [B, J] without its last step, which is the first of what is recorded; None if these are probabilities already."""
+    """A softmax [B, J] without its last step, which is the first step of recording; None if the scores are probabilities."""
     lowered = np.empty_like(scores)
     if less_the_greatest(scores, lowered) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3):
         return None
-    powers: np.ndarray = np.exp(lowered, out=lowered)  # compiled it has other bits (findings/numba_exp_other_bits.sh)
+    powers: np.ndarray = np.exp(lowered, out=lowered)  # a compiled exp rounds differently (findings/numba_exp_other_bits.sh)
     return powers
 
 
 @njit(cache=True, nogil=True)
 def less_the_greatest(scores, lowered):  # type: ignore[no-untyped-def]
-    """Fill `lowered` with each row of `scores` [B, J] less its greatest; returns whether none is below 0 or NaN."""
+    """Fill `lowered` with each row of `scores` [B, J] minus its maximum; returns whether no score is negative or NaN."""
     is_none_below = True
     for row in range(scores.shape[0]):
         greatest = scores[row, 0]
@@ -182,7 +192,7 @@ def less_the_greatest(scores, lowered):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def fill_distribution(values, selected, form, probs):  # type: ignore[no-untyped-def]
-    """Fill probs [B, width] float32 with what a gate said, see Said; returns whether all are numbers."""
+    """Fill probs [B, width] float32 with a gate's output, see Said; returns whether all values are numbers."""
     if form == SPARSE:
         probs[:] = 0
         return sparse_rows(values, selected, _LEAST_KNOWN, probs)
@@ -193,7 +203,7 @@ def fill_distribution(values, selected, form, probs):  # type: ignore[no-untyped
 @njit(cache=True, nogil=True)
 def sparse_rows(weights, selected, least, probs):  # type: ignore[no-untyped-def]
     """Fill probs [B, J], zeros on entry, with the selected experts' weights [B, K], at least `least` each, scaled to sum to 1 and
-    rounded to half precision; every expert alike where none is known. Returns whether all are numbers."""
+    rounded to half precision; uniform over all experts if no weight is known. Returns whether all values are numbers."""
     for row in range(probs.shape[0]):
         for place in range(selected.shape[1]):
             weight = abs(weights[row, place])
@@ -208,14 +218,14 @@ def sparse_rows(weights, selected, least, probs):  # type: ignore[no-untyped-def
 
 
 def warm_up() -> None:
-    """Compile what turns a gate's output into a distribution, or load it from the cache on disk."""
+    """Compile what converts a gate's output to a distribution, or load it from the cache on disk."""
     selected = np.zeros((1, 1), dtype=np.int64)
     distribution_of(np.zeros((1, 2), dtype=np.float32), selected, 2, 0)
     Said(np.ones((1, 1), dtype=np.float32), selected, SPARSE).distribution(2, 0)
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
-    """Rows that sum to 1; every expert alike in a row of zeros."""
+    """Rows scaled to sum to 1; a row of zeros becomes uniform."""
     totals = values.sum(axis=-1, keepdims=True)
     normalised: np.ndarray = np.where(totals == 0, 1.0 / values.shape[1], values / np.where(totals == 0, 1.0, totals))
     return normalised.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How `generate` is called: what it needs besides the prompts, what it returns, and what it refuses."""
+"""How `generate` is called: its arguments other than the prompts, its outputs and its refusals."""
 
 import errno
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ _ITS_REFUSALS = (ValueError, RuntimeError, ImportError, OSError)
 
 
 def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer as an option of `generate`, where the model's or the caller's options need it; models know no such input."""
+    """The tokenizer as an argument of `generate`, if the model's or the caller's options need it; models do not accept it."""
     configs = (options.get("generation_config"), model.generation_config)
     stops = [options.get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
     is_needed = any(stop is not None for stop in stops) or options.get("assistant_tokenizer") is not None
@@ -22,19 +22,20 @@ def tokenizer_option(model: nn.Module, tokenizer: Any, options: Mapping[str, Any
 
 
 def sequences_of(output: Any) -> torch.Tensor:
-    """The tokens in what `generate` returned, [R, W], whichever of its return types that is."""
+    """The tokens in the output of `generate`, [R, W], for any of its return types."""
     tokens: torch.Tensor = output if isinstance(output, torch.Tensor) else output.sequences
     return tokens
 
 
 @contextmanager
 def refusals_in_one_line(model: nn.Module, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """What `generate` refuses, or fails at, becomes one line.
+    """Turn an error of `generate` into one line.
 
     Args:
+        model: the model that generates.
         has_begun: whether the model has run; until then every error is about the options.
     Raises:
-        FinemoeError: generate refuses its options or the model's generation_config, or fails, for the reason given.
+        FinemoeError: generate refuses its options or the model's generation_config, or fails, for the stated reason.
     """
     try:
         yield
@@ -42,7 +43,7 @@ def refusals_in_one_line(model: nn.Module, has_begun: Callable[[], bool] = lambd
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
-            raise  # of where the text goes
+            raise  # an error of the text's destination, not of the model
         if has_begun() and not isinstance(error, _ITS_REFUSALS):
             raise
         verb = "fails" if has_begun() else "refuses this"

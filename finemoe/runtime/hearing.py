@@ -1,4 +1,4 @@
-"""What a policy's predictions do on a `Board`, and a gate that a policy answers in compiled code. See `transitions`."""
+"""How predictions act on a `Board`, including those of a policy that answers gates in compiled code. See `transitions`."""
 
 import numpy as np
 
@@ -28,11 +28,12 @@ _step_at, _ = function_types(1, _NUMBERS, 1, _SINGLES[None], _NUMBERS[None], *_P
 
 @transition
 def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-untyped-def]
-    """A layer's distribution is predicted, [J], and these of its experts are wanted, [n] ids; what is of another iteration (or of
-    none, -1) is only heard, as is what is of a layer that has not run although others have.
+    """Take a layer's predicted distribution, [J], and the experts of it to load, [n] ids.
+
+    A prediction for another iteration (or none, -1), or for a layer that has not run although others have, is only noted.
 
     Returns:
-        Whether prefetches wait that are of this iteration.
+        Whether prefetches of this iteration are pending.
     """
     cache = cache_of(board)
     lock(board[at.MUTEX])
@@ -43,12 +44,13 @@ def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-un
 
 @transition
 def speak(board, step, table, num_targets, iteration, layer, values, selected, form):  # type: ignore[no-untyped-def]
-    """A layer's gate has spoken, and a policy's step (see GateStep) makes up to so many predictions, which are as in `post`.
+    """Run a policy's compiled step (see GateStep) on a layer's gate output; it makes up to `num_targets` predictions, as in
+    `post`.
 
     Args:
-        values, selected, form: what it said, see gates.Said.
+        values, selected, form: the gate's output, see gates.Said.
     Returns:
-        Whether prefetches wait that are of this iteration; NO_DISTRIBUTION; OUT_OF_PLACE; or UNSOUND: the step's answer is
+        Whether prefetches of this iteration are pending; NO_DISTRIBUTION; OUT_OF_PLACE; or UNSOUND if the step's answer is
         impossible.
     """
     cache = cache_of(board)
@@ -74,7 +76,7 @@ def speak(board, step, table, num_targets, iteration, layer, values, selected, f
 
 @njit(cache=True, nogil=True)
 def _are_possible(cache, made, layers, probabilities, counts, experts):  # type: ignore[no-untyped-def]
-    """Whether these predictions are of layers that there are, each but once, and say something possible of them."""
+    """Whether these predictions concern existing layers, each at most once, with possible probabilities and experts."""
     num_layers, num_experts = len(cache.stats.turns), cache.stats.num_experts
     for place in range(made):
         if not (0 <= layers[place] < num_layers and 0 <= counts[place] <= num_experts):
@@ -89,10 +91,10 @@ def _are_possible(cache, made, layers, probabilities, counts, experts):  # type:
 
 @njit(cache=True, nogil=True)
 def _post(board, cache, iteration, layer, probabilities, experts):  # type: ignore[no-untyped-def]
-    """`post`, under the board's lock."""
+    """`post`, with the board's lock held."""
     num_layers, num_experts = len(cache.stats.turns), cache.stats.num_experts
     kernels.hear(cache, layer, probabilities)
-    may_run = iteration <= 1 or bool_at(board[at.HAS_RUN], num_layers)[layer]  # not what stood idle so far
+    may_run = iteration <= 1 or bool_at(board[at.HAS_RUN], num_layers)[layer]  # not a layer that has been idle so far
     if may_run and iteration >= 0 and layer > cache.counts[LAYER]:
         int64_at(board[at.FORESEEN_IN], num_layers)[layer] = iteration
         float32_at(board[at.FORESEEN] + 4 * layer * num_experts, num_experts)[:] = probabilities

@@ -1,5 +1,5 @@
-"""An attached model's forwards as its engine sees them: one object for each, and their course, in which each is begun, published,
-counted and ended; what broke off is left behind."""
+"""An attached model's forwards as its engine sees them: one object per forward, which begins, is published, is counted and ends.
+A forward that fails is abandoned."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,17 +25,20 @@ _NOTHING_KNOWN = Forward(Phase.UNKNOWN, 0, False)
 
 
 class Iteration:
-    """One forward, made anew for each.
+    """One forward; each forward has its own object.
 
     Args:
-        number: from 1 on; 0 is before the first. forward: what is known of it. num_rows: its token rows, padding included.
+        number: from 1 on; 0 is before the first.
+        forward: what is known about it.
+        num_rows: number of its token rows, padding included.
     Attributes:
-        layer: the MoE layer that runs or ran last; -1 before the first.
-        rows: [n] indices of the token rows that count, or None where all do.
-        begin_s: when it began (time.perf_counter).
-        is_open: whether more of it may come; is_published: whether the policy sees it.
-        gate: what a layer's gate said, as long as that waits to be published.
-        router_weights: by layer, what its router gave the selected experts, [rows, K].
+        layer: the MoE layer that is running or ran last; -1 before the first.
+        rows: [n] indices of the token rows that count, or None if all do.
+        begin_s: start time (time.perf_counter).
+        is_open: whether more of it may come.
+        is_published: whether the policy sees it.
+        gate: a layer's gate output while it waits to be published.
+        router_weights: by layer, the router's weights of the selected experts, [rows, K].
     """
 
     def __init__(self, number: int, forward: Forward = _NOTHING_KNOWN, num_rows: int = 0) -> None:
@@ -53,7 +56,9 @@ class Iteration:
         return self.num_rows > 0 if self.rows is None else len(self.rows) > 0
 
     def require_numbers(self) -> None:
-        """A router's NaN spoils all that follows, so that looking at the last layer finds it; then the first such layer is named.
+        """Check that no router emitted NaN.
+
+        A router's NaN spreads to all later layers, so checking the last layer suffices; the first such layer is then named.
 
         Raises:
             EngineError: a router emitted NaN.
@@ -61,7 +66,9 @@ class Iteration:
         if not self.router_weights or not self._has_nan(max(self.router_weights)):
             return
         first = next(layer for layer in sorted(self.router_weights) if self._has_nan(layer))
-        raise EngineError(f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite")
+        raise EngineError(
+            f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite; check both"
+        )
 
     def _has_nan(self, layer: int) -> bool:
         weights = self.router_weights[layer]
@@ -71,25 +78,25 @@ class Iteration:
 
 
 class Durations:
-    """Puts an iteration's duration where it belongs; a prompt that is fed in pieces is one prefill.
+    """Assigns an iteration's duration to prefill or decode; a prompt that is fed in pieces is one prefill.
 
     Args:
-        counters: where it is counted.
+        counters: receives the durations.
     """
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._prefills_s: dict[int, float] = {}  # how long its prefill took, of requests that ran nothing since
+        self._prefills_s: dict[int, float] = {}  # duration of the prefill, for requests that ran nothing since
 
     def reset(self) -> None:
-        """Forget prefills; what is fed of their prompts from now on is nothing known."""
+        """Forget prefills; later pieces of their prompts count as unknown."""
         self._prefills_s.clear()
 
     def count(self, forward: Forward, duration_s: float) -> None:
-        """An iteration has ended."""
+        """Count an iteration that has ended."""
         counters, phase, request = self._counters, forward.phase, forward.request
         prefill_s = self._prefills_s.pop(request, None)
-        if prefill_s is not None and phase in (Phase.PIECE, Phase.SEVERAL):  # several may be the rest of its prompt, or drafts
+        if prefill_s is not None and phase in (Phase.PIECE, Phase.SEVERAL):  # several tokens: the rest of the prompt, or drafts
             counters.correct_prefill(prefill_s, duration_s if phase is Phase.PIECE else None)
         if phase is Phase.PREFILL:
             counters.count_prefill(duration_s)
@@ -98,19 +105,19 @@ class Durations:
             self._prefills_s[request] = prefill_s + duration_s
         elif phase is Phase.DECODE:
             counters.count_decode_step(duration_s)
-        else:  # also a piece whose beginning was not seen, or before a reset
+        else:  # also a piece whose start was not seen or came before a reset
             counters.num_decode_steps += phase is Phase.SEVERAL
             counters.num_unknown_steps += 1
 
 
 class Iterations:
-    """Told by the observer, by the routers applied ahead and by the layers that run; tells matcher and memories.
+    """Is notified by the observer, the routers applied ahead and the running layers; notifies matcher and memories.
 
     Args:
-        parts: the engine's.
+        parts: the engine's parts.
     Attributes:
-        current: the iteration that runs, or ran last.
-        durations: how long they took.
+        current: the current iteration, or the last one if none is running.
+        durations: counts how long they took.
     """
 
     def __init__(self, parts: "Parts") -> None:
@@ -121,29 +128,29 @@ class Iterations:
         self._is_moving = False
 
     def on_forward_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The model's forward begins (called by the observer, as all that is called on_...).
+        """The model's forward begins (the observer calls this, like all methods on_...).
 
         Raises:
-            EngineError: another thread is inside it, or a worker failed.
+            EngineError: another thread is inside the model, or a worker failed.
         """
-        if self._session.enter():  # else it was closed while this forward waited, which goes on with the model as it was
+        if self._session.enter():  # otherwise the engine was closed meanwhile, and the forward runs on the restored model
             self.recover()
             self.raise_failures()
             self.current.is_open = False
 
     def on_start(self, embeddings: torch.Tensor, forward: Forward) -> None:
-        """The embedding layer has run: a new iteration, unless it is used twice before the first MoE layer."""
+        """The embedding layer has run: start a new iteration, unless the layer runs twice before the first MoE layer."""
         is_used_twice = self.current.is_open and self.current.layer < 0
         if self._session.depth and not self._session.is_closed and not is_used_twice:
             self._start(embeddings, forward, len(embeddings))
 
     def wants_ahead(self, layer: int) -> bool:
-        """Whether the routers are to be applied ahead once the decoder layer of an MoE layer has run."""
+        """Whether routers are to be applied ahead once an MoE layer's decoder layer has run."""
         gate = self.current.gate
         return gate is not None and gate.layer == layer and not self._session.is_anothers
 
     def on_ahead(self, layer: int, choices: Sequence[Choice | None], targets: Sequence[int]) -> None:
-        """The routers applied ahead have spoken (called where the policy looks ahead): now they are published with the gate."""
+        """The routers have been applied ahead (only if the policy looks ahead): publish their output with the gate's."""
         with self.moving():
             self.publish_gate(AheadOutput(choices, targets, self._parts.setup.num_experts, self._kept, self._parts.buffers))
 
@@ -157,50 +164,50 @@ class Iterations:
             self._end()
 
     def on_forward_end(self) -> None:
-        """The model's forward is over, complete or not; a thread that was refused comes here, too."""
+        """The model's forward is over, complete or not; a refused thread also gets here."""
         self._session.leave(0)
 
     def enter_layer(self, layer: int, num_rows: int, observer: "Observer") -> None:
-        """A layer begins; observer: who knows the forward that it is in."""
+        """A layer begins; `observer` knows the forward that contains it."""
         current = self.current
-        # A forward that did not pass the embedding layer, or the first after something broke off before the first layer.
+        # A forward that bypassed the embedding layer, or the first one after a failure before the first layer.
         if layer <= current.layer or not current.is_open or self._is_moving:
             self._start_past_the_embedding(num_rows, observer)
         self.current.layer = layer
         self._is_moving = True
 
     def leave_layer(self, layer: int) -> None:
-        """It is done, and what it needed has been moved."""
+        """The layer is done, and everything it needed has been moved."""
         self._is_moving = False
         self._parts.memories.note_run(layer)
 
     def publish_gate(self, ahead: AheadOutput | None = None) -> None:
-        """What a gate said and that waits goes to the matcher."""
+        """Send a waiting gate output to the matcher."""
         gate = self.current.gate
         if gate is not None:
             self.current.gate = None
             self._parts.matcher.publish_gate(self.current.number, gate, self.current.rows, ahead)
 
     def recover(self) -> None:
-        """After something that broke off while experts were moved (an interrupt, an error) start from an empty cache."""
+        """After an interrupt or error while experts were being moved, start from an empty cache."""
         if self._is_moving:
             self.current.is_open = self.current.is_published = False
             self._parts.matcher.forget()
             self._parts.memories.reset()
-            self._is_moving = False  # not before: an interrupt in here must not leave the cache half emptied
+            self._is_moving = False  # only now: an interrupt in here must not leave the cache half empty
             if self._parts.policy.holds_everything:
                 with self.moving():
                     self._parts.memories.preload(is_counted=False)
 
     @contextmanager
     def moving(self) -> Iterator[None]:
-        """Loads in the calling thread: if they break off, the next use recovers as after a layer that broke off."""
+        """Surround loads in the calling thread: if they fail, the next use recovers as after a failed layer."""
         self._is_moving = True
         yield
         self._is_moving = False
 
     def raise_failures(self) -> None:
-        """Raise what a worker failed with, in the caller."""
+        """Raise a worker's failure in the caller."""
         self._parts.matcher.check()
         self._parts.memories.check()
 
@@ -210,7 +217,7 @@ class Iterations:
         self.raise_failures()
         self.current = iteration = Iteration(self.current.number + 1, forward, num_rows)
         self._parts.counters.enter_request(forward.request)
-        # With everything resident there is nothing to prefetch, so nothing is searched; nor for a batch that is all padding.
+        # If every expert is resident there is nothing to prefetch, so do not search; nor for a batch that is all padding.
         is_idle = self._parts.memories.is_all_resident and not self._parts.probe.always_accounts
         iteration.is_published = self._parts.policy.needs_context and iteration.has_rows and not is_idle
         self._parts.memories.start_iteration(iteration.number)
@@ -222,12 +229,12 @@ class Iterations:
 
     def _start_past_the_embedding(self, num_rows: int, observer: "Observer") -> None:
         before, forward, is_inside = self.current, observer.forward, observer.is_inside
-        goes_on = is_inside and before.is_open and not self._is_moving  # layers that a forward runs again
+        goes_on = is_inside and before.is_open and not self._is_moving  # a forward that runs its layers again
         before.is_open = False
         self._start(None, replace(forward, starts_request=False) if goes_on else forward, num_rows)
         if goes_on:
             self.current.begin_s = before.begin_s
-        self._parts.counters.num_unknown_steps += not is_inside  # a layer called by itself, of which nobody will see the end
+        self._parts.counters.num_unknown_steps += not is_inside  # a layer called by itself, whose end is never observed
 
     def _end(self) -> None:
         self._end_publishing()

@@ -1,4 +1,4 @@
-"""What happens when Transformers calls an offloaded layer's experts: their weights are leased, and the layer is computed."""
+"""Runs an offloaded layer's experts when Transformers calls them: leases their weights and computes the layer."""
 
 import time
 from collections.abc import Sequence
@@ -27,16 +27,20 @@ _NONE = np.empty(0, dtype=np.int64)
 
 
 class LayerRunner:
-    """One layer's experts, as the seam calls them.
+    """One layer's experts, as called through the seam.
 
     Args:
-        layer: which; parts: the engine's; iterations, observer: what the layer is a part of; stream: on which layers compute.
+        layer: the layer.
+        parts: the engine's parts.
+        iterations: the forwards that the layer runs in.
+        observer: knows the calling thread's forward.
+        stream: the stream on which layers compute.
     """
 
     def __init__(self, layer: MoELayer, parts: Parts, iterations: Iterations, observer: Observer, stream: ComputeStream) -> None:
         self._layer, self._parts, self._iterations, self._observer = layer, parts, iterations, observer
         self._stream = stream
-        self._router_output: Any = None  # what the router returned last
+        self._router_output: Any = None  # the router's last output
         self._selection = SelectionReader(parts.buffers)
         self._names = tuple(layer.expert_parameters())
         self._is_lean = is_common(type(layer.experts))  # type: ignore[arg-type]
@@ -55,11 +59,11 @@ class LayerRunner:
             finally:
                 session.leave(depth)
         finally:
-            if not depth:  # once more, should an interrupt have come right before it; from inside a forward that does so
+            if not depth:  # again, in case of an interrupt before it; within a forward, the observer does this
                 session.leave(0)
 
     def hear_router(self, module: nn.Module, args: Any, output: Any) -> None:
-        """The layer's router has run, perhaps by itself and elsewhere."""
+        """The layer's router has run, possibly on its own and outside a forward."""
         if not self._parts.session.is_anothers:
             self._router_output = output
             self._selection.begin(output)
@@ -70,7 +74,7 @@ class LayerRunner:
                 "an offloaded model runs inference only; call it under torch.no_grad(), or close the engine to train"
             )
         self._iterations.raise_failures()
-        if not self._parts.session.enter():  # inner modules may be called directly, past the model's own forward
+        if not self._parts.session.enter():  # inner modules may be called directly, without the model's forward
             raise EngineError("this engine was closed while the layer waited; call the model again")
         self._iterations.enter_layer(self._layer.index, hidden_states.shape[0], self._observer)
         if hidden_states.is_cuda:
@@ -111,9 +115,9 @@ class LayerRunner:
         top_k_weights: torch.Tensor,
         needs_slots: bool,
     ) -> "Lease | Leases | Resident":
-        """Where this layer's weights come from while it runs: a lease on the expert memory, or simply the slots."""
+        """The source of this layer's weights while it runs: a lease on the expert memory, or simply the slots."""
         parts, index = self._parts, self._layer.index
-        router_output, self._router_output = self._router_output, None  # which nobody is to keep alive
+        router_output, self._router_output = self._router_output, None  # so that no reference keeps it alive
         chosen, aside = self._chosen(iteration, selected)
         parts.counters.padding_accesses += len(aside)
         is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
@@ -134,16 +138,16 @@ class LayerRunner:
             gate = GateOutput(*sizes, scores, selected, top_k_weights, parts.buffers)
             if parts.matcher.is_asynchronous and not parts.policy.lookahead:
                 parts.matcher.publish_gate(iteration.number, gate, iteration.rows)
-            else:  # when the layer is done
+            else:  # publish it when the layer is done
                 gate.keep()
                 iteration.gate = gate
         return lease
 
     def _chosen(self, iteration: Iteration, selected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The experts that rows which count selected, [n] ids as they come, and those that only padding did, [m]; selected: [T,
-        K]."""
+        """Split the selected experts, [T, K]: [n] ids that counting rows selected, in any order, and [m] ids that only padding
+        selected."""
         everyones, foreign = selected.reshape(-1), self._layer.num_experts
-        if foreign < self._parts.setup.num_experts:  # expert parallelism marks foreign ones with the layer's own J
+        if foreign < self._parts.setup.num_experts:  # expert parallelism marks foreign experts with the layer's J
             everyones = everyones[everyones < foreign]
         if iteration.rows is None or len(selected) != iteration.num_rows:
             return everyones, _NONE
@@ -153,7 +157,7 @@ class LayerRunner:
 
 
 class Resident:
-    """Weights of a layer whose experts are all in their slots for good."""
+    """Weights of a layer whose experts all stay in their slots for good."""
 
     def __init__(self, by_expert: list[dict[str, torch.Tensor]]) -> None:
         self.weights = by_expert.__getitem__

@@ -1,4 +1,4 @@
-"""A layer's demanded experts while it runs: weights are handed out one expert at a time."""
+"""A layer's demanded experts while it runs: the lease hands out weights one expert at a time."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 class Lease:
     """The experts of one layer on one device.
 
-    Where the set exceeds the cache, experts already handed out make room for the next (DESIGN 4): then they are to be asked for
-    in ascending order.
+    If the set exceeds the cache, experts already handed out make room for the next ones (DESIGN 4). The caller must then request
+    them in ascending order.
 
     Args:
-        experts, aside: as in ExpertMemory.demand.
+        memory: the device's expert memory.
+        layer: the layer.
+        experts, aside: as in `ExpertMemory.demand`.
     Attributes:
-        experts: those demanded, ascending. num_hits, num_late, num_misses: what was found when the gate fired.
-        num_recalled: how many of them had been ranked among the first n, or -1 if nothing was predicted of the layer.
+        experts: the demanded experts, ascending.
+        num_hits, num_late, num_misses: what the gate found when it fired.
+        num_recalled: how many of them were ranked among the first n, or -1 if nothing was predicted for the layer.
     """
 
     def __init__(self, memory: "ExpertMemory", layer: int, experts: np.ndarray, aside: np.ndarray) -> None:
@@ -43,7 +46,7 @@ class Lease:
         self.num_hits = self._found.count(RESIDENT)
         self.num_late = count - self.num_hits - self.num_misses
         self._late: set[int] = set()
-        self._loads: dict[int, int] = {}  # marks of the loads under way
+        self._loads: dict[int, int] = {}  # marks of the loads in flight
         self._missing: list[int] = []  # without a slot
         if self.num_hits < count:
             self._sort_out(slots, marks, goes_on)
@@ -63,14 +66,14 @@ class Lease:
         return memory.pool.weights(self._layer, self._slots[expert], expert)
 
     def as_they_come(self, experts: Sequence[int]) -> Iterator[int]:
-        """The experts asked for, ascending ids, in an order in which nobody waits for one while another is here; in ascending
-        order where they take turns in the slots."""
+        """Order ascending ids so that no expert is awaited while another is available; ascending if they take turns in the
+        slots."""
         if self._missing or not (self._loads or self._late):
             yield from experts
             return
         waiting = [expert for expert in experts if expert in self._loads or expert in self._late]
         yield from (expert for expert in experts if expert not in waiting)
-        waiting.sort(key=self._late.__contains__)  # what was begun on demand goes before the rest of a prefetch
+        waiting.sort(key=self._late.__contains__)  # demand loads go before the rest of a prefetch
         while waiting:
             state = self._memory.cache.state[self._layer]
             here = next((expert for expert in waiting if state[expert] == RESIDENT), waiting[0])
@@ -78,8 +81,12 @@ class Lease:
             yield here
 
     def stacked(self) -> tuple[dict[str, torch.Tensor], np.ndarray] | None:
-        """All demanded experts at once, as entries of one view of the slots: weights [G, ...] by parameter name, and the entry of
-        every expert [J]; None where they take turns, lie too far apart, begin unlike each other, or are served past the cache."""
+        """All demanded experts as entries of one view of the slots.
+
+        Returns:
+            Weights [G, ...] by parameter name, and the entry of every expert [J]. None if the experts take turns, are too far
+            apart, start at different offsets, or bypass the cache.
+        """
         pool, cache = self._memory.pool, self._memory.cache
         if self._missing or self._aside or not pool.can_stack(self._layer):
             return None
@@ -103,7 +110,7 @@ class Lease:
             self._memory.board.fences[[slot for slot in slots if slot != NO_SLOT]] = fence
 
     def _sort_out(self, slots: list[int], marks: list[int], goes_on: bool) -> None:
-        """What is not here: it comes by a load of this layer's, or by a prefetch, or has no slot yet."""
+        """Classify the experts that are not resident: this layer or a prefetch loads them, or they have no slot yet."""
         places = self._memory.board.places
         try:
             for expert, found, slot, mark in zip(self.experts, self._found, slots, marks, strict=True):
@@ -118,7 +125,7 @@ class Lease:
                 transitions.end_demand(places)
 
     def _note_load(self, expert: int, slot: int, mark: int) -> None:
-        """A load has begun, or, from disk, is to."""
+        """Note a load that has begun; start one that must be read from disk."""
         memory, layer, begin_s = self._memory, self._layer, time.perf_counter()
         if slot == FAILED:
             memory.check()
@@ -170,7 +177,7 @@ class Lease:
         self._missing.remove(expert)
 
     def _free_a_slot(self, expert: int) -> None:
-        """Nothing may go: wait for a prefetch in flight to end; without one, give up the hit that is needed last."""
+        """No expert may be evicted: wait for a prefetch in flight to end, or without one give up the hit needed last."""
         memory, layer = self._memory, self._layer
         if not transitions.can_make_room(memory.board.places, len(self._loads), PATIENCE_NS):
             ahead = [one for one in self.experts if one > expert and memory.cache.state[layer, one] == RESIDENT][-1:]
@@ -179,7 +186,7 @@ class Lease:
         memory.check()
 
     def _weights_aside(self, expert: int) -> dict[str, torch.Tensor]:
-        """An expert in memory of its own, until the next one: loaded, or copied from its slot, which may go at any time."""
+        """An expert in separate memory until the next one: loaded, or copied from its slot, which may be evicted at any time."""
         if self._last_aside[0] != expert:
             memory, layer = self._memory, self._layer
             memory.check()

@@ -1,8 +1,9 @@
-"""The link between host and device memory: how bytes get from a record into a slot, and when they are there.
+"""The link between host and device memory: how bytes get from a record into a slot, and when they have arrived.
 
-A link is two functions by address, which compiled code calls outside the interpreter's lock (`transitions`): one begins a copy
-and gives a mark, the other waits for it. Plain memory copies, copies paced to the time of a real link (for machines without a
-GPU) and a CUDA stream of its own are compiled; a link whose class has its own `copy` and `wait` in Python is called back.
+A link is a pair of function addresses, which compiled code calls outside the interpreter's lock (`transitions`): one starts a
+copy and returns a mark, the other waits for it. Plain memory copies, copies paced to the time of a real link (for machines
+without a GPU) and copies on a separate CUDA stream are compiled; a link class with its own `copy` and `wait` in Python is
+called back.
 """
 
 import ctypes
@@ -25,9 +26,9 @@ class Link(ABC):
     """One device's link to host memory.
 
     Attributes:
-        chunk_bytes: how much of a prefetch is one copy. chunks_in_flight: how many of them are issued at a time; together they
-            are as long as an on-demand load may have to wait.
-        waits_on_host: whether whoever reads a slot must wait for the copy itself, since compute cannot.
+        chunk_bytes: size of one copy of a prefetch.
+        chunks_in_flight: how many copies are issued at a time; an on-demand load may have to wait for all of them.
+        waits_on_host: whether the reader of a slot must itself wait for the copy, since compute cannot.
     """
 
     chunk_bytes = CHUNK_BYTES
@@ -36,62 +37,64 @@ class Link(ABC):
 
     @abstractmethod
     def copy(self, sink: int, source: int, size: int, fence: int) -> int:
-        """Begin to copy.
+        """Start a copy.
 
         Args:
-            sink, source: addresses. size: in bytes. fence: what the sink may be overwritten after, as `fence` gave it, or 0.
+            sink, source: addresses.
+            size: in bytes.
+            fence: mark after which the sink may be overwritten, from `fence`, or 0.
         Returns:
-            The copy's mark, 0 or more. A compiled link gives -1 where it failed: see `failure`.
+            The copy's mark, 0 or more. A compiled link returns -1 on failure: see `failure`.
         """
 
     @abstractmethod
     def wait(self, mark: int, most_ns: int) -> int:
-        """Wait for a copy, for about so long at most: 1 if it is over, 0 if not. (A compiled one: -1 where it failed.)"""
+        """Wait for a copy for about `most_ns` at most; returns 1 if it is over, 0 if not. (A compiled link: -1 on failure.)"""
 
     @cached_property
     def addresses(self) -> tuple[int, int, int]:
-        """Of the two functions in C, and what they are handed first."""
+        """Addresses of the two C functions, and their first argument."""
         self._callbacks = _callback(self, "copy", 4), _callback(self, "wait", 2)
         copy, wait = (ctypes.cast(one, ctypes.c_void_p).value or 0 for one in self._callbacks)
         return copy, wait, 0
 
     def order(self, mark: int) -> None:
-        """Let compute that is issued from now on wait for a copy, where `waits_on_host` is False."""
+        """Make compute that is issued from now on wait for a copy, if `waits_on_host` is False."""
         return None
 
     def order_on(self, stream: int, mark: int) -> None:
-        """Let what is issued on a stream, by its handle, wait for a copy or a fence, likewise."""
+        """Make what is issued on a stream, given by its handle, wait for a copy or a fence, if `waits_on_host` is False."""
         return None
 
     def end_s(self, mark: int) -> float | None:
-        """When a copy will be over (time.perf_counter), where that is known as soon as it is begun."""
+        """When a copy will be over (time.perf_counter), if that is known when it starts."""
         return None
 
     def fence(self) -> int:
-        """A mark after all compute issued so far, after which a slot may be overwritten; 0 where compute is finished when its
-        call returns."""
+        """A mark after all compute issued so far, after which a slot may be overwritten; 0 if compute is finished when its call
+        returns."""
         return 0
 
     def finish(self) -> None:
-        """Wait until no copy is under way and no slot is read, whoever issued it: only then may slots and records be given
-        back."""
+        """Wait until no copy is in flight and no slot is being read, whichever thread issued it: only then may slots and records
+        be freed."""
         return None
 
     def close(self) -> None:
-        """Give back what it took, once nobody copies any more."""
+        """Free the link's resources once no thread copies any more."""
         return None
 
     def failure(self) -> BaseException:
-        """What the last copy or wait that failed has failed with."""
+        """The error of the last failed copy or wait."""
         found: BaseException = self.__dict__.pop("_failure", None) or EngineError("a copy failed")
         return found
 
 
 def move(link: Link, record: torch.Tensor, room: torch.Tensor, fence: int = 0) -> int:
-    """Begin to copy a record's bytes into others, [n] uint8 each; returns the mark.
+    """Start copying a record's bytes to `room`, [n] uint8 each; returns the mark.
 
     Raises:
-        EngineError: it failed.
+        EngineError: the copy failed.
     """
     mark = link.copy(room.data_ptr(), record.data_ptr(), record.numel(), fence)
     if mark < 0:
@@ -103,7 +106,7 @@ def outlast(link: Link, mark: int) -> None:
     """Wait for a copy on the host.
 
     Raises:
-        EngineError: it failed.
+        EngineError: the copy failed.
     """
     while (found := link.wait(mark, _LONG_NS)) == 0:
         pass
@@ -112,7 +115,7 @@ def outlast(link: Link, mark: int) -> None:
 
 
 def _callback(link: Link, name: str, num_arguments: int) -> Any:
-    """A method in Python as a function in C; what it raises is kept for `failure`."""
+    """Wrap a Python method as a C function; `failure` returns what it raises."""
 
     def call(_: int, *arguments: int) -> int:
         try:
@@ -125,7 +128,7 @@ def _callback(link: Link, name: str, num_arguments: int) -> Any:
 
 
 class MemoryLink(Link):
-    """Plain copies in host memory, as fast as they go; done when the call returns."""
+    """Plain copies in host memory at full speed; each is done when the call returns."""
 
     @cached_property
     def addresses(self) -> tuple[int, int, int]:
@@ -139,7 +142,7 @@ class MemoryLink(Link):
 
 
 class PacedLink(Link):
-    """Copies that take the time of a link with the given bandwidth, one after the other; a mark is when it is over, in ns.
+    """Copies that take as long as on a link with the given bandwidth, one after the other; a mark is the end time, in ns.
 
     Args:
         bytes_per_s: the link's bandwidth.
@@ -170,18 +173,18 @@ def _c_addresses(copy: Any, wait: Any) -> tuple[int, int]:
 
 
 def make_link(device: torch.device, description: str | None) -> Link:
-    """The link to a device; `description` is None for the real one or "paced:24GB/s".
+    """The link to a device; `description` is None for the real one, or "paced:24GB/s".
 
     Raises:
-        FinemoeError: the description is not understood, or paces a real CUDA link.
+        FinemoeError: the description is not understood, or it paces a real CUDA link.
     """
     if description is None:
         return _cuda_link(device) if device.type == "cuda" else MemoryLink()
     kind, _, rate = description.partition(":")
     if kind != "paced":
-        raise FinemoeError(f"unknown link {description!r}; write 'paced:24GB/s', or leave it out for the machine's own link")
+        raise FinemoeError(f"unknown link {description!r}; use 'paced:24GB/s', or omit it for the machine's own link")
     if device.type == "cuda":
-        raise FinemoeError("a paced link stands in for a real one on CPU-only machines; leave `link` out on CUDA")
+        raise FinemoeError("a paced link stands in for a real one on CPU-only machines; omit `link` on CUDA")
     return PacedLink(parse_rate(rate))
 
 

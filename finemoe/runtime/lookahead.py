@@ -1,7 +1,7 @@
-"""The routers applied ahead: layer l + s's norm and gate on the residual stream after layer l (DESIGN 2 and 4).
+"""Applies routers ahead: layer l + s's norm and gate on the residual stream after layer l (DESIGN 2 and 4).
 
-Found without any per-family code: the decoder layer is the entry of the module list that holds the experts, and its norm is the
-child whose output turns up as the router's input when one token is run through the model.
+No code is specific to a model family. The decoder layer is the entry of the module list that holds the experts; its norm is the
+child whose output reaches the router as input when one token runs through the model.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from finemoe.runtime import seam
 from finemoe.runtime.gates import distribution_of
 from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
-_PARALLEL = 1 - 1e-5  # least cosine of what is the same but for rounding to bf16
+_PARALLEL = 1 - 1e-5  # least cosine of vectors that are equal up to rounding to bf16
 
 
 class AheadListener(Protocol):
-    """Who is told what routers applied ahead say, when the decoder layer of MoE layer `layer` has run and if it is wanted: for
-    every stride its choice (None past the last layer) and the layer that it is about."""
+    """Receives the choices of routers applied ahead when MoE layer `layer`'s decoder layer has run, if it wants them: for every
+    stride a choice (None past the last layer) and its target layer."""
 
     def wants_ahead(self, layer: int) -> bool: ...
 
@@ -33,12 +33,15 @@ class AheadListener(Protocol):
 
 
 class RoutersAhead:
-    """Hooks on a model's decoder layers, from `attach` to `detach`, and what they need to apply routers ahead.
+    """Hooks on a model's decoder layers, from `attach` to `detach`, that apply routers ahead.
 
     Args:
-        model: a Transformers MoE model; layers: its MoE layers; strides: s, how many MoE layers ahead; listener: who is told.
+        model: a Transformers MoE model.
+        layers: its MoE layers.
+        strides: s, how many MoE layers ahead.
+        listener: receives the choices.
     Raises:
-        FinemoeError: some MoE layer is not in a decoder layer of its own, or its norm or router is not recognised.
+        FinemoeError: a MoE layer shares its decoder layer or has none, or its norm or router is not recognised.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], strides: Sequence[int], listener: AheadListener) -> None:
@@ -48,7 +51,7 @@ class RoutersAhead:
         self._undo: list[Callable[[], None]] = []
 
     def attach(self) -> None:
-        """Hang up the hooks."""
+        """Register the hooks."""
         for decoder, layer in zip(self._decoders, self._layers, strict=True):
             hook = torch.compiler.disable(self._after_layer(layer.index))
             self._undo.append(decoder.register_forward_hook(hook).remove)
@@ -63,18 +66,18 @@ class RoutersAhead:
         """What a layer's router makes of the residual stream, [..., h].
 
         Raises:
-            EngineError: it gives no row of scores per token.
+            EngineError: it does not return a row of scores per token.
         """
         layer, router = self._layers[target], self._layers[target].router
         assert router is not None
         with torch.no_grad():
-            # Their own forwards, past the hooks: nobody else is to take this for a layer that runs.
+            # Call `forward` directly, past the hooks: no other hook should take this for a running layer.
             reads = self._inputs[target]
             hidden = reads.norm.forward(residual)
             output = router.forward(hidden.reshape(-1, hidden.shape[-1]) if reads.is_flat else hidden, *reads.others)
         scores, selected = output[0], output[reads.place_of_index]
         if not isinstance(scores, torch.Tensor) or scores.shape[-1] < layer.num_experts:
-            raise EngineError(_unknown(layer, "its router gives no row of scores per token"))
+            raise EngineError(_unknown(layer, "its router does not return a row of scores per token"))
         return Choice(scores.reshape(-1, scores.shape[-1]), selected.reshape(-1, selected.shape[-1]), layer.num_experts)
 
     def _after_layer(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -91,7 +94,7 @@ class RoutersAhead:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a router makes of its input: scores [rows, J or more], the ids it selects [rows, K], and J."""
+    """A router's result: scores [rows, J or more], the ids of selected experts [rows, K], and J."""
 
     scores: torch.Tensor
     selected: torch.Tensor
@@ -99,11 +102,14 @@ class Choice:
 
 
 class AheadOutput:
-    """What the routers applied ahead said, before anyone needs it as distributions.
+    """The output of the routers applied ahead, before it is needed as distributions.
 
     Args:
-        choices: per stride, or None. layers: the layer each is about. width: columns of the distributions.
-        kept: how many experts of each distribution count (as in a trace). buffers: see Snapshot.
+        choices: one per stride, or None.
+        layers: the layer that each is about.
+        width: number of columns of the distributions.
+        kept: how many experts of each distribution count (as in a trace).
+        buffers: see Snapshot.
     """
 
     def __init__(
@@ -121,14 +127,14 @@ class AheadOutput:
         ]
 
     def keep(self) -> None:
-        """As `Snapshot.keep`."""
+        """See `Snapshot.keep`."""
         for one in self._snapshots:
             if one is not None:
                 one[0].keep()
                 one[1].keep()
 
     def distributions(self, rows: np.ndarray | None, num_rows: int) -> np.ndarray:
-        """[strides, B, width] float32 with the precision of a trace, each ranking as its router selects; zeros where a router
+        """[strides, B, width] float32 with the precision of a trace, each ranked as its router selects; zeros where a router
         could not be applied."""
         found = np.zeros((len(self._snapshots), num_rows, self._width), dtype=np.float32)
         for place, (snapshot, layer) in enumerate(zip(self._snapshots, self._layers, strict=True)):
@@ -140,24 +146,24 @@ class AheadOutput:
 
 
 def decoder_layers(model: nn.Module, layers: Sequence[MoELayer]) -> list[nn.Module]:
-    """The decoder layer that each MoE layer is in.
+    """The decoder layer of each MoE layer.
 
     Raises:
-        FinemoeError: one is in none, shares it with another MoE layer, or has no router that is recognised.
+        FinemoeError: a MoE layer is in none, shares it with another MoE layer, or has no recognised router.
     """
     names = [_list_entry(model, layer.name) for layer in layers]
     for layer, name in zip(layers, names, strict=True):
         if layer.router is None:
-            raise FinemoeError(_unknown(layer, "it has no router that is recognised"))
+            raise FinemoeError(_unknown(layer, "it has no recognised router"))
         if not name or names.count(name) > 1:
-            raise FinemoeError(_unknown(layer, "it is not in a decoder layer of its own"))
+            raise FinemoeError(_unknown(layer, "it is in no decoder layer, or shares one with another MoE layer"))
     return [model.get_submodule(name) for name in names]
 
 
 @dataclass(frozen=True)
 class RouterInput:
-    """What a router reads: the output of a module of its decoder layer ([rows, h] if flat), and weights of the model; and where
-    in its output the ids of the experts selected are."""
+    """What a router reads: the output of a module of its decoder layer ([rows, h] if flat) and weights of the model; also the
+    position of the selected experts' ids in the router's output."""
 
     norm: nn.Module
     is_flat: bool
@@ -166,11 +172,13 @@ class RouterInput:
 
 
 def router_inputs(model: nn.Module, layers: Sequence[MoELayer], decoders: Sequence[nn.Module]) -> list[RouterInput]:
-    """What the router of each layer reads, seen while one token runs through the model with all that could add to the residual
-    stream silenced: then the norm before the router must read the very stream that entered the decoder layer.
+    """What each layer's router reads, observed while one token runs through the model.
+
+    Everything that could add to the residual stream is silenced meanwhile, so the norm before the router must read the very
+    stream that entered the decoder layer.
 
     Raises:
-        FinemoeError: the model does not run on a token alone, a router reads something else, or does not say what it selects.
+        FinemoeError: the model does not run on a single token, or a router reads something else or hides its selection.
     """
     probes = [_InputSearch(model, layer, decoder) for layer, decoder in zip(layers, decoders, strict=True)]
     with ExitStack() as undo:
@@ -179,8 +187,8 @@ def router_inputs(model: nn.Module, layers: Sequence[MoELayer], decoders: Sequen
         try:
             with torch.no_grad():
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
-        except Exception as error:  # models raise what they like when something else than text is missing
-            raise FinemoeError(_unknown(layers[0], f"the model does not run on a token alone: {first_line(error)}")) from error
+        except Exception as error:  # models may raise anything if inputs other than text are missing
+            raise FinemoeError(_unknown(layers[0], f"the model does not run on a single token: {first_line(error)}")) from error
     return [probe.found() for probe in probes]
 
 
@@ -190,14 +198,14 @@ class _InputSearch:
     def __init__(self, model: nn.Module, layer: MoELayer, decoder: nn.Module) -> None:
         self._layer, self._decoder = layer, decoder
         self._weights = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self._outputs: dict[int, tuple[nn.Module, torch.Tensor, bool]] = {}  # by address; held, so that none is used again
+        self._outputs: dict[int, tuple[nn.Module, torch.Tensor, bool]] = {}  # by address; kept alive, so none is reused
         self._residual: torch.Tensor | None = None
         self._reads: RouterInput | None = None
         self._said: Any = None
         self._place_of_index = -1
 
     def attach(self, undo: ExitStack) -> None:
-        """Hook the layer until `undo`."""
+        """Hook the layer until `undo` runs."""
         router, decoder = self._layer.router, self._decoder
         assert router is not None
         undo.callback(seam.connect(self._layer.experts, self._run_experts))
@@ -209,17 +217,17 @@ class _InputSearch:
         undo.callback(router.register_forward_hook(self._note_said).remove)
 
     def found(self) -> RouterInput:
-        """What was seen, or the refusal."""
+        """The observed input, or a FinemoeError that explains why there is none."""
         if self._reads is None:
             raise FinemoeError(
-                _unknown(self._layer, "what it reads is not one of its decoder layer's norms of one residual stream")
+                _unknown(self._layer, "its input does not come from a norm of its decoder layer on a single residual stream")
             )
         if self._place_of_index < 0:
-            raise FinemoeError(_unknown(self._layer, "it does not hand out which experts it selects"))
+            raise FinemoeError(_unknown(self._layer, "it does not return the ids of the experts it selects"))
         return replace(self._reads, place_of_index=self._place_of_index)
 
     def _give_residual(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Let one stream enter the layer that no module before it has made; several side by side are left as they are."""
+        """Feed the layer one stream that no earlier module has made; several parallel streams are left unchanged."""
         entered = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(entered, torch.Tensor) or entered.ndim != 3:
             return None
@@ -229,7 +237,7 @@ class _InputSearch:
 
     def _silence(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if sum(self._is_like_residual(item) for item in args) > 1:
-            return output  # it only puts together the stream and what a silenced module adds
+            return output  # it only adds a silenced module's output to the stream
         silent = _zeros(output)
         if isinstance(silent, torch.Tensor) and len(args) == 1 and not kwargs:
             self._outputs[silent.data_ptr()] = (module, silent, self._is_residual(args[0]))
@@ -239,7 +247,7 @@ class _InputSearch:
         return self._residual is not None and isinstance(read, torch.Tensor) and read.numel() == self._residual.numel()
 
     def _is_residual(self, read: Any) -> bool:
-        """Whether this is the stream that entered the layer, at most scaled, which a norm takes back."""
+        """Whether this is the stream that entered the layer, at most scaled, which a norm cancels."""
         if self._residual is None or not self._is_like_residual(read):
             return False
         one, other = read.double().flatten(), self._residual.double().flatten()
@@ -263,14 +271,14 @@ class _InputSearch:
 
 
 def _zeros(output: Any) -> Any:
-    """A module's output with zeros in place of its numbers."""
+    """A module's output with its numbers replaced by zeros."""
     if isinstance(output, tuple):
         return tuple(_zeros(item) for item in output)
     return torch.zeros_like(output) if isinstance(output, torch.Tensor) and output.is_floating_point() else output
 
 
 def residual_of(output: Any) -> torch.Tensor:
-    """The residual stream in what a decoder layer returned."""
+    """The residual stream in a decoder layer's output."""
     residual: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return residual
 

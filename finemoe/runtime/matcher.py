@@ -1,8 +1,8 @@
-"""The matcher: takes published contexts, lets the policy search, and posts its predictions (section 4.3, Fig. 7).
+"""The matcher takes published contexts, lets the policy search, and posts its predictions (section 4.3, Fig. 7).
 
-Searches and store updates happen in the order published: long ones in the matcher's thread, for which inference only appends to a
-queue; short ones at once. When the thread falls several iterations behind, whole iterations are left out (and counted) rather
-than delaying anyone.
+Searches and store updates happen in the order of publication: long ones in the matcher's thread, for which inference only appends
+to a queue; short ones at once. If the thread falls several iterations behind, whole iterations are skipped (and counted), so that
+no one is delayed.
 """
 
 import time
@@ -29,12 +29,13 @@ class Matcher:
     """Feeds a policy with what inference publishes.
 
     Args:
-        policy: whose state only what is given to the matcher touches, one after the other.
-        post: called with (iteration, predictions); None for an iteration where nothing is to be loaded for them.
-        asynchronous: search long in a thread of its own, from `start` on; otherwise all of it inside `publish_*`.
+        policy: the policy; only work given to the matcher touches its state, one piece at a time.
+        post: called with (iteration, predictions); the iteration is None if nothing is to be loaded for them.
+        timeline: records the searches.
+        asynchronous: run long searches in a separate thread, from `start` on; otherwise all of them run inside `publish_*`.
         buffers: see Snapshot.
-        speak: called with (iteration, step, layer, what its gate said), if the policy answers gates by a step in compiled code;
-            None: it is asked in Python.
+        speak: called with (iteration, step, layer, gate output) if the policy answers gates by a compiled step; None asks the
+            policy in Python.
     """
 
     def __init__(
@@ -48,20 +49,20 @@ class Matcher:
     ) -> None:
         self._policy, self._post, self._timeline, self._buffers = policy, post, timeline, buffers
         self._speak = speak
-        self._step: GateStep | None = None  # of this iteration
+        self._step: GateStep | None = None  # the policy's step for this iteration
         self._worker = (ThriftyWorker if asynchronous else InlineWorker)("finemoe-matcher", "the matcher")
-        self._published = self._finished = 0  # iterations
+        self._published = self._finished = 0  # numbers of iterations
         self._accepting = self._is_following = False
-        self._has_missed_start = False  # a request began with an iteration that was left out
+        self._has_missed_start = False  # a request began with a skipped iteration
         self._num_rows, self._next_layer = 0, 0
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the worker."""
         self._worker.start()
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether inference goes on meanwhile."""
+        """Whether inference continues during searches."""
         return self._worker.is_beside
 
     def publish_start(
@@ -72,11 +73,13 @@ class Matcher:
         starts_request: bool,
         rows: np.ndarray | None,
     ) -> bool:
-        """A new iteration begins.
+        """Start a new iteration.
 
         Args:
-            embeddings: [rows, h]; is_prefill, starts_request: as in policies.base.Context.
-            rows: indices of the rows that count (padding left out), or None for all.
+            iteration: its number.
+            embeddings: [rows, h].
+            is_prefill, starts_request: as in policies.base.Context.
+            rows: indices of the rows that count (without padding), or None for all.
         Returns:
             False if the matcher is too far behind and will not see this iteration.
         """
@@ -98,35 +101,35 @@ class Matcher:
         rows: np.ndarray | None,
         ahead: AheadOutput | None = None,
     ) -> None:
-        """A gate has spoken; ahead: the routers applied ahead, if wanted."""
+        """Publish a layer's gate output; `ahead` is the output of the routers applied ahead, if wanted."""
         if self._accepting:
-            kind = "gate", gate.layer, len(gate.selected).bit_length()  # the last layers' have nothing to search for
+            kind = "gate", gate.layer, len(gate.selected).bit_length()  # the last layers need no search
             keep = gate.keep if ahead is None else partial(_keep, gate, ahead)
             self._worker.do(partial(self._gate, iteration, gate, rows, ahead), kind, keep)
 
     def publish_end(self) -> None:
-        """The last layer has run."""
+        """End the iteration after its last layer."""
         if self._accepting:
-            self._accepting = False  # what breaks off from here on is not this iteration
+            self._accepting = False  # a later failure does not concern this iteration
             self._worker.do(self._end, "end", is_urgent=False)
 
     def check(self) -> None:
-        """Raise what the matcher failed with, in the caller."""
-        if self._worker.failure is not None:  # asked in every layer
+        """Raise the matcher's failure in the caller."""
+        if self._worker.failure is not None:  # cheap: this runs in every layer
             self._worker.check()
 
     def flush(self) -> None:
-        """Wait until everything published so far has been handled."""
+        """Wait until everything published so far has been processed."""
         self._worker.flush()
 
     def forget(self) -> None:
-        """Leave out the rest of an iteration whose forward broke off."""
+        """Skip the rest of an iteration whose forward failed."""
         if self._accepting:
             self._accepting = False
             self._worker.do(self._skip)
 
     def close(self) -> None:
-        """Stop after what is published already, and wait for it."""
+        """Stop after everything published so far, and wait for it."""
         self._worker.close()
 
     def _start(
@@ -157,7 +160,7 @@ class Matcher:
         said = gate.said(rows)
         num_rows = len(said.values)
         self._num_rows = self._num_rows or num_rows
-        # Where a layer sees only some of the rows (text apart from images) there is no map to follow.
+        # If a layer sees only some of the rows (text but not images), there is no map to follow.
         self._is_following = self._is_following and num_rows == self._num_rows
         if self._is_following:
             if layer > self._next_layer:
@@ -168,10 +171,10 @@ class Matcher:
                 self._timeline.add("matcher", f"trajectory search {layer}", begin_s)
 
     def _hear(self, iteration: int | None, layer: int, said: Said, lookahead: np.ndarray | None = None) -> None:
-        """The policy hears of the next layer's gate, and what it predicts is passed on."""
+        """Pass the next layer's gate to the policy, and post what it predicts."""
         policy = self._policy
         if not layer:
-            is_asked = self._speak is None or policy.lookahead  # of which a step is told nothing
+            is_asked = self._speak is None or policy.lookahead  # a step does not get look-ahead
             self._step = None if is_asked else policy.gate_step(self._num_rows)
         if self._step is not None and self._speak is not None:
             self._speak(iteration, self._step, layer, said)
@@ -180,7 +183,8 @@ class Matcher:
             self._post(iteration, checked(policy.on_gate(layer, probs, said.selected, lookahead), policy.setup))
 
     def _fill_idle_layers(self, layer: int) -> None:
-        """Layers that did not run (of another modality) said nothing: every expert alike, and nothing is loaded for it."""
+        """Layers that did not run (those of another modality) count as uniform over all experts, and nothing is loaded for
+        them."""
         num_rows, num_experts = self._num_rows, self._policy.setup.num_experts
         nothing = np.full((num_rows, num_experts), 1.0 / num_experts, dtype=np.float32)
         for idle in range(self._next_layer, layer):

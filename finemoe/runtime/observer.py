@@ -1,7 +1,7 @@
 """Observes a model's iterations from outside: embeddings, gate outputs, padding, and when a forward begins and ends.
 
-Attach and detach are inverses; the model's class, signature and modules stay untouched. A forward is wrapped, not hooked: hooks
-after a forward are left out where an interrupt breaks it off, a `finally` is not.
+Attach and detach are inverses; the model's class, signature and modules stay untouched. A forward is wrapped, not hooked: an
+interrupt inside a forward skips its hooks but not a `finally`.
 """
 
 import threading
@@ -20,8 +20,8 @@ Hook = Callable[[nn.Module, Any, Any], None]  # (module, args, output)
 
 
 class Listener(Protocol):
-    """Who is told of the outermost forward of each thread. `on_forward_end` comes last, whether the forward was complete or not,
-    also where another of these raised, and perhaps twice."""
+    """Is notified of the outermost forward of each thread. `on_forward_end` comes last, whether or not the forward was complete,
+    also if another of these methods raised, and possibly twice."""
 
     def on_forward_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
 
@@ -33,12 +33,15 @@ class Listener(Protocol):
 
 
 class Observer:
-    """Stands, from `attach` to `detach`, around the forward of the modules that may be called with tokens (the model, and those
-    inside it that hold its embedding layer or all of its MoE layers), and behind that of the embedding layer. The outermost that
+    """Wraps the forwards of modules that may be called with tokens, and hooks the embedding layer, from `attach` to `detach`.
+
+    These modules are the model and those inside it that hold its embedding layer or all of its MoE layers. The outermost one that
     a thread calls is its forward.
 
     Args:
-        model: a Transformers model; layers: its MoE layers; listener: who is told.
+        model: a Transformers model.
+        layers: its MoE layers.
+        listener: is notified.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], listener: Listener) -> None:
@@ -50,12 +53,12 @@ class Observer:
         self._undo: list[Callable[[], None]] = []
 
     def attach(self, router_hooks: Mapping[int, Hook]) -> None:
-        """Begin to observe.
+        """Start observing.
 
         Args:
-            router_hooks: by layer's index, what is called when its router has run.
+            router_hooks: by layer index, the hook to call after the layer's router.
         """
-        # Where `generate` compiles the forward (static cache), what is observed is no part of the graph.
+        # Where `generate` compiles the forward (static cache), the observer is not part of the graph.
         for module in self._modules:
             self._undo.append(wrap_forward(module, self._run))
         if self._embedding is not None:
@@ -65,7 +68,7 @@ class Observer:
                 self._hook(layer.router, router_hooks[layer.index])
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
@@ -75,11 +78,11 @@ class Observer:
 
     @property
     def forward(self) -> Forward:
-        """What is known of the calling thread's forward."""
+        """What is known about the calling thread's forward."""
         if not self.is_inside:
             return self._requests.unknown()
         known, calls = self._of_thread.forward, self._of_thread.stack
-        if known is None:  # it came past the embedding layer: all that is known is whether its cache was empty
+        if known is None:  # it bypassed the embedding layer: only whether its cache was empty is known
             known = self._requests.forward(calls[-1], 0, 0)
             known = replace(known, phase=Phase.UNKNOWN) if known.phase is Phase.SEVERAL else known
             self._of_thread.forward = known
@@ -87,10 +90,10 @@ class Observer:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the calling thread is in a forward."""
+        """Whether the calling thread is inside a forward."""
         return bool(self._of_thread.stack)
 
-    @partial(torch.compiler.disable, recursive=False)  # the calls inside may be compiled: no graph goes through a `finally`
+    @partial(torch.compiler.disable, recursive=False)  # inner calls may be compiled; no graph may span a `finally`
     def _run(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         depth = len(self._of_thread.stack)
         try:
@@ -101,7 +104,7 @@ class Observer:
                 return output
             finally:
                 self._leave(depth)
-        finally:  # once more, should an interrupt have come right before it
+        finally:  # again, in case an interrupt came right before it
             self._leave(depth)
 
     @torch.compiler.disable
@@ -132,7 +135,7 @@ class Observer:
             self._listener.on_forward_end()
 
     def _after_embedding(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        if self._of_thread.stack:  # tokens that are embedded by hand are no forward
+        if self._of_thread.stack:  # embedding tokens by hand is not a forward
             self._start(output)
 
     def _start(self, embeddings: torch.Tensor) -> None:
@@ -145,7 +148,7 @@ class Observer:
 
 
 class _Calls(threading.local):
-    """The calling thread's own: the modules it is inside of, outermost first, and what is known of the forward they are."""
+    """Per thread: the modules that it is inside, outermost first, and what is known about their forward."""
 
     def __init__(self) -> None:
         self.stack: list[Call] = []
@@ -156,9 +159,12 @@ Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any
 
 
 def wrap_forward(module: nn.Module, around: Around) -> Callable[[], None]:
-    """Let around(module, forward, args, kwargs) stand in for a module's forward; returns what undoes it, also when called again.
+    """Replace a module's forward by around(module, forward, args, kwargs).
 
-    Whoever looks at the signature (`generate` does) sees the module's own.
+    The module's signature stays visible, since `generate` inspects it.
+
+    Returns:
+        A function that reverts this; calling it again is harmless.
     """
     original, previous = module.forward, module.__dict__.get("forward")
     is_there = True
@@ -172,7 +178,7 @@ def wrap_forward(module: nn.Module, around: Around) -> Callable[[], None]:
 
     def undo() -> None:
         nonlocal is_there
-        is_there = False  # should others have put theirs around it
+        is_there = False  # in case others have wrapped it since
         if module.__dict__.get("forward") is wrapped:
             if previous is None:
                 del module.__dict__["forward"]
@@ -183,7 +189,7 @@ def wrap_forward(module: nn.Module, around: Around) -> Callable[[], None]:
 
 
 def embedding_of(model: nn.Module) -> nn.Module | None:
-    """The model's token-embedding layer, or None where it names none."""
+    """The model's token-embedding layer, or None if it names none."""
     try:
         embedding: nn.Module | None = model.get_input_embeddings()  # type: ignore[operator]
     except (NotImplementedError, AttributeError):
@@ -202,7 +208,7 @@ def _callable_with_tokens(model: nn.Module, layers: Sequence[MoELayer], embeddin
 
 
 def _together(calls: Sequence[Call], batch: int, num_tokens: int) -> Call:
-    """The innermost call, which says most, with the padding that one further out names if it names none."""
+    """The innermost call, which carries most, with the padding mask of an outer one if it has none."""
     inner = calls[-1]
     for call in reversed(calls):
         if call.padding(batch, num_tokens) is not None:

@@ -1,4 +1,4 @@
-"""A model of any size with random weights, made without its experts ever being in memory twice (DESIGN 7.3, `random:CONFIG`)."""
+"""A model of any size with random weights, built without holding its experts in memory twice (DESIGN 7.3, `random:CONFIG`)."""
 
 from typing import Any
 
@@ -16,17 +16,19 @@ from finemoe.runtime.quantization import require_known
 from finemoe.runtime.skeleton import Skeleton
 from finemoe.runtime.tiers import ExpertStore
 
-_DEVIATION = 0.02  # of the weights, as in Transformers' own initialisation
+_DEVIATION = 0.02  # standard deviation of the weights, as in Transformers' initialisation
 
 
 class RandomModel(Skeleton):
     """A model built from a configuration alone.
 
     Args:
-        source: a folder, config.json or hub id. dtype: of the weights; "auto" is the configuration's. seed: of the weights.
-        expert_format: what experts are packed into; None leaves them as they are.
+        source: a folder, config.json or hub id.
+        dtype: type of the weights; "auto" is the configuration's.
+        seed: seed of the weights.
+        expert_format: format to pack the experts into; None keeps them unchanged.
     Raises:
-        FinemoeError: there is no such configuration, or the model has no experts to offload.
+        FinemoeError: the configuration does not exist, or the model has no experts to offload.
     """
 
     def __init__(self, source: str, dtype: Any, seed: int = 0, expert_format: str | None = None) -> None:
@@ -37,8 +39,8 @@ class RandomModel(Skeleton):
         self._dtype = type_of(own if dtype == "auto" else dtype)
         torch.manual_seed(seed)
         found = class_of(config)
-        make = getattr(found, "_from_config", None) or found.from_config  # of a model's class, and of an Auto class
-        # Memory that is allocated and never written costs nothing: the experts' parameters are dropped before they are touched.
+        make = getattr(found, "_from_config", None) or found.from_config  # for a model class, and for an Auto class
+        # Allocated memory that is never written costs nothing: the experts' parameters are dropped before they are written.
         try:
             with no_init_weights():
                 model = make(config, dtype=self._dtype, experts_implementation="eager")
@@ -51,13 +53,13 @@ class RandomModel(Skeleton):
         return {}
 
     def _matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
-        """As the configuration's quantisation says, so that records take what they take in the real checkpoint."""
+        """As in the configuration's quantisation, so that records are as large as those of the real checkpoint."""
         return None if self._told is None else matrices_as_published(self.model, layer, self._told)
 
     @torch.no_grad()
     def _read(self, records: ExpertStore, progress: bool) -> None:
-        """Random values instead of a checkpoint's, made on the GPU where there is one, which is a hundred times faster at it; all
-        but the experts stays there."""
+        """Fill the records with random values, made on the GPU if there is one, which is a hundred times faster; all other
+        weights stay there."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         generator = torch.Generator(device).manual_seed(self._seed)
         self._move_rest(device)
@@ -76,7 +78,7 @@ class RandomModel(Skeleton):
                 tensor.data = tensor.data.to(device)
 
     def _initialize_rest(self) -> None:
-        """Every weight and buffer but the experts' becomes what Transformers initialises it to."""
+        """Initialise every weight and buffer except the experts' as Transformers does."""
         for layer in self.layers:
             for parameter in layer.expert_parameters().values():
                 parameter._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -87,7 +89,7 @@ class RandomModel(Skeleton):
 
 
 def _quantization_taken_from(config: Any, source: str) -> dict[str, Any] | None:
-    """What a configuration says of its quantisation, which it does not say any more: the model is built unpacked."""
+    """Remove the quantisation from a configuration, so that the model is built unpacked, and return it."""
     told = quantization_of(config)
     if told is not None:
         require_known(told, source)

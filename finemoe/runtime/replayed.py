@@ -1,5 +1,5 @@
-"""Replayed routing: a model's routers say what a trace recorded, so that a model with random weights routes like a trained one
-(DESIGN 7.3). Bytes, kernels and links are then real and the routing realistic; the text is not.
+"""Replays recorded routing: a model's routers return what a trace recorded, so a model with random weights routes like a trained
+one (DESIGN 7.3). Bytes, kernels and links are then real and the routing is realistic; the text is not.
 """
 
 import time
@@ -16,19 +16,20 @@ from finemoe.models.layers import find_moe_layers
 from finemoe.runtime.observer import embedding_of
 from finemoe.traces import RoutingTrace
 
-_LEAST = 1e-9  # of a probability whose logarithm is taken
+_LEAST = 1e-9  # lower bound of probabilities before taking logarithms
 
 
 class ReplayedRouting:
-    """Overrides the routers of a model while `serve` runs a recorded request, also where they are applied ahead, for which the
-    trace's own look-ahead is given; an engine then sees what was recorded. Any other forward routes as the model itself does.
+    """Overrides the routers of a model while `serve` runs a recorded request; an engine then sees the recorded routing.
+
+    Routers that are applied ahead return the trace's recorded look-ahead. Any other forward routes as the model itself does.
 
     Args:
-        model: whose routers give (scores [T, J], weights [T, K], index [T, K]), as Transformers' do.
+        model: a model whose routers return (scores [T, J], weights [T, K], index [T, K]), as Transformers' do.
         trace: recorded routing of a model with the same L x J / K.
         overrides: False leaves the routers alone: the recorded requests are served with the model's own routing.
     Raises:
-        FinemoeError: the model has other layers or experts, or a layer without a router.
+        FinemoeError: the model differs from the trace in layers or experts, or has a layer without a router.
     """
 
     def __init__(self, model: nn.Module, trace: RoutingTrace, overrides: bool = True) -> None:
@@ -37,11 +38,13 @@ class ReplayedRouting:
         if found != expected:
             raise FinemoeError(
                 f"the model has {found[0]} layers x {found[1]} experts, the trace {expected[0]} x {expected[1]}; "
-                "routing can be replayed on a model of the trace's sizes only"
+                "replay the trace on a model of its sizes"
             )
         routers = [layer.router for layer in layers if layer.router is not None] if overrides else []
         if overrides and len(routers) < len(layers):
-            raise FinemoeError(f"{type(model).__name__} has a MoE layer whose router is not found, so its routing stays its own")
+            raise FinemoeError(
+                f"{type(model).__name__} has a MoE layer without a recognised router, so routing cannot be replayed on it"
+            )
         self._model, self._trace = model, trace
         self._rows = slice(0, 0)
         self._logits = self._weights = self._index = torch.zeros(0)
@@ -54,7 +57,7 @@ class ReplayedRouting:
             self._undo.callback(delattr, router, "forward")
 
     def detach(self) -> None:
-        """The routers speak for themselves again."""
+        """Restore the routers' own behaviour."""
         self._undo.close()
 
     def __enter__(self) -> "ReplayedRouting":
@@ -65,10 +68,10 @@ class ReplayedRouting:
 
     @torch.inference_mode()
     def serve(self, request: int) -> list[float]:
-        """Run one recorded request: its prefill, then its decode steps, with the tokens that were recorded.
+        """Run one recorded request: its prefill, then its decode steps, with the recorded tokens.
 
         Returns:
-            How long each iteration took until the device had computed it, in seconds.
+            Seconds that each iteration took until the device had computed it.
         """
         rows = self._trace.rows_of(request)
         self._upload(rows)
@@ -83,7 +86,7 @@ class ReplayedRouting:
         return durations_s
 
     def _upload(self, rows: slice) -> None:
-        """A request's routing on the device, before it is timed."""
+        """Copy a request's routing to the device before timing starts."""
         device = next(self._model.parameters()).device
         chosen = self._trace.expert_probs[rows].astype(np.float32)
         self._logits = _logits(self._trace.maps(rows)).to(device)
@@ -108,7 +111,7 @@ class ReplayedRouting:
     def _instead_of(self, forward: Any, layer: int) -> Any:
         def replayed(*args: Any, **kwargs: Any) -> Any:
             scores, weights, index, *rest = forward(*args, **kwargs)
-            is_called, self._is_called = self._is_called, False  # past the module's call it is applied ahead
+            is_called, self._is_called = self._is_called, False  # a forward without the module's call is applied ahead
             if self._rows == slice(0, 0):
                 return scores, weights, index, *rest
             if not is_called:
@@ -119,7 +122,7 @@ class ReplayedRouting:
         return replayed
 
     def _take_types(self, scores: torch.Tensor, weights: torch.Tensor, index: torch.Tensor) -> None:
-        """The routers' own types, once a request instead of in every timed layer."""
+        """Convert to the routers' own types once per request, not in every timed layer."""
         if self._logits.dtype != scores.dtype:
             self._logits = self._logits.to(scores.dtype)
         if self._weights.dtype != weights.dtype:
@@ -128,30 +131,31 @@ class ReplayedRouting:
             self._index = self._index.to(index.dtype)
 
     def _ahead(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
-        """What the router of a layer said from the residual stream of the layer that ran last; its own answer where nothing was
+        """A layer's recorded look-ahead from the residual stream of the layer that ran last; the router's own answer if none was
         recorded."""
         said = self._said_ahead.get(layer - self._layer)
         return scores if said is None else said[self._rows, self._layer].to(scores.dtype)
 
 
 def _logits(probs: np.ndarray) -> torch.Tensor:
-    """Scores whose softmax gives these probabilities."""
+    """Scores whose softmax yields these probabilities."""
     return torch.from_numpy(np.log(np.maximum(probs, _LEAST)))
 
 
 def _now_s(device: torch.device) -> float:
-    """The time when the device has computed all it was given (copies ahead go on)."""
+    """The time when the device has finished all its work (copies ahead continue)."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     return time.perf_counter()
 
 
 def with_embeddings_of(model: nn.Module, trace: RoutingTrace, seed: int = 0) -> RoutingTrace:
-    """Give a model's token embeddings the directions that a trace recorded, in its own width, and return the trace with them.
+    """Give a model's token embeddings the directions that a trace recorded, in the model's own width.
 
-    Cosines stay what they were (the recorded vectors are turned by an orthonormal matrix), so that semantic search finds what it
-    would have found.
+    Cosines are preserved (an orthonormal matrix rotates the recorded vectors), so semantic search finds what it would have found.
 
+    Returns:
+        The trace with the new embeddings.
     Raises:
         FinemoeError: the trace holds no embeddings or tokens, or the model is narrower than they are.
     """
@@ -162,7 +166,7 @@ def with_embeddings_of(model: nn.Module, trace: RoutingTrace, seed: int = 0) -> 
     assert isinstance(weight, torch.Tensor)
     narrow, wide = trace.embedding_table.shape[1], weight.shape[1]
     if narrow > wide:
-        raise FinemoeError(f"the model's embeddings have {wide} values, the recorded ones {narrow}; take a wider model")
+        raise FinemoeError(f"the model's embeddings have {wide} values, the recorded ones {narrow}; use a wider model")
     turned = np.linalg.qr(np.random.default_rng(seed).standard_normal((wide, narrow)))[0]
     table = (trace.embedding_table.astype(np.float64) @ turned.T).astype(np.float16)
     tokens, first = np.unique(trace.tokens % len(weight), return_index=True)

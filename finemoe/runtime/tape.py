@@ -1,4 +1,4 @@
-"""What a model's forwards say of their token rows, kept for the rows that a trace holds: gates, experts, embeddings."""
+"""Records a model's forwards for the token rows that a trace holds: gates, experts and embeddings."""
 
 import threading
 import weakref
@@ -19,9 +19,9 @@ from finemoe.runtime.lookahead import AheadOutput, Choice, RoutersAhead
 from finemoe.runtime.observer import Observer
 from finemoe.runtime.phases import Forward
 
-_threads: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()  # that have a tape on a model
+_threads: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()  # the thread that has a tape on a model
 
-_RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of a text, which record does not support yet"
+_RUNS_ELSEWHERE = "this model's MoE layers do not all run once on every token of a text, which record does not support"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Fed:
 
 
 class Forwards(Protocol):
-    """Who knows what the next forward feeds."""
+    """Knows what the next forward feeds."""
 
     def next_forward(self) -> Fed | None: ...
 
@@ -45,38 +45,38 @@ class Forwards(Protocol):
 
 
 class Tape:
-    """Hooks on a model, from `attach` to `detach`, and what they kept of the forwards of this thread.
+    """Hooks on a model, from `attach` to `detach`, and what they kept of this thread's forwards.
 
     Args:
-        model: a Transformers MoE model; layers: its MoE layers; strides: how many layers ahead routers are applied.
+        model: a Transformers MoE model.
+        layers: its MoE layers.
+        strides: how many layers ahead routers are applied.
     Raises:
-        FinemoeError: the model has layers of different widths, or, on attaching, a router cannot be applied ahead or another
-            thread has a tape on this model: each would undo what the other one put there.
+        FinemoeError: the model has layers of different widths. Also on attaching, if a router cannot be applied ahead or another
+            thread has a tape on this model: each would undo the other's changes.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer], strides: Sequence[int]) -> None:
         self._layers, self._num_experts = layers, layers[0].num_experts
         if any(layer.num_experts != self._num_experts for layer in layers):
-            raise FinemoeError("this model's MoE layers differ in width, which a trace cannot hold")
-        self.is_whole = True  # whether every router gave a score to every expert, so that maps are known whole
+            raise FinemoeError("this model's MoE layers differ in number of experts, which a trace cannot hold")
+        self.is_whole = True  # whether every router scored every expert, so that maps are complete
         self._forwards: Forwards | None = None
         self._fed: Fed | None = None
         self._router_output: Any = None
-        self._kept: dict[tuple[str, int], list[np.ndarray]] = {}  # by (what, layer): rows of each forward
+        self._kept: dict[tuple[str, int], list[np.ndarray]] = {}  # by (name, layer): rows of each forward
         self._model, self._strides = model, strides
         self._undo = ExitStack()
         self._thread = threading.get_ident()
 
     def attach(self) -> None:
-        """Hang up the hooks."""
+        """Register the hooks."""
         with ExitStack() as undo:
             if self._model not in _threads:
                 undo.callback(_threads.pop, self._model, None)
             if _threads.setdefault(self._model, self._thread) != self._thread:
                 undo.pop_all()
-                raise FinemoeError(
-                    "another thread is recording this model; record one after the other, or give each thread its own model"
-                )
+                raise FinemoeError("another thread is recording this model; wait for it, or give each thread its own model")
             if self._strides:
                 ahead = RoutersAhead(self._model, self._layers, self._strides, self)
                 undo.callback(ahead.detach)
@@ -89,11 +89,11 @@ class Tape:
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
-        """Take the hooks away again."""
+        """Remove the hooks."""
         self._undo.close()
 
     def begin(self, forwards: Forwards) -> None:
-        """Forget what was kept; the forwards that follow are those that `forwards` knows."""
+        """Forget what was kept; `forwards` knows the forwards that follow."""
         self._forwards, self._fed, self._router_output = forwards, None, None
         self._kept = {}
 
@@ -124,7 +124,7 @@ class Tape:
             self._router_output = output
 
     def on_experts(self, layer: MoELayer, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> None:
-        """What the experts were really called with: the activated set is taken here, not from the router."""
+        """Keep what the experts were actually called with: the activated set comes from here, not from the router."""
         if not self._is_own_thread():
             return
         self._require_begun()
@@ -145,7 +145,7 @@ class Tape:
         return self._fed is not None and self._is_own_thread()
 
     def on_ahead(self, layer: int, choices: Sequence[Choice | None], targets: Sequence[int]) -> None:
-        """What the routers applied ahead give after a layer, for every stride."""
+        """Keep what the routers applied ahead return after a layer, for every stride."""
         assert self._fed is not None
         top_k = self._kept["selected", layer][-1].shape[-1]
         ids, probs = _said_ahead(choices, targets, self._num_experts, top_k, self._fed)
@@ -182,25 +182,25 @@ class Tape:
 
 
 def _require_tokens(fed: Fed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a forward over other tokens than `generate` prepared, as where a caller's code runs the model in between.
+    """Refuse a forward over tokens that `generate` did not prepare, for example if a caller's code runs the model in between.
 
     Raises:
-        FinemoeError: its tokens are others.
+        FinemoeError: the tokens differ.
     """
     tokens = kwargs.get("input_ids", args[0] if args else None)
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
         return
     if not np.array_equal(tokens.flatten().cpu().numpy(), fed.tokens):
         raise FinemoeError(
-            "the model is fed other tokens than generate prepared for it (by a hook, or by code that runs the model in "
-            "between?), which record cannot follow"
+            "the model is fed tokens that generate did not prepare (by a hook, or by code that runs the model in between), which "
+            "record cannot follow"
         )
 
 
 def _said_ahead(
     choices: Sequence[Choice | None], targets: Sequence[int], num_experts: int, top_k: int, fed: Fed
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most probable experts of routers applied ahead, and their probabilities: [n, S, M] each, as in a trace."""
+    """The most probable experts of routers applied ahead and their probabilities: [n, S, M] each, as in a trace."""
     said = AheadOutput(choices, targets, num_experts, kept=num_experts)
     probs = said.distributions(fed.new, len(fed.new)).transpose(1, 0, 2)
     ids = top_ids(probs, lookahead_width(num_experts, top_k))
@@ -212,7 +212,7 @@ def _require_holdable(layer: MoELayer, selected: np.ndarray) -> None:
     """Refuse at once what a trace would refuse after all the work.
 
     Raises:
-        FinemoeError: a token's experts are not K different ones.
+        FinemoeError: a token does not have K different experts.
     """
     ordered = np.sort(selected, axis=-1)
     twice = np.argwhere(ordered[:, 1:] == ordered[:, :-1])
@@ -220,10 +220,10 @@ def _require_holdable(layer: MoELayer, selected: np.ndarray) -> None:
         expert = ordered[tuple(twice[0])]
         raise FinemoeError(
             f"{layer.name!r} lists expert {expert} twice for one token (as a table of zeros does); a trace holds K different "
-            "experts a token, so this model cannot be recorded"
+            "experts per token, so this model cannot be recorded"
         )
     if (ordered >= layer.num_experts).any():
         raise FinemoeError(
-            f"{layer.name!r} selects {ordered.max()} where its experts are 0..{layer.num_experts - 1} (a class that means no "
-            "expert); a trace holds K experts a token, so this model cannot be recorded"
+            f"{layer.name!r} selects {ordered.max()}, but its experts are 0..{layer.num_experts - 1} (a class for no "
+            "expert); a trace holds K experts per token, so this model cannot be recorded"
         )

@@ -1,10 +1,11 @@
-"""What inference does on a `Board`, each transition in one call, outside the interpreter's lock (`fetching`: what is done ahead;
-`hearing`: what is predicted).
+"""What inference does on a `Board`: each transition is one call outside the interpreter's lock (see `fetching` for what is done
+ahead, `hearing` for predictions).
 
-So nobody waits for the interpreter to move an expert, and an interrupt strikes before or after a transition, never inside one.
-What blocks returns after `most_ns`, so that the interpreter may look for signals; only a CUDA copy is waited for to its end.
+Moving an expert therefore never waits for the interpreter, and an interrupt comes before or after a transition, never inside one.
+Blocking transitions return after `most_ns`, so that the interpreter can check for signals; only a CUDA copy is awaited to its
+end.
 
-Experts go by flat id. A mark is what a link gave for a copy (see `link.Link`).
+Experts are given by flat id. A mark is a link's number of a copy (see `link.Link`).
 """
 
 import numpy as np
@@ -21,18 +22,18 @@ from finemoe.stale_kernels import forget_stale_kernels
 
 _SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, report, at
 forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
-FAILED = -2  # the eviction rule, or the link
+FAILED = -2  # the eviction rule or the link failed
 CLOSED = -3
 NO_SLOT = -1
-MUST_READ = -1  # a mark: the record lies on disk, and the interpreter must bring it
-HERE = -4  # a mark: there is nothing to be copied
+MUST_READ = -1  # a mark: the record is on disk, and the interpreter must read it
+HERE = -4  # a mark: nothing has to be copied
 
 _STATS, _NUMBERS = empty_state(1, 1, 1).stats, np.zeros(1, dtype=np.int64)
 _weigh_at, _ = function_types(None, _STATS, _NUMBERS, np.zeros(1))
 _visit_at, _ = function_types(None, _STATS, 1, _NUMBERS)
 _, copy_at = function_types(1, 1, 1, 1, 1, 1)
 _, wait_at = function_types(1, 1, 1, 1)
-PATIENCE_NS = 50_000_000  # after which the interpreter looks for signals
+PATIENCE_NS = 50_000_000  # after this time the interpreter checks for signals
 
 
 @njit(cache=True)
@@ -42,7 +43,7 @@ def cache_of(board):  # type: ignore[no-untyped-def]
 
 @transition
 def start_iteration(board, number):  # type: ignore[no-untyped-def]
-    """A new iteration, of this number: see the cache's `start_iteration`."""
+    """Start a new iteration with this number; see the cache's `start_iteration`."""
     lock(board[at.MUTEX])
     board[at.ITERATION] = number
     kernels.start_iteration(cache_of(board))
@@ -51,16 +52,16 @@ def start_iteration(board, number):  # type: ignore[no-untyped-def]
 
 @transition
 def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
-    """A layer's gate has spoken: its set is accessed, missing experts get slots in ascending order as long as there are any, and
-    their copies begin. Until that is done no chunk of a prefetch does.
+    """Access a layer's set when its gate has fired. Missing experts get slots in ascending order while there are any, and their
+    copies start. Until that is done, no chunk of a prefetch starts.
 
     Args:
-        selected: [m] ids of the layer's experts, in any order and repeated; J or more, or below 0, is none.
-        told: [4, J], filled with the set in ascending order; where each was; its slot, or NO_SLOT; and the mark of its copy, if
-            it was missing.
+        selected: [m] ids of the layer's experts, in any order and possibly repeated; ids below 0 or from J on are ignored.
+        told: [4, J], filled with the set in ascending order, where each expert was found, its slot or NO_SLOT, and the mark of
+            its copy if it was missing.
     Returns:
-        (n, how many are missing, whether the caller must go on with what has a slot and no proper mark, and `end_demand` then,
-        what `count_recalled` returns).
+        (n, the number of missing experts, whether the caller must handle experts that have a slot but no valid mark and then call
+        `end_demand`, the result of `count_recalled`).
     """
     cache = cache_of(board)
     num_experts = cache.stats.num_experts
@@ -70,7 +71,7 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     _visit(board, cache, layer, experts[:n])
     kernels.access(cache, layer, experts[:n], where)
-    num_recalled = _count_recalled(board, cache, layer, experts[:n])  # nothing is foreseen of the layer any more
+    num_recalled = _count_recalled(board, cache, layer, experts[:n])  # no further predictions for this layer count
     num_missing = (where == ABSENT).sum()
     board[at.DEMANDING] += num_missing > 0
     unlock(board[at.MUTEX])
@@ -89,7 +90,7 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _distinct(selected, num_experts, experts):  # type: ignore[no-untyped-def]
-    """Fill `experts` with the ids of 0 to J-1 among these, ascending; returns how many."""
+    """Fill `experts` with the distinct ids from 0 to J-1 among these, ascending; returns how many."""
     is_wanted = np.zeros(num_experts, dtype=np.bool_)
     for expert in selected:
         if 0 <= expert < num_experts:
@@ -104,8 +105,8 @@ def _distinct(selected, num_experts, experts):  # type: ignore[no-untyped-def]
 
 @transition
 def count_recalled(board, layer, demanded):  # type: ignore[no-untyped-def]
-    """How many of the n experts that a layer has demanded, [n] ids, are among the n that were expected most when it was last
-    foreseen in this iteration, the lower one first where two are equal; -1 if it was not."""
+    """How many of the n experts that a layer demanded, [n] ids, are among the n with the highest expected probability when the
+    layer was last predicted in this iteration, the lower id first among equals; -1 if it was not predicted."""
     return _count_recalled(board, cache_of(board), layer, demanded)
 
 
@@ -125,8 +126,8 @@ def _count_recalled(board, cache, layer, demanded):  # type: ignore[no-untyped-d
 
 @transition
 def use(board, layer, selected):  # type: ignore[no-untyped-def]
-    """A layer's set is accessed while everything is here for good: no rule has anything to learn, but what was prefetched is
-    unused no longer; selected: as in `demand`. Returns how many experts it has."""
+    """Access a layer's set while every expert is resident for good: no eviction rule needs to learn, but prefetched experts
+    become used. `selected` is as in `demand`. Returns the size of the set."""
     cache = cache_of(board)
     num_experts = cache.stats.num_experts
     experts = np.empty(num_experts, dtype=np.int64)
@@ -138,7 +139,7 @@ def use(board, layer, selected):  # type: ignore[no-untyped-def]
 
 @transition
 def end_demand(board):  # type: ignore[no-untyped-def]
-    """What a layer demanded is under way."""
+    """All loads that a layer demanded are in flight."""
     _end_demand(board)
 
 
@@ -152,10 +153,10 @@ def _end_demand(board):  # type: ignore[no-untyped-def]
 
 @transition
 def load_late(board, flat):  # type: ignore[no-untyped-def]
-    """Give a demanded expert a slot that found none at first, or has given up its own, and begin its copy.
+    """Give a slot to a demanded expert that found none at first or gave up its own, and start its copy.
 
     Returns:
-        (slot or NO_SLOT, mark); the mark HERE if nobody has taken the slot that it gave up.
+        (slot or NO_SLOT, mark); the mark is HERE if the slot that it gave up has not been reused.
     """
     cache, slot = cache_of(board), np.int64(NO_SLOT)
     lock(board[at.MUTEX])
@@ -171,7 +172,7 @@ def _start_load(board, cache, flat):  # type: ignore[no-untyped-def]
     lock(board[at.MUTEX])
     slot = give_slot(board, cache, flat, False)
     if slot >= 0:
-        cache.running[flat] = True  # again, where it gave up its slot: once it is here nobody else may have the new one
+        cache.running[flat] = True  # set it again in case it gave up its slot: no other expert may take the new one
     unlock(board[at.MUTEX])
     if slot < 0:
         return slot, np.int64(FAILED if slot == FAILED else 0)
@@ -181,7 +182,7 @@ def _start_load(board, cache, flat):  # type: ignore[no-untyped-def]
 
 @transition
 def start_copy(board, flat, slot, source):  # type: ignore[no-untyped-def]
-    """Begin to copy a demanded expert's record from an address; returns the mark, or FAILED."""
+    """Start copying a demanded expert's record from an address; returns the mark, or FAILED."""
     return _start_copy(board, cache_of(board), flat, slot, source)
 
 
@@ -203,7 +204,7 @@ def _visit(board, cache, layer, experts):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def give_slot(board, cache, flat, is_prefetch):  # type: ignore[no-untyped-def]
-    """A slot for an absent expert, NO_SLOT or FAILED; with the lock."""
+    """A slot for an absent expert, NO_SLOT or FAILED; the caller holds the lock."""
     slot, evicted, is_wasted = np.int64(FAILED), np.int64(0), False
     try:
         slot, evicted, is_wasted = kernels.admit(cache, flat, is_prefetch, _weigh_at(board[at.WEIGH]))
@@ -219,12 +220,12 @@ def give_slot(board, cache, flat, is_prefetch):  # type: ignore[no-untyped-def]
 
 @transition
 def land(board, flat, mark, must_wait, most_ns):  # type: ignore[no-untyped-def]
-    """A demanded expert's copy is over, or compute will wait for it; then it is resident.
+    """Make a demanded expert resident once its copy is over, or once compute will wait for it.
 
     Args:
         must_wait: whether the calling thread waits for the copy.
     Returns:
-        1 if so, 0 if it goes on after `most_ns`, or FAILED.
+        1 if it is resident, 0 if the copy still runs after `most_ns`, or FAILED.
     """
     if must_wait:
         state_now = wait_at(board[at.WAIT])(board[at.LINK], mark, most_ns)
@@ -240,7 +241,7 @@ def land(board, flat, mark, must_wait, most_ns):  # type: ignore[no-untyped-def]
 
 @transition
 def wait_resident(board, flat, most_ns):  # type: ignore[no-untyped-def]
-    """Wait for an expert that somebody else brings, for so long at most; returns whether it is there."""
+    """Wait for an expert that another thread loads, at most `most_ns`; returns whether it is resident."""
     cache, end_ns = cache_of(board), now_ns() + most_ns
     lock(board[at.MUTEX])
     while cache.presence[flat] != RESIDENT and not board[at.IS_CLOSED] and now_ns() < end_ns:
@@ -252,7 +253,7 @@ def wait_resident(board, flat, most_ns):  # type: ignore[no-untyped-def]
 
 @transition
 def release(board, layer, experts):  # type: ignore[no-untyped-def]
-    """Experts of the running set that have been used, [n] ids, and may go now."""
+    """Allow used experts of the running set, [n] ids, to be evicted."""
     lock(board[at.MUTEX])
     kernels.release(cache_of(board), layer, experts)
     unlock(board[at.MUTEX])
@@ -260,8 +261,8 @@ def release(board, layer, experts):  # type: ignore[no-untyped-def]
 
 @transition
 def hold(board, flat):  # type: ignore[no-untyped-def]
-    """Keep an expert of the running layer from going, though it is not demanded; returns its slot, or NO_SLOT if it is not
-    here."""
+    """Keep an expert of the running layer from being evicted although it is not demanded; returns its slot, or NO_SLOT if it is
+    not resident."""
     cache, slot = cache_of(board), np.int64(NO_SLOT)
     lock(board[at.MUTEX])
     if cache.presence[flat] == RESIDENT:
@@ -273,12 +274,12 @@ def hold(board, flat):  # type: ignore[no-untyped-def]
 
 @transition
 def can_make_room(board, num_own, most_ns):  # type: ignore[no-untyped-def]
-    """Wait, if somebody else's load is under way, until one may go or that load is over.
+    """If another thread's load is in flight, wait until an expert may be evicted or that load is over.
 
     Args:
-        num_own: how many loads are the caller's own.
+        num_own: number of the caller's own loads.
     Returns:
-        Whether the caller may look for a slot again; otherwise nobody may go, and nobody else's load is under way.
+        Whether the caller may look for a slot again; otherwise no expert may be evicted and no other load is in flight.
     """
     cache, end_ns = cache_of(board), now_ns() + most_ns
     lock(board[at.MUTEX])

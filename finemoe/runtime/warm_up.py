@@ -1,4 +1,4 @@
-"""Compiles what moves experts before the first token, so that none waits for a compiler."""
+"""Compiles everything that moves experts before the first token, so that no token waits for a compiler."""
 
 import functools
 
@@ -19,7 +19,7 @@ _BYTES = 8
 
 @functools.cache
 def warm_up() -> None:
-    """Run every transition once, over memory of its own: one slot for the two experts of either of two layers."""
+    """Run every transition once on private memory: one slot for two layers of two experts."""
     memory = np.zeros((5, _BYTES), dtype=np.uint8)
     records = memory.ctypes.data + _BYTES * np.arange(1, 5)
     sizes, one, probabilities = np.full(4, _BYTES), np.zeros(1, dtype=np.int64), np.ones(2, dtype=np.float32)
@@ -55,7 +55,7 @@ def warm_up() -> None:
 
 
 def _speak(places: np.ndarray) -> None:
-    """By the step of a policy that has nothing to say."""
+    """Run the step of a policy that has nothing to predict."""
     following = Following(ExpertMapStore(2, 2, 0, 1, 1), 1, 1, 1, True, False)
     said = Said(np.full((1, 2), 0.5, dtype=np.float32), np.zeros((1, 1), dtype=np.int64), AS_IT_IS)
     hearing.speak(places, follow_gate_address(), following.table, 1, 1, 0, *said)

@@ -1,4 +1,4 @@
-"""Who does the work that inference leaves to others: a thread, or the caller itself."""
+"""Workers for the work that inference hands off: a thread, or the caller itself."""
 
 import math
 import queue
@@ -12,24 +12,25 @@ from finemoe.errors import EngineError
 Work = Callable[[], object]
 _PATIENCE_S = 0.05
 _NUM_TRIPS = 15
-# At the interpreter's lock, while one thread infers and the other searches: 25 us of work cost 70 us more beside.
+# While one thread infers and another searches, they take turns at the interpreter's lock: 25 us of work cost 70 us more.
 _NUM_TURNS = 12
 _NUM_LAST = (
-    8  # measurements of a kind, of which the least is expected of the next: others meet cold caches, or wait for the interpreter
+    8  # last measurements per kind; their minimum is the estimate, since others had cold caches or waited for the interpreter
 )
 _UNKNOWN = (math.inf,)
-_TRIAL_EVERY, _TRIAL_LENGTH = 16, 10  # how often, and how many times as long
+_TRIAL_EVERY, _TRIAL_LENGTH = 16, 10  # how often to try, and how many times as long the work may be
 
 
 class Worker:
-    """Does what it is given, in that order, in a daemon thread from `start` on; after the first failure it does nothing more.
+    """Runs work in order in a daemon thread, from `start` on; after the first failure it runs nothing more.
 
     Args:
-        name: of the thread; title: what its failure's message calls it.
-        when_failed: called in the thread, once `failure` says with what.
+        name: name of the thread.
+        title: what the error message of a failure calls the worker.
+        when_failed: called in the thread once `failure` is set.
     """
 
-    is_beside = True  # inference goes on meanwhile
+    is_beside = True  # inference continues meanwhile
 
     def __init__(self, name: str, title: str, when_failed: Work = lambda: None) -> None:
         self.failure: BaseException | None = None
@@ -39,21 +40,23 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the worker."""
         self._thread.start()
 
     def do(self, work: Work, kind: object = None, keep: Work | None = None, is_urgent: bool = True) -> float:
-        """Give it something to do, from any thread and also while garbage is collected.
+        """Hand over work, from any thread and even during garbage collection.
 
         Args:
-            kind: of work that takes alike; is_urgent: whether anybody waits for it. For whoever chooses by that.
-            keep: called first if the work is not done at once, so that what it reads outlasts the caller's next step.
+            work: the work.
+            kind: key of work with similar durations, for workers that choose where to run it.
+            keep: called first if the work is not done at once, to keep alive what it reads beyond the caller's next step.
+            is_urgent: whether a thread waits for the work, for workers that choose where to run it.
         Returns:
-            How long the caller has waited for it to be done, in seconds.
+            Seconds that the caller waited for the work to be done.
         """
         if keep is not None:
             keep()
@@ -61,23 +64,23 @@ class Worker:
         return 0.0
 
     def flush(self) -> None:
-        """Wait until everything given so far has been done, or has failed."""
+        """Wait until all work given so far is done or has failed."""
         done = threading.Event()
         self._given.put(done.set)
         while self.failure is None and self.is_alive and not done.wait(_PATIENCE_S):
             pass
 
     def check(self) -> None:
-        """Raise an EngineError if it has failed, with the cause."""
+        """Raise an EngineError with the cause if the worker has failed."""
         if self.failure is not None:
-            raise EngineError(f"{self._title} failed: {self.failure}; the engine cannot go on, close it") from self.failure
+            raise EngineError(f"{self._title} failed: {self.failure}; the engine cannot continue; close it") from self.failure
 
     def stop(self) -> None:
-        """End after what is given already."""
+        """End the thread after the work given so far."""
         self._given.put(None)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the thread's end, which may be cut short and begun again."""
+        """Wait for the thread's end; the wait may be interrupted and repeated."""
         self._thread.join(timeout)
 
     def close(self) -> None:
@@ -89,25 +92,25 @@ class Worker:
         try:
             while (work := self._given.get()) is not None:
                 work()
-                del work  # while it waits for more, it holds nothing
+                del work  # keep no reference while waiting for more
         except BaseException as error:
             self.failure = error
             self._when_failed()
 
 
 class ThriftyWorker(Worker):
-    """Does at once, in the calling thread, what takes less time than handing it over, as measured; the rest beside.
+    """Runs work in the calling thread if that is measured to be faster than handing it over, and other work in its thread.
 
-    Two threads that both want the interpreter take turns at its lock, and each turn may cost as much as a short search. Nothing
-    overtakes what was given before: what is short waits for it if that is short, too, and else is handed over behind it.
+    Two threads that both want the interpreter take turns at its lock, and each turn may cost as much as a short search. Order is
+    preserved: short work waits for earlier work if that is short too, and otherwise is queued behind it.
     """
 
     def __init__(self, name: str, title: str, when_failed: Work = lambda: None) -> None:
         super().__init__(name, title, when_failed)
         self._num_given = 0
-        # What the last works of each kind took.
+        # Recent durations of each kind of work.
         self._last_s: defaultdict[object, deque[float]] = defaultdict(lambda: deque(_UNKNOWN, maxlen=_NUM_LAST))
-        self._backlog: dict[int, float] = {}  # what is given and not done, by number: how long it is expected to take
+        self._backlog: dict[int, float] = {}  # expected durations of pending work, by number
         self._trip_s = 0.0
 
     def start(self) -> None:
@@ -115,8 +118,8 @@ class ThriftyWorker(Worker):
         self._trip_s = self._round_trip_s()
 
     def do(self, work: Work, kind: object = None, keep: Work | None = None, is_urgent: bool = True) -> float:
-        """As in Worker. What is not known yet is handed over, as is what nobody waits for unless it takes less than giving it
-        away; what seems long only because the thread had to wait is tried at once from time to time."""
+        """As in Worker. Work of unknown duration is queued, and so is work that no thread waits for, unless it is shorter than
+        the handover. Work that seems long only because the thread had to wait is tried at once from time to time."""
         self._num_given = number = self._num_given + 1
         expected_s, most_s = min(self._last_s[kind]), self._trip_s
         if is_urgent:
@@ -127,28 +130,28 @@ class ThriftyWorker(Worker):
         return super().do(lambda: self._do_beside(work, kind, number), keep=keep)
 
     def _has_caught_up(self, most_s: float) -> bool:
-        """Whether all is done that was given before, after a wait that neither is expected to take longer nor does."""
+        """Whether all earlier work is done, after a wait that is neither expected to take nor takes longer than `most_s`."""
         end_s = time.perf_counter() + most_s
         while self._backlog and sum(list(self._backlog.values())) < most_s and time.perf_counter() < end_s:
-            time.sleep(0)  # lets the other thread have the interpreter
+            time.sleep(0)  # yields the interpreter to the other thread
         return self.failure is None and not self._backlog
 
     def _do_at_once(self, work: Work, kind: object) -> float:
         begin_s = time.perf_counter()
         try:
             work()
-        except Exception as error:  # the caller hears of it as of a failure beside
+        except Exception as error:  # the caller gets it like a failure in the thread
             self.failure = error
             self._when_failed()
         return self._note(kind, time.perf_counter() - begin_s)
 
     def _do_beside(self, work: Work, kind: object, number: int) -> None:
-        if self.failure is not None:  # of something that was done at once
+        if self.failure is not None:  # of work that ran in the calling thread
             return
         begin_s = time.perf_counter()
         work()
         self._note(kind, time.perf_counter() - begin_s)
-        for done in [one for one in list(self._backlog) if one <= number]:  # also one that an interrupt kept from being given
+        for done in [one for one in list(self._backlog) if one <= number]:  # also work that an interrupt kept from being queued
             del self._backlog[done]
 
     def _note(self, kind: object, taken_s: float) -> float:
@@ -156,7 +159,7 @@ class ThriftyWorker(Worker):
         return taken_s
 
     def _round_trip_s(self) -> float:
-        """Time from giving the thread something to do until it is known to be done; median."""
+        """Median time from handing the thread work until it is known to be done."""
         times_s = []
         for _ in range(_NUM_TRIPS):
             done, begin_s = threading.Lock(), time.perf_counter()
@@ -168,7 +171,7 @@ class ThriftyWorker(Worker):
 
 
 class InlineWorker(Worker):
-    """The same work at once in the calling thread, which hears of failures itself."""
+    """Runs the same work at once in the calling thread, which gets failures directly."""
 
     is_beside = False
 
@@ -188,11 +191,11 @@ class InlineWorker(Worker):
 
 
 class _Thread(threading.Thread):
-    """A thread whose end can be awaited again and again.
+    """A thread whose end can be awaited repeatedly.
 
-    CPython 3.11 and 3.12 take a thread for ended when a signal cuts a wait for it short; here the wait is for a lock that the
-    thread itself lets go. An interrupt may keep it from being handed on to others who wait, so that they look, too.
-    One that was never started has ended.
+    CPython 3.11 and 3.12 consider a thread ended when a signal interrupts a wait for it. This class waits for a lock that the
+    thread itself releases. An interrupt may keep the lock from being passed on to other waiters, so they poll as well. A thread
+    that was never started counts as ended.
     """
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
@@ -206,7 +209,7 @@ class _Thread(threading.Thread):
         try:
             self._work()
         finally:
-            del self._work  # as a thread does: whoever still holds it holds nothing of what it worked on
+            del self._work  # as threading.Thread does: a reference to the thread must not keep its work alive
             self._has_ended = True
             self._running.release()
 
