@@ -1,8 +1,8 @@
-"""Dequantises FP8 by the blocks that a checkpoint's configuration names, also where a size is no multiple of theirs.
+"""Dequantises FP8 by the block size in a checkpoint's configuration, also if a size is not a multiple of it.
 
-Transformers (5.23) takes the size of blocks from the grid of scales: with blocks of 128 it refuses a weight of 576 rows, as
-DeepSeek-V3's `kv_a_proj_with_mqa` has them, and reads one of 192 rows as two blocks of 96, in silence. Where blocks fill a weight
-evenly, it decides.
+Transformers (5.23) derives the block size from the grid of scales: with blocks of 128 it refuses a weight of 576 rows, such as
+DeepSeek-V3's `kv_a_proj_with_mqa`, and silently reads one of 192 rows as two blocks of 96. Where blocks divide a weight evenly,
+Transformers' own operation is used.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from finemoe.packing.fp8 import as_float32, grid_of, scale_by_block
 
 
 class BlockwiseDequantize(Fp8Dequantize):
-    """In the place of Transformers' operation, for one quantiser."""
+    """Replaces Transformers' operation, for one quantiser."""
 
     def _dequantize_one(
         self, quantized: torch.Tensor, scales: torch.Tensor, output_dtype: torch.dtype | None = None
@@ -32,13 +32,13 @@ class BlockwiseDequantize(Fp8Dequantize):
 
 
 def block_of(operation: Fp8Dequantize) -> tuple[int, int] | None:
-    """Rows and columns of a block, as the checkpoint's configuration has them; None for one scale a weight."""
+    """Rows and columns of a block, from the checkpoint's configuration; None for one scale per weight."""
     told = getattr(operation.hf_quantizer.quantization_config, "weight_block_size", None)
     return None if not told else (int(told[0]), int(told[1]))
 
 
 def is_ragged(quantized: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> bool:
-    """Whether scales cover a weight by blocks of which the last ones are smaller."""
+    """Whether scales cover a weight by blocks whose last ones are smaller."""
     if quantized.dtype != torch.float8_e4m3fn or quantized.ndim != 2 or scales.ndim != 2:
         return False
     rows, columns = quantized.shape
@@ -46,7 +46,7 @@ def is_ragged(quantized: torch.Tensor, scales: torch.Tensor, block: tuple[int, i
 
 
 def replace_in(mapping: Iterable[Any]) -> None:
-    """Put it in the place of Transformers' operation in a list of conversions."""
+    """Replace Transformers' operation by this one in a list of conversions."""
     for entry in mapping:
         if isinstance(entry, WeightConverter):
             entry.operations[:] = [

@@ -1,7 +1,7 @@
-"""What inference and the worker of a device's link share: one array of numbers and addresses that compiled code works on.
+"""The state that inference and the worker of a device's link share: one array of numbers and addresses for compiled code.
 
-Both run outside the interpreter's lock there, and take turns at the board's own (`transitions`). Python holds the arrays that
-lie at the addresses, and looks; what the lock protects it changes only while nothing else does.
+Both work on it outside the interpreter's lock, and take turns at the board's own lock (`transitions`). Python holds the arrays at
+those addresses and reads them; it changes what the lock protects only while no other thread works on it.
 """
 
 from typing import Any
@@ -14,36 +14,40 @@ from finemoe.cache.state import CacheState
 from finemoe.native import new_condition, new_mutex
 from finemoe.runtime.link import Link
 
-# Places on the board. Locks: of all below; for the worker, and for whoever waits for an expert.
+# Places on the board. The lock of everything below; conditions for the worker, and for threads that wait for an expert.
 MUTEX, WORK, CHANGED = range(3)
-# Addresses of: the eviction rule's functions; the cache's addresses and their number; every expert's record (0 where it must be
-# read from disk) and its bytes; the slots, and how far they lie apart; the fence of every slot.
+# Addresses of: the eviction rule's functions; the cache's addresses and their number; every expert's record (0 if it must be
+# read from disk) and its size; the slots and the distance between them; the fence of every slot.
 WEIGH, VISIT, CACHE, NUM_CACHE, RECORDS, SIZES, SLOTS, SLOT_BYTES, FENCES = range(3, 12)
-# The link: its functions and what they are handed; bytes of a chunk, and how many are under way at a time, with their marks.
+# The link: its functions and their first argument; bytes per chunk, the number of chunks in flight, and their marks.
 COPY, WAIT, LINK, CHUNK_BYTES, IN_FLIGHT, MARKS = range(12, 18)
-# What goes on: the iteration's number; how many layers demand loads; whether the worker is to end; the expert that is loaded
-# ahead of its time, or -1, and its slot; whether the rule has failed.
+# Current state: the iteration's number; how many layers demand loads; whether the worker is to end; the expert that is being
+# loaded ahead, or -1, and its slot; whether the rule has failed.
 ITERATION, DEMANDING, IS_CLOSED, COPIER, SLOT, HAS_RULE_FAILED = range(18, 24)
-# What was moved, by `MOVED` (see Counters); spans for a timeline, how many there is room for and how many there are.
+# Bytes moved, by `MOVED` (see Counters); spans for a timeline, their capacity and their number.
 MOVED_BYTES, SPANS, NUM_SPANS, SPAN = range(24, 28)
-# Addresses of what is foreseen: by layer, in which iteration it was last foreseen before its gate spoke, as what, and whether it
-# has ever run.
+# Addresses of the predictions: by layer, the iteration in which it was last predicted before its gate fired, the distribution
+# predicted, and whether it has ever run.
 FORESEEN_IN, FORESEEN, HAS_RUN = range(28, 31)
 NUM_PLACES = 31
 MOST_IN_FLIGHT = 64
 
 
 class Board:
-    """One device's.
+    """The board of one device.
 
     Args:
-        cache, rule: what is accounted for, and who goes. records, sizes: [N] address and bytes of every expert's record, by flat
-            id.
-        slots: where the first slot lies; slot_bytes: how far they lie apart. moved_bytes: [NUM_MOVED] where loads are counted.
+        cache, rule: the accounting and the eviction rule.
+        records, sizes: [N] address and size in bytes of every expert's record, by flat id.
+        slots: address of the first slot.
+        slot_bytes: distance between slots.
+        moved_bytes: [NUM_MOVED] counters of loaded bytes.
     Attributes:
-        places: [NUM_PLACES] int64, all of it. fences: [S] after what each slot may be overwritten.
-        foreseen_in: [L] iteration in which a layer was last foreseen before its gate spoke, -1 if never.
-        foreseen: [L, J] float32, as what. has_run: [L] whether the layer has ever run.
+        places: [NUM_PLACES] int64, the whole board.
+        fences: [S] mark after which each slot may be overwritten.
+        foreseen_in: [L] iteration in which a layer was last predicted before its gate fired, -1 if never.
+        foreseen: [L, J] float32, the predicted distribution.
+        has_run: [L] whether the layer has ever run.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Board:
         self.foreseen_in, self.has_run = np.full(num_layers, -1, dtype=np.int64), np.zeros(num_layers, dtype=np.bool_)
         self.foreseen = np.zeros((num_layers, num_experts), dtype=np.float32)
         self._table = addresses_of(cache)
-        self._kept: list[Any] = [cache, rule, records, sizes, moved_bytes]  # whose memory the addresses are of
+        self._kept: list[Any] = [cache, rule, records, sizes, moved_bytes]  # keeps alive the memory behind the addresses
         for place, array in (
             (MUTEX, new_mutex()),
             (WORK, new_condition()),
@@ -83,14 +87,14 @@ class Board:
         places[[NUM_CACHE, SLOTS, SLOT_BYTES, COPIER]] = len(self._table), slots, slot_bytes, -1
 
     def connect(self, link: Link) -> None:
-        """Copies go over this link (see `link.Link`) from now on; called while none is under way."""
+        """Send copies over this link (see `link.Link`) from now on; call it only while no copy is in flight."""
         addresses = link.addresses
         self._kept.append(link)
         self.places[[COPY, WAIT, LINK]] = addresses
         self.cut(link.chunk_bytes, link.chunks_in_flight)
 
     def cut(self, chunk_bytes: int, in_flight: int) -> None:
-        """In what pieces prefetches go."""
+        """Set the chunk size of prefetches, in bytes, and how many chunks are in flight."""
         self.places[[CHUNK_BYTES, IN_FLIGHT]] = chunk_bytes, min(in_flight, MOST_IN_FLIGHT)
 
     @property

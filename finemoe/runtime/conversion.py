@@ -1,4 +1,4 @@
-"""Transformers' conversion of a checkpoint's tensors, run by hand: of all experts at once, or of one."""
+"""Runs Transformers' conversion of a checkpoint's tensors directly, for all experts at once or for one."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from finemoe.runtime.tensor_group import Group
 
 
 class OneExpert:
-    """A model as a conversion sees it that is given one expert's tensors: its experts' parameters hold one expert.
+    """A model as seen by a conversion of one expert's tensors: its experts' parameters hold one expert.
 
-    It does not keep the model alive, since what converts may outlast it: records are let go once the model is.
+    It does not keep the model alive, since the conversion may outlive it: records are freed after the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
 
     def get_parameter(self, name: str) -> torch.Tensor:
-        """As a module's, of one expert."""
+        """A parameter as in a module, but of one expert."""
         return self._there().get_parameter(name)[:1]
 
     def __getattr__(self, name: str) -> Any:
@@ -33,30 +33,34 @@ class OneExpert:
 
 
 class ExpertConversion:
-    """Makes one expert's parameter of its packed tensors, as a checkpoint's conversion does of all experts'.
+    """Makes one expert's parameter from its packed tensors, as a checkpoint's conversion does for all experts.
 
     Args:
-        group: of the tensors; patterns: of its sources, in the order of the tensors; model: whose parameter it is.
+        group: the tensors.
+        patterns: patterns of its sources, in the order of the tensors.
+        model: the model that has the parameter.
     """
 
     def __init__(self, group: Group, patterns: Sequence[str], model: nn.Module) -> None:
         self._group, self._patterns, self._model = group, tuple(patterns), OneExpert(model)
 
     def __call__(self, packed: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The parameter, without an axis of experts; packed: tensors without one."""
+        """The parameter, without an expert axis, from packed tensors without one."""
         is_stacked = self._group.is_stacked
         parts = {pattern: [one if is_stacked else one[None]] for pattern, one in zip(self._patterns, packed, strict=True)}
         return converted(self._group, parts, self._model)[self._group.target][0]
 
 
 def converted(group: Group, parts: Mapping[str, list[torch.Tensor]], model: Any) -> dict[str, torch.Tensor]:
-    """Everything that a group makes, by parameter name.
+    """Everything that a group forms, by parameter name.
 
     Args:
-        parts: tensors by pattern, in the order of the group's sources; model: that has the parameters.
+        group: the group.
+        parts: tensors by pattern, in the order of the group's sources.
+        model: the model that has the parameters.
     """
     transform = group.transform
-    transform.collected_tensors.clear()  # an interrupt may have left some, which would be taken for this call's
+    transform.collected_tensors.clear()  # an interrupt may have left some, which would be mixed into this call
     for pattern, tensors in parts.items():
         for name, tensor in zip(group.sources[pattern], tensors, strict=False):
             transform.add_tensor(group.target, name, pattern, tensor)  # type: ignore[arg-type]

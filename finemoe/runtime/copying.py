@@ -1,4 +1,4 @@
-"""Copies in host memory as compiled code begins and awaits them: plain ones, and paced ones (see `link`)."""
+"""Copies in host memory as compiled code starts and awaits them: plain ones and paced ones (see `link`)."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from finemoe.native import copy_bytes, float64_at, int64_at, lock, new_mutex, no
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__)
-_FREE_AT = 16  # behind a mutex: when the link is free (ns), then ns per byte (float64)
+_FREE_AT = 16  # after the mutex: the time at which the link is free (ns), then ns per byte (float64)
 _NS_PER_BYTE = _FREE_AT + 1
 _LEAST_SLACK_NS = 1
 
 
 def pace(bytes_per_s: float) -> np.ndarray:
-    """What a paced link is: [n] int64."""
+    """The state of a paced link, [n] int64."""
     state = np.concatenate([new_mutex(), np.zeros(2, dtype=np.int64)])
     state[_NS_PER_BYTE:].view(np.float64)[0] = 1e9 / bytes_per_s
     return state
@@ -33,7 +33,7 @@ def wait_memory(link, mark, most_ns):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def copy_paced(link, sink, source, size, fence):  # type: ignore[no-untyped-def]
-    """The link's time begins with the call: moving the bytes in memory is part of it."""
+    """Copy bytes; the link's time starts with the call, so it includes moving the bytes in memory."""
     mark = take_turn(link, now_ns(), size)
     copy_bytes(sink, source, size)
     return mark
@@ -41,7 +41,7 @@ def copy_paced(link, sink, source, size, fence):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def take_turn(link, begin_ns, size):  # type: ignore[no-untyped-def]
-    """When a copy is over that is begun at `begin_ns`, behind all others."""
+    """The end time of a copy that starts at `begin_ns`, after all earlier ones."""
     state = int64_at(link, _NS_PER_BYTE)
     lock(link)
     state[_FREE_AT] = max(state[_FREE_AT], begin_ns) + np.int64(np.ceil(size * float64_at(link + 8 * _NS_PER_BYTE, 1)[0]))
@@ -52,7 +52,7 @@ def take_turn(link, begin_ns, size):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def wait_paced(link, mark, most_ns):  # type: ignore[no-untyped-def]
-    """Sleeps with the least slack there is, where the system would wake a thread 50 us late."""
+    """Sleep with the least possible timer slack; with the default the system would wake the thread 50 us late."""
     now = now_ns()
     if now < mark:
         before_ns = set_timer_slack(_LEAST_SLACK_NS)

@@ -1,4 +1,4 @@
-"""The functions of the CUDA driver that a link calls by address, so that no interpreter is needed to copy (see `cuda_link`)."""
+"""The functions of the CUDA driver that a link calls by address, so that copies do not need the interpreter (see `cuda_link`)."""
 
 import ctypes
 from dataclasses import dataclass
@@ -6,20 +6,25 @@ from dataclasses import dataclass
 from finemoe.errors import EngineError
 
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
-_WITHOUT_TIMING = 2  # of events, which then cost least
+_WITHOUT_TIMING = 2  # flag of events; these cost least
 
 
 @dataclass(frozen=True)
 class CudaDriver:
-    """Addresses of functions of the driver's interface.
+    """Addresses of the driver's functions.
 
     Attributes:
-        push_context: cuCtxPushCurrent(context). pop_context: cuCtxPopCurrent(context*), back to the one before.
+        push_context: cuCtxPushCurrent(context).
+        pop_context: cuCtxPopCurrent(context*), back to the previous one.
         copy: cuMemcpyHtoDAsync(sink, source, bytes, stream).
-        record: cuEventRecord(event, stream). synchronize: cuEventSynchronize(event). wait_event: cuStreamWaitEvent(stream,
-            event, 0).
-        create_event: cuEventCreate(event*, flags). destroy_event: cuEventDestroy(event). get_context: cuCtxGetCurrent(context*).
-        finish: cuCtxSynchronize(). describe: cuGetErrorString(error, text*).
+        record: cuEventRecord(event, stream).
+        synchronize: cuEventSynchronize(event).
+        wait_event: cuStreamWaitEvent(stream, event, 0).
+        create_event: cuEventCreate(event*, flags).
+        destroy_event: cuEventDestroy(event).
+        get_context: cuCtxGetCurrent(context*).
+        finish: cuCtxSynchronize().
+        describe: cuGetErrorString(error, text*).
     """
 
     push_context: int
@@ -36,10 +41,10 @@ class CudaDriver:
 
     @classmethod
     def installed(cls) -> "CudaDriver":
-        """This machine's.
+        """The driver of this machine.
 
         Raises:
-            EngineError: it has none.
+            EngineError: the driver's library cannot be loaded.
         """
         for name in _LIBRARIES:
             try:
@@ -47,10 +52,12 @@ class CudaDriver:
             except OSError:
                 continue
             return cls(*(_address(getattr(library, function)) for function in _FUNCTIONS))
-        raise EngineError("PyTorch has CUDA here, but the driver's library (libcuda.so.1) cannot be loaded")
+        raise EngineError(
+            "PyTorch reports a CUDA device, but the driver's library (libcuda.so.1) cannot be loaded; check the driver's installation"
+        )
 
     def event(self) -> int:
-        """A new event."""
+        """Create an event."""
         found = ctypes.c_void_p()
         self.check(_call(self.create_event, ctypes.byref(found), ctypes.c_uint(_WITHOUT_TIMING)))
         return found.value or 0
@@ -62,23 +69,23 @@ class CudaDriver:
         return found.value or 0
 
     def destroy(self, event: int) -> None:
-        """Give an event back."""
+        """Destroy an event."""
         _call(self.destroy_event, ctypes.c_void_p(event))
 
     def synchronize_context(self, context: int) -> None:
-        """Wait until everything on a context's device is over."""
+        """Wait until all work on a context's device is over."""
         self.check(_call(self.push_context, ctypes.c_void_p(context)))
         error = _call(self.finish)
         self.check(_call(self.pop_context, ctypes.byref(ctypes.c_void_p())))
         self.check(error)
 
     def check(self, error: int) -> None:
-        """Raise an EngineError that says what an error's number means."""
+        """Raise an EngineError with the meaning of an error number, unless it is 0."""
         if error:
             raise EngineError(self.text(error))
 
     def text(self, error: int) -> str:
-        """What an error's number means."""
+        """The meaning of an error number."""
         found = ctypes.c_char_p()
         _call(self.describe, ctypes.c_int(error), ctypes.byref(found))
         return f"CUDA error {error}: {(found.value or b'unknown').decode(errors='replace')}"

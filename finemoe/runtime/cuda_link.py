@@ -1,4 +1,4 @@
-"""A CUDA device's link: asynchronous copies from page-locked memory on a stream of their own, without the interpreter."""
+"""A CUDA device's link: asynchronous copies from page-locked memory on a separate stream, without the interpreter."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -13,17 +13,18 @@ from finemoe.runtime import cuda_copying
 from finemoe.runtime.cuda_driver import CudaDriver
 from finemoe.runtime.link import Link
 
-_NUM_EVENTS = 4096  # more than there are copies that anybody still waits for
+_NUM_EVENTS = 4096  # more than there are copies still awaited
 _NUM_FENCES = 256
 
 
 class CudaLink(Link):
-    """Copies on a stream; two chunks are in flight, so that the link goes on while the host learns that one has arrived.
+    """Copies on a stream. Two chunks are in flight, so that the link stays busy while the host learns that one has arrived.
 
     Args:
-        driver: whose functions are called. context, stream: its handles. current_stream: the handle of the stream that the
-            calling thread computes on.
-        kept: what must live as long.
+        driver: the driver's functions.
+        context, stream: handles of the driver.
+        current_stream: returns the handle of the stream on which the calling thread computes.
+        kept: an object to keep alive with the link.
     """
 
     chunk_bytes = CUDA_CHUNK_BYTES
@@ -36,17 +37,17 @@ class CudaLink(Link):
         self._driver, self._context, self._current_stream, self._kept = driver, context, current_stream, kept
         self._events = np.array([driver.event() for _ in range(_NUM_EVENTS)], dtype=np.int64)
         self._fences = np.array([driver.event() for _ in range(_NUM_FENCES)], dtype=np.int64)
-        self._owned = [*self._events.tolist(), *self._fences.tolist()]  # until they are given back
+        self._owned = [*self._events.tolist(), *self._fences.tolist()]  # until they are destroyed
         functions = driver.push_context, driver.pop_context, driver.copy, driver.record, driver.synchronize, driver.wait_event
         self._state = cuda_copying.cuda_state(context, stream, functions, self._events, self._fences)
         self._at = self._state.ctypes.data
 
     @classmethod
     def of(cls, device: torch.device) -> "CudaLink":
-        """The link to a device of this machine."""
+        """Create the link to a device of this machine."""
         driver, stream = CudaDriver.installed(), torch.cuda.Stream(device)
         with torch.cuda.device(device):
-            torch.cuda.synchronize()  # which makes the context
+            torch.cuda.synchronize()  # creates the context
             context = driver.context()
             return cls(driver, context, stream.cuda_stream, lambda: torch.cuda.current_stream(device).cuda_stream, stream)
 
@@ -71,7 +72,7 @@ class CudaLink(Link):
         return self._require(cuda_copying.fence_stream(self._at, self._current_stream()))
 
     def finish(self) -> None:
-        self._driver.synchronize_context(self._context)  # whatever stream still reads a slot, too
+        self._driver.synchronize_context(self._context)  # includes any stream that still reads a slot
 
     def failure(self) -> BaseException:
         return EngineError(self._driver.text(int(self._state[cuda_copying.ERROR])))

@@ -196,7 +196,7 @@ def _note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
 
 @transition
 def note_in(board, spans, num_spans):  # type: ignore[no-untyped-def]
-    """Record later loads at this address: up to `num_spans` spans (flat id, begin, end in ns); none if it is 0.
+    """Record later loads at this address: up to `num_spans` spans (flat id, begin, end in ns); 0 records none.
 
     Returns:
         How many loads there have been since the previous call.

@@ -1,4 +1,4 @@
-"""Reads the experts of a GGUF file, each going straight to where it shall wait, packed as the file has it."""
+"""Reads the experts of a GGUF file straight into the records that store them, packed as in the file."""
 
 from collections.abc import Sequence
 
@@ -17,21 +17,22 @@ class GgufCheckpoint:
     """The experts of a file: the counterpart of `checkpoint.Checkpoint`.
 
     Args:
-        file: whose tensors they are. arithmetic: in which Transformers unpacks the file's blocks.
+        file: the file.
+        arithmetic: type in which Transformers unpacks the file's blocks.
     """
 
     def __init__(self, file: GgufFile, arithmetic: torch.dtype) -> None:
         self._file, self._arithmetic = file, arithmetic
 
     def phases(self, layer: MoELayer) -> dict[str, int]:
-        """None that could be kept (see `expert_layout`): Transformers reads a file into new memory."""
+        """Empty: there are no phases to keep (see `expert_layout`), since Transformers reads a file into new memory."""
         return {}
 
     def matrices(self, layer: MoELayer) -> tuple[Matrix, ...] | None:
-        """How the file packs a layer's experts; None where it has them as the layer computes with them.
+        """How the file packs a layer's experts; None if it holds them as the layer computes with them.
 
         Raises:
-            FinemoeError: it lacks some, or has them in another shape or in a type that cannot be unpacked.
+            FinemoeError: the file lacks some, or has them in another shape or in a type that cannot be unpacked.
         """
         matrices = tuple(part.matrix for part in self._parts(layer))
         dtypes = {parameter.dtype for parameter in layer.expert_parameters().values()}
@@ -39,7 +40,7 @@ class GgufCheckpoint:
         return None if is_ready else matrices
 
     def load_experts(self, layers: Sequence[MoELayer], records: ExpertStore, progress: bool) -> None:
-        """Put all layers' experts into their records, one by one."""
+        """Load the experts of all layers into their records, one at a time."""
         for layer in tqdm(layers, desc="loading experts", unit="layer", disable=not progress):
             parts, packing = self._parts(layer), records.layouts[layer.index].packing
             is_packed = packing is not None and packing.matrices == tuple(part.matrix for part in parts)
@@ -54,7 +55,7 @@ class GgufCheckpoint:
         return parts_of(self._file, layer, self._arithmetic)
 
     def _joined(self, parts: list[GgufPart], expert: int) -> dict[str, torch.Tensor]:
-        """An expert's parameters by name, where they are not packed."""
+        """An expert's parameters by name, if they are not packed."""
         rows: dict[str, list[torch.Tensor]] = {}
         for part in parts:
             rows.setdefault(part.matrix.parameter, []).append(part.packed(self._file, expert)[1])

@@ -1,4 +1,4 @@
-"""The configuration of the model in a GGUF file: Transformers' own; and a Mixtral's, which it takes for a Llama."""
+"""The configuration of the model in a GGUF file: Transformers' own, except for Mixtral, which Transformers takes for a Llama."""
 
 from importlib import import_module
 from typing import Any
@@ -7,18 +7,18 @@ from transformers import AutoConfig, MixtralConfig
 
 from finemoe.runtime.gguf_file import GgufFile
 
-_MIXTRAL = "llama"  # what llama.cpp calls it, as it does every Llama
-_WIDTHS = {  # that Transformers leaves at one model's, although the file says them
+_MIXTRAL = "llama"  # llama.cpp's name for it, as for every Llama
+_WIDTHS = {  # widths that Transformers sets to one model's, although the file contains them
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
 
 
 def config_of_gguf(file: GgufFile) -> Any:
-    """A configuration of what is in the file.
+    """The configuration of the model in the file.
 
     Raises:
-        Exception: Transformers does not know the architecture, or the file lacks what it asks for.
+        Exception: Transformers does not know the architecture, or the file lacks metadata that it needs.
     """
     if file.architecture == _MIXTRAL and file.number("expert_count"):
         return _mixtral(file)
@@ -31,9 +31,9 @@ def config_of_gguf(file: GgufFile) -> Any:
 
 
 def _mixtral(file: GgufFile) -> MixtralConfig:
-    """Transformers' reading of a Llama, and the experts, which it leaves out."""
+    """Transformers' configuration of a Llama, plus the experts, which it leaves out."""
     if (scaling := file.text("rope.scaling.type") or "none") != "none":
-        raise ValueError(f"positions scaled by {scaling!r}, which finemoe does not read from such a file")
+        raise ValueError(f"its positions are scaled by {scaling!r}, which finemoe does not read from a GGUF file")
     legacy = import_module("transformers.modeling_gguf_pytorch_utils")
     told = legacy.load_gguf_checkpoint(str(file.path), return_tensors=False)["config"]
     named = {name: value for name, value in told.items() if name != "model_type"}

@@ -1,4 +1,4 @@
-"""The model in a GGUF file with every weight but the experts', which go from the file to their records."""
+"""The model in a GGUF file with all weights except its experts, which go from the file straight to their records."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from finemoe.runtime.skeleton import Skeleton
 
 
 class GgufModel(Skeleton):
-    """A model without its experts, made from a GGUF file.
+    """A model without its experts, built from a GGUF file.
 
     Args:
-        path: of the file; dtype, expert_format: as Skeleton's.
+        path: the file.
+        dtype, expert_format: as in Skeleton.
     Raises:
-        FinemoeError: what `gguf_model_without_experts` refuses, or the model has no experts to offload.
+        FinemoeError: `gguf_model_without_experts` refuses the file, or the model has no experts to offload.
     """
 
     def __init__(self, path: Path, dtype: Any, expert_format: str | None = None) -> None:

@@ -1,15 +1,16 @@
-"""Which GGUF file a source means."""
+"""Finds the GGUF file that a source stands for."""
 
 from pathlib import Path
 
 from finemoe.errors import FinemoeError
 
 SUFFIX = ".gguf"
-_OTHERS = ("config.json", "model.safetensors", "model.safetensors.index.json")  # whose folders are read as those files'
+_OTHERS = ("config.json", "model.safetensors", "model.safetensors.index.json")  # preferred to GGUF in a folder
 
 
 def gguf_path(source: str) -> Path | None:
-    """The GGUF file that a source means: itself, or the one in a folder that holds no other checkpoint; None if it means none.
+    """The GGUF file that a source stands for: itself, or the only one in a folder without another checkpoint; None if there is
+    none.
 
     Raises:
         FinemoeError: a folder holds several.
@@ -23,7 +24,7 @@ def gguf_path(source: str) -> Path | None:
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
         raise FinemoeError(
-            f"{source}: several GGUF files ({names}); give the path of the one meant, and merge the parts of a split one first "
+            f"{source}: several GGUF files ({names}); give the path of one, and merge the parts of a split file first "
             "(llama.cpp's gguf-split --merge)"
         )
     return found[0] if found else None

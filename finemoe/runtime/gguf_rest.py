@@ -1,7 +1,7 @@
-"""Everything in a GGUF file but its experts, as Transformers makes parameters of it, one tensor at a time.
+"""Everything in a GGUF file except its experts, converted to parameters by Transformers, one tensor at a time.
 
-Transformers unpacks the whole file before it loads any of it. Here its own name map, its own unpacking and its own changes of
-order are asked for one tensor when that is loaded.
+Transformers unpacks the whole file before it loads any of it. Here its own name map, unpacking and reordering are applied to one
+tensor when that tensor is loaded.
 """
 
 import threading
@@ -14,24 +14,27 @@ from finemoe.errors import FinemoeError
 from finemoe.runtime.gguf_file import GgufFile, GgufTensor
 
 _INSTEAD = "use the model's safetensors checkpoint"
-_LLAMA_NAMES = {"mixtral": "llama"}  # llama.cpp's name of an architecture where Transformers' table does not have it
+_LLAMA_NAMES = {"mixtral": "llama"}  # llama.cpp's name of an architecture that is missing from Transformers' table
 
 
 def rest_of(file: GgufFile, model: Any, dtype: torch.dtype, experts: set[str]) -> dict[str, Any]:
-    """A file's tensors by the model's names, unread, as Transformers' loading takes them.
+    """A file's tensors by the model's names, unread, in the form of Transformers' loading step.
 
     Args:
-        dtype: of the model, in which they are given; experts: names of the tensors that are none of them.
+        file: the file.
+        model: the model.
+        dtype: type of the model, in which tensors are returned.
+        experts: names of the experts' tensors, which are left out.
     Raises:
-        FinemoeError: there are others in a model that Transformers does not read from such a file; in one that it reads, it
-            leaves them out, and so do we.
+        FinemoeError: there are unknown tensors in a model that Transformers does not read from a GGUF file. In a model that it
+            does read, Transformers leaves them out, and so does this function.
     """
     legacy = import_module("transformers.modeling_gguf_pytorch_utils")
     processor = legacy.TENSOR_PROCESSORS.get(file.architecture, legacy.TensorProcessor)(config=model.config.to_dict())
     kind = model.config.model_type
     names = legacy.get_gguf_hf_weights_map(model, processor, model_type=_LLAMA_NAMES.get(kind, kind))
     if kind in _LLAMA_NAMES and (others := sorted(file.tensors.keys() - names.keys() - experts)):
-        raise FinemoeError(f"{file.path}: it holds {others[0]}, for which {type(model).__name__} has no weight; {_INSTEAD}")
+        raise FinemoeError(f"{file.path}: the file holds {others[0]}, for which {type(model).__name__} has no weight; {_INSTEAD}")
     turn = threading.Lock()
     return {
         names[name]: _Unread(file, tensor, processor, names, dtype, turn)
@@ -54,16 +57,16 @@ class _Unread:
         with self._turn:
             stored = self._file.read(self._tensor)
             if stored.dtype == torch.bfloat16:
-                stored = stored.view(torch.uint8)  # NumPy has no such type, and the package takes bytes
+                stored = stored.view(torch.uint8)  # NumPy has no bfloat16; the package accepts bytes
             values = package.dequantize(stored.numpy(), package.GGMLQuantizationType(self._tensor.type_id))
             made = self._processor.process(
                 weights=values, name=self._tensor.name, tensor_key_mapping=self._names, parsed_parameters={"tensors": {}}
             )
-            own = torch.empty(made.weights.shape, dtype=self._dtype)  # torch's memory, which begins at a multiple of 64
+            own = torch.empty(made.weights.shape, dtype=self._dtype)  # torch's memory starts at a multiple of 64
             own.copy_(torch.from_numpy(made.weights))
             self._file.close()
             return own
 
     def get_dtype(self) -> str:
-        """As safetensors names a type of weights; Transformers asks before it reads."""
+        """A type of weights in safetensors' notation; Transformers asks for it before it reads."""
         return "F32"

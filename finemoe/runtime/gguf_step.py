@@ -1,8 +1,8 @@
-"""Asks Transformers' own `from_pretrained` for the model in a GGUF file without its experts (see `pretrained`).
+"""Loads the model of a GGUF file with Transformers' own `from_pretrained`, without its experts (see `pretrained`).
 
-Of two readers Transformers takes the newer one for the architectures that it knows, which reads tensor by tensor. The older one
-unpacks all of the file before the loading step: here it is told that there is nothing in the file, and the loading step gets what
-is there besides the experts.
+Transformers has two readers. The newer one, used for the architectures that it knows, reads tensor by tensor. The older one
+unpacks the whole file before the loading step: finemoe makes it find an empty file, and passes everything except the experts to
+the loading step.
 """
 
 import threading
@@ -32,13 +32,16 @@ _INSTEAD = "use the model's safetensors checkpoint"
 
 
 def gguf_model_without_experts(path: Path, dtype: Any) -> tuple[PreTrainedModel, GgufCheckpoint]:
-    """The model in a file, its experts' parameters on the meta device; and the checkpoint to read them from.
+    """Load the model of a file with its experts' parameters on the meta device.
 
     Args:
-        dtype: as in `pretrained.type_of`; "auto" is what Transformers makes of the file: float32, but for newer architectures
-            and files without blocks.
+        path: the file.
+        dtype: as in `pretrained.type_of`. "auto" is Transformers' choice: float32, except for newer architectures and for files
+            without blocks.
+    Returns:
+        The model, and the checkpoint to read its experts from.
     Raises:
-        FinemoeError: the file is damaged or lacks tensors, or Transformers does not know what is in it.
+        FinemoeError: the file is damaged or lacks tensors, or Transformers does not know its architecture.
     """
     step = GgufStep(GgufFile(path))
     model = step.from_pretrained(dtype)
@@ -53,7 +56,7 @@ class GgufStep(LoadingStep):
     """One call of `from_pretrained` for a GGUF file.
 
     Attributes:
-        gguf: the file's experts; None before.
+        gguf: the file's experts; None before loading.
     """
 
     def __init__(self, file: GgufFile) -> None:
@@ -62,14 +65,14 @@ class GgufStep(LoadingStep):
         self.gguf: GgufCheckpoint | None = None
 
     def _config(self) -> Any:
-        with in_one_line(f"{self._file.path}: of architecture {self._file.architecture!r}: ", lambda: f"; {_INSTEAD}"):
+        with in_one_line(f"{self._file.path}: cannot configure {self._file.architecture!r}: ", lambda: f"; {_INSTEAD}"):
             return config_of_gguf(self._file)
 
     def _dequantizing(self, config: Any) -> dict[str, Any]:
         return {
             "gguf_file": self._file.path.name,
             "config": config,
-            "quantization_config": GgufConfig(dequantize=True),  # kernels would compute with other bits
+            "quantization_config": GgufConfig(dequantize=True),  # kernels would round differently
         }
 
     def _remedy(self) -> str:
@@ -84,7 +87,7 @@ class GgufStep(LoadingStep):
         is_new = load_config.hf_quantizer.supported
         arithmetic = load_config.dtype if is_new else torch.float32
         for layer in find_moe_layers(model):
-            parts_of(self._file, layer, arithmetic)  # what it lacks is refused before anything is read
+            parts_of(self._file, layer, arithmetic)  # refuses a file that lacks tensors before anything is read
         self.gguf = GgufCheckpoint(self._file, arithmetic)
 
     def _leave_out(self, model: Any, files: Any, load_config: Any) -> tuple[dict[str, Any], Any]:
@@ -104,22 +107,24 @@ class GgufStep(LoadingStep):
     def _require_right(self, model: Any, info: Any) -> None:
         for name, found, wanted in info.mismatched_keys:
             raise FinemoeError(
-                f"{self._file.path}: it has shape {tuple(found)}, not {tuple(wanted)}, for {name}; fetch the file again, or "
-                f"{_INSTEAD}"
+                f"{self._file.path}: the file has shape {tuple(found)}, not {tuple(wanted)}, for {name}; "
+                f"fetch the file again, or {_INSTEAD}"
             )
         for name, reason in info.conversion_errors.items():
             said = reason.strip().splitlines()[-1]
-            raise FinemoeError(f"{self._file.path}: its tensors do not make {name} ({said}); fetch the file again, or {_INSTEAD}")
+            raise FinemoeError(
+                f"{self._file.path}: the file's tensors do not form {name} ({said}); fetch the file again, or {_INSTEAD}"
+            )
         super()._require_right(model, info)
         self._file.close()
 
     def _files(self) -> str:
-        return f" ({self._file.path.name} read)"
+        return f" (read: {self._file.path.name})"
 
 
 @contextmanager
 def _unread() -> Iterator[None]:
-    """Makes Transformers' older reader find nothing, for this thread alone; while `LoadingStep` has the loading step replaced."""
+    """Make Transformers' older reader find nothing, for this thread only, while `LoadingStep` has replaced the loading step."""
     thread, original = threading.get_ident(), GgufHfQuantizer.get_state_dict
 
     def get_state_dict(self: Any, checkpoint_file: str, model: Any) -> dict[str, Any]:
@@ -136,6 +141,6 @@ def _unread() -> Iterator[None]:
 
 
 def _align(tensor: torch.Tensor) -> None:
-    """Move a weight from NumPy's memory, which begins anywhere, to torch's, so that results do not depend on where it fell."""
+    """Move a weight from NumPy's memory, which has any alignment, to torch's, so that results do not depend on its address."""
     if tensor.device.type == "cpu" and tensor.data_ptr() % LINE_BYTES:
         tensor.data = tensor.data.clone()

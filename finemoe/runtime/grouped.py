@@ -1,9 +1,9 @@
-"""Opt-in for long prompts: a layer's experts as two grouped matrix products over the slots where they lie.
+"""Opt-in for long prompts: computes a layer's experts as two grouped matrix products directly over the slots.
 
-Eager's loop issues a handful of small kernels for every expert. Here tokens are sorted by the slot of their expert, and every
-slot between the first and the last one used is a group (most may be empty), so that no weight is gathered or moved. Products and
-sums come in another order than eager's: results differ by rounding, which is why nobody gets this without asking. They do not
-differ from run to run: a token's results are summed over its K places, not added as they come.
+Eager's loop issues a handful of small kernels per expert. Here tokens are sorted by the slot of their expert, and every slot
+between the first and the last one used is a group (most may be empty), so no weight is gathered or moved. Products and sums are
+ordered differently from eager's, so results differ by rounding; that is why this is opt-in. Results do not differ from run to
+run: a token's results are summed over its K places, not added as they arrive.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import grouped_mm
 
-_MOST_GROUPS = 1023  # that the CUDA kernel takes
+_MOST_GROUPS = 1023  # limit of the CUDA kernel
 
 
 def can_group(slots: np.ndarray) -> bool:
@@ -27,19 +27,21 @@ def grouped_forward(
     top_k_index: np.ndarray,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """What `lean_forward` computes, but for rounding.
+    """What `lean_forward` computes, up to rounding.
 
     Args:
-        module: an experts module whose class is common (see `lean`).
-        stacked: weights by parameter name, [G, ...], one entry for each group.
-        groups: [J] group of every expert that was selected.
-        hidden_states: [T, H]; top_k_index: [T, K] on the host; top_k_weights: [T, K] on the device.
+        module: an experts module with the common forward (see `lean`).
+        stacked: weights by parameter name, [G, ...], one entry per group.
+        groups: [J] group of every selected expert.
+        hidden_states: [T, H].
+        top_k_index: [T, K] on the host.
+        top_k_weights: [T, K] on the device.
     Returns:
         [T, H].
     """
     device, top_k = hidden_states.device, top_k_index.shape[1]
     chosen = top_k_index.reshape(-1)
-    places = np.flatnonzero(chosen < module.num_experts)  # expert parallelism marks foreign ones with J
+    places = np.flatnonzero(chosen < module.num_experts)  # expert parallelism marks foreign experts with J
     places = places[np.argsort(groups[chosen[places]], kind="stable")]
     counts = np.bincount(groups[chosen[places]], minlength=len(stacked["gate_up_proj"]))
     ends = torch.from_numpy(np.cumsum(counts).astype(np.int32)).to(device)

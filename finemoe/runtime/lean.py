@@ -1,8 +1,8 @@
-"""A lean form of the eager experts loop, for classes whose eager forward is, statement for statement, the common one.
+"""A lean form of the eager experts loop, for classes whose eager forward equals the common one statement by statement.
 
-The common loop finds out on the device what each expert's tokens are: a one-hot mask and a search per expert, some ten small
-operations a layer. An engine has read the selected experts to the host anyway, so that here only the arithmetic is left: the
-same operations on the same operands in the same order, hence the same bits. Whether a class qualifies is read off its source.
+The common loop determines each expert's tokens on the device with a one-hot mask and a search per expert, some ten small
+operations per layer. An engine has already read the selected experts to the host, so only the arithmetic remains here: the same
+operations on the same operands in the same order, hence the same bits. Whether a class qualifies is decided from its source.
 """
 
 import ast
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-# Common to most families: statement for statement what `lean_forward` computes.
+# Shared by most families: `lean_forward` computes exactly this.
 _COMMON_FORWARD = """
 def forward(self, hidden_states, top_k_index, top_k_weights):
     final_hidden_states = torch.zeros_like(hidden_states)
@@ -42,7 +42,7 @@ def forward(self, hidden_states, top_k_index, top_k_weights):
 
 @cache
 def is_common(experts_class: type) -> bool:
-    """Whether the class's eager forward is the common loop, apart from comments, annotations and one-hot's class count."""
+    """Whether the class's eager forward is the common loop, ignoring comments, annotations and one-hot's class count."""
     try:
         source = textwrap.dedent(inspect.getsource(experts_class.forward.__wrapped__))  # type: ignore[attr-defined]
     except (OSError, TypeError):
@@ -58,17 +58,17 @@ def _normal_form(source: str) -> str:
     if isinstance(function.body[0], ast.Expr) and isinstance(function.body[0].value, ast.Constant):
         function.body = function.body[1:]
     text = ast.unparse(function).replace("torch.nn.functional.", "nn.functional.").replace("F.linear", "nn.functional.linear")
-    return text.replace("self.num_experts + 1", "self.num_experts")  # one class more, for foreign experts, since 5.18
+    return text.replace("self.num_experts + 1", "self.num_experts")  # Transformers 5.18 added a class for foreign experts
 
 
 class Source(Protocol):
-    """Where a layer's weights come from."""
+    """Provides a layer's weights."""
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
-        """One expert's, by parameter name, complete and safe to read."""
+        """One expert's weights by parameter name, completely loaded and safe to read."""
 
     def as_they_come(self, experts: Sequence[int]) -> Iterable[int]:
-        """Ascending ids in the order in which they are best asked for."""
+        """Ascending ids, in the best order to request them."""
 
 
 def lean_forward(
@@ -79,17 +79,20 @@ def lean_forward(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The common loop with the selected experts known to the host.
+    """The common loop, with the selected experts known to the host.
 
     Args:
-        module: an experts module whose class is common; source: of the experts' weights.
-        hidden_states: [T, H]; selected: [T, K] expert ids on the host; top_k_index, top_k_weights: [T, K] on the device.
+        module: an experts module with the common forward.
+        source: provides the experts' weights.
+        hidden_states: [T, H].
+        selected: [T, K] expert ids on the host.
+        top_k_index, top_k_weights: [T, K] on the device.
     Returns:
         [T, H], bit-equal to the eager forward.
     """
     if len(selected) == 1:
         places = {expert: place for place, expert in enumerate(selected[0].tolist()) if expert != module.num_experts}
-        if len(places) == np.count_nonzero(selected != module.num_experts):  # no expert twice
+        if len(places) == np.count_nonzero(selected != module.num_experts):  # no expert occurs twice
             return _one_token(module, source, hidden_states, places, top_k_weights)
     return _many_tokens(module, source, hidden_states, selected, top_k_index, top_k_weights)
 
@@ -97,7 +100,7 @@ def lean_forward(
 def _one_token(
     module: nn.Module, source: Source, hidden_states: torch.Tensor, places: dict[int, int], top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Experts are computed as they come, and added in ascending order, one rounding for each: so eager does."""
+    """Compute experts as they arrive and add them in ascending order with one rounding each, as eager does."""
     output = torch.zeros_like(hidden_states)
     order, results, num_added, act_fn = sorted(places), {}, 0, module.act_fn
     for expert in source.as_they_come(order):
@@ -120,8 +123,8 @@ def _many_tokens(
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
     output = torch.zeros_like(hidden_states)
-    # Position-major, the order in which the common loop's `where` finds an expert's tokens; sorted on the device, since a copy
-    # from the host would wait for all that was issued before.
+    # Position-major, the order in which the common loop's `where` finds an expert's tokens. Sorted on the device, since a copy
+    # from the host would wait for all work issued before.
     places = top_k_index.t().reshape(-1).argsort(stable=True)
     tokens = places % len(selected)
     counts = np.bincount(selected.reshape(-1), minlength=1)

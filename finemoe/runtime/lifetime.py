@@ -1,7 +1,7 @@
-"""Ends an engine that nobody holds any more, and stops one that is held when the process ends.
+"""Ends an engine that is no longer referenced, and stops one that is still in use when the process ends.
 
-Garbage is collected inside any allocation of any thread, whatever locks that thread holds: there nothing may be waited for, and
-no lock be taken. So all that happens there is that a thread which waits for it is told, and that thread does the rest.
+Garbage is collected inside any allocation of any thread, whatever locks that thread holds. A finaliser must therefore neither
+wait nor take a lock: it only notifies a waiting thread, which does the rest.
 """
 
 import atexit
@@ -20,11 +20,13 @@ _living: set["Lifetime"] = set()
 
 
 class Lifetime:
-    """An engine's, from `begin` to `cancel`.
+    """The lifetime of an engine, from `begin` to `cancel`.
 
     Args:
-        session: what the model and everything that works inside it hold, but no worker; without it nobody needs the others.
-        matcher, memories: what is then stopped and given back; records: also closed, unless they are lent (None).
+        session: referenced by the model and by everything that works inside it, but not by workers; without it, the rest is
+            unused.
+        matcher, memories: stopped and freed at the end.
+        records: also closed, unless they are borrowed (None).
     """
 
     def __init__(self, session: Session, matcher: Matcher, memories: DeviceMemories, records: ExpertStore | None) -> None:
@@ -33,7 +35,7 @@ class Lifetime:
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     def begin(self) -> None:
-        """Watch over the session."""
+        """Start watching the session."""
         session = self._session()
         assert session is not None
         self._keeper.start()
@@ -42,15 +44,15 @@ class Lifetime:
         self._finalizer.atexit = False
 
     def cancel(self) -> None:
-        """The engine comes to its end itself; cancelling again is harmless."""
+        """The engine closes itself; cancelling again is harmless."""
         if self._finalizer is not None:
             self._finalizer.detach()
         _living.discard(self)
         self._keeper.close()
 
     def abandon(self) -> None:
-        """The process ends, perhaps while a thread generates: stop the workers, refuse that thread at its next layer, and let it
-        say what it heard. Memory stays, which it may be reading and which goes with the process."""
+        """At process exit, possibly while a thread generates: stop the workers, refuse that thread at its next layer, and let it
+        report the error. Memory stays, since the thread may be reading it; it is freed with the process."""
         self._memories.abandon()
         self._matcher.close()
         session = self._session()
@@ -58,7 +60,7 @@ class Lifetime:
             session.say_farewell()
 
     def _end(self) -> None:
-        """Stop the threads and give the memory back, but leave the model as it is: nobody has it any more."""
+        """Stop the threads and free the memory, but leave the model as it is: it is no longer referenced."""
         _living.discard(self)
         try:
             self._matcher.close()
@@ -66,18 +68,18 @@ class Lifetime:
             if self._records is not None:
                 self._records.close()
         except Exception as error:
-            print(f"finemoe: an engine that was dropped could not be ended: {error}", file=sys.stderr)
+            print(f"finemoe: closing an unreferenced engine failed: {error}", file=sys.stderr)
         self._keeper.stop()
 
 
 @atexit.register
 def end_all() -> None:
-    """The process ends."""
+    """Abandon every engine at process exit."""
     for lifetime in list(_living):
         try:
             lifetime.abandon()
-        except Exception as error:  # the others are to hear of it all the same
-            print(f"finemoe: an engine could not be stopped at the end of the process: {error}", file=sys.stderr)
+        except Exception as error:  # the other engines must still be abandoned
+            print(f"finemoe: stopping an engine at process exit failed: {error}", file=sys.stderr)
 
 
-os.register_at_fork(after_in_child=_living.clear)  # whose threads and memory are the parent's
+os.register_at_fork(after_in_child=_living.clear)  # their threads and memory belong to the parent

@@ -1,7 +1,7 @@
-"""Which packed tensors of a checkpoint hold which part of a parameter: Transformers' conversions, read as codecs.
+"""Maps a checkpoint's packed tensors to parts of parameters, by reading Transformers' conversions as codecs.
 
-In a quantised checkpoint Transformers puts an operation that dequantises before the others of a conversion. Where what follows
-only stacks experts and rows, a codec of `finemoe.packing` does the same with less; otherwise the conversion itself unpacks.
+For a quantised checkpoint, Transformers puts a dequantising operation before the other operations of a conversion. If those
+only stack experts and rows, a codec of `finemoe.packing` does the same with less work; otherwise the conversion itself unpacks.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,17 +24,18 @@ from finemoe.runtime.packing import Matrix
 from finemoe.runtime.tensor_group import Group
 
 _WORDS = "weight_packed"
-SCALE = "_scale_inv"  # after a weight's name: its scales
+SCALE = "_scale_inv"  # suffix of the name of a weight's scales
 _FP8 = torch.float8_e4m3fn
 Convert = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class PackedPart:
-    """A matrix of every expert of a layer, and where its tensors come from.
+    """A matrix of every expert of a layer, and the sources of its tensors.
 
     Attributes:
-        matrix: of each expert; patterns: of the group's sources, in the order of the codec's tensors.
+        matrix: the matrix of each expert.
+        patterns: patterns of the group's sources, in the order of the codec's tensors.
     """
 
     matrix: Matrix
@@ -47,9 +48,12 @@ def packed_parts(
     """The parts of one parameter.
 
     Args:
-        group: of packed tensors, that come apart by expert; parameter: its name within the experts' module.
-        shape: of one expert's weight; spec: what one expert has of a pattern.
-        convert: the conversion itself, for one expert's tensors in the order of `present`; method: the quantisation's name.
+        group: packed tensors that can be split by expert.
+        parameter: name of the parameter within the experts' module.
+        shape: shape of one expert's weight.
+        spec: gives one expert's tensor of a pattern.
+        convert: the conversion itself, for one expert's tensors in the order of `present`.
+        method: name of the quantisation.
     """
     following = group.operations[1:]
     if isinstance(group.operations[0], Fp8Dequantize) and _stacks_rows(following):
@@ -68,13 +72,13 @@ def packed_parts(
 
 
 def _stacks_rows(operations: Sequence[Any]) -> bool:
-    """Whether experts are stacked, and then perhaps the rows of several matrices, and nothing else is done."""
+    """Whether the operations only stack experts, and possibly the rows of several matrices."""
     kinds = [type(operation) for operation in operations]
     return kinds == [MergeModulelist] or (kinds == [MergeModulelist, Concatenate] and operations[1].dim == 1)
 
 
 def present(group: Group) -> tuple[str, ...]:
-    """The patterns of which a checkpoint has tensors, in the conversion's order."""
+    """The patterns for which a checkpoint has tensors, in the conversion's order."""
     return tuple(pattern for pattern in group.transform.source_patterns if pattern in group.sources)
 
 
@@ -96,12 +100,12 @@ def _of_fp8(group: Group, parameter: str, spec: Callable[[str], PackedTensor]) -
 
 
 def plain_part(parameter: str, shape: tuple[int, ...], tensor: PackedTensor) -> PackedPart:
-    """A parameter that is in the checkpoint as it is."""
+    """A parameter that the checkpoint holds unpacked."""
     return _part(parameter, 0, Plain(shape, tensor.dtype), (tensor.name,))
 
 
 def is_packed_type(dtype: torch.dtype) -> bool:
-    """Whether values of a type are no weights by themselves."""
+    """Whether values of a type are not weights by themselves."""
     return not dtype.is_floating_point or dtype.itemsize < 2
 
 
@@ -125,7 +129,7 @@ def _of_int_words(group: Group, parameter: str, spec: Callable[[str], PackedTens
 
 
 def scheme_of(operation: CompressedTensorsDequantize) -> Any:
-    """How compressed-tensors packed what Transformers unpacks by an operation."""
+    """The scheme by which compressed-tensors packed what an operation of Transformers unpacks."""
     return operation.scheme or get_experts_scheme(operation.hf_quantizer.compressor.quantization_config)
 
 
@@ -134,7 +138,7 @@ def _part(parameter: str, first_row: int, codec: Codec, patterns: tuple[str, ...
 
 
 def _of_scaled_bytes(group: Group, parameter: str, spec: Callable[[str], PackedTensor]) -> list[PackedPart] | None:
-    """compressed-tensors' FP8, a scale for each row or each matrix."""
+    """FP8 of compressed-tensors, with a scale per row or per matrix."""
     parts, first_row = [], 0
     for pattern in present(group):
         if not pattern.endswith(".weight"):
@@ -153,7 +157,7 @@ def _of_scaled_bytes(group: Group, parameter: str, spec: Callable[[str], PackedT
 
 
 def spread_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns that a scale covers, where scales cover a matrix evenly."""
+    """Rows and columns covered by one scale, if scales cover a matrix evenly."""
     rows, columns = _pair(shape)
     return (rows, columns) if torch.Size(scales).numel() == 1 else (rows // scales[-2], columns // scales[-1])
 

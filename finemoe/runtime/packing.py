@@ -1,4 +1,4 @@
-"""How one layer's experts are packed: which codec holds which part of which parameter, and all of it unpacked or packed."""
+"""How one layer's experts are packed: which codec holds which part of which parameter, and how to unpack or pack all of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,12 @@ from finemoe.runtime.expert_layout import ExpertLayout
 
 @dataclass(frozen=True)
 class Matrix:
-    """A part of one parameter of an expert: some of its rows, packed by themselves.
+    """A part of one parameter of an expert: some of its rows, packed separately.
 
     Attributes:
-        parameter: its name; first_row: where the part begins; codec: how it is packed.
+        parameter: name of the parameter.
+        first_row: first row of the part.
+        codec: how it is packed.
     """
 
     parameter: str
@@ -29,11 +31,11 @@ class Matrix:
 
     @cached_property
     def tensors(self) -> dict[str, PackedTensor]:
-        """What holds it, by a name that no other matrix's has."""
+        """The packed tensors of the matrix, under names that no other matrix uses."""
         return {f"{self.parameter}.{self.first_row}.{tensor.name}": tensor for tensor in self.codec.tensors}
 
     def part_of(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The rows meant."""
+        """The rows of the matrix."""
         return weights[self.parameter][self.first_row : self.first_row + self.codec.shape[0]]
 
 
@@ -42,7 +44,8 @@ class Packing:
     """How one layer's experts are packed.
 
     Attributes:
-        matrices: that together make all parameters; weights: how these lie in memory once they are unpacked.
+        matrices: all matrices, which together form all parameters.
+        weights: memory layout of the parameters once they are unpacked.
     """
 
     matrices: tuple[Matrix, ...]
@@ -50,12 +53,12 @@ class Packing:
 
     @cached_property
     def tensors(self) -> dict[str, PackedTensor]:
-        """What a record holds, by name."""
+        """The contents of a record, by name."""
         return {name: tensor for matrix in self.matrices for name, tensor in matrix.tensors.items()}
 
     @property
     def formats(self) -> list[str]:
-        """Names of the formats, those of which most is packed first."""
+        """Names of the formats, the one with most bytes first."""
         nbytes: dict[str, int] = {}
         for matrix in self.matrices:
             size = sum(tensor.nbytes for tensor in matrix.codec.tensors)
@@ -63,12 +66,12 @@ class Packing:
         return sorted(nbytes, key=lambda name: -nbytes[name])
 
     def unpack(self, packed: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-        """Write one expert's weights, by parameter name, from its packed tensors, by name."""
+        """Unpack one expert: fill its weights, by parameter name, from its packed tensors, by name."""
         for matrix in self.matrices:
             matrix.codec.unpack([packed[name] for name in matrix.tensors], matrix.part_of(weights))
 
     def pack(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One expert's packed tensors, by name; where all codecs are packers."""
+        """One expert's packed tensors, by name; every codec must be a packer or plain."""
         packed: dict[str, torch.Tensor] = {}
         for matrix in self.matrices:
             part = matrix.part_of(weights)
@@ -78,26 +81,26 @@ class Packing:
 
 
 def matrices_as_published(model: Any, layer: MoELayer, told: Mapping[str, Any]) -> tuple[Matrix, ...] | None:
-    """A layer's experts as a checkpoint has them; None if it leaves them as they are.
+    """A layer's experts as in a checkpoint; None if the checkpoint does not pack them.
 
     Args:
-        told: its configuration's quantization_config.
+        model: the model.
+        layer: its MoE layer.
+        told: quantization_config of the checkpoint's configuration.
     Raises:
-        FinemoeError: it is quantised in a way in which nothing can be packed here.
+        FinemoeError: finemoe cannot pack in the checkpoint's format.
     """
     found, num_rows = [], dict.fromkeys(layer.expert_parameters(), 0)
     for matrix, codec in expert_codecs(model, layer, told):
         if not isinstance(codec, Packer | Plain):
-            raise FinemoeError(
-                f"nothing can be packed as {codec.format} here; leave quantization_config out, or use expert_format"
-            )
+            raise FinemoeError(f"finemoe cannot pack experts as {codec.format}; omit quantization_config, or use expert_format")
         found.append(Matrix(matrix.parameter, num_rows[matrix.parameter], codec))
         num_rows[matrix.parameter] += matrix.shape[0]
     return None if all(isinstance(matrix.codec, Plain) for matrix in found) else tuple(found)
 
 
 def packing_matrices(layer: MoELayer, expert_format: str) -> tuple[Matrix, ...]:
-    """Every parameter of a layer's experts in one format; vectors, as biases are, stay as they are."""
+    """Every parameter of a layer's experts in one format; vectors such as biases stay unpacked."""
     is_transposed = bool(layer.experts.is_transposed)
     found = []
     for name, parameter in layer.expert_parameters().items():

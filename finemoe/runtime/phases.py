@@ -1,9 +1,9 @@
-"""What a forward is, told from its arguments before anything is computed: a prefill, a decode step, or neither; of which request;
-and which of its rows are padding (docs/metrics.md defines the words).
+"""Classifies a forward from its arguments before anything is computed: a prefill, a decode step, or neither; its request; and
+which of its rows are padding (docs/metrics.md defines the terms).
 
-A request is known by its cache. Only where several tokens are fed over a cache that holds some already do the arguments not say
-what they are: the rest of a prompt, a new turn, or drafts to be verified. There Transformers' own generation is asked, if it is
-the caller.
+A cache identifies a request. The arguments are ambiguous only if several tokens are fed over a cache that already holds some:
+these may be the rest of a prompt, a new turn, or drafts to be verified. Then Transformers' own generation decides, if it is the
+caller.
 """
 
 import inspect
@@ -20,32 +20,34 @@ import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 
-_STEPS_REMEMBERED = 64  # how long a sequence of a continuous batch may pause; its end may be met by another after that
+_STEPS_REMEMBERED = 64  # how many steps a sequence of a continuous batch may pause; later, another sequence may match its end
 _CACHE_NAMES = ("past_key_values", "cache_params", "past_key_value", "cache")
 
 
 class Phase(Enum):
     """The kind of an iteration."""
 
-    PREFILL = "a prompt, or all of it that is fed at once"
+    PREFILL = "a prompt, or as much of it as is fed at once"
     PIECE = "a later piece of a prompt that `generate` feeds in pieces"
-    DECODE = "one token a sequence, or drafts that `generate` verifies"
-    SEVERAL = "several tokens over a cache that is not empty, from a caller who does not say what they are"
-    UNKNOWN = "prefill and decode in one, or not to be known"
+    DECODE = "one token per sequence, or drafts that `generate` verifies"
+    SEVERAL = "several tokens over a non-empty cache, from a caller that does not reveal what they are"
+    UNKNOWN = "prefill and decode in one forward, or unknown"
 
     @property
     def is_prefill(self) -> bool | None:
-        """What a policy is told; None where it is not known."""
+        """Whether it is a prefill, as policies see it; None if unknown."""
         return {Phase.PREFILL: True, Phase.PIECE: True, Phase.UNKNOWN: None}.get(self, False)
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What is known of a forward.
+    """What is known about a forward.
 
     Attributes:
-        phase: its kind. request: the number of the request it belongs to, from 0 on. starts_request: whether that one begins.
-        rows: indices of the token rows that are no padding, or None where none is.
+        phase: its kind.
+        request: number of its request, from 0 on.
+        starts_request: whether the request starts with this forward.
+        rows: indices of the token rows that are not padding, or None if no row is.
     """
 
     phase: Phase
@@ -55,10 +57,12 @@ class Forward:
 
 
 class Call:
-    """The arguments of one module's forward, as far as they tell of phases.
+    """The arguments of one module's forward that determine its phase.
 
     Args:
-        module: whose forward is called; args, kwargs: what with. forward: the module's own, where another stands in for it.
+        module: the module that is called.
+        args, kwargs: the arguments of the call.
+        forward: the module's original forward, if another function replaces it.
     """
 
     def __init__(
@@ -73,20 +77,20 @@ class Call:
         self.embeds = arguments.get("inputs_embeds") if isinstance(arguments.get("inputs_embeds"), torch.Tensor) else None
         self.mask = arguments.get("attention_mask")
         self.cache = _cache_in(arguments)
-        self.past_tokens = 0 if self.cache is None else length_of(self.cache)  # before this forward adds to it
+        self.past_tokens = 0 if self.cache is None else length_of(self.cache)  # before this forward appends to it
         ends, positions, wanted = (arguments.get(name) for name in ("cu_seq_lens_q", "position_ids", "logits_indices"))
         self.packed = None
         if isinstance(ends, torch.Tensor) and isinstance(positions, torch.Tensor):
             self.packed = Packed.of(ends, positions, wanted)
 
     def padding(self, batch: int, num_tokens: int) -> torch.Tensor | None:
-        """[batch, num_tokens] whether a row counts, or None where the arguments name no padding."""
-        masks = self.mask.values() if isinstance(self.mask, Mapping) else (self.mask,)  # by kind of attention
+        """[batch, num_tokens] whether a row counts, or None if the arguments contain no padding mask."""
+        masks = self.mask.values() if isinstance(self.mask, Mapping) else (self.mask,)  # one mask per kind of attention
         said = (self._counts_by(mask, batch, num_tokens) for mask in masks)
         return next((counts for counts in said if counts is not None), None)
 
     def _counts_by(self, mask: Any, batch: int, num_tokens: int) -> torch.Tensor | None:
-        """What one mask says of padding, as `padding` does; a mask of one row is every row's."""
+        """What one mask specifies, as in `padding`; a mask with one row applies to every row."""
         past = self.past_tokens or 0
         if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or len(mask) not in (1, batch) or mask.shape[-1] < num_tokens:
             return None
@@ -95,18 +99,19 @@ class Call:
         if mask.ndim == 2:
             return mask[:, begin : begin + num_tokens] != 0
         if mask.ndim == 4 and mask.shape[-2] == num_tokens and begin == past:
-            own = mask[:, 0, :, begin : begin + num_tokens].diagonal(dim1=-2, dim2=-1)  # a token that counts sees itself
+            own = mask[:, 0, :, begin : begin + num_tokens].diagonal(dim1=-2, dim2=-1)  # a token that counts attends to itself
             return own if own.dtype == torch.bool else own == 0 if own.is_floating_point() else own != 0
         return None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences side by side in one row, as continuous batching feeds them; each entry is of one sequence.
+    """Sequences packed in one row, as continuous batching feeds them; entry i of each field is about sequence i.
 
     Attributes:
-        lengths: tokens fed. pasts: tokens in the cache already. is_complete: whether every sequence gets its next token, so that
-            no prompt is cut off.
+        lengths: number of tokens fed.
+        pasts: number of tokens already in the cache.
+        is_complete: whether every sequence gets its next token, so that no prompt is cut off.
     """
 
     lengths: tuple[int, ...]
@@ -115,38 +120,39 @@ class Packed:
 
     @classmethod
     def of(cls, ends: torch.Tensor, positions: torch.Tensor, wanted: Any) -> "Packed":
-        """From the cumulative lengths [n + 1], the position of every token, and the tokens whose logits are wanted, if known."""
+        """Build it from the cumulative lengths [n + 1], the position of every token, and the tokens with wanted logits, if
+        known."""
         bounds, places = ends.tolist(), positions.reshape(-1).tolist()
-        spans = [(begin, end) for begin, end in itertools.pairwise(bounds) if end > begin]  # others are fillers
+        spans = [(begin, end) for begin, end in itertools.pairwise(bounds) if end > begin]  # others are filler
         last = {end - 1 for _, end in spans}
         is_complete = not isinstance(wanted, torch.Tensor) or last <= set(wanted.tolist())
         return cls(tuple(end - begin for begin, end in spans), tuple(places[begin] for begin, _ in spans), is_complete)
 
     @property
     def num_rows(self) -> int:
-        """Rows that belong to a sequence; what follows is filling."""
+        """Number of rows that belong to a sequence; the rest is filler."""
         return sum(self.lengths)
 
     @property
     def ends(self) -> list[int]:
-        """How far each sequence comes with what it is fed."""
+        """Length of each sequence including the tokens that are fed."""
         return [past + length for past, length in zip(self.pasts, self.lengths, strict=True)]
 
 
 class Progress:
-    """How far the sequences of one continuous batch have come. One that goes on where none had come starts: with 0 tokens, or
-    after a prefix that others have left in the cache."""
+    """Tracks the lengths of the sequences of one continuous batch. A sequence that continues where none had ended is new: it
+    has 0 tokens, or a prefix that others have left in the cache."""
 
     def __init__(self) -> None:
         self._step = 0
-        self._ends: dict[int, int] = {}  # how far sequences have come -> the step in which one did last
-        self._cut_off: set[int] = set()  # how far prompts had come that the last step cut off
+        self._ends: dict[int, int] = {}  # length of a sequence -> the last step in which one had it
+        self._cut_off: set[int] = set()  # lengths of the prompts that the last step cut off
 
     def step(self, packed: Packed) -> tuple[Phase, bool]:
         """The phase of the next forward, and whether a sequence starts in it.
 
-        It is a prefill where every sequence is fed its whole prompt, a decode step where each goes on by one token of its own. A
-        single token after a cut-off prompt may be its end.
+        It is a prefill if every sequence is fed its whole prompt, and a decode step if each advances by one token of its own. A
+        single token after a cut-off prompt may be the prompt's end.
         """
         starts = any(past not in self._ends for past in packed.pasts)
         is_decode = all(length == 1 for length in packed.lengths) and not starts and self._cut_off.isdisjoint(packed.pasts)
@@ -160,7 +166,7 @@ class Progress:
 
 
 class Requests:
-    """Numbers requests, and says of every forward which it belongs to."""
+    """Numbers requests, and determines the request of every forward."""
 
     def __init__(self) -> None:
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by cache
@@ -168,7 +174,7 @@ class Requests:
         self._next = 0
 
     def forward(self, call: Call, batch: int, num_tokens: int) -> Forward:
-        """What a forward over [batch, num_tokens] tokens is."""
+        """Classify a forward over [batch, num_tokens] tokens."""
         if call.packed is not None and batch == 1:
             return self._packed(call, call.packed, num_tokens)
         phase, starts = _phase(call, num_tokens)
@@ -179,11 +185,11 @@ class Requests:
         return Forward(phase, self._new(call.cache) if number is None else number, starts, rows)
 
     def unknown(self) -> Forward:
-        """A layer is called by itself: the request that ran last, for all that is known."""
+        """Classify a layer that is called by itself: it counts towards the last request."""
         return Forward(Phase.UNKNOWN, self._next - 1, False) if self._next else Forward(Phase.UNKNOWN, self._new(None), True)
 
     def remember(self, cache: Any, request: int) -> None:
-        """A request's cache, which its first forward has made."""
+        """Store a request's cache, which its first forward has made."""
         if cache is not None and self._number_of(cache) is None:
             self._note(self._numbers, cache, request)
 
@@ -210,16 +216,16 @@ class Requests:
 
 
 def cache_of(output: Any) -> Any:
-    """The cache in what a forward returned, or None."""
+    """The cache in a forward's output, or None."""
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
     return next((item for item in items if isinstance(item, Cache)), None)
 
 
 def length_of(cache: Any) -> int | None:
-    """Tokens that a cache holds (at least 1 where it holds some but doesn't say how many); None where nothing is to be known."""
+    """Number of tokens in a cache (at least 1 if it holds an unknown number of them); None if it cannot be determined."""
     try:
         return int(cache.get_seq_length())
-    except (AttributeError, ValueError, TypeError):  # ValueError: it has states only, and no tokens
+    except (AttributeError, ValueError, TypeError):  # ValueError: it has only states, no tokens
         try:
             return int(cache.has_previous_state())
         except (AttributeError, ValueError, TypeError):
@@ -227,7 +233,7 @@ def length_of(cache: Any) -> int | None:
 
 
 def _phase(call: Call, num_tokens: int) -> tuple[Phase, bool]:
-    """The phase, and whether a request begins for certain."""
+    """The phase, and whether a request certainly starts."""
     if call.past_tokens is None:
         return Phase.UNKNOWN, False
     if call.past_tokens == 0:
@@ -249,8 +255,8 @@ def _generation_codes() -> frozenset[Any]:
 
 
 def _generation_step(cache: Any) -> tuple[bool, bool] | None:
-    """Of the `generate` that feeds this cache: whether it feeds its prompt, and whether a later piece of it; None where no
-    `generate` does, or it has nothing to say."""
+    """For the `generate` that feeds this cache: whether it feeds its prompt, and whether this is a later piece of it. None if no
+    `generate` feeds it or its state is unknown."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code in _generation_codes():
@@ -272,7 +278,7 @@ def _bound(module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...]
     try:
         signature = _signature_of(getattr(forward, "__func__", forward))
         bound = signature.bind_partial(module, *args) if hasattr(forward, "__func__") else signature.bind_partial(*args)
-    except (TypeError, ValueError):  # which the model itself says better
+    except (TypeError, ValueError):  # the model itself reports this better
         return dict(kwargs)
     return {**bound.arguments, **kwargs}
 

@@ -1,4 +1,4 @@
-"""Equal slots in one device's memory, with ready-made weight views for every layout that may lie in them."""
+"""Equal slots in one device's memory, with prepared weight views for every layout that they may hold."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,11 @@ class SlotPool:
     """The memory behind one device's expert cache.
 
     Args:
-        layouts: the record layout of every MoE layer; num_slots: how many experts fit.
+        layouts: the record layout of every MoE layer.
+        num_slots: how many experts fit.
+        device: the device.
     Raises:
-        FinemoeError: the device has no room for that many slots.
+        FinemoeError: the device lacks memory for that many slots.
     """
 
     def __init__(self, layouts: Sequence[ExpertLayout], num_slots: int, device: torch.device) -> None:
@@ -22,26 +24,26 @@ class SlotPool:
         slot_bytes = max(layout.nbytes for layout in layouts)
         try:
             self._bytes = torch.zeros((num_slots, slot_bytes), dtype=torch.uint8, device=device)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
+        except RuntimeError as error:  # torch.OutOfMemoryError is a subclass
             total = num_slots * slot_bytes
-            raise FinemoeError(f"{total} bytes for experts cannot be had on {device}; lower expert_memory") from error
+            raise FinemoeError(f"{total} bytes for experts cannot be allocated on {device}; lower expert_memory") from error
         self._layouts = layouts
         views: dict[ExpertLayout, dict[int, dict[str, torch.Tensor]]] = {layout: {} for layout in layouts}
-        self._views = [views[layout] for layout in layouts]  # layers of equal layouts share theirs
+        self._views = [views[layout] for layout in layouts]  # layers of equal layouts share views
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
         for views in self._views:
             views.clear()
 
     @property
     def slot_bytes(self) -> int:
-        """How far slots lie apart."""
+        """Distance between slots, in bytes."""
         return self._bytes.shape[1]
 
     def address(self, slot: int) -> int:
-        """Where a slot begins."""
+        """Address of a slot."""
         return self._bytes.data_ptr() + slot * self.slot_bytes
 
     def bytes_of(self, layer: int, slot: int) -> torch.Tensor:
@@ -53,17 +55,17 @@ class SlotPool:
         views, period = self._views[layer], self._layouts[layer].period
         key = slot * period + expert % period
         if key not in views:
-            with torch.inference_mode(False):  # whose views could not be written to outside it
+            with torch.inference_mode(False):  # views made in inference mode are read-only outside it
                 views[key] = self._layouts[layer].views(self._bytes[slot], expert)
         return views[key]
 
     def can_stack(self, layer: int) -> bool:
-        """Whether a layer's experts begin alike in all slots."""
+        """Whether a layer's experts start at the same offset in all slots."""
         return self._layouts[layer].period == 1
 
     def stacked(self, layer: int, first: int, count: int) -> dict[str, torch.Tensor]:
-        """The weights in slots first to first + count - 1 side by side, by parameter name, [count, ...]; views, whatever lies
-        there, where `can_stack`."""
+        """The weights in slots first to first + count - 1, by parameter name, [count, ...]. These are views of whatever the slots
+        hold; only valid if `can_stack`."""
         slots = self._bytes[first : first + count]
         return {
             field.name: slots[:, field.start_bytes(0) : field.start_bytes(0) + field.nbytes]

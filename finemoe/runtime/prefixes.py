@@ -1,4 +1,4 @@
-"""Which tokens were fed after which: a tree of all prefixes, by which a recorded row is found again."""
+"""Records which tokens were fed after which others: a tree of all prefixes, used to find recorded rows again."""
 
 import numpy as np
 
@@ -6,22 +6,22 @@ import numpy as np
 class Prefixes:
     """The prefixes of several sequences, and for each the row of the first forward that fed its last token.
 
-    Positions are matched by their content, never by counting: a row belongs to a sequence if it fed the same token after exactly
-    the same tokens, for the same prompt: what one prompt says another may generate, in a forward of its own. Rows of one forward
-    that feed the same (copies of a prompt) are told apart by their slot.
+    Positions are matched by content, never by counting: a row belongs to a sequence if it fed the same token after exactly the
+    same tokens for the same prompt. (A prompt may contain what another prompt generates, but in a separate forward.) Rows of
+    one forward that feed the same tokens (copies of a prompt) are distinguished by their slot.
     """
 
     def __init__(self) -> None:
         self._children: dict[tuple[int, int], int] = {}
         self._paths: dict[
             tuple[int, int], tuple[np.ndarray, np.ndarray]
-        ] = {}  # by prompt's root and slot: the tokens seen last, and their nodes
+        ] = {}  # by prompt's root and slot: the last tokens seen, and their nodes
         self._forward_of: dict[int, int] = {}
-        self._rows: dict[int, dict[int, int]] = {}  # by node: the recorded row of each slot
-        self.forwards: list[int] = []  # of every recorded row, in order
+        self._rows: dict[int, dict[int, int]] = {}  # recorded row of each slot, by node
+        self.forwards: list[int] = []  # the forward of every recorded row, in order
 
     def feed(self, prompt: int, slot: int, tokens: np.ndarray, num_fed: int, forward: int) -> list[int]:
-        """Note that a forward fed the last `num_fed` of a slot's tokens; the positions that no earlier forward fed."""
+        """Note that a forward fed the last `num_fed` of a slot's tokens; returns the positions that no earlier forward fed."""
         nodes = self._nodes(_root(prompt), slot, tokens)
         new = []
         for position in range(max(0, len(tokens) - num_fed), len(tokens)):
@@ -33,7 +33,7 @@ class Prefixes:
         return new
 
     def find(self, prompt: int, slot: int, tokens: np.ndarray) -> list[int]:
-        """The recorded row of every position of a sequence, the slot's own where it has one; ends where nothing is known."""
+        """The recorded row of each position of a sequence, preferably the slot's own; stops at the first unknown position."""
         found: list[int] = []
         node = _root(prompt)
         for token in tokens.tolist():
@@ -59,5 +59,5 @@ class Prefixes:
 
 
 def _root(prompt: int) -> int:
-    """The node before a prompt's first token; those of tokens are numbered from 1 on."""
+    """The node before a prompt's first token; tokens' nodes are numbered from 1 on."""
     return -1 - prompt

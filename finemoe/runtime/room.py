@@ -1,4 +1,4 @@
-"""What experts take on a device: their slots, and the rooms in which packed ones are unpacked (see `unpacking`)."""
+"""The memory that experts use on a device: their slots, and the rooms in which packed experts are unpacked (see `unpacking`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ class Room:
     """Sizes of one engine's memory.
 
     Attributes:
-        slot_bytes: of a record in its slot; room_bytes: of an expert that is unpacked, 0 where none needs to be.
-        is_unpacked: whether there is a room for every slot, and not just one.
+        slot_bytes: size of a slot.
+        room_bytes: size of an unpacked expert; 0 if nothing is packed.
+        is_unpacked: whether every slot has a room, rather than all sharing one.
     """
 
     slot_bytes: int
@@ -25,35 +26,35 @@ class Room:
 
     @classmethod
     def of(cls, layouts: Sequence[ExpertLayout], slots: str) -> "Room":
-        """Of records so laid out; slots: as in `finemoe.load`."""
+        """The sizes for these record layouts; `slots` is as in `finemoe.load`."""
         return cls(max(layout.nbytes for layout in layouts), room_bytes(layouts), slots == "unpacked")
 
     def slots_per_device(self, expert_memory: int | float | str, num_experts: int, num_devices: int) -> int:
-        """Slots of every device. A share counts experts; of bytes, the rooms go off first.
+        """Number of slots per device. A share counts experts; a number of bytes must also hold the rooms.
 
         Raises:
-            FinemoeError: as `cache.capacity.slots_per_device`, or the rooms leave less than one expert.
+            FinemoeError: as `cache.capacity.slots_per_device`, or the rooms leave space for less than one expert.
         """
         if not self.room_bytes or not (isinstance(expert_memory, str) or is_whole(expert_memory)):
             return slots_per_device(expert_memory, self.slot_bytes, num_experts, num_devices)
         num_bytes = byte_count(expert_memory, "expert_memory")
-        rooms_a_slot = num_devices if self.is_unpacked else 0  # all rooms are on one device, which has slots like every other
+        rooms_a_slot = num_devices if self.is_unpacked else 0  # all rooms are on one device; slots are the same on all
         least_bytes = self.slot_bytes + max(1, rooms_a_slot) * self.room_bytes
         if num_bytes < least_bytes:
             raise FinemoeError(
                 f"expert_memory is {num_bytes} bytes, but one expert takes {self.slot_bytes} packed, and "
-                f"{least_bytes - self.slot_bytes} where it is unpacked; give {least_bytes} at least, or a share in (0, 1]"
+                f"{least_bytes - self.slot_bytes} unpacked; give at least {least_bytes}, or a share in (0, 1]"
             )
         if self.is_unpacked:
             return slots_per_device(num_bytes, least_bytes, num_experts, num_devices)
         return slots_per_device(num_bytes - self.room_bytes, self.slot_bytes, num_experts, num_devices)
 
     def num_rooms(self, slots: int, num_devices: int) -> int:
-        """How many rooms there are beside so many slots a device."""
+        """Number of rooms for that many slots per device."""
         if not self.room_bytes:
             return 0
         return slots * num_devices if self.is_unpacked else 1
 
     def nbytes(self, slots: int, num_devices: int) -> int:
-        """Bytes of slots and rooms, all devices together."""
+        """Bytes of slots and rooms on all devices together."""
         return slots * num_devices * self.slot_bytes + self.num_rooms(slots, num_devices) * self.room_bytes

@@ -1,4 +1,4 @@
-"""A layer's selected experts, brought to the host while the device goes on: one copy into page-locked memory, one event."""
+"""Copies a layer's selected experts to the host while the device continues: one copy into page-locked memory, one event."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from finemoe.runtime.snapshot import HostBuffers, Snapshot
 
 
 class SelectionReader:
-    """One layer's. On CUDA the copy begins as soon as the router has run, so that what is issued in between, such as a shared
-    expert, hides it.
+    """Reads one layer's selection. On CUDA the copy starts as soon as the router has run, so that work issued in between, such
+    as a shared expert, hides it.
 
     Args:
-        buffers: where copies from CUDA land; None where nothing is on CUDA.
+        buffers: where copies from CUDA land; None without CUDA.
     """
 
     def __init__(self, buffers: HostBuffers | None) -> None:
@@ -21,13 +21,13 @@ class SelectionReader:
         self._begun: tuple[torch.Tensor, Snapshot] | None = None
 
     def begin(self, router_output: Any) -> None:
-        """The router has returned this, by convention (scores [T, J], weights [T, K], index [T, K], ...)."""
+        """Start copying from the router's output, by convention (scores [T, J], weights [T, K], index [T, K], ...)."""
         if self._buffers is not None and isinstance(router_output, tuple):
             index = next((one for one in router_output if _is_index(one)), None)
             self._begun = None if index is None else (index, Snapshot(index, self._buffers))
 
     def read(self, top_k_index: torch.Tensor) -> np.ndarray:
-        """What the experts are called with, [T, K]; the copy that was begun, if it is of that tensor."""
+        """The ids that the experts are called with, [T, K]; uses the started copy if it is of that tensor."""
         begun, self._begun = self._begun, None
         if begun is not None and begun[0] is top_k_index:
             return begun[1].whole_numbers()

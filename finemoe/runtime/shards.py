@@ -10,14 +10,14 @@ from transformers.modeling_utils import str_to_torch_dtype
 
 from finemoe.errors import FinemoeError
 
-_DTYPES = str_to_torch_dtype | {"F8_E8M0": torch.float8_e8m0fnu}  # which Transformers reads, and has no entry for
+_DTYPES = str_to_torch_dtype | {"F8_E8M0": torch.float8_e8m0fnu}  # Transformers reads it but has no entry for it
 
 
 class Shards:
     """The tensors of safetensors files by name; files are opened when needed and closed by `close`.
 
     Args:
-        files: in Transformers' order; of a tensor that several of them hold, the last one counts, as it does there.
+        files: in Transformers' order; if several files hold a tensor, the last one counts, as in Transformers.
     Raises:
         FinemoeError: a file is missing or truncated.
     """
@@ -32,7 +32,7 @@ class Shards:
         return iter(sorted(self._file_of, key=dot_natural_key))
 
     def file_of(self, name: str) -> str:
-        """The name of the file that holds a tensor."""
+        """Name of the file that holds a tensor."""
         return Path(self._file_of[name]).name
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -40,20 +40,20 @@ class Shards:
         return tuple(self._slice(name).get_shape())
 
     def dtype_name(self, name: str) -> str:
-        """A tensor's type, as safetensors names it."""
+        """A tensor's type in safetensors' notation."""
         return str(self._slice(name).get_dtype())
 
     def on_meta(self, name: str) -> torch.Tensor:
-        """A tensor's shape and type without its values: not even one page of the file is read."""
+        """A tensor's shape and type without its values: not a single page of the file is read."""
         part = self._slice(name)
         return torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
 
     def lazily(self, absent: Callable[[str], bool]) -> dict[str, Any]:
-        """All tensors as Transformers takes them, read when they are indexed; the `absent` ones have no values even then."""
+        """All tensors in the form that Transformers accepts, read when they are indexed; the `absent` ones never have values."""
         return {name: _Absent(self, name) if absent(name) else self._slice(name) for name in self._file_of}
 
     def read(self, name: str) -> torch.Tensor:
-        """A whole tensor, mapped from the file."""
+        """A whole tensor, memory-mapped from the file."""
         tensor: torch.Tensor = self._slice(name)[...]
         return tensor
 
@@ -76,12 +76,12 @@ class Shards:
             try:
                 self._open[file] = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise FinemoeError(f"{file}: missing or truncated ({error}); fetch the checkpoint again") from error
+                raise FinemoeError(f"{file}: the file is missing or truncated ({error}); fetch the checkpoint again") from error
         return self._open[file]
 
 
 class _Absent:
-    """Stands in for a file's tensor that shall not be read."""
+    """Stands in for a file's tensor that must not be read."""
 
     def __init__(self, shards: Shards, name: str) -> None:
         self._shards, self._name = shards, name
@@ -90,5 +90,5 @@ class _Absent:
         return self._shards.on_meta(self._name)
 
     def get_dtype(self) -> str:
-        """As safetensors names it; where a checkpoint is quantised, Transformers asks before it reads."""
+        """The type in safetensors' notation; for a quantised checkpoint, Transformers asks for it before it reads."""
         return self._shards.dtype_name(self._name)

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that together become one parameter or several."""
+"""Tensors of a checkpoint that together form one parameter or several."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -9,10 +9,12 @@ from transformers.core_model_loading import MergeModulelist, WeightConverter, We
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that together become one parameter or several.
+    """Tensors that together form one parameter or several.
 
     Attributes:
-        target: the (first) parameter; transform: what Transformers does to them; sources: their names by the pattern they match.
+        target: the (first) parameter.
+        transform: Transformers' conversion of the tensors.
+        sources: names of the tensors by the pattern that they match.
     """
 
     target: str
@@ -21,22 +23,22 @@ class Group:
 
     @property
     def operations(self) -> list[Any]:
-        """What is done to them, in order."""
+        """The operations on the tensors, in order."""
         return self.transform.operations if isinstance(self.transform, WeightConverter) else []
 
     @property
     def dequantizes(self) -> bool:
-        """Whether they are packed: the first thing done is to dequantise them."""
+        """Whether they are packed: the first operation dequantises them."""
         return bool(self.operations) and getattr(self.operations[0], "hf_quantizer", None) is not None
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the first thing done, to weights that are not packed, is to stack one tensor per expert."""
+        """Whether the first operation, after any dequantising, stacks one tensor per expert."""
         operations = self._after_unpacking
         return bool(operations) and isinstance(operations[0], MergeModulelist)
 
     def is_by_expert(self, num_experts: int) -> bool:
-        """Whether one expert's tensors make that expert's part of the result: all that is done to them acts on other axes."""
+        """Whether one expert's tensors form that expert's part of the result: all operations act on other axes."""
         if isinstance(self.transform, WeightRenaming):
             return True
         axes = [_axes(operation) for operation in self._after_unpacking]

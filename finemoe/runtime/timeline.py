@@ -1,4 +1,4 @@
-"""What happened when: spans of compute, links and matcher, for Perfetto or chrome://tracing. Costs nothing unless recording."""
+"""Records spans of compute, links and matcher for Perfetto or chrome://tracing. Costs nothing unless recording."""
 
 import json
 import time
@@ -14,7 +14,7 @@ Span = tuple[str, str, float, float]  # track, name, begin and end (time.perf_co
 
 
 class Timeline:
-    """Spans on named tracks; any thread may add to it."""
+    """Spans on named tracks; any thread may add spans."""
 
     def __init__(self) -> None:
         self.is_recording = False
@@ -23,19 +23,19 @@ class Timeline:
         self._watched: list[tuple[Callable[[], None], Callable[[], Iterable[Span]]]] = []
 
     def watch(self, start: Callable[[], None], spans: Callable[[], Iterable[Span]]) -> None:
-        """Let somebody note spans for itself: `start` is called when it is to begin, `spans` when it is over, for what it
-        noted."""
+        """Register a source that records its own spans: `start` is called when recording starts, `spans` when it stops, to
+        collect them."""
         self._watched.append((start, spans))
 
     def start(self) -> None:
-        """Record from now on, into an empty timeline."""
+        """Start recording into an empty timeline."""
         self._spans, self._num_left_out = [], 0
         for start, _ in self._watched:
             start()
         self.is_recording = True
 
     def stop(self) -> None:
-        """Record no longer."""
+        """Stop recording."""
         if self.is_recording:
             for _, spans in self._watched:
                 for span in spans():
@@ -43,7 +43,7 @@ class Timeline:
         self.is_recording = False
 
     def add(self, track: str, name: str, begin_s: float, end_s: float | None = None) -> None:
-        """A span from `begin_s` (time.perf_counter) until `end_s`, or until now."""
+        """Add a span from `begin_s` (time.perf_counter) until `end_s`, or until now."""
         if not self.is_recording:
             return
         if len(self._spans) < _MOST_SPANS:
@@ -52,15 +52,15 @@ class Timeline:
             self._num_left_out += 1
 
     def save(self, path: str | Path) -> None:
-        """Write what was recorded in the Chrome trace event format (times in microseconds).
+        """Write the recorded spans in the Chrome trace event format (times in microseconds).
 
         Raises:
             FinemoeError: nothing was recorded.
         """
         if not self._spans:
-            raise FinemoeError("nothing was recorded; run the model between the timeline's start and its end")
+            raise FinemoeError("nothing was recorded; run the model inside the timeline's `with` block")
         if self._num_left_out:
-            warnings.warn(f"{path}: the last {self._num_left_out} spans are left out; record fewer iterations", stacklevel=2)
+            warnings.warn(f"{path}: the last {self._num_left_out} spans are missing; record fewer iterations", stacklevel=2)
         tracks = {track: number for number, track in enumerate(sorted({span[0] for span in self._spans}))}
         origin_s = min(span[2] for span in self._spans)
         names = [

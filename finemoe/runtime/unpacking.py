@@ -1,9 +1,9 @@
-"""Unpacks experts on the device that computes, right before a layer does (DESIGN 5, "Packed experts").
+"""Unpacks experts on the computing device, right before a layer uses them (DESIGN 5, "Packed experts").
 
-Records, link and slots hold an expert as its checkpoint has it. What a layer computes with is made in *rooms*, memory of the home
-device that is used over and over: one is enough, since a layer asks for one expert after another, and what it launches on the
-device is done in that order. More rooms keep experts that were unpacked before, the least recently used one going first. A room
-never goes stale: weights do not change.
+Records, link and slots hold an expert in its checkpoint's format. The weights that a layer computes with are made in *rooms*,
+memory of the home device that is reused: one room is enough, since a layer requests one expert after another and the device
+executes in that order. More rooms keep experts unpacked, evicting the least recently used first. A room never becomes stale:
+weights do not change.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,9 @@ class Unpacker:
     """The rooms of one engine.
 
     Args:
-        layouts: the record layout of every MoE layer, some of them packed; num_rooms: how many experts stay unpacked.
+        layouts: the record layout of every MoE layer, some of them packed.
+        num_rooms: how many experts stay unpacked.
+        device: the device that computes.
     Attributes:
         num_unpacked: how often an expert was unpacked.
     """
@@ -29,7 +31,7 @@ class Unpacker:
         self._packings, self._num_rooms = [layout.packing for layout in layouts], num_rooms
         some = next(packing for packing in self._packings if packing is not None)
         self._rooms = SlotPool([(packing or some).weights for packing in self._packings], num_rooms, device)
-        self._room_of: OrderedDict[tuple[int, int], int] = OrderedDict()  # by (layer, expert), the one used last at the end
+        self._room_of: OrderedDict[tuple[int, int], int] = OrderedDict()  # by (layer, expert), the most recently used last
         self._free: list[int] = []
         self.num_unpacked = 0
 
@@ -38,7 +40,7 @@ class Unpacker:
         return self._packings[layer] is not None
 
     def weights(self, layer: int, expert: int, packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """An expert's weights by parameter name, until as many others were asked for as there are rooms; packed: its tensors."""
+        """An expert's weights by parameter name, valid until as many others are requested as there are rooms."""
         key = layer, expert
         room = self._room_of.get(key)
         if room is not None:
@@ -49,12 +51,12 @@ class Unpacker:
         assert packing is not None
         packing.unpack(packed, weights)
         self._free.pop()
-        self._room_of[key] = room  # last of all: an interrupt must leave no room that is free and has a name, too
+        self._room_of[key] = room  # last: an interrupt must not leave a room both free and in use
         self.num_unpacked += 1
         return weights
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._room_of.clear()
         self._rooms.close()
 
@@ -65,10 +67,12 @@ class Unpacker:
 
 
 class Unpacked:
-    """A layer's weights, unpacked as they are asked for.
+    """A layer's weights, unpacked when requested.
 
     Args:
-        source: of the packed tensors; layer: whose they are.
+        source: provides the packed tensors.
+        layer: the layer.
+        unpacker: the rooms.
     """
 
     def __init__(self, source: Source, layer: int, unpacker: Unpacker) -> None:
@@ -84,5 +88,5 @@ class Unpacked:
 
 
 def room_bytes(layouts: Sequence[ExpertLayout]) -> int:
-    """Bytes of a room; 0 where nothing is packed."""
+    """Size of a room in bytes; 0 if nothing is packed."""
     return max((layout.packing.weights.nbytes for layout in layouts if layout.packing is not None), default=0)
