@@ -7,6 +7,7 @@ recorded of gpt-oss-20b 2 % have one. A store serves where iterations resemble e
 import numpy as np
 import pandas as pd
 
+from finemoe.artifact.progress import progress
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
 from finemoe.traces import RoutingTrace
@@ -36,7 +37,7 @@ def coverage_table(known: np.ndarray, new: np.ndarray) -> pd.DataFrame:
         store = ExpertMapStore(num_layers, num_experts, 0, len(stored), prefetch_distance=1)
         store.add(stored)
         search = TrajectorySearch(store, len(new))
-        for layer in range(num_layers):
+        for layer in progress(range(num_layers), f"{len(stored):,} maps", "layer"):
             search.observe(layer, np.ascontiguousarray(new[:, layer]))
         _, best = search.nearest()
         found = {"promised": promised, "wanted": wanted, "stored": len(stored), "median": float(np.median(best))}

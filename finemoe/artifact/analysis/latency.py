@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from finemoe.artifact.progress import progress
 from finemoe.errors import FinemoeError
 from finemoe.intervals import Interval, bounds, resample_counts
 from finemoe.paths import ROOT
@@ -72,7 +73,7 @@ def latency_table(
     cost = CostModel(size_of(model, served.num_layers, served.num_experts, served.top_k), Testbed.load(hardware))
     options |= {"hardware": hardware, "model": model, "batch_size": batch_size}
     tables = []
-    for name, system in systems.items():
+    for name, system in progress(systems.items(), "replaying", "system", len(systems)):
         memories = _fitting(cost, system, expert_memories)
         if name not in missing and memories:
             known = knowledge.of(system.policy)

@@ -13,6 +13,7 @@ import pandas as pd
 from finemoe.artifact.analysis.arrivals import queued
 from finemoe.artifact.analysis.latency import BASELINES, request_rows
 from finemoe.artifact.claims import Claim, Statement
+from finemoe.artifact.progress import progress
 from finemoe.intervals import bootstrap_ratio
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.replay import sweep
@@ -45,7 +46,7 @@ def online_table(
     tables = []
     arrivals_s, prompt_tokens, new_tokens = (arrivals[name].to_numpy() for name in ("arrival_s", "prompt_tokens", "new_tokens"))
     missing = left_out(trace, systems, prefetch_distance)
-    for name, system in systems.items():
+    for name, system in progress(systems.items(), "replaying", "system", len(systems)):
         if name in missing:
             continue
         needed = trace.with_strides(system.strides(prefetch_distance))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from finemoe.artifact.analysis.coverage import theory
 from finemoe.artifact.analysis.modelled_breakdown import busiest_device_s, trajectory_search_s
+from finemoe.artifact.progress import progress
 from finemoe.maps.store import ExpertMapStore
 from finemoe.policies.finemoe import store_from
 from finemoe.simulation.cost import CostModel, size_named
@@ -48,7 +49,7 @@ def scale_table(
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
     known = dict.fromkeys(SYSTEMS.values(), history) | {"finemoe": store_from(replay_setup(served, history, **options))}
     rows = []
-    for count in devices:
+    for count in progress(devices, model, "number of devices"):
         testbed = replace(Testbed.load(hardware), devices=count, host_bytes_per_s=count * Testbed.load(hardware).link_bytes_per_s)
         cost = CostModel(size, testbed)
         share = min(

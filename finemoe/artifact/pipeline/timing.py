@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 import finemoe
+from finemoe.artifact.progress import progress
 from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
@@ -50,7 +51,7 @@ def rounds_until_narrow(measures: Mapping[str, Callable[[], float]], num_rounds:
         Rows (round, variant, seconds_per_token).
     """
     rows: list[dict[str, Any]] = []
-    for number in range(num_rounds):
+    for number in progress(range(num_rounds), "at most", "round"):
         rows += [{"round": number, "variant": name, "seconds_per_token": measure()} for name, measure in measures.items()]
         if number + 1 >= _FEWEST_ROUNDS:
             found = ratios(pd.DataFrame(rows))

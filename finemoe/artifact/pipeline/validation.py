@@ -17,6 +17,7 @@ from finemoe.artifact.pipeline.measured_pace import Machine, MeasuredPace
 from finemoe.artifact.pipeline.micro_measurements import measure_machine
 from finemoe.artifact.pipeline.noise import busy_share
 from finemoe.artifact.pipeline.timing import generation, one_expert_bytes, paced_link
+from finemoe.artifact.progress import progress
 from finemoe.policies import make_policy, policy_named
 from finemoe.policies.base import Policy
 from finemoe.policies.finemoe import store_from
@@ -121,6 +122,23 @@ def validation_round(
                 cell = {"model": subject.name, "policy": policy, "expert_memory": share, "load_ms": load_ms}
                 rows.append(cell | compared(report, measure(subject, policy, load_s, share), policy) | {"busy": busy_share()})
     return pd.DataFrame(rows)
+
+
+def validation_rounds(
+    subjects: Sequence[Subject],
+    other_prompts: Sequence[str],
+    loads_ms: Sequence[float],
+    expert_memories: Sequence[float],
+    num_rounds: int,
+    num_repetitions: int,
+) -> pd.DataFrame:
+    """`validation_round` of every subject, in `num_rounds` rounds: the same cells, one below the other."""
+    turns = [subject for _ in range(num_rounds) for subject in subjects]
+    rounds = [
+        validation_round(subject, other_prompts, loads_ms, expert_memories, num_repetitions)
+        for subject in progress(turns, "predicting and measuring", "model and round")
+    ]
+    return pd.concat(rounds, ignore_index=True)
 
 
 def predict(subject: Subject, machine: Machine, policy: str, load_s: float, expert_memories: Sequence[float]) -> list[Report]:

@@ -1,0 +1,66 @@
+"""Progress bars with time left, for terminals and notebooks. The pipeline runs notebooks headless: there they stay silent."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from finemoe.paths import is_headless
+
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], title: str, unit: str = "it", total: int | None = None) -> Iterable[Item]:
+    """Iterate with a progress bar.
+
+    Args:
+        title: what is being done. unit: what one item is. total: number of items, where `items` has no length.
+    """
+    if not _has_reader():
+        return items
+    from tqdm.auto import tqdm
+
+    bar: Iterable[Item] = tqdm(items, desc=title, unit=unit, total=total, leave=None)
+    return bar
+
+
+@contextmanager
+def steps(title: str, total: int, unit: str = "it") -> Iterator["Steps"]:
+    """A progress bar that the caller advances."""
+    if not _has_reader():
+        yield Steps(None)
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=title, unit=unit, leave=None) as bar:
+        yield Steps(bar)
+
+
+class Steps:
+    """Advances a bar, if there is one. `generate(streamer=...)` also takes it: it counts one step per generated token."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._is_prompt = True
+
+    def advance(self, note: str = "") -> None:
+        """One step is done; `note` is shown behind the bar."""
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update()
+
+    def put(self, _: Any) -> None:
+        """Called by `generate`, first with the prompt, then with each token."""
+        if not self._is_prompt:
+            self.advance()
+        self._is_prompt = False
+
+    def end(self) -> None:
+        """Called by `generate` when a request is complete."""
+        self._is_prompt = True
+
+
+def _has_reader() -> bool:
+    """A notebook that a person runs, or a terminal."""
+    return not is_headless() and ("ipykernel" in sys.modules or sys.stderr.isatty())
