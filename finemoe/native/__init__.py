@@ -1,15 +1,14 @@
-"""What compiled code takes of the process itself, by address: arrays, functions, locks, the clock.
+"""Access to the process for compiled code, by address: arrays, functions, locks, the clock.
 
-A call of compiled code from Python takes a time that grows with the arrays it is handed (a cache's 24 take 5 us), while an
-address takes 0.2; and what runs outside the interpreter's lock needs locks that are not the interpreter's. Without Numba the
-same names do the same, slowly.
+Calling compiled code from Python takes time for every array argument (a cache's 24 arrays take 5 us), while an address takes
+0.2 us; and code that runs outside the interpreter's lock needs its own locks. Without Numba, the same names do the same slowly.
 
-    int64_at(address, length) and its like: the array that lies there, which somebody else keeps.
-    rule_at, c_at = function_types(...): the function that lies there, as Numba compiled it, or as C sees it.
+    int64_at(address, length) and others: the array at that address, which another object keeps alive.
+    rule_at, c_at = function_types(...): the function at an address, as compiled by Numba, or as seen by C.
     lock, unlock(mutex); wait(condition, mutex), wait_until(condition, mutex, end_ns); wake_all(condition).
-    now_ns(): time.perf_counter_ns. sleep_until(end_ns). set_timer_slack(ns): how late the system may wake this thread; the
-    former. copy_bytes(sink, source, size).
-    transition(function): outside the interpreter's lock, and no interrupt strikes inside it.
+    now_ns(): time.perf_counter_ns. sleep_until(end_ns). set_timer_slack(ns): how late the system may wake this thread; returns
+    the former value. copy_bytes(sink, source, size).
+    transition(function): runs outside the interpreter's lock, and no interrupt strikes inside it.
 """
 
 import ctypes
@@ -88,22 +87,22 @@ __all__ = [
     "wake_all",
 ]
 
-_BYTES = 128  # that the C library's mutexes, conditions and their attributes take at most
+_BYTES = 128  # upper bound of the size of the C library's mutexes, conditions and their attributes
 _CLOCK_MONOTONIC = 1
 
 
 def new_mutex() -> np.ndarray:
-    """A mutex for `lock`, in memory of its own, [n] int64: it lies at `.ctypes.data` as long as somebody holds the array."""
+    """A mutex for `lock`, in its own memory, [n] int64: its address is `.ctypes.data`, valid while the array is alive."""
     memory = np.zeros(_BYTES // 8, dtype=np.int64)
     ctypes.CDLL(None).pthread_mutex_init(ctypes.c_void_p(memory.ctypes.data), None)
     return memory
 
 
 def new_condition() -> np.ndarray:
-    """A condition for `wait`, likewise."""
+    """A condition for `wait`, in the same form."""
     memory, attributes, library = np.zeros(_BYTES // 8, dtype=np.int64), (ctypes.c_char * _BYTES)(), ctypes.CDLL(None)
     library.pthread_condattr_init(attributes)
-    if sys.platform == "linux":  # elsewhere `wait_until` may wait too long or too briefly, which its callers put up with
+    if sys.platform == "linux":  # elsewhere `wait_until` may wait too long or too briefly; callers tolerate this
         library.pthread_condattr_setclock(attributes, _CLOCK_MONOTONIC)
     library.pthread_cond_init(ctypes.c_void_p(memory.ctypes.data), attributes)
     return memory

@@ -1,4 +1,4 @@
-"""`finemoe.native` where Numba compiles."""
+"""`finemoe.native` compiled by Numba."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from finemoe.compiling import njit
 
 _CLOCK_MONOTONIC, _ABSOLUTE = 1, 1
-_SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # of prctl
+_SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # options of prctl
 _NS = 1_000_000_000
 
 _mutex_lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.voidptr))
@@ -28,7 +28,7 @@ _prctl: Any = types.ExternalFunction("prctl", types.int32(types.int32, types.int
 
 @intrinsic
 def _as_pointer(typingctx: Any, address: Any) -> Any:
-    """An address as the C library takes it."""
+    """An address as a pointer for the C library."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -40,11 +40,12 @@ _pointer: Any = _as_pointer
 
 
 def function_types(returns: Any, *examples: Any) -> tuple[Any, Any]:
-    """Two intrinsics that make a function of an address: of one as Numba compiled it, whose exceptions reach the caller, and of
-    one as C sees it.
+    """Two intrinsics that turn an address into a function: one compiled by Numba, whose exceptions reach the caller, and one as
+    seen by C.
 
     Args:
-        returns: an example of what it returns, or None; examples: of what it takes.
+        returns: an example of the return value, or None.
+        examples: examples of the arguments.
     """
     kind = types.FunctionType((types.void if returns is None else typeof(returns))(*map(typeof, examples)))
 
@@ -64,10 +65,11 @@ def function_types(returns: Any, *examples: Any) -> tuple[Any, Any]:
 
 
 def function_addresses(function: Any, *examples: Any) -> tuple[int, int]:
-    """The two addresses of a compiled function, as Numba and as C call it; whoever keeps it keeps them.
+    """The two addresses of a compiled function, as Numba and as C call it; they are valid while the function is alive.
 
     Args:
-        function: as `finemoe.compiling.njit` made it. examples: values of the types that it will be called with.
+        function: a function made by `finemoe.compiling.njit`.
+        examples: values of the argument types.
     """
     signature = tuple(map(typeof, examples))
     function.compile(signature)

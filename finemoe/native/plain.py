@@ -1,4 +1,4 @@
-"""`finemoe.native` where nothing is compiled: the same, slowly."""
+"""`finemoe.native` without compilation: the same functions, but slow."""
 
 import ctypes
 import functools
@@ -10,10 +10,10 @@ import numpy as np
 
 from finemoe.interrupts import interrupts_wait
 
-_SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # of prctl
+_SET_TIMER_SLACK, _GET_TIMER_SLACK = 29, 30  # options of prctl
 _NS = 1_000_000_000
 _LIBRARY = ctypes.CDLL(None)
-_functions: dict[int, Any] = {}  # by the number that stands for the address
+_functions: dict[int, Any] = {}  # by the number that represents the address
 
 
 def transition(function: Callable[..., Any]) -> Callable[..., Any]:

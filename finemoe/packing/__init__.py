@@ -1,1 +1,1 @@
-"""How experts are packed: one small file for each format, between a checkpoint's tensors and the weights that a layer needs."""
+"""Formats of packed experts: one small file per format, which converts a checkpoint's tensors to a layer's weights."""

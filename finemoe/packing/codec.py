@@ -1,8 +1,9 @@
-"""What every packed format has in common: a matrix of an expert as the tensors that a checkpoint holds of it, and back.
+"""The common interface of all packed formats: converts between a matrix of an expert and the tensors that a checkpoint holds of
+it.
 
-A codec never decides what a weight is worth: it repeats, operation for operation, what Transformers does when it dequantises the
-same checkpoint, so that both give the same bits. Codecs are values: two layers that are packed alike have equal ones, unless a
-conversion of Transformers unpacks them.
+A codec never defines the value of a weight: it repeats, operation by operation, what Transformers does when it dequantises the
+same checkpoint, so that both give the same bits. Codecs are values: two layers that are packed alike have equal codecs, unless
+a conversion of Transformers unpacks them.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +18,8 @@ class PackedTensor:
     """One of the tensors that hold a packed matrix.
 
     Attributes:
-        name: what it is, as "weight" or "scale"; shape, dtype: as the checkpoint has it, without an axis of experts.
+        name: its role, such as "weight" or "scale".
+        shape, dtype: as in the checkpoint, without an expert axis.
     """
 
     name: str
@@ -33,7 +35,9 @@ class Codec(ABC):
     """One matrix (or vector) of an expert in its packed form.
 
     Attributes:
-        format: its name, as users know it. shape: of the matrix, as the layer computes with it. tensors: what is packed.
+        format: name of the format, as users know it.
+        shape: shape of the matrix, as the layer computes with it.
+        tensors: the packed tensors.
     """
 
     format: str
@@ -42,24 +46,24 @@ class Codec(ABC):
     @property
     @abstractmethod
     def tensors(self) -> tuple[PackedTensor, ...]:
-        """What holds the matrix, in the order in which `unpack` takes it."""
+        """The tensors that hold the matrix, in the order that `unpack` expects."""
 
     @abstractmethod
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-        """Write the matrix into `out`, of `shape` and of the type that the layer computes in, on the same device."""
+        """Write the matrix to `out`, of shape `shape` and the layer's compute type, on the same device."""
 
 
 class Packer(Codec):
-    """A codec that can pack, too: what `expert_format` names. It loses precision, and says so."""
+    """A codec that can also pack, as `expert_format` requests. Packing loses precision."""
 
     @abstractmethod
     def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors that hold a matrix of `shape`, rounded."""
+        """The tensors that hold a matrix of shape `shape`, rounded."""
 
 
 @dataclass(frozen=True)
 class Plain(Codec):
-    """A matrix that is not packed at all, as biases are, or what a checkpoint leaves out of its quantisation."""
+    """A matrix that is not packed, such as a bias or one that a checkpoint exempts from its quantisation."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

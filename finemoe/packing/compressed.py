@@ -1,4 +1,4 @@
-"""What compressed-tensors keeps of a matrix: integers packed into int32, or FP8, and scales in bfloat16."""
+"""The tensors of a matrix in compressed-tensors: integers packed into int32, or FP8, with scales in bfloat16."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from finemoe.packing.fp8 import Fp8, grid_of
 from finemoe.packing.int_words import BITS, WORD_BITS, IntWords
 
 _METHOD = "compressed-tensors"
-_SCALE = torch.bfloat16  # of the scales
+_SCALE = torch.bfloat16  # type of the scales
 
 
 def compressed(told: Mapping[str, Any], shape: tuple[int, int]) -> Codec:
-    """The codec of a matrix of that shape (rows, columns) as it lies in a checkpoint.
+    """The codec of a matrix of shape (rows, columns) as stored in a checkpoint.
 
     Raises:
-        FinemoeError: the format is one that Transformers does not unpack in experts.
+        FinemoeError: Transformers does not unpack experts in this format.
     """
     scheme = experts_scheme(told)
     weights = scheme["weights"]
@@ -29,7 +29,7 @@ def compressed(told: Mapping[str, Any], shape: tuple[int, int]) -> Codec:
         return _integers(weights, shape, bits)
     if packing in ("float-quantized", "naive-quantized") and (kind, bits) == ("float", 8):
         return _bytes(weights, shape)
-    raise FinemoeError(f"experts quantised by {_METHOD} as {packing} ({bits}-bit {kind}), which Transformers does not unpack")
+    raise FinemoeError(f"Transformers does not unpack experts quantised by {_METHOD} as {packing} ({bits}-bit {kind})")
 
 
 def _integers(weights: Mapping[str, Any], shape: tuple[int, int], bits: int) -> Codec:
@@ -52,15 +52,15 @@ def _bytes(weights: Mapping[str, Any], shape: tuple[int, int]) -> Codec:
 
 
 def experts_scheme(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The group of a configuration that is meant for experts, chosen as Transformers does: one that names them, else one of a
-    class of modules, else the first.
+    """The group of a configuration that applies to experts, chosen as in Transformers: one that names them, else one that
+    targets a class of modules, else the first.
 
     Raises:
-        FinemoeError: there is none.
+        FinemoeError: there is no group with weights.
     """
     groups = [group for group in (told.get("config_groups") or {}).values() if group.get("weights")]
     if not groups:
-        raise FinemoeError(f"the configuration is quantised by {_METHOD}, but says of no weights how")
+        raise FinemoeError(f"the configuration is quantised by {_METHOD}, but describes no group of weights")
     naming = [group for group in groups if names_experts(group)]
     by_class = [group for group in groups if any(not target.startswith("re:") for target in group.get("targets", ()))]
     found: Mapping[str, Any] = (naming or by_class or groups)[0]
@@ -68,12 +68,12 @@ def experts_scheme(told: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def names_experts(group: Mapping[str, Any]) -> bool:
-    """Whether a group of weights is told from the others as that of the experts, as Transformers tells it."""
+    """Whether a group of weights targets the experts by name, by the same test as in Transformers."""
     return any(target.startswith("re:") and "experts" in target for target in group.get("targets", ()))
 
 
 def _scales(weights: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, int]:
-    """The shape of a matrix's scales: one for each group of a row, row ("channel"), block, or one alone ("tensor")."""
+    """Shape of a matrix's scales: one per group of a row ("group"), block, row ("channel"), or a single one ("tensor")."""
     strategy = str(weights.get("strategy") or ("group" if weights.get("group_size") else "tensor"))
     if strategy == "group":
         return shape[0], -(-shape[1] // int(weights["group_size"]))
@@ -84,5 +84,5 @@ def _scales(weights: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, in
 
 
 def _words(count: int, bits: int) -> int:
-    """Words of 32 bits that hold so many numbers."""
+    """Number of 32-bit words that hold `count` numbers."""
     return -(-count * bits // WORD_BITS)

@@ -1,4 +1,4 @@
-"""Packed tensors that Transformers' own conversion unpacks, whatever it does to them."""
+"""Packed tensors that only Transformers' own conversion can unpack, whatever its operations."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -8,15 +8,18 @@ import torch
 
 from finemoe.packing.codec import Codec, PackedTensor
 
-_turn = threading.Lock()  # several engines' threads take turns in code that was made for loading, one model at a time
+_turn = threading.Lock()  # conversions are written for loading one model at a time, so threads of several engines take turns
 
 
 @dataclass(frozen=True)
 class Converted(Codec):
-    """A parameter of one expert as the tensors from which a conversion makes it.
+    """A parameter of one expert, given by the tensors that a conversion makes it from.
 
     Args:
-        convert: takes the tensors, as in `tensors`, and gives the parameter; packed: what `tensors` is.
+        shape: shape of the parameter.
+        packed: the value of `tensors`.
+        convert: returns the parameter, given the tensors in that order.
+        format: name of the format.
     """
 
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A matrix of which only the size is known: a configuration says how it is packed, but nothing here unpacks its checkpoint."""
+"""A matrix of known size only: a configuration describes its packing, but finemoe cannot unpack its checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,12 @@ from finemoe.packing.codec import Codec, PackedTensor
 
 @dataclass(frozen=True)
 class Counted(Codec):
-    """What such a matrix takes, for `finemoe info` and the simulator.
+    """The size of such a matrix, for `finemoe info` and the simulator.
 
     Args:
-        packed: what `tensors` is, shapes without an axis of experts.
+        shape: shape of the matrix.
+        packed: the value of `tensors`, shapes without an expert axis.
+        format: name of the format.
     """
 
     shape: tuple[int, int]
@@ -27,9 +29,11 @@ class Counted(Codec):
         return self.packed
 
     def unpack(self, packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-        """Refuses.
+        """Refuse to unpack.
 
         Raises:
             FinemoeError: always.
         """
-        raise FinemoeError(f"experts in {self.format} can be counted here, but not unpacked")
+        raise FinemoeError(
+            f"finemoe knows the size of experts in {self.format}, but cannot unpack them; use a checkpoint in another format"
+        )

@@ -1,4 +1,4 @@
-"""The formats that experts can be packed into while a checkpoint in bf16, fp16 or fp32 is loaded (`expert_format`): all lossy."""
+"""The formats into which `expert_format` packs experts while a bf16, fp16 or fp32 checkpoint is loaded. All are lossy."""
 
 from collections.abc import Callable
 
@@ -13,16 +13,16 @@ _PACKERS: dict[str, Callable[[tuple[int, int]], Packer]] = {"fp8": Fp8.of, "mxfp
 
 
 def require_format(name: str) -> None:
-    """Refuse the name of a format that there is not.
+    """Refuse an unknown format.
 
     Raises:
-        FinemoeError: it is unknown.
+        FinemoeError: there is no format of this name.
     """
     if name not in _PACKERS:
-        raise FinemoeError(f"expert_format is {name!r}; write {', '.join(map(repr, _PACKERS))}, or leave it out to stay exact")
+        raise FinemoeError(f"expert_format is {name!r}; use {', '.join(map(repr, _PACKERS))}, or omit it to stay exact")
 
 
 def packer(name: str, shape: tuple[int, int], is_transposed: bool) -> Packer:
-    """What packs a matrix of a shape; is_transposed: its first axis is the layer's input, along which blocks lie."""
+    """The packer of a matrix of a shape. If `is_transposed`, the first axis is the layer's input, and blocks run along it."""
     rows, columns = shape
     return Transposed(_PACKERS[name]((columns, rows))) if is_transposed else _PACKERS[name](shape)

@@ -1,7 +1,7 @@
 """GGUF's types: blocks of bytes along a row, unpacked by Transformers' own torch code (llama.cpp's formats).
 
-For most architectures Transformers unpacks to float32, by the `gguf` package on NumPy, and rounds once to the type that the layer
-computes in; its torch code gives the same bits. For some (qwen35moe) it unpacks in the layer's own type, which rounds more often.
+For most architectures Transformers unpacks to float32, with the `gguf` package on NumPy, and rounds once to the layer's compute
+type; its torch code gives the same bits. For some (qwen35moe) it unpacks in the layer's own type, which rounds more often.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,10 @@ class Gguf(Codec):
     """A matrix in blocks of one of GGML's quantised types.
 
     Args:
-        shape: rows, columns, a multiple of the type's block; type_id: GGML's number of the type.
-        format: "gguf " and GGML's name of it. arithmetic: the type in which it is unpacked.
+        shape: rows, columns; the columns are a multiple of the type's block.
+        type_id: GGML's number of the type.
+        format: "gguf " and GGML's name of the type.
+        arithmetic: type in which it is unpacked.
     """
 
     shape: tuple[int, int]
@@ -29,7 +31,7 @@ class Gguf(Codec):
 
     @classmethod
     def of(cls, shape: tuple[int, int], type_id: int, arithmetic: torch.dtype = torch.float32) -> "Gguf":
-        """Named after its type."""
+        """Create one with the format name of its type."""
         from transformers.integrations.gguf.dequant import GGML_NAME
 
         name = gguf_fives.NAME.get(type_id) or GGML_NAME[type_id]
@@ -54,8 +56,8 @@ class Gguf(Codec):
 
 
 def block_of(type_id: int) -> tuple[int, int] | None:
-    """Values and bytes of a block of a type, by GGML's number of it; None for types that cannot be unpacked, and those of plain
-    numbers."""
+    """Values and bytes per block of a type, by GGML's number; None for types that cannot be unpacked and for unquantised
+    types."""
     from transformers.integrations.gguf.dequant import GGML_BLOCK
 
     found: tuple[int, int] | None = gguf_fives.BLOCK.get(type_id) or GGML_BLOCK.get(type_id)

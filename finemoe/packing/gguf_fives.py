@@ -1,20 +1,20 @@
-"""Q5_0 and Q5_1, GGML's types of five bits, which Transformers' torch code does not know.
+"""Q5_0 and Q5_1, GGML's five-bit types, which Transformers' torch code does not support.
 
-llama.cpp takes them where rows are no multiple of 256, as `down` of Qwen1.5-MoE (1408) in a file of Q4_K_M. The `gguf` package,
-by which Transformers unpacks them while it loads, does the same operations on NumPy.
+llama.cpp uses them for rows that are not a multiple of 256, such as `down` of Qwen1.5-MoE (1408) in a Q4_K_M file. The `gguf`
+package, with which Transformers unpacks them while loading, performs the same operations on NumPy.
 """
 
 import torch
 
-BLOCK = {6: (32, 22), 7: (32, 24)}  # by GGML's number of a type: values and bytes of a block
+BLOCK = {6: (32, 22), 7: (32, 24)}  # values and bytes per block, by GGML's number of a type
 NAME = {6: "Q5_0", 7: "Q5_1"}
-_OFFSET = 16  # of Q5_0's values, which have a sign
+_OFFSET = 16  # offset of Q5_0's signed values
 
 
 def dequantize(data: torch.Tensor, type_id: int) -> torch.Tensor:
-    """The values of blocks of bytes, float32, flat; data: uint8, flat."""
+    """Unpack blocks of bytes, flat uint8, to values, flat float32."""
     blocks = data.view(-1, BLOCK[type_id][1])
-    start = 2 if type_id == 6 else 4  # after the scale, and the minimum where there is one
+    start = 2 if type_id == 6 else 4  # after the scale, and after Q5_1's minimum
     scale = blocks[:, :2].view(torch.float16).float()
     quants = _quants(blocks[:, start : start + 4], blocks[:, start + 4 :])
     if type_id == 6:
@@ -23,11 +23,11 @@ def dequantize(data: torch.Tensor, type_id: int) -> torch.Tensor:
 
 
 def _quants(fifth: torch.Tensor, nibbles: torch.Tensor) -> torch.Tensor:
-    """Whole numbers of five bits, [blocks, 32] float32.
+    """Five-bit integers, [blocks, 32] float32.
 
     Args:
-        fifth: [blocks, 4] uint8, the highest bit of each, the first value's lowest. nibbles: [blocks, 16] uint8, the lower ones
-            of which are the first 16 values'.
+        fifth: [blocks, 4] uint8, the highest bit of each value; the first value has the lowest bit.
+        nibbles: [blocks, 16] uint8, the lower four bits; low nibbles belong to the first 16 values.
     """
     shifts = torch.arange(8, dtype=torch.uint8, device=fifth.device)
     high = ((fifth[:, :, None] >> shifts) & 1).view(-1, 32)

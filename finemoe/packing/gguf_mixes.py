@@ -1,8 +1,8 @@
-"""Which of GGML's types llama.cpp's quantisation tool gives to the experts of a named mix, such as Q4_K_M.
+"""Which of GGML's types llama.cpp's quantisation tool uses for the experts of a named mix, such as Q4_K_M.
 
-The rule is that of `llama_tensor_get_type` in llama.cpp's src/llama-quant.cpp, without an importance matrix: gate and up have
-the mix's own type, and down has more bits in the layers that count as sensitive. `Q4_K` and `Q5_K` are other names of the medium
-mixes there. Files whose makers chose types by other rules have other sizes; what is in a file, the file says.
+The rule is that of `llama_tensor_get_type` in llama.cpp's src/llama-quant.cpp, without an importance matrix: gate and up use
+the mix's base type, and down has more bits in the layers that are considered sensitive. There, `Q4_K` and `Q5_K` are aliases of
+the medium mixes. Files made by other rules have other sizes; the types in an existing file are read from the file.
 """
 
 from finemoe.errors import FinemoeError
@@ -21,35 +21,38 @@ _OWN = {
     "Q6_K": "Q6_K",
 }
 _MEDIUM = ("Q4_K_M", "Q4_K", "Q5_K_M", "Q5_K")
-_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # of rows that are no multiple of a block
+_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that are not a multiple of a block
 MIXES = tuple(_OWN)
 
 
 def require_mix(mix: str) -> None:
-    """Refuse a name that is no mix's.
+    """Refuse an unknown mix.
 
     Raises:
-        FinemoeError: it is none; with a list of those known.
+        FinemoeError: there is no mix of this name; the message lists the known ones.
     """
     if mix not in _OWN:
         raise FinemoeError(f"unknown GGUF mix {mix!r}; known: {', '.join(MIXES)}")
 
 
 def codec_in_mix(mix: str, is_down: bool, block: int, num_blocks: int, shape: tuple[int, int]) -> Gguf:
-    """How a matrix of an expert is packed in a mix.
+    """The codec of a matrix of an expert in a mix.
 
     Args:
-        is_down: the projection back to the hidden size. block: the decoder layer's number, of `num_blocks`, dense ones included.
+        mix: name of the mix.
+        is_down: whether the matrix is the projection back to the hidden size.
+        block: number of the decoder layer.
+        num_blocks: number of decoder layers, dense ones included.
         shape: rows, columns.
     Raises:
-        FinemoeError: its rows fit no block at all, as llama.cpp leaves them in F16.
+        FinemoeError: its rows fit no block type; llama.cpp leaves such rows in F16.
     """
     name = type_in_mix(mix, is_down, block, num_blocks)
     numbers = _numbers()
     for one in (name, _FALLBACKS.get(name)):
         if one is not None and shape[1] % _values_of(numbers[one]) == 0:
             return Gguf.of(shape, numbers[one])
-    raise FinemoeError(f"rows of {shape[1]} are no multiple of a block of {name}, nor of the type that llama.cpp takes instead")
+    raise FinemoeError(f"rows of {shape[1]} are not a multiple of a block of {name}, nor of the type that llama.cpp uses instead")
 
 
 def _numbers() -> dict[str, int]:
@@ -66,7 +69,7 @@ def _values_of(type_id: int) -> int:
 
 
 def type_in_mix(mix: str, is_down: bool, block: int, num_blocks: int) -> str:
-    """The name of the type that a mix has for a matrix whose rows fit; arguments as in `codec_in_mix`."""
+    """Name of the type that a mix uses for a matrix whose rows fit; arguments as in `codec_in_mix`."""
     require_mix(mix)
     if is_down and mix in _MEDIUM and _has_more_bits(block, num_blocks):
         return "Q6_K"
@@ -76,6 +79,6 @@ def type_in_mix(mix: str, is_down: bool, block: int, num_blocks: int) -> str:
 
 
 def _has_more_bits(block: int, num_blocks: int) -> bool:
-    """The first and the last eighth of the layers, and every third one between."""
+    """Whether a layer is in the first or last eighth, or is every third one in between."""
     eighth = num_blocks // 8
     return block < eighth or block >= 7 * num_blocks // 8 or (block - eighth) % 3 == 2

@@ -1,6 +1,6 @@
-"""Compiled unpacking on the CPU: where torch takes a dozen passes over a matrix, one is enough. The bits are torch's.
+"""Compiled unpacking on the CPU: one pass over a matrix, where torch needs a dozen. The bits equal torch's.
 
-Results are float32 or, as whole numbers, bfloat16; rounded once, to the nearest, ties to even.
+Results are float32, or bfloat16 stored as integers; each is rounded once, to the nearest, ties to even.
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,34 @@ import torch
 from finemoe.compiling import IS_COMPILED, njit
 
 _BLOCK = 32  # values that share a power of two
-_LEAST_PLAIN, _MOST_PLAIN = 2, 252  # exponents with which all values of a block are normal numbers
+_LEAST_PLAIN, _MOST_PLAIN = 2, 252  # exponents for which all values of a block are normal numbers
 _NOT_A_NUMBER = np.uint16(0x7FC0)
 
 
 def unpacks_here(out: torch.Tensor) -> bool:
-    """Whether these functions can write a result."""
+    """Whether these functions can write a result of this type and device."""
     return IS_COMPILED and out.device.type == "cpu" and out.dtype in (torch.float32, torch.bfloat16)
 
 
 def unpack_fp8(weight: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], out: torch.Tensor) -> None:
-    """Values times their block's scale.
+    """Unpack values times their block's scale.
 
     Args:
-        weight: [rows, columns] float8_e4m3fn; scales: [blocks of rows, blocks of columns] float32; out: contiguous.
+        weight: [rows, columns] float8_e4m3fn.
+        scales: [blocks of rows, blocks of columns] float32.
+        block: rows and columns that share a scale.
+        out: [rows, columns], contiguous.
     """
     _fp8(weight.view(torch.uint8).numpy(), scales.numpy(), *block, _array(out))
 
 
 def unpack_mxfp4(packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-    """Values times their block's power of two; packed: blocks and exponents as Mxfp4 has them; out: in any order of memory."""
+    """Unpack values times their block's power of two.
+
+    Args:
+        packed: blocks and exponents, as in Mxfp4.
+        out: [rows, columns], in any memory order.
+    """
     codes, exponents = (one.numpy() for one in packed)
     if out.dtype == torch.bfloat16 and out.t().is_contiguous():
         _mxfp4_transposed(codes, exponents, _array(out.t()))
@@ -41,28 +49,28 @@ def unpack_mxfp4(packed: Sequence[torch.Tensor], out: torch.Tensor) -> None:
 
 
 def _array(out: torch.Tensor) -> np.ndarray:
-    """float32, or bfloat16's bits as uint16."""
+    """A float32 array, or bfloat16's bits as uint16."""
     return (out if out.dtype == torch.float32 else out.view(torch.uint16)).numpy()
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _bits(value):  # type: ignore[no-untyped-def]
-    """A float32's, uint32."""
+    """The bits of a float32, uint32."""
     return np.float32(value).view(np.uint32)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _bfloat16(value):  # type: ignore[no-untyped-def]
-    """The nearest bfloat16's bits."""
+    """The bits of the nearest bfloat16."""
     bits = _bits(value)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     rounded = np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
-    return rounded if value == value else _NOT_A_NUMBER  # only what is no number differs from itself
+    return rounded if value == value else _NOT_A_NUMBER  # only NaN differs from itself
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _e4m3(code):  # type: ignore[no-untyped-def]
-    """The value of a byte."""
+    """The value of an e4m3 byte."""
     size = np.uint32(code & np.uint8(0x7F))
     normal = np.uint32(np.uint32(size << np.uint32(20)) + np.uint32(120 << 23)).view(np.float32)
     value = np.float32(size) * np.float32(2.0**-9) if size < np.uint32(8) else normal
@@ -73,7 +81,7 @@ def _e4m3(code):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fp8(codes, scales, block_rows, block_columns, out):  # type: ignore[no-untyped-def]
-    """out[r, c] = value of codes[r, c] times scales[r // block_rows, c // block_columns].
+    """Fill out[r, c] = value of codes[r, c] times scales[r // block_rows, c // block_columns].
 
     codes [rows, columns] uint8; scales float32; out [rows, columns] float32, or uint16 for bfloat16.
     """
@@ -103,17 +111,17 @@ def _twice_e2m1(code):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, inline="always")
 def _half_power(exponent):  # type: ignore[no-untyped-def]
-    """2^(exponent - 128), subnormal at 0 and 1: half of what is meant, of which the highest one is no float32."""
+    """2^(exponent - 128), subnormal at 0 and 1: half of the scale, because the largest scale overflows float32."""
     bits = np.uint32(np.uint32(exponent - np.uint8(1)) << np.uint32(23))
     return np.uint32(bits if exponent > 1 else np.uint32(1 << 21) << exponent).view(np.float32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _mxfp4(codes, exponents, out):  # type: ignore[no-untyped-def]
-    """out[r, c] = value of a nibble times its block's power of two.
+    """Fill out[r, c] = value of a nibble times its block's power of two.
 
-    codes [rows, blocks, 16] uint8, the lower nibble first; exponents [rows, blocks] uint8; out [rows, columns], in any order of
-    memory, float32, or uint16 for bfloat16. In squares, so that a transposed matrix is written in whole lines.
+    codes [rows, blocks, 16] uint8, the lower nibble first; exponents [rows, blocks] uint8; out [rows, columns] in any memory
+    order, float32, or uint16 for bfloat16. Works in squares, so that a transposed matrix is written in whole cache lines.
     """
     rows, columns = out.shape
     values = np.empty(_BLOCK, dtype=np.float32)
@@ -137,13 +145,13 @@ def _mxfp4(codes, exponents, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, inline="always")
 def _bfloat16_of(code, exponent):  # type: ignore[no-untyped-def]
-    """A nibble's value times 2^(exponent - 127) as a bfloat16's bits, uint32; exponent: one that makes no result subnormal or
+    """A nibble's value times 2^(exponent - 127) as the bits of a bfloat16, uint32, for exponents that make no result subnormal or
     infinite.
 
-    Whole numbers only: a value has two bits of exponent and one of mantissa, which stand in the right place once shifted.
+    Uses integers only: a value has two bits of exponent and one of mantissa, which are in the right place after a shift.
     """
     size = np.uint32(code & np.uint32(7))
-    half = np.uint32((exponent - np.uint32(1)) << np.uint32(7))  # of 0.5, the only one without a leading one
+    half = np.uint32((exponent - np.uint32(1)) << np.uint32(7))  # for 0.5, the only one with no implicit leading one
     bits = np.uint32(half + np.uint32(size << np.uint32(6)))
     bits = half if size == np.uint32(1) else bits
     bits = np.uint32(0) if size == np.uint32(0) else bits
@@ -152,7 +160,7 @@ def _bfloat16_of(code, exponent):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, inline="always")
 def _pairs_of(packed, exponent, into):  # type: ignore[no-untyped-def]
-    """One block: into [16] uint32, two bfloat16 in each, the first one lower."""
+    """One block: into [16] uint32, two bfloat16 values in each, the first one in the lower half."""
     plain = np.uint32(exponent)
     if plain < np.uint32(_LEAST_PLAIN) or plain > np.uint32(_MOST_PLAIN):
         scale = _half_power(exponent)
@@ -169,7 +177,7 @@ def _pairs_of(packed, exponent, into):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _mxfp4_pairs(codes, exponents, out):  # type: ignore[no-untyped-def]
-    """As `_mxfp4` for bfloat16 in rows of whole blocks: out [rows, columns / 2] uint32, two of them in each."""
+    """As `_mxfp4` for bfloat16 in rows of whole blocks: out [rows, columns / 2] uint32, two values in each."""
     rows, num_blocks, num_pairs = codes.shape
     for r in range(rows):
         for block in range(num_blocks):
@@ -178,9 +186,9 @@ def _mxfp4_pairs(codes, exponents, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _mxfp4_transposed(codes, exponents, out):  # type: ignore[no-untyped-def]
-    """As `_mxfp4` for bfloat16, the other way round: out [columns, rows] uint16, contiguous.
+    """As `_mxfp4` for bfloat16, transposed: out [columns, rows] uint16, contiguous.
 
-    By squares of 32 x 32, so that what is written is a whole line of the cache at a time.
+    Works in squares of 32 x 32, so that a whole cache line is written at a time.
     """
     columns, rows = out.shape
     square = np.empty((_BLOCK, _BLOCK // 2), dtype=np.uint32)

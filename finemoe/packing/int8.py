@@ -1,4 +1,4 @@
-"""INT8: a signed byte a weight, and a scale for every row; what `expert_format="int8"` packs."""
+"""INT8: one signed byte per weight and a scale for every row; used by `expert_format="int8"`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _MOST = 127
 
 @dataclass(frozen=True)
 class Int8(Packer):
-    """A matrix, symmetric, with a scale for each row in float32.
+    """A symmetrically quantised matrix with a float32 scale per row.
 
     Args:
         shape: rows, columns.
@@ -31,9 +31,9 @@ class Int8(Packer):
         out.copy_(packed[0].float().mul_(packed[1]))
 
     def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
-        """Each row's largest value becomes 127."""
+        """Pack a matrix; each row's largest value becomes 127."""
         values = matrix.float()
         most = values.abs().amax(dim=1, keepdim=True)
         scales = most / _MOST
-        scales[scales == 0] = 1  # also where it is too small for a float32
+        scales[scales == 0] = 1  # also if it underflows float32
         return [(values / scales).round_().clamp_(-_MOST, _MOST).to(torch.int8), scales]

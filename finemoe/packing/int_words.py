@@ -1,7 +1,7 @@
-"""compressed-tensors' whole numbers of 4 or 8 bits, packed into int32 along a row, with a scale for every group of a row.
+"""compressed-tensors' integers of 4 or 8 bits, packed into int32 along a row, with a scale for every group of a row.
 
-The product of a number and its scale is rounded to the scales' own type, and then to that which the layer computes in: so
-compressed-tensors unpacks them, and Transformers takes what it gives.
+The product of an integer and its scale is rounded to the scales' type, and then to the layer's compute type, as in
+compressed-tensors, which Transformers calls.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,13 @@ BITS = (4, 8)
 
 @dataclass(frozen=True)
 class IntWords(Codec):
-    """A matrix of whole numbers around zero.
+    """A matrix of integers around zero.
 
     Args:
-        shape: rows, columns. bits: of a number, of which a word holds several. num_groups: of a row, each with a scale.
-        scale_dtype: of the scales.
+        shape: rows, columns.
+        bits: bits of an integer; a word holds several.
+        num_groups: groups per row, each with a scale.
+        scale_dtype: type of the scales.
     """
 
     shape: tuple[int, int]
@@ -53,7 +55,7 @@ class IntWords(Codec):
         out.copy_(values.mul_(scales[..., None]).view(rows, columns))
 
     def _numbers(self, words: torch.Tensor) -> torch.Tensor:
-        """[rows, numbers] int8, those that fill up the last word at the end; the lowest bits of a word are its first number."""
+        """[rows, integers] int8, including padding of the last word; the lowest bits of a word are its first integer."""
         codes = words.view(torch.uint8)
         if self.bits == BITS[0]:
             codes = torch.stack((codes & 15, codes >> 4), dim=-1).view(len(words), -1)

@@ -1,6 +1,6 @@
-"""Which codec a quantisation has for a matrix, from the sizes and what a configuration says, without a checkpoint.
+"""Chooses the codec of a matrix from its shape and a configuration's quantisation, without a checkpoint.
 
-What is loaded is packed as its checkpoint's own tensors say, which a test holds against this.
+When a checkpoint is loaded, its own tensors determine the packing; a test compares the two.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from finemoe.packing.transposed import Transposed
 
 
 def quantization_of(config: Any) -> dict[str, Any] | None:
-    """What a Transformers configuration says of its checkpoint's quantisation, as a dict; None if nothing."""
+    """The quantisation in a Transformers configuration, as a dict; None if there is none."""
     for part in (config, config.get_text_config()):
         told = getattr(part, "quantization_config", None)
         if told is not None:
@@ -33,26 +33,27 @@ def codec_of(told: Mapping[str, Any], shape: tuple[int, int], is_transposed: boo
     """The codec of one matrix.
 
     Args:
-        told: a configuration's quantisation_config. shape: of the matrix, as the layer computes with it; is_transposed: its first
-            axis is the input.
+        told: quantization_config of a configuration.
+        shape: shape of the matrix, as the layer computes with it.
+        is_transposed: whether its first axis is the input.
     Raises:
-        FinemoeError: what such a matrix takes is not known.
+        FinemoeError: the size of such a matrix is unknown.
     """
     method = method_of(told)
     if method == "mxfp4":
         return Transposed(Mxfp4((shape[1], shape[0]))) if is_transposed else Mxfp4(shape)
     if is_transposed:
-        raise FinemoeError(f"experts quantised by {method} whose matrices are transposed: finemoe does not know what they take")
+        raise FinemoeError(f"experts quantised by {method} with transposed matrices: finemoe does not know their size")
     if method == "fp8":
         return _fp8(told, shape)
     if method == "compressed-tensors":
         return compressed(told, shape)
-    raise FinemoeError(f"experts quantised by {method}: finemoe cannot unpack them, and does not know what they take")
+    raise FinemoeError(f"experts quantised by {method}: finemoe cannot unpack them, and does not know their size")
 
 
 def _fp8(told: Mapping[str, Any], shape: tuple[int, int]) -> Fp8:
-    """Scales count as float32 also where the configuration says ue8m0: some such checkpoints (DeepSeek-V3.1) have powers of two
-    in float32, others bytes, and it is 0.02 % of the record."""
+    """Scales count as float32 even if the configuration specifies ue8m0: some such checkpoints (DeepSeek-V3.1) store powers of
+    two in float32, others bytes, and the difference is 0.02 % of the record."""
     block = told.get("weight_block_size", BLOCK)
     if block is None:
         return Fp8(shape, shape, (1,))

@@ -1,7 +1,7 @@
-"""MXFP4: two values a byte, and a power of two for every 32 of them (gpt-oss).
+"""MXFP4: two values per byte, and a power of two for every 32 of them (gpt-oss).
 
-A nibble names one of sixteen values; the lower one comes first. The product with the block's power of two is rounded once to the
-type that the layer computes in, as in Transformers' `Mxfp4Dequantize`.
+A nibble encodes one of sixteen values; the lower one comes first. The product with the block's power of two is rounded once to
+the layer's compute type, as in Transformers' `Mxfp4Dequantize`.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ import torch
 from finemoe.packing.codec import PackedTensor, Packer
 from finemoe.packing.host import unpack_mxfp4, unpacks_here
 
-_BIAS = 127  # of exponents
+_BIAS = 127  # exponent bias
 BLOCK = 32  # values that share a scale
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _TIES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # midway between neighbours
-_LARGEST_EXPONENT = 2  # of the values: 4 = 2^2
+_LARGEST_EXPONENT = 2  # largest exponent of the values: 4 = 2^2
 
 
 @cache
@@ -27,13 +27,13 @@ def pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     byte = torch.arange(256, device=device)
     found = torch.stack((values[byte & 15], values[byte >> 4]), dim=1)
     if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()  # other streams read it, too
+        torch.cuda.current_stream(device).synchronize()  # other streams read it too
     return found
 
 
 @dataclass(frozen=True)
 class Mxfp4(Packer):
-    """A matrix in blocks along its rows, the last one filled up.
+    """A matrix in blocks along its rows, the last block padded.
 
     Args:
         shape: rows, columns.
@@ -60,8 +60,8 @@ class Mxfp4(Packer):
         out.copy_(values.view(rows, -1)[:, :columns])
 
     def pack(self, matrix: torch.Tensor) -> list[torch.Tensor]:
-        """A block's scale is that of its largest value, rounded down to a power of two; values go to the nearest one, ties to the
-        even code, and beyond 6 to 6 (OCP Microscaling 1.0)."""
+        """Pack a matrix. A block's scale is its largest value's, rounded down to a power of two; values are rounded to the
+        nearest, ties to the even code, and values beyond 6 to 6 (OCP Microscaling 1.0)."""
         rows, columns = self.shape
         count = -(-columns // BLOCK)
         room = matrix.new_zeros((rows, count * BLOCK), dtype=torch.float32)
@@ -77,7 +77,7 @@ def _codes(values: torch.Tensor) -> torch.Tensor:
     """The nibble of the nearest value, uint8."""
     size = values.abs()
     ties = torch.tensor(_TIES, device=values.device)
-    below = torch.bucketize(size, ties)  # a tie counts as below it
+    below = torch.bucketize(size, ties)  # a tie counts as below
     above = torch.bucketize(size, ties, right=True)
     code = torch.where(below % 2 == 0, below, above)
     return (code + 8 * torch.signbit(values)).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""A matrix that is packed the other way round: its first axis is the layer's input, which blocks lie along (gpt-oss)."""
+"""A matrix that is packed in transposed form: its first axis is the layer's input, along which blocks run (gpt-oss)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from finemoe.packing.codec import Codec, PackedTensor, Packer
 
 @dataclass(frozen=True)
 class Transposed(Packer):
-    """A matrix of which a codec holds the transpose.
+    """A matrix whose transpose is held by a codec.
 
     Args:
-        codec: of the transpose; one that packs, for `pack`.
+        codec: codec of the transpose; it must be a packer for `pack`.
     """
 
     codec: Codec
 
     @property
     def format(self) -> str:  # type: ignore[override]
-        """The codec's."""
+        """The codec's format."""
         return self.codec.format
 
     @property
