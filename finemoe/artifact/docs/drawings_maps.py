@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finemoe.artifact.analysis.entropy import decode_rows, entropy_bits, requests_of
+from finemoe.artifact.analysis.entropy import decode_rows, entropy_bits, requests_of, row_weights
 from finemoe.artifact.plotting import model_title, provenance, series_styles
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _REQUEST, _STEP = 0, 9  # of the served requests: which iteration is shown
 _HEARD, _DISTANCE = 8, 3  # layers that have spoken, and d
+_DARKEST = 0.1  # gate probability that is drawn black, as all above it
 _LEAST_ROWS = 20  # decode iterations, which a request shown must have
 _METHODS = {
     "expert maps": "expert maps (fine)",
@@ -28,30 +29,32 @@ _CASES = (("qwen-mini", "questions"), ("gpt-oss-20b", "mixed"))
 
 
 def maps_drawing(trace: RoutingTrace) -> "Figure":
-    """Two successive iterations of a request, the request's mean, and the mean of all requests (concepts.md)."""
+    """An expert map, the experts that it activates, and how often a request and all requests activate each (concepts.md)."""
     import matplotlib.pyplot as plt
 
-    rows = decode_rows(trace)
-    mine = _rows_of_a_request(trace)
-    panels = {
-        f"one iteration, token {_STEP}": trace.maps(mine[_STEP : _STEP + 1])[0],
-        f"the next, token {_STEP + 1}": trace.maps(mine[_STEP + 1 : _STEP + 2])[0],
-        f"mean of the request, {len(mine)} tokens": trace.maps(mine).mean(axis=0),
-        f"mean of {len(np.unique(requests_of(trace, rows)))} requests": trace.maps(rows).mean(axis=0),
+    rows, mine = decode_rows(trace), _rows_of_a_request(trace)
+    shares = {
+        "activated by that token": row_weights(trace, mine[_STEP : _STEP + 1], "counts")[0],
+        f"share of the request's {len(mine)} tokens": row_weights(trace, mine, "counts").mean(axis=0),
+        f"share of the tokens of {trace.num_requests} requests": row_weights(trace, rows, "counts").mean(axis=0),
     }
-    fig, axes = plt.subplots(1, len(panels), figsize=(7.0, 2.5), sharey=True)
-    for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        image = _heat_map(ax, values)
-        ax.set_title(f"{title}\n{entropy_bits(values).mean():.2f} bits a layer", fontsize=7)
+    fig, axes = plt.subplots(1, 4, figsize=(7.0, 2.6), sharey=True)
+    image = _heat_map(axes[0], trace.maps(mine[_STEP : _STEP + 1])[0], _DARKEST)
+    axes[0].set_title("expert map of one token\n(gate probabilities)", fontsize=6.5)
+    fig.colorbar(image, ax=axes[0], location="bottom", pad=0.02, ticks=[0, 0.01, 0.05, _DARKEST], extend="max")
+    for ax, (title, values) in zip(axes[1:], shares.items(), strict=True):
+        image = _heat_map(ax, values, 1.0)
+        ax.set_title(f"{title}\n({entropy_bits(values).mean():.1f} bits a layer)", fontsize=6.5)
+    fig.colorbar(image, ax=axes[1:], location="bottom", pad=0.02, ticks=[0, 0.05, 0.25, 0.5, 1], aspect=60)
+    for ax in axes:
         ax.set_xlabel("expert")
     axes[0].set_ylabel("MoE layer")
-    fig.colorbar(image, ax=axes, label="gate probability", pad=0.01, ticks=[0, 0.05, 0.25, 0.5, 1])
-    provenance(fig, "recorded", model_title("qwen-mini"), f"data/traces, {trace.num_requests} requests of 32 tokens")
+    provenance(fig, "recorded", model_title("qwen-mini"), f"data/traces: {trace.num_requests} requests, decoded tokens")
     return fig
 
 
 def search_drawing(trace: RoutingTrace) -> "Figure":
-    """What a token has shown after some layers, the stored map most like it, and what that says of a later layer (concepts.md)."""
+    """What a token has shown after some layers, the nearest stored map, and its prediction of a later layer (concepts.md)."""
     import matplotlib.pyplot as plt
 
     history = trace.split("history")
@@ -65,18 +68,18 @@ def search_drawing(trace: RoutingTrace) -> "Figure":
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.0, 2.6), width_ratios=(1, 1, 1.5))
     unseen = observed.copy()
     unseen[_HEARD:] = np.nan
-    _heat_map(left, unseen)
-    left.set_title(f"this token after {_HEARD} layers", fontsize=7.5)
+    _heat_map(left, unseen, _DARKEST)
+    left.set_title(f"this token's map\nafter {_HEARD} layers", fontsize=7.5)
     left.text(30, 16, "not computed yet", ha="center", fontsize=7)
-    _heat_map(middle, stored)
-    middle.set_title(f"nearest of {len(history.step)} maps\n(cosine {score:.2f})", fontsize=7.5)
+    _heat_map(middle, stored, _DARKEST)
+    middle.set_title(f"nearest of {history.num_rows} stored maps\n(cosine {score:.4f})", fontsize=7.5)
     for ax in (left, middle):
         ax.set_xlabel("expert")
         ax.set_ylabel("MoE layer")
         ax.axhline(_HEARD - 0.5, color="#D55E00", linewidth=1.0)
         ax.axhspan(target - 0.5, target + 0.5, fill=False, edgecolor="#D55E00", linewidth=1.0)
     _bars(right, stored[target], coarse[target], set(served.expert_ids[row, target].tolist()))
-    right.set_title(f"layer {target}, {_DISTANCE} ahead: two predictions", fontsize=7.5)
+    right.set_title(f"two predictions of layer {target} (boxed), {_DISTANCE} ahead", fontsize=7.5)
     provenance(fig, "recorded", model_title("qwen-mini"), "data/traces, history and served requests apart")
     return fig
 
@@ -137,11 +140,12 @@ def _nearest(store: ExpertMapStore, observed: np.ndarray) -> tuple[np.ndarray, f
     return store.maps()[neighbours[0]], float(scores[0])
 
 
-def _heat_map(ax: "Axes", values: np.ndarray) -> Any:
-    """Probabilities [L, J]: white is 0, black 1, on a scale of square roots, so that small ones show; also in print."""
+def _heat_map(ax: "Axes", values: np.ndarray, darkest: float) -> Any:
+    """Values [L, J]: white is 0, black `darkest`, on a scale of square roots, so that small ones show; also in print."""
     from matplotlib.colors import PowerNorm
 
-    image = ax.imshow(values, cmap="Greys", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="none")
+    norm = PowerNorm(0.5, 0, darkest, clip=True)
+    image = ax.imshow(values, cmap="Greys", norm=norm, aspect="auto", interpolation="none")
     ax.grid(visible=False)
     for side in ("top", "right"):
         ax.spines[side].set_visible(True)
@@ -155,8 +159,9 @@ def _bars(ax: "Axes", fine: np.ndarray, coarse: np.ndarray, demanded: set[int]) 
     ax.bar(places, -coarse, width=0.9, color="#E69F00", label="mean of the history (coarse)")
     ax.axhline(0, color="#000000", linewidth=0.8)
     most = max(float(fine.max()), float(coarse.max()))
-    ax.plot(sorted(demanded), [most * 1.12] * len(demanded), "v", color="#000000", markersize=4, label="demanded", linestyle="none")
-    ax.set_ylim(-most * 1.0, most * 1.75)
+    marks = [most * 1.15] * len(demanded)
+    ax.plot(sorted(demanded), marks, "v", color="#000000", markersize=4, label="activated", linestyle="none")
+    ax.set_ylim(-most * 0.8, most * 2.1)
     ax.set_xlabel("expert")
     ax.set_ylabel("probability")
     ticks = [tick for tick in ax.get_yticks() if abs(tick) <= most]

@@ -17,21 +17,14 @@ TIMELINE = DATA / "reference" / "docs" / "timeline_measured.csv"
 MODEL, LOAD_S, EXPERT_MEMORY = "mixtral-mini", 0.005, 0.25
 _PROMPT = "User: Why is the sea salty?"
 _LAYERS = range(8, 20)  # those drawn
-_LANES = {"matcher": 2.0, "compute": 1.0, "link": 0.0}
 _HEIGHT = 0.5
-_LOOKS = {  # face, hatch
-    "compute": ("#56B4E9", ""),
-    "waits": ("#FFFFFF", "////"),
-    "demand": ("#D55E00", ""),
-    "prefetch": ("#009E73", "...."),
-    "search": ("#000000", ""),
-}
-_LABELS = {
-    "compute": "layer computes",
-    "waits": "layer waits for an expert",
-    "demand": "expert loaded on demand (miss)",
-    "prefetch": "expert prefetched",
-    "search": "map search",
+_KINDS = {  # lane, share of its height, face, hatch, label; in the order in which they are drawn
+    "semantic": (2, 1.0, "#000000", "", ""),
+    "trajectory": (2, 1.0, "#000000", "", "map search"),
+    "layer": (1, 1.0, "#56B4E9", "", "layer computes"),
+    "wait": (1, 0.5, "#FFFFFF", "////", "... and waits for an expert"),
+    "prefetch": (0, 1.0, "#BFE5D9", "", "expert prefetched"),
+    "demand": (0, 1.0, "#D55E00", "", "expert loaded on demand"),
 }
 
 
@@ -41,11 +34,12 @@ def record_timeline(path: Path = TIMELINE) -> "pd.DataFrame":
     Returns:
         One row per span: track, name, begin_ms and end_ms from the step's begin; also written to `path`.
     """
-    import finemoe
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import finemoe
     from finemoe.models.layers import find_moe_layers
     from finemoe.workloads import read_prompts
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(MINIATURES / MODEL)
     tokenizer = AutoTokenizer.from_pretrained(MINIATURES / MODEL)
@@ -64,13 +58,13 @@ def record_timeline(path: Path = TIMELINE) -> "pd.DataFrame":
         with engine.timeline(Path(folder) / "step.json"):
             model.generate(**inputs, max_new_tokens=6, do_sample=False)
         events = json.loads((Path(folder) / "step.json").read_text(encoding="utf-8"))["traceEvents"]
-    table = _last_step(events)
+    table = last_step(events)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_table(table, path)
     return table
 
 
-def _last_step(events: list[dict]) -> "pd.DataFrame":
+def last_step(events: list[dict]) -> "pd.DataFrame":
     """The spans of the last iteration, in milliseconds from its begin."""
     import pandas as pd
 
@@ -89,47 +83,42 @@ def timeline_drawing(table: "pd.DataFrame") -> "Figure":
     """Some layers of the step, one lane for each thread that works."""
     import matplotlib.pyplot as plt
 
-    spans = table.assign(kind=[name.split()[0] for name in table["name"]])
-    layers = spans[spans["kind"] == "layer"].set_index("name")
-    shown = layers.loc[[f"layer {layer}" for layer in _LAYERS]]
+    spans = table.assign(kind=[name.split()[0] for name in table["name"]], what=[name.split()[-1] for name in table["name"]])
+    layers = spans[spans["kind"] == "layer"]
+    shown = layers[layers["what"].isin([str(layer) for layer in _LAYERS])]
     begin_ms, end_ms = float(shown["begin_ms"].min()) - 0.5, float(shown["end_ms"].max()) + 0.5
+    spans = spans[(spans["end_ms"] > begin_ms) & (spans["begin_ms"] < end_ms)]
+    demanded = set(spans.loc[spans["kind"] == "demand", "what"])
+    waits = {what.split(".")[0]: "miss" if what in demanded else "late" for what in spans.loc[spans["kind"] == "wait", "what"]}
     fig, ax = plt.subplots(figsize=(7.0, 2.5))
-    for name, row in layers.iterrows():
-        _span(ax, "compute", "compute", row)
-        if begin_ms < row["begin_ms"] < end_ms:
-            middle = max(row["begin_ms"] + 0.1, (row["begin_ms"] + row["end_ms"]) / 2)
-            ax.text(middle, 1 + _HEIGHT / 2 + 0.06, str(name).split()[1], ha="center", fontsize=6)
-    for kind, lane, look in (
-        ("wait", "compute", "waits"),
-        ("demand", "link", "demand"),
-        ("prefetch", "link", "prefetch"),
-        ("trajectory", "matcher", "search"),
-        ("semantic", "matcher", "search"),
-    ):
-        for _, row in spans[spans["kind"] == kind].iterrows():
-            _span(ax, lane, look, row)
-            if lane == "link" and begin_ms < row["begin_ms"] < end_ms and row["end_ms"] - row["begin_ms"] > 1:
-                text = row["name"].split()[1]
-                middle = (row["begin_ms"] + min(row["end_ms"], end_ms)) / 2
-                ax.text(middle, -_HEIGHT / 2 - 0.22, text, ha="center", fontsize=6)
+    for kind in _KINDS:  # loads on demand over the prefetches that they interrupt
+        for _, span in spans[spans["kind"] == kind].iterrows():
+            _bar(ax, kind, span)
+    for _, span in shown.iterrows():
+        middle = (span["begin_ms"] + span["end_ms"]) / 2
+        ax.text(middle, 1.31, span["what"], ha="center", fontsize=6.5)
+        ax.text(middle, 0.58, waits.get(span["what"], "hit"), ha="center", fontsize=6)
+    for _, span in spans[spans["kind"].isin(["demand", "prefetch"])].iterrows():
+        height = 0.36 if span["kind"] == "demand" else -0.46
+        place = (span["begin_ms"] + span["end_ms"]) / 2 if span["kind"] == "demand" else span["begin_ms"] + 1.2
+        if begin_ms < place < end_ms - 1:
+            ax.text(place, height, span["what"], ha="center", fontsize=6)
     ax.set_xlim(begin_ms, end_ms)
-    ax.set_ylim(-0.7, 2.5)
-    ax.set_yticks(list(_LANES.values()), list(_LANES))
-    ax.set_xlabel("ms from the start of the decode step; above compute: the layer, below the link: layer.expert")
+    ax.set_ylim(-0.6, 2.4)
+    ax.set_yticks([2, 1, 0], ["matcher", "compute", "link"])
+    ax.set_xlabel("ms from the start of the decode step (numbers: MoE layer, layer.expert)")
     ax.grid(visible=False)
     _legend(fig)
-    details = f"{MODEL}, {EXPERT_MEMORY:.0%} of the experts, {LOAD_S * 1e3:g} ms an expert"
+    details = f"{MODEL}, {EXPERT_MEMORY:.0%} of the experts resident, {LOAD_S * 1e3:g} ms an expert"
     provenance(fig, "live engine over a paced link", details, "data/reference/docs/timeline_measured.csv")
     return fig
 
 
-def _span(ax: "Axes", lane: str, look: str, row: "pd.Series") -> None:
-    face, hatch = _LOOKS[look]
-    height = _HEIGHT * (0.5 if look == "waits" else 1)
-    bottom = _LANES[lane] - _HEIGHT / 2
+def _bar(ax: "Axes", kind: str, span: "pd.Series") -> None:
+    lane, height, face, hatch, _ = _KINDS[kind]
     ax.broken_barh(
-        [(row["begin_ms"], row["end_ms"] - row["begin_ms"])],
-        (bottom, height),
+        [(span["begin_ms"], span["end_ms"] - span["begin_ms"])],
+        (lane - _HEIGHT / 2, _HEIGHT * height),
         facecolor=face,
         hatch=hatch,
         edgecolor="#000000",
@@ -141,7 +130,8 @@ def _legend(fig: "Figure") -> None:
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(facecolor=face, hatch=hatch, edgecolor="#000000", linewidth=0.4, label=_LABELS[look])
-        for look, (face, hatch) in _LOOKS.items()
+        Patch(facecolor=face, hatch=hatch, edgecolor="#000000", linewidth=0.4, label=label)
+        for _, _, face, hatch, label in _KINDS.values()
+        if label
     ]
     fig.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=6.5, columnspacing=1.0)
