@@ -25,9 +25,7 @@ def whiskers(
     return [scale * below.clip(lower=0), scale * above.clip(lower=0)]
 
 
-def legend_above(
-    fig: "Figure | SubFigure", axes: Iterable["Axes"], ncols: int, extra: Mapping[str, Any] | None = None
-) -> None:
+def legend_above(fig: "Figure | SubFigure", axes: Iterable["Axes"], ncols: int, extra: Mapping[str, Any] | None = None) -> None:
     """One legend above all panels, with every label once.
 
     Args:
