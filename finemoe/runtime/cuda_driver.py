@@ -53,7 +53,7 @@ class CudaDriver:
                 continue
             return cls(*(_address(getattr(library, function)) for function in _FUNCTIONS))
         raise EngineError(
-            "PyTorch reports a CUDA device, but the driver's library (libcuda.so.1) cannot be loaded; check the driver's installation"
+            "PyTorch reports a CUDA device, but the driver's library (libcuda.so.1) cannot be loaded; check its installation"
         )
 
     def event(self) -> int:

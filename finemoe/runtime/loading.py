@@ -66,7 +66,7 @@ def load(
     expert_format: str | None = None,
     **options: Any,
 ) -> "tuple[PreTrainedModel, Engine]":
-    """Load a model and offload it without ever holding all its experts in memory: they go from the checkpoint to their store.
+    """Load a model and offload its experts: they go from the checkpoint straight to the expert store, never into the model.
 
     Args:
         source: name of a miniature, a folder with a safetensors checkpoint (sharded or not, experts fused or separate), a hub
@@ -121,7 +121,5 @@ def _source_of(name: str) -> str:
     """The folder or hub id that a name stands for; `from_pretrained` would misread a file as a hub id."""
     source = resolve(name)
     if Path(source).is_file() and gguf_path(source) is None:
-        raise FinemoeError(
-            f"{source} is a file; give its folder, or {_RANDOM}{source} for a model with random weights"
-        )
+        raise FinemoeError(f"{source} is a file; give its folder, or {_RANDOM}{source} for a model with random weights")
     return source

@@ -72,7 +72,7 @@ class ExpertMemory:
         self.board.fences[:] = link.fence()
         self.told = np.zeros((4, cache.state.shape[1]), dtype=np.int64)  # filled by each demand
         self._is_abandoned = False
-        self._unheard: set[threading.Thread] = set()  # threads that have not been refused yet since the process began to end
+        self._unheard: set[threading.Thread] = set()  # threads that have been refused because the process ends
         self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._give_up)
         self._noted = np.zeros((0, 3), dtype=np.int64)  # loads of the worker; see `fetching.note_in`
         timeline.watch(self._record_spans, self._spans)
@@ -104,7 +104,7 @@ class ExpertMemory:
         """Take a policy's predictions and queue the experts that they request.
 
         Predictions for another iteration (or none), for a passed layer, or for a layer that was skipped while others ran are not
-        loaded; experts that are already here are awaited.
+        loaded; experts that are already here are marked as awaited.
         """
         places, number, is_wanted = self.board.places, -1 if iteration is None else iteration, False
         for one in predictions:

@@ -90,7 +90,7 @@ def device_list(devices: Any) -> tuple[torch.device, ...]:
 
 def _first_devices(count: int) -> tuple[torch.device, ...]:
     if count < 1:
-        raise FinemoeError(f"devices is {count}; give at least 1")
+        raise FinemoeError(f"devices is {count}; give at least one")
     if not torch.cuda.is_available():
         return (torch.device("cpu"),) * count
     if count > torch.cuda.device_count():

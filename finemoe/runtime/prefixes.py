@@ -13,9 +13,8 @@ class Prefixes:
 
     def __init__(self) -> None:
         self._children: dict[tuple[int, int], int] = {}
-        self._paths: dict[
-            tuple[int, int], tuple[np.ndarray, np.ndarray]
-        ] = {}  # by prompt's root and slot: the last tokens seen, and their nodes
+        # By prompt's root and slot: the last tokens seen, and their nodes.
+        self._paths: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._forward_of: dict[int, int] = {}
         self._rows: dict[int, dict[int, int]] = {}  # recorded row of each slot, by node
         self.forwards: list[int] = []  # the forward of every recorded row, in order

@@ -211,7 +211,7 @@ class LoadingStep:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Replace the loading step by `_step`, for this thread only.
+        """Replace the loading step by `step`, for this thread only.
 
         It is the one place that every class's `from_pretrained` passes through with the files resolved, the model built on the
         meta device, and nothing read yet. No public argument leaves parameters out: a `device_map` with "meta" wraps the model.

@@ -14,9 +14,8 @@ _PATIENCE_S = 0.05
 _NUM_TRIPS = 15
 # While one thread infers and another searches, they take turns at the interpreter's lock: 25 us of work cost 70 us more.
 _NUM_TURNS = 12
-_NUM_LAST = (
-    8  # last measurements per kind; their minimum is the estimate, since others had cold caches or waited for the interpreter
-)
+# Measurements kept per kind of work. Their minimum is the estimate: longer ones had cold caches or waited for the interpreter.
+_NUM_LAST = 8
 _UNKNOWN = (math.inf,)
 _TRIAL_EVERY, _TRIAL_LENGTH = 16, 10  # how often to try, and how many times as long the work may be
 

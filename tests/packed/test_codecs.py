@@ -355,5 +355,5 @@ def test_what_is_only_counted_says_so_where_it_should_be_unpacked():
     told = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     codec = codec_of(told | {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}, (16, 64), False)
     assert sum(tensor.nbytes for tensor in codec.tensors) == 16 * 64 // 2 + 16 * 2 * 2 + 16 + 2 * 2 * 4
-    with pytest.raises(FinemoeError, match=r"compressed-tensors int4 can be counted here, but not unpacked"):
+    with pytest.raises(FinemoeError, match=r"size of experts in compressed-tensors int4, but cannot unpack them"):
         codec.unpack([], torch.empty(16, 64))

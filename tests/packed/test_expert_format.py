@@ -171,7 +171,7 @@ def refused(source: str | Path, form: str, match: str) -> None:
 @pytest.mark.parametrize("form", ["int4", "FP8", "", "bf16"])
 def test_an_unknown_format(checkpoint, form):
     for source in (checkpoint("mixtral"), f"random:{checkpoint('mixtral')}", "nowhere"):
-        refused(source, form, rf"^expert_format is '{form}'; write 'fp8', 'mxfp4', 'int8', or leave it out to stay exact$")
+        refused(source, form, rf"^expert_format is '{form}'; use 'fp8', 'mxfp4', 'int8', or omit it to stay exact$")
 
 
 @pytest.mark.parametrize("form", WORTH)
@@ -180,4 +180,4 @@ def test_what_is_packed_already(tmp_path, form):
     mxfp4(tmp_path, 32, 32)
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "mxfp4"
     for source in (tmp_path, f"random:{tmp_path}"):
-        refused(source, form, rf"experts are packed already; leave out expert_format='{form}'$")
+        refused(source, form, rf"experts are already packed; omit expert_format='{form}'$")

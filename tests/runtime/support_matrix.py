@@ -1,7 +1,7 @@
-"""Writes the README's support matrix from what really runs: `make families`.
+"""Writes the support matrix of docs/models.md from what really runs: `make families`.
 
 Every family of the installed Transformers is built tiny, loaded and offloaded under every policy, in fp32 and bf16, at three
-cache sizes, and compared with eager; the section between the README's two marks is replaced by what came out.
+cache sizes, and compared with eager; the section between the page's two marks is replaced by what came out.
 """
 
 import re
@@ -16,7 +16,7 @@ from finemoe.paths import ROOT
 from tests.runtime import families
 from tests.runtime.test_families import compare_with_eager
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 MARKS = ("<!-- families: written by `make families` -->", "<!-- end of families -->")
 OUTSIDE = ("dbrx", "doge", "jetmoe", "llama4", "longcat_flash", "nllb_moe", "step3p7", "switch_transformers")
 
@@ -59,9 +59,9 @@ def section(outcomes: dict[str, str]) -> str:
 def main() -> int:
     """Run every family, write the section, and fail if fewer than 58 work."""
     outcomes = {name: outcome(name) for name in tqdm(families.family_names(), desc="families")}
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     inside = re.compile(re.escape(MARKS[0]) + ".*" + re.escape(MARKS[1]), re.DOTALL)
-    README.write_text(inside.sub(lambda _: f"{MARKS[0]}\n{section(outcomes)}\n{MARKS[1]}", text), encoding="utf-8")
+    PAGE.write_text(inside.sub(lambda _: f"{MARKS[0]}\n{section(outcomes)}\n{MARKS[1]}", text), encoding="utf-8")
     num_working = sum(not reason for reason in outcomes.values())
     print(f"{num_working} of {len(outcomes)} families are bit-equal to eager")
     return 0 if num_working >= 58 else 1

@@ -262,7 +262,7 @@ def test_nothing_stays_registered_where_a_warning_is_an_error(install):
 def test_memory_that_cannot_be_had_is_one_clear_line(install, pinned):
     """Each block could be had, but all of them exceed what can be addressed."""
     cudart = install(FakeCudart())
-    with pytest.raises(FinemoeError, match=f"{1 << 56} bytes of host memory cannot be had; set host_memory to keep less there"):
+    with pytest.raises(FinemoeError, match=f"{1 << 56} bytes of host memory cannot be allocated; set host_memory to keep less"):
         Arena([1 << 46] * (1 << 10), pinned)
     assert cudart.num_calls == 0
 
@@ -278,7 +278,7 @@ def test_a_machine_that_grows_as_it_is_used_is_believed_where_the_caller_is_sure
         return whole(num_bytes)
 
     monkeypatch.setattr(arena_module, "_map", refusing)
-    with pytest.raises(FinemoeError, match="bytes of host memory cannot be had"):
+    with pytest.raises(FinemoeError, match="bytes of host memory cannot be allocated"):
         Arena([BLOCK_BYTES] * 40, pinned=True)
     arena = Arena([BLOCK_BYTES] * 40, pinned=True, is_sure=True)
     assert arena.pinned_bytes == 40 * BLOCK_BYTES

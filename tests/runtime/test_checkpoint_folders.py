@@ -49,7 +49,7 @@ def test_equal_or_refused(kind, family, dtype, tmp_path):
         ("fused_beside_apart", "has both .*gate_up_proj"),
         ("truncated_shard", r"model-00004-of-.*truncated"),
         ("damaged_index", r"check .*model\.safetensors\.index\.json"),
-        ("link_to_no_file", r"model\.safetensors there is no file, or a link to none"),
+        ("link_to_no_file", r"model\.safetensors there is not a file, or is a broken link"),
         ("index_that_names_a_file_of_pickles", r"/pytorch_model-00001\.bin: finemoe.load reads safetensors files only; load the"),
         ("ties_in_words", r"Validation error for field 'tie_word_embeddings': TypeError: .*expected bool"),
         ("variant_alone", r"it holds model\.fp16\.safetensors, but neither"),

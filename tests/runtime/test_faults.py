@@ -128,7 +128,7 @@ def test_no_memory_for_the_slots_leaves_the_model_as_it_was(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(pool.torch, "zeros", fail)
-    with pytest.raises(FinemoeError, match="cannot be had on cpu; lower expert_memory"):
+    with pytest.raises(FinemoeError, match="cannot be allocated on cpu; lower expert_memory"):
         finemoe.offload(model, 0.5)
     monkeypatch.undo()
     with torch.no_grad():
@@ -378,7 +378,7 @@ def test_a_failure_after_the_last_iteration_is_raised_by_the_report(monkeypatch)
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(FinemoeError, match="'cuda:7' was asked for, but there are 2 CUDA devices"):
+    with pytest.raises(FinemoeError, match="'cuda:7' was requested, but there are 2 CUDA devices"):
         finemoe.offload(build("mixtral"), 0.3, devices="cuda:7")
 
 

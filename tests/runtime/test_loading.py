@@ -132,9 +132,9 @@ def test_a_model_that_never_held_its_experts_cannot_be_saved_when_its_engine_is_
         if is_closed:
             engine.close()
         for refused in (model.state_dict, lambda: model.save_pretrained(tmp_path), lambda: deepcopy(model), model.half):
-            with pytest.raises(FinemoeError, match=r"copy the checkpoint's folder|load it anew"):
+            with pytest.raises(FinemoeError, match=r"copy the checkpoint's folder|load it again"):
                 refused()
-    with pytest.raises(FinemoeError, match="experts went with the engine"):
+    with pytest.raises(FinemoeError, match="experts were freed with the engine"):
         finemoe.offload(model, 0.5)
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
 
@@ -224,5 +224,5 @@ def test_a_file_is_no_model(tmp_path):
     folder = tmp_path / "model"
     build("mixtral").save_pretrained(folder)
     for load in (lambda name: finemoe.load(name, 0.5), load_model, load_tokenizer):
-        with pytest.raises(FinemoeError, match="is a file; give the folder"):
+        with pytest.raises(FinemoeError, match="is a file; give its folder"):
             load(str(folder / "config.json"))

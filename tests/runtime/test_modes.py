@@ -162,5 +162,5 @@ def test_a_timeline_ends_with_what_breaks_off_and_says_what_it_left_out(tmp_path
             raise KeyboardInterrupt
         assert not engine.parts.timeline.is_recording
         monkeypatch.setattr("finemoe.runtime.timeline._MOST_SPANS", 5)
-        with pytest.warns(UserWarning, match=r"the last \d+ spans are left out"), engine.timeline(tmp_path / "step.json"):
+        with pytest.warns(UserWarning, match=r"the last \d+ spans are missing"), engine.timeline(tmp_path / "step.json"):
             model.generate(**ONE_ROW, **FIXED)

@@ -55,9 +55,9 @@ REFUSED = {
     "numbers": ([1, 2], "prompt 0 is 1"),
     "token ids": ([[1, 2, 3]], "prompt 0 is list"),
     "nested texts": ([["a", "b"]], "prompt 0 is list"),
-    "half a character": (["a", "b\udcff"], r"prompt 1 holds '\\udcff' at character 1, which is no text in UTF-8"),
+    "half a character": (["a", "b\udcff"], r"prompt 1 holds '\\udcff' at character 1, which is not valid UTF-8"),
     "bytes inside": (["a", b"b"], "prompt 1 is b'b'"),
-    "one conversation": (CHAT, r"prompt 0 is dict; give its text, or, for one conversation, \[messages\]"),
+    "one conversation": (CHAT, r"prompt 0 is dict; give its text, or \[messages\] for one conversation"),
     "half a message": ([[{"role": "user"}]], "prompt 0 is list"),
     "an empty conversation": (["a", []], "prompt 1 is list"),
 }
@@ -109,7 +109,7 @@ def test_conversations_go_through_the_chat_template(held):
     assert tokens_of(trace) == tokens_of(recorded(texts))
     with pytest.raises(FinemoeError, match=r"prompt 1: the chat template refuses it \(unknown role\)"):
         recorded(["a", [{"role": "nobody", "content": ""}]], Chat())
-    with pytest.raises(FinemoeError, match="prompt 1 is chat messages, and this tokenizer has no chat template"):
+    with pytest.raises(FinemoeError, match="prompt 1 is a list of chat messages, but this tokenizer has no chat template"):
         recorded(["a", CHAT])
 
 
@@ -226,12 +226,12 @@ def _refuses_good(given):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_several_rows, "prompt 0: the tokenizer gives several rows of tokens for one text: 'hello'"),
-        (_rows_of_several_lengths, "prompt 0: the tokenizer gives several rows of tokens for one text: 'hello'"),
+        (_several_rows, "prompt 0: the tokenizer returns several rows of tokens for one text: 'hello'"),
+        (_rows_of_several_lengths, "prompt 0: the tokenizer returns several rows of tokens for one text: 'hello'"),
         (_refuses_good, r"prompt 1: the tokenizer refuses it \(no such\): 'good night'"),
         (
             lambda given: given | {"input_ids": given["input_ids"] + 56},
-            r"gives token \d+, and the model has embeddings for 0..95",
+            r"returns token \d+, but the model has embeddings for 0..95",
         ),
     ],
 )
@@ -250,7 +250,7 @@ def test_a_mask_inside_a_prompt_is_named():
 def test_a_pad_token_without_an_embedding_is_named(pad):
     tokenizer = Characters()
     tokenizer.pad_token_id = pad
-    with pytest.raises(FinemoeError, match=f"pad token is {pad}, and the model has embeddings for 0..95 only"):
+    with pytest.raises(FinemoeError, match=f"pad token is {pad}, but the model has embeddings for 0..95 only"):
         recorded(["equal", "sizes"], tokenizer, batch_size=2)
     assert len(tokens_of(recorded(["alone"], tokenizer))) == 1
 

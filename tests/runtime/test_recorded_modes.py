@@ -460,7 +460,7 @@ def test_forwards_that_are_no_steps_are_no_rows(moment, in_own_thread):
         handle = model.register_forward_pre_hook(run)
         try:
             if in_own_thread:
-                with pytest.raises(FinemoeError, match="fed other tokens than generate prepared"):
+                with pytest.raises(FinemoeError, match="fed tokens that generate did not prepare"):
                     recorded(model, "greedy", "arguments", [PROMPTS[0]])
                 return
             found = recorded(model, "greedy", "arguments", [PROMPTS[0]])
@@ -475,7 +475,7 @@ def test_tokens_that_a_hook_exchanges_are_refused():
     model.register_forward_pre_hook(
         lambda m, args, kwargs: (args, kwargs | {"input_ids": kwargs["input_ids"] + 1}), with_kwargs=True
     )
-    with pytest.raises(FinemoeError, match="fed other tokens than generate prepared"):
+    with pytest.raises(FinemoeError, match="fed tokens that generate did not prepare"):
         recorded(model, "greedy", "arguments")
 
 
@@ -513,8 +513,8 @@ def forwards_of(model) -> list[int]:
     ("options", "message"),
     [
         ({"cache_implementation": "paged"}, "continuous batching"),
-        ({"input_ids": torch.ones(1, 2)}, "input_ids is not for you to give"),
-        ({"past_key_values": object()}, "past_key_values is not for you to give"),
+        ({"input_ids": torch.ones(1, 2)}, "omit input_ids: record builds it"),
+        ({"past_key_values": object()}, "omit past_key_values: record builds it"),
         ({"no_such_option": 1}, "generate refuses this: .*no_such_option"),
         ({"prompt_lookup_num_tokens": 2, "use_cache": False}, "generate refuses this"),
         ({"prefill_chunk_size": 2, "use_cache": False}, "Cannot use prefill chunking without a cache"),

@@ -132,7 +132,7 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(batch, host_memory):
                 os.write(writer, answer.encode())
                 os._exit(0)
         os.close(writer)
-        assert "offload the model there, after the fork" in os.read(reader, 1000).decode()
+        assert "offload the model in it, after the fork" in os.read(reader, 1000).decode()
         os.waitpid(child, 0)
         os.close(reader)
         assert torch.equal(model(**batch).logits, expected)

@@ -70,7 +70,7 @@ def test_a_short_read_is_an_error():
     store, _ = filled(host_bytes=0)
     with store:
         os.ftruncate(store.disk.fileno(), 100)
-        with pytest.raises(EngineError, match="gave 100 of 1024 bytes"):
+        with pytest.raises(EngineError, match="returned 100 of 1024 bytes"):
             store.record(0, 0)
 
 
@@ -85,7 +85,7 @@ def test_changed_bytes_are_an_error():
 
 def test_no_room_on_disk_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(FinemoeError, match=r"bytes of disk cannot be had in .*No space left.*set disk_folder"):
+    with pytest.raises(FinemoeError, match=r"bytes of disk cannot be allocated in .*No space left.*set disk_folder"):
         ExpertStore([LAYOUT], [6], host_bytes=0)
 
 
