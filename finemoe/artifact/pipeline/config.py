@@ -72,8 +72,8 @@ def _explain(error: Any) -> str:
         unknown = next(key for key in error.instance if key not in known)
         return f"unknown key {unknown!r}; {suggestion(unknown, known)}"
     if error.validator == "enum":
-        suggestion = suggestion(error.instance, error.validator_value)
-        return f"unknown value {error.instance!r} in {where or 'prefetch_distance'}; {suggestion}"
+        meant = suggestion(error.instance, error.validator_value)
+        return f"unknown value {error.instance!r} in {where or 'prefetch_distance'}; {meant}"
     return f"{where + ': ' if where else ''}{error.message}"
 
 

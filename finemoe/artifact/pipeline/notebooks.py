@@ -1,7 +1,7 @@
 """The notebooks of this project by name: `f4` is `notebooks/figures/f4.ipynb`.
 
-Folders tell the story (tour, stages, figures, studies), and a number in front of a file's name says in which order to read; neither
-is part of the name, which rules, logs and figures share.
+Folders tell the story (tour, stages, figures, studies), and a number in front of a file's name gives the order of reading.
+Neither is part of the name, which rules, logs and figures share.
 """
 
 import re

@@ -1,13 +1,14 @@
-"""Which files a notebook's result depends on beside itself: every module of the package that its code reaches.
+"""Which files a notebook's result depends on in addition to the notebook: every module of the package that its code reaches.
 
-Snakemake sees only declared inputs, so the Snakefile declares these. They are found by reading the source, imports
-inside functions included; nothing is imported.
+Snakemake sees only declared inputs, so the Snakefile declares these. They are found by reading the source, imports inside
+functions included; nothing is imported. Policies are an exception to "every module": the registry imports all of them, but a
+result depends on those that its code names. A new policy therefore makes nothing stale until something runs it.
 """
 
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,18 +16,32 @@ from finemoe.artifact.pipeline.notebooks import notebook_named
 from finemoe.paths import ROOT
 
 _MODULE_NAME = re.compile(r"finemoe(\.\w+)+")
+_FACE = ROOT / "finemoe" / "__init__.py"  # its names are imported on first use, each from its own module
+_POLICIES = ROOT / "finemoe" / "policies" / "__init__.py"  # the registry
 
 
-def sources_of(*starts: str) -> list[str]:
-    """Package files behind notebooks (`f4`) or modules (`finemoe.artifact.miniatures.training`), relative to the root, sorted."""
-    waiting = [path for start in starts for path in _start(start)]
+def sources_of(*starts: str, policies: Iterable[str] = ()) -> list[str]:
+    """Files behind notebooks (`f4`) or modules (`finemoe.artifact.miniatures.training`), relative to the root, sorted.
+
+    Args:
+        policies: names of policies that run in addition to those that the code names, or `module:Class` of a file in the root.
+    """
+    reached = _reached([path for start in starts for path in _start(start)])
+    if _POLICIES in reached:  # what reaches no policy only happens to contain a word like one's name
+        policies = {*policies, *(name for path in reached - {_POLICIES} for name in _named_policies(path))}
+    reached |= _reached([path for name in policies for path in _policy(name)])
+    return sorted(str(path.relative_to(ROOT)) for path in reached - {_POLICIES} if path.suffix == ".py")
+
+
+def _reached(waiting: list[Path]) -> set[Path]:
+    """These files and all that their imports reach; what the face and the registry import is found by the names in use."""
     reached: set[Path] = set()
     while waiting:
         path = waiting.pop()
         if path not in reached:
             reached.add(path)
-            waiting.extend(_imports(path))
-    return sorted(str(path.relative_to(ROOT)) for path in reached if path.suffix == ".py")
+            waiting.extend(_imports(path) if path not in (_FACE, _POLICIES) else ())
+    return reached
 
 
 def _start(name: str) -> list[Path]:
@@ -41,6 +56,32 @@ def _imports(path: Path) -> tuple[Path, ...]:
     return tuple(file for name in _names(tree) for file in _files(name))
 
 
+@cache
+def _named_policies(path: Path) -> tuple[str, ...]:
+    """Policies whose name is a string in a file's code."""
+    strings = {node.value for node in ast.walk(ast.parse(_code(path))) if isinstance(node, ast.Constant)}
+    return tuple(name for name in _known_policies() if name in strings)
+
+
+@cache
+def _known_policies() -> dict[str, str]:
+    """The module of every policy that the registry holds, by the policy's name."""
+    tree = ast.parse(_POLICIES.read_text(encoding="utf-8"))
+    modules = {
+        alias.name: node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module for alias in node.names
+    }
+    table = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "POLICIES")
+    entries = zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else ()
+    return {ast.literal_eval(key): modules[ast.unparse(value)] for key, value in entries if key is not None}
+
+
+def _policy(name: str) -> list[Path]:
+    if name in _known_policies():
+        return _files(_known_policies()[name])
+    outside = ROOT.joinpath(*name.partition(":")[0].split(".")).with_suffix(".py")
+    return [outside] if ":" in name and outside.is_file() else []
+
+
 def _code(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
@@ -51,15 +92,29 @@ def _code(path: Path) -> str:
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names under `finemoe` that a tree mentions: imports, and strings that name a module (lazy imports)."""
+    """Dotted names under `finemoe` that a tree mentions: imports, names of the face, and strings that name a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if _is_module(name) else node.module for name in inner)
+            yield from (_home(name) or (name if _is_module(name) else node.module) for name in inner)
+        elif isinstance(node, ast.Attribute) and (home := _home(ast.unparse(node))):
+            yield home
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE_NAME.fullmatch(node.value):
             yield node.value
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module of every name of the face, by its dotted name."""
+    tree = ast.parse(_FACE.read_text(encoding="utf-8"))
+    table = next(node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES")
+    return {f"finemoe.{name}": place.partition(":")[0] for name, place in ast.literal_eval(table).items()}
+
+
+def _home(name: str) -> str:
+    return _homes().get(name, "")
 
 
 def _is_module(name: str) -> bool:

@@ -1,0 +1,122 @@
+# What the rules share: the table of notebooks, what the names in it stand for, and the files, logs and parameters of an entry.
+import json
+from pathlib import Path
+
+from finemoe.artifact.pipeline.filling import Filling, parameter_names
+from finemoe.artifact.pipeline.notebooks import notebook_named
+from finemoe.artifact.pipeline.sources import sources_of
+from finemoe.artifact.pipeline.table import read_table
+from finemoe.artifact.pipeline.warm_parent import ADDRESS
+
+TABLE = read_table()
+RESULTS, FIGURES, MINIATURES = config["results"], config["figures"], config["miniatures"]
+MODELS, DATASETS = config["models"], config["datasets"]
+TESTBEDS = [config["testbed"], config["high_end_testbed"], *config["further_testbeds"]]
+CLAIMED = [name for name, entry in TABLE.items() if entry.claim]
+# Tables of machines that were measured, and of this one where a configuration names models to measure on it.
+HERE = f"{RESULTS}/measured/here"
+SHIPPED = sorted(str(path.parent) for path in Path("data/measured").glob("[!.]*/machine.json"))
+MACHINES = SHIPPED + ([HERE] if config["gpu_models"] else [])
+MEASURED = (
+    [f"{machine}/machine.json" for machine in MACHINES]
+    + sorted(str(path) for machine in SHIPPED for path in Path(machine).glob("[!.]*.csv"))
+    + sorted(str(path) for path in Path("data/measured").glob("predictions-before-*.csv"))
+)
+# What the names in braces of notebooks/table.yaml stand for.
+FILLING = Filling(
+    config,
+    {"results": RESULTS, "figures": FIGURES, "miniatures": MINIATURES},
+    {
+        "ARRIVALS": [config["arrivals_file"]] if config["arrivals_file"] else [],
+        "CLAIMED": CLAIMED,
+        "DATASET": DATASETS[0],
+        "DATASETS": DATASETS,
+        "FIRST_TWO_MODELS": MODELS[:2],
+        "HIGH_END_TESTBED": config["high_end_testbed"],
+        "LAST_DATASET": DATASETS[-1],
+        "MACHINES": MACHINES,
+        "MEASURED": MEASURED,
+        "MODEL": MODELS[0],
+        "MODEL_FILES": ["config.json", "model.safetensors", "tokenizer.json"],
+        "MODELS": MODELS,
+        "TESTBED": config["testbed"],
+    },
+)
+
+
+EVERY = {"model": MODELS, "dataset": DATASETS, "testbed": TESTBEDS}  # what wildcards may be
+
+
+def inputs_of(entry):
+    """A notebook's input files by name: the notebook, the code that it reaches, and what the table names."""
+    found = {
+        "notebook": str(notebook_named(entry.notebook).relative_to(workflow.basedir)),
+        "code": sources_of(entry.notebook, policies=policies_of(entry)),
+    }
+    if entry.figure:
+        found["style"] = "finemoe/artifact/finemoe.mplstyle"
+    if "column" in parameter_names(entry.notebook):
+        found["prompts"] = lambda wildcards: FILLING.dataset_files(wildcards.get("dataset", DATASETS[0]))
+    return found | {name: FILLING.paths(pattern) for name, pattern in entry.inputs.items()}
+
+
+def policies_of(entry):
+    """The policies that the configuration has a notebook run."""
+    return config["policies"] if "policies" in parameter_names(entry.notebook) else []
+
+
+def outputs_of(entry):
+    """A notebook's output files by name, with what Snakemake is to do about them: no table may be empty, the report shows pictures."""
+    found = FILLING.outputs(entry)
+    for name, path in found.items():
+        if path.endswith(".csv"):
+            found[name] = ensure(path, non_empty=True)
+    if entry.figure:
+        found["png"] = in_report(entry, found["png"])
+    if entry.name == "claims":
+        labels = {"table": "the paper's claims"}
+        found["csv"] = report(
+            found["csv"], caption="notebooks/captions/claims.rst", category="Claims", labels=labels
+        )
+    return found
+
+
+def in_report(entry, picture):
+    """A figure's picture in `snakemake --report`, which shows rows with the same labels as one: the stem tells them apart."""
+    id = "H" if entry.name == "headline" else entry.name.capitalize()
+    caption = f"notebooks/captions/{Path(entry.stem).parts[0]}.rst"
+    labels = {"artefact": entry.figure, "claim": id if entry.claim else "-", "figure": entry.stem}
+    return report(picture, caption=caption, category="Figures", labels=labels)
+
+
+def logs_of(entry):
+    """The executed notebook is a log, since Snakemake deletes the outputs of a failed job, traceback included."""
+    found = {"text": f"{RESULTS}/logs/{entry.job}.txt", "costs": f"{RESULTS}/costs/{entry.job}.tsv"}
+    return found if entry.executed else found | {"notebook": f"{RESULTS}/notebooks/{entry.job}.ipynb"}
+
+
+def command_of(entry):
+    """The shell command of a notebook's jobs.
+
+    Snakemake sets OMP_NUM_THREADS and its like to a rule's threads. A miniature's layers are too small to share: two threads are no
+    faster than one on an idle machine, and tens of times slower on a busy one, because each parallel loop waits for both. A notebook
+    that measures wall-clock time is a process of its own, not a fork of one that shares its memory.
+    """
+    alone = f"{ADDRESS}= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 " if entry.alone else ""
+    made = "{output.executed}" if entry.executed else "{log.notebook}"
+    return (
+        f"{alone}python -m finemoe.artifact.pipeline notebook {{input.notebook}} --output {made} --log {{log.text}}"
+        " --costs {log.costs} --parameters-json {params.values:q}"
+    )
+
+
+def values_of(entry):
+    """The parameters of one job's notebook, as JSON."""
+
+    def values(wildcards, input, output):
+        figure = {"figure": output.pdf.removesuffix(".pdf")} if entry.figure else {}
+        return json.dumps(
+            FILLING.parameters(entry, dict(wildcards), dict(input.items()), dict(output.items()) | figure)
+        )
+
+    return values
