@@ -8,6 +8,7 @@ from finemoe.errors import FinemoeError
 from finemoe.importers import own_trace
 from finemoe.importers.opening import Head, named
 from finemoe.importers.routing import Imported, Options, trace_of
+from finemoe.suggestions import suggestion
 
 _MODULES = {  # a format's name, and where it is read; the special before the general
     "gpt-oss": "gpt_oss",
@@ -36,7 +37,7 @@ def import_trace(path: Path, format: str | None, options: Options) -> Imported:
     if not path.exists():
         raise FinemoeError(f"{path}: no such file; check the path")
     if format is not None and format not in FORMATS:
-        raise FinemoeError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        raise FinemoeError(f"unknown format {format!r}; {suggestion(format, FORMATS)}")
     with named(path):
         name = format or _format_of(path)
         if name == own_trace.NAME:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from finemoe.errors import FinemoeError
 from finemoe.paths import MINIATURES
+from finemoe.suggestions import suggestion
 
 NAMES = ("mixtral-mini", "qwen-mini", "phi-mini")
 TITLES = {
@@ -26,4 +27,4 @@ def resolve(name: str) -> str:
         return str(folder)
     if (name and Path(name).exists()) or (name.count("/") == 1 and not name.startswith((".", "/"))):
         return name
-    raise FinemoeError(f"unknown model {name!r}; known: {', '.join(NAMES)}, or give a local folder or a hub id 'owner/name'")
+    raise FinemoeError(f"unknown model {name!r}; {suggestion(name, NAMES)}, or give a local folder or a hub id 'owner/name'")

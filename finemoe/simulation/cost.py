@@ -16,6 +16,7 @@ from finemoe.errors import FinemoeError
 from finemoe.paths import MODEL_CONFIGS
 from finemoe.simulation.published_sizes import known_size
 from finemoe.simulation.testbed import Testbed
+from finemoe.suggestions import suggestion
 
 PUBLISHED = {"mixtral-mini": "mixtral-8x7b", "qwen-mini": "qwen1.5-moe-a2.7b", "phi-mini": "phi-3.5-moe"}  # of each miniature
 _BYTES = 2  # bf16
@@ -232,5 +233,5 @@ def model_size(model: str | Path) -> ModelSize:
     known = sorted({path.stem for path in MODEL_CONFIGS.glob("*.json")} | set(PUBLISHED))
     is_elsewhere = isinstance(model, Path) or "/" in str(model) or Path(model).exists()
     if str(model) not in known and not is_elsewhere:
-        raise FinemoeError(f"unknown model {model!r}; known: {', '.join(known)}, or give a config.json, a folder or a hub id")
+        raise FinemoeError(f"unknown model {model!r}; {suggestion(model, known)}, or give a config.json, a folder or a hub id")
     return size_named(str(model)) if str(model) in known else ModelSize.from_config(model, str(model))

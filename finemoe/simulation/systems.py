@@ -6,6 +6,7 @@ from typing import Any
 
 from finemoe.errors import FinemoeError
 from finemoe.policies import policy_named
+from finemoe.suggestions import suggestion
 from finemoe.traces import RoutingTrace
 
 
@@ -57,7 +58,7 @@ def chosen_systems(names: Sequence[str]) -> dict[str, System]:
         FinemoeError: a name is unknown.
     """
     if unknown := [name for name in names if name not in SYSTEMS]:
-        raise FinemoeError(f"unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}")
+        raise FinemoeError(f"unknown system {unknown[0]!r}; {suggestion(unknown[0], SYSTEMS)}")
     return {name: SYSTEMS[name] for name in names}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from finemoe.errors import FinemoeError
 from finemoe.paths import DATA
+from finemoe.suggestions import suggestion
 from finemoe.units import is_whole
 
 FOLDER = DATA / "hardware"
@@ -82,7 +83,7 @@ class Testbed:
             return name
         path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
         if not path.is_file():
-            raise FinemoeError(f"no testbed {str(name)!r}; known: {', '.join(known_testbeds())}, or the path of a .yaml file")
+            raise FinemoeError(f"no testbed {str(name)!r}; {suggestion(name, known_testbeds())}, or the path of a .yaml file")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -105,7 +106,7 @@ def _values(content: dict[str, Any], path: Path) -> dict[str, Any]:
     names = [field.name for field in fields(Testbed)]
     needed = [field.name for field in fields(Testbed) if field.default is MISSING]
     if unknown := sorted(set(content) - set(names)):
-        raise FinemoeError(f"{path}: unknown constant {unknown[0]!r}; known: {', '.join(names)}")
+        raise FinemoeError(f"{path}: unknown constant {unknown[0]!r}; {suggestion(unknown[0], names)}")
     if missing := [name for name in needed if name not in content]:
         raise FinemoeError(f"{path}: {missing[0]} is missing; every testbed states {', '.join(needed)}")
     return {name: str(value) if name == "title" else sourced(value, name, path) for name, value in content.items()}

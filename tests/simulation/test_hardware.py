@@ -71,7 +71,7 @@ def test_a_profile_s_mistakes_are_named(tmp_path, change, message):
 def test_a_user_s_own_profile_is_loaded_by_its_path(tmp_path):
     shutil.copy(FOLDER / "rtx3090.yaml", tmp_path / "mine.yaml")
     assert Machine.load(tmp_path / "mine.yaml") == Machine.load("rtx3090")
-    with pytest.raises(FinemoeError, match="no testbed 'rtx9090'; known: 6x-rtx3090, a100-80gb"):
+    with pytest.raises(FinemoeError, match=r"no testbed 'rtx9090'; did you mean 'rtx4090'\? known: 6x-rtx3090, a100-80gb"):
         Machine.load("rtx9090")
 
 

@@ -21,6 +21,7 @@ from finemoe.cache.rules import (
 from finemoe.cache.rules.base import EvictionRule
 from finemoe.errors import FinemoeError
 from finemoe.registry import Registry
+from finemoe.suggestions import suggestion
 
 RULES: dict[str, EvictionRule] = {
     "belady": belady.RULE,
@@ -68,7 +69,7 @@ def rule_named(name: str, is_replay: bool = False) -> EvictionRule:
     """
     rule = _REGISTRY.find(name)
     if rule is None:
-        raise FinemoeError(f"unknown eviction rule {name!r}; known: {', '.join(_REGISTRY.names())}")
+        raise FinemoeError(f"unknown eviction rule {name!r}; {suggestion(name, _REGISTRY.names())}")
     if rule.needs_future and not is_replay:
         raise FinemoeError(f"eviction rule {name!r} must know the future; it runs in finemoe.replay only")
     return rule
