@@ -1,6 +1,6 @@
-"""finemoe: Mixture-of-Experts models whose experts do not fit on the device, and the FineMoE paper's artifact.
+"""finemoe: serve Mixture-of-Experts models whose experts do not fit in device memory; the FineMoE paper as an artifact.
 
-The names below load what they need on first use, so that `import finemoe` stays light.
+The names below are imported on first use, which keeps `import finemoe` light.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m finemoe` is the command `finemoe`."""
+"""Make `python -m finemoe` run the `finemoe` command."""
 
 from finemoe.cli import app
 

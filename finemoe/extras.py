@@ -1,4 +1,4 @@
-"""What is installed only with an extra: opened by name at run time, and missed in one line."""
+"""Import optional dependencies at run time; if one is missing, the error names the extra to install."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,15 +7,17 @@ from finemoe.errors import FinemoeError
 
 
 def module_of_extra(name: str, purpose: str, extra: str = "artifact") -> ModuleType:
-    """A module that an extra brings, or that needs what it brings.
+    """Import a module that an extra installs, or one that needs a package from an extra.
 
     Args:
-        purpose: what it is wanted for, as the refusal's subject. extra: its name in pyproject.toml.
+        name: the module's full name.
+        purpose: what it is needed for; the subject of the error message.
+        extra: name of the extra in pyproject.toml.
     Raises:
-        FinemoeError: it is not installed; says how to install it.
+        FinemoeError: the module is not installed; the message states how to install it.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        advice = f"`pip install 'finemoe[{extra}]'` brings it"
+        advice = f"install it with `pip install 'finemoe[{extra}]'`"
         raise FinemoeError(f"{purpose} needs {error.name}, which is not installed; {advice}") from error

@@ -1,8 +1,8 @@
-"""Files that are never half-written and never silently wrong.
+"""Read and write files that are never half-written and never silently corrupt.
 
-Arrays travel in safetensors (memory-mappable, no code execution) with one JSON header that names the kind of file, its
-version, and type, shape and checksum of every array, and has a checksum of its own; a reader refuses what it cannot vouch for
-in one line.
+Arrays are stored as safetensors (memory-mappable, no code execution). One JSON header states the kind of file, its version, and
+the type, shape and checksum of every array; the header has a checksum too. A reader rejects a file that does not match them,
+with a one-line error.
 """
 
 import json
@@ -24,7 +24,7 @@ _PIECE_BYTES = 1 << 20
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; on success flush it to disk and rename it into place, else remove it."""
+    """Yield a temporary sibling of `path`; on success flush it to disk and rename it into place, otherwise remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -40,10 +40,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def require_place(path: str | Path) -> None:
-    """Make sure that a file can be written there, before the work whose result it shall hold.
+    """Check that a file can be written to `path`, before the work that produces its content.
 
     Raises:
-        FinemoeError: it cannot.
+        FinemoeError: `path` is a folder or cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -53,7 +53,7 @@ def require_place(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise FinemoeError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise FinemoeError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
 
 
 def _flush(path: Path) -> None:
@@ -62,11 +62,14 @@ def _flush(path: Path) -> None:
 
 
 def save_arrays(path: str | Path, kind: str, version: int, arrays: Mapping[str, np.ndarray], meta: Any) -> None:
-    """Write named arrays and JSON-able `meta` to `path`, atomically; same content, same bytes.
+    """Write named arrays and JSON-serialisable `meta` to `path`, atomically; equal content gives equal bytes.
 
     Args:
+        path: the file to write; an existing file is replaced.
         kind: what the file is, e.g. "routing-trace"; checked on loading.
         version: format version of that kind.
+        arrays: the arrays by name.
+        meta: anything that JSON can represent.
     """
     from safetensors.numpy import save_file
 
@@ -74,17 +77,17 @@ def save_arrays(path: str | Path, kind: str, version: int, arrays: Mapping[str, 
     described = {name: _description(array, [_bytes_of(array)]) for name, array in contiguous.items()}
     header = json.dumps({"kind": kind, "version": version, "arrays": described, "meta": meta}, sort_keys=True)
     with atomic_path(path) as temporary:
-        # One entry, since the library writes several in no fixed order.
+        # A single metadata entry, because the library writes several in no fixed order.
         save_file(contiguous, temporary, metadata={_HEADER: f"{_checksum([header.encode()])} {header}"})
 
 
 def load_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], Any]:
-    """Read what `save_arrays` wrote.
+    """Read a file written by `save_arrays`.
 
     Returns:
         The arrays by name, and `meta`.
     Raises:
-        FinemoeError: the file is missing, truncated, of another kind or version, or its content does not match its checksums.
+        FinemoeError: the file is missing, truncated, of another kind or version, or does not match its checksums.
     """
     path = Path(path)
     with _opened(path, kind, version) as (file, header):
@@ -94,9 +97,9 @@ def load_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np
 
 
 def map_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.memmap], Any]:
-    """As `load_arrays`, but the arrays are read-only maps into the file, for files larger than memory.
+    """Like `load_arrays`, but the arrays are read-only memory maps of the file, for files larger than memory.
 
-    Checksums are computed from plain reads of bounded size, so that nothing is resident afterwards.
+    Checksums are computed by plain reads of bounded size, which leave nothing resident.
     """
     path = Path(path)
     with _opened(path, kind, version) as (_, header), path.open("rb") as file:
@@ -111,14 +114,14 @@ def map_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.
 
 
 def release_pages(arrays: Iterable[np.ndarray]) -> None:
-    """Let go of the memory behind those arrays that `map_arrays` made; it comes back from the file when read again."""
+    """Free the memory behind arrays made by `map_arrays`; their pages are read from the file again on the next access."""
     for array in arrays:
-        if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+        if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # missing on some systems
             array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def kind_of(path: str | Path) -> str:
-    """The kind that `save_arrays` was told; "" for any other file, or none."""
+    """The `kind` that `save_arrays` wrote into a file; "" for any other file or a missing one."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -131,34 +134,34 @@ def kind_of(path: str | Path) -> str:
 
 @contextmanager
 def _opened(path: Path, kind: str, version: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The safetensors file and its header; what is wrong with the file while it is open becomes one line."""
+    """The safetensors file and its header; errors of the open file become one line."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FinemoeError(f"{path}: no such {kind} file; check the path or make it first")
+        raise FinemoeError(f"{path}: no such {kind} file; check the path, or create the file first")
     try:
         with safe_open(path, framework="numpy") as file:
             yield file, _header(file.metadata(), path, kind, version)
     except (SafetensorError, OSError) as error:
-        raise FinemoeError(f"{path}: truncated or not a {kind} file ({error}); make it again") from error
+        raise FinemoeError(f"{path}: truncated or not a {kind} file ({error}); create it again") from error
 
 
 def _header(metadata: Mapping[str, str] | None, path: Path, kind: str, version: int) -> dict[str, Any]:
     if not metadata or _HEADER not in metadata:
-        raise FinemoeError(f"{path}: a safetensors file, but not one written by finemoe; expected a {kind}")
+        raise FinemoeError(f"{path}: is a safetensors file that finemoe did not write; expected a {kind} file")
     checksum, _, text = metadata[_HEADER].partition(" ")
     if _checksum([text.encode()]) != checksum:
-        raise FinemoeError(f"{path}: its header is damaged or of another version of finemoe; make the file again")
+        raise FinemoeError(f"{path}: the header is damaged or of another version of finemoe; create the file again")
     header: dict[str, Any] = json.loads(text)
     if header["kind"] != kind:
-        raise FinemoeError(f"{path}: holds a {header['kind']}, expected {kind}")
+        raise FinemoeError(f"{path}: is of kind {header['kind']}, expected {kind}")
     if header["version"] != version:
-        raise FinemoeError(f"{path}: {kind} format {header['version']}, this finemoe reads format {version}; make the file again")
+        raise FinemoeError(f"{path}: has {kind} format {header['version']}, this finemoe reads format {version}; create it again")
     return header
 
 
 def _starts(file: BinaryIO) -> dict[str, int]:
-    """Where each array begins in a safetensors file: after 8 bytes of length and as many bytes of JSON as they say."""
+    """Where each array begins in a safetensors file: after 8 bytes that hold the length of the JSON, and the JSON."""
     length = int.from_bytes(file.read(8), "little")
     layout = json.loads(file.read(length))
     return {name: 8 + length + entry["data_offsets"][0] for name, entry in layout.items() if name != "__metadata__"}
@@ -167,7 +170,7 @@ def _starts(file: BinaryIO) -> dict[str, int]:
 def _verify(path: Path, header: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     for name, known in header["arrays"].items():
         if found.get(name) != known:
-            raise FinemoeError(f"{path}: array {name!r} does not match its checksum; the file is damaged, make it again")
+            raise FinemoeError(f"{path}: array {name!r} does not match its checksum; the file is damaged, create it again")
 
 
 def _description(array: np.ndarray, pieces: Iterable[Any]) -> dict[str, Any]:

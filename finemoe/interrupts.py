@@ -1,4 +1,4 @@
-"""Ctrl-C at moments that must not be cut in two."""
+"""Defer Ctrl-C during operations that must not be interrupted halfway."""
 
 import signal
 import threading
@@ -11,8 +11,8 @@ Result = TypeVar("Result")
 
 
 class Attachable(Protocol):
-    """Something put on a model. `detach` takes away as much of it as is there, also where `attach` broke off, and may be called
-    again."""
+    """Something that can be attached to a model. `detach` removes whatever is attached, even after a failed `attach`, and may be
+    called repeatedly."""
 
     def attach(self) -> None: ...
 
@@ -21,7 +21,7 @@ class Attachable(Protocol):
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Let an interrupt wait until the block is done; a second one is heard at once, should the block hang."""
+    """Defer an interrupt until the block has finished; a second one takes effect at once, in case the block hangs."""
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
@@ -43,7 +43,7 @@ def interrupts_wait() -> Iterator[None]:
 
 
 def while_attached(thing: Attachable, function: Callable[[], Result]) -> Result:
-    """What a function returns that runs while `thing` is attached; whatever moment an interrupt comes at, it is detached."""
+    """Run a function while `thing` is attached and return its result; `thing` is detached even if an interrupt arrives."""
     try:
         try:
             with interrupts_wait():
@@ -52,6 +52,6 @@ def while_attached(thing: Attachable, function: Callable[[], Result]) -> Result:
         finally:
             with interrupts_wait():
                 thing.detach()
-    finally:  # once more, should the interrupt have come right before it
+    finally:  # again, in case an interrupt arrived just before the first attempt
         with interrupts_wait():
             thing.detach()

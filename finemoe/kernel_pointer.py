@@ -1,4 +1,4 @@
-"""Compiled functions by address, so that a kernel calls what it is given instead of being compiled once for each."""
+"""Compiled functions by address: a kernel calls whatever address it is given and is not recompiled for each function."""
 
 from typing import Any
 
@@ -7,14 +7,15 @@ from numba import types
 
 
 class KernelPointer(types.WrapperAddressProtocol):
-    """A function that returns nothing, compiled for one list of types.
+    """A compiled function that returns nothing, for one list of argument types.
 
     Args:
-        dispatcher: the function, as compiled by `finemoe.compiling.njit`. examples: values of the types that it is called with.
+        dispatcher: the function, as compiled by `finemoe.compiling.njit`.
+        examples: values of the types that it is called with.
     """
 
     def __init__(self, dispatcher: Any, examples: tuple[Any, ...]) -> None:
-        self._dispatcher = dispatcher  # which keeps the machine code alive
+        self._dispatcher = dispatcher  # keeps the machine code alive
         self._signature = types.void(*map(numba.typeof, examples))
         dispatcher.compile(self._signature.args)
         compiled = dispatcher.get_compile_result(self._signature)

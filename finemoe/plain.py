@@ -1,6 +1,6 @@
-"""Values as users hold them, made plain: NumPy's numbers and names become Python's, sequences of numbers become arrays.
+"""Convert user input to plain values: NumPy numbers and strings become Python's, sequences of numbers become arrays.
 
-What is plain can be saved; what cannot be made so is refused in one line that names the argument.
+Plain values can be saved. A value that cannot be converted is refused with a one-line error that names the argument.
 """
 
 from collections.abc import Set
@@ -13,20 +13,21 @@ from finemoe.units import is_whole
 
 
 def plain_array(name: str, value: Any) -> np.ndarray:
-    """An array of numbers (or of truth values) in this machine's byte order; one that is so already is handed back, also mapped.
+    """Convert to an array of numbers (or booleans) in native byte order; such an array, mapped or not, is returned unchanged.
 
     Args:
-        name: of the argument. value: an array, nested sequences, a Series, a tensor in the host's memory.
+        name: name of the argument, for error messages.
+        value: an array, nested sequences, a Series, or a tensor in host memory.
     Raises:
-        FinemoeError: it is not made of numbers of at most 64 bits.
+        FinemoeError: the value is not made of numbers of at most 64 bits.
     """
     if isinstance(value, np.ma.MaskedArray):
-        raise FinemoeError(f"{name} is a masked array, whose mask would be lost; fill it, or leave the masked rows out")
+        raise FinemoeError(f"{name} is a masked array, whose mask would be lost; fill it, or leave out the masked rows")
     try:
         array = value if type(value) in (np.ndarray, np.memmap) else np.asarray(value)
-    except Exception as error:  # rows of different lengths; a tensor on another device, or one that NumPy has no type for
+    except Exception as error:  # rows of different lengths, a tensor on another device, or a type that NumPy lacks
         reason = " ".join(str(error).split())
-        raise FinemoeError(f"{name} cannot be made an array ({reason}); pass a NumPy array or nested lists of numbers") from error
+        raise FinemoeError(f"{name} cannot be converted to an array ({reason}); pass a NumPy array or nested lists") from error
     if array.dtype.kind not in "iufb" or array.dtype.itemsize > 8:
         what = type(value).__name__ if array.ndim == 0 else f"of type {array.dtype}"
         raise FinemoeError(f"{name} must be an array of numbers of at most 64 bits, not {what}")
@@ -34,7 +35,7 @@ def plain_array(name: str, value: Any) -> np.ndarray:
 
 
 def narrowed(array: np.ndarray, dtype: type) -> np.ndarray:
-    """In that type of integers, if it holds every value: what it does not hold is left for others to refuse by its value."""
+    """Convert to an integer type if it holds every value; otherwise leave the array for later checks, which name the value."""
     if array.dtype == dtype or array.dtype.kind not in "iuf":
         return array
     with np.errstate(invalid="ignore"):
@@ -43,21 +44,21 @@ def narrowed(array: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least `least`.
+    """Check that a value is a whole number of at least `least`, and return it as an int.
 
     Raises:
-        FinemoeError: it is none, such as 4.0, True or "4".
+        FinemoeError: it is not, for example 4.0, True or "4".
     """
     if not is_whole(value) or value < least:
-        raise FinemoeError(f"{name} is {value!r}, must be a whole number, at least {least}")
+        raise FinemoeError(f"{name} is {value!r}; it must be a whole number, at least {least}")
     return int(value)
 
 
 def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
-    """Whole numbers from any sequence of them; none for None.
+    """Convert any sequence of whole numbers to a tuple of ints; None gives an empty tuple.
 
     Raises:
-        FinemoeError: it is no sequence, or one of something else.
+        FinemoeError: it is not a sequence, or has an entry that is not a whole number.
     """
     listed = _listed(name, values, "whole numbers")
     for value in listed:
@@ -67,36 +68,36 @@ def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
 
 
 def names(name: str, values: Any) -> tuple[Any, ...]:
-    """Texts and whole numbers from any sequence of them; none for None.
+    """Convert any sequence of strings and whole numbers to a tuple; None gives an empty tuple.
 
     Raises:
-        FinemoeError: it is no sequence, or one of something else.
+        FinemoeError: it is not a sequence, or has an entry of another type.
     """
-    listed = _listed(name, values, "texts or whole numbers")
+    listed = _listed(name, values, "strings or whole numbers")
     for value in listed:
         if not isinstance(value, str) and not is_whole(value):
-            raise FinemoeError(f"{name} must be texts or whole numbers, not {value!r} ({type(value).__name__})")
+            raise FinemoeError(f"{name} must be strings or whole numbers, not {value!r} ({type(value).__name__})")
         if is_whole(value) and not -(1 << 63) <= value < 1 << 64:
-            raise FinemoeError(f"{name} hold a whole number of {int(value).bit_length()} bits; use 64 at most, or a text")
+            raise FinemoeError(f"{name} has a whole number of {int(value).bit_length()} bits; use at most 64, or a string")
     return tuple(str(value) if isinstance(value, str) else int(value) for value in listed)
 
 
 def text(name: str, value: Any) -> str:
-    """A text; an empty one for None.
+    """Check that a value is a string and return it; None gives an empty string.
 
     Raises:
-        FinemoeError: it is something else.
+        FinemoeError: it is of another type.
     """
     if value is not None and not isinstance(value, str):
-        raise FinemoeError(f"{name} must be a text, not {value!r} ({type(value).__name__})")
+        raise FinemoeError(f"{name} must be a string, not {value!r} ({type(value).__name__})")
     return str(value or "")
 
 
 def _listed(name: str, values: Any, of_what: str) -> list[Any]:
-    """In the order given; a single text is no sequence of texts, and a set has no order."""
+    """The entries in order; a single string does not count as a sequence of strings, and a set has no order."""
     if values is None:
         return []
-    values = values.tolist() if hasattr(values, "tolist") else values  # of arrays, Series and tensors, with Python's own values
+    values = values.tolist() if hasattr(values, "tolist") else values  # arrays, Series and tensors, as Python values
     try:
         if isinstance(values, str | bytes | bytearray | memoryview | Set):
             raise TypeError

@@ -1,7 +1,7 @@
-"""Policies and eviction rules are chosen by name: finemoe's own, and those of anybody else, which need no change to finemoe.
+"""Find policies and eviction rules by name: finemoe's own, and any from elsewhere without a change to finemoe.
 
-What is from outside has a name once it was registered in the running process, or where an installed package declares an entry
-point for it. Without either it is named by the place where it is written, "module:Name".
+External code gets a name when it is registered in the running process, or when an installed package declares an entry point for
+it. Without either, refer to it by its location, "module:Name".
 """
 
 import inspect
@@ -20,11 +20,13 @@ _PLACE = re.compile(r"[\w.]+:[\w.]+")
 
 
 class Registry(Generic[T]):
-    """The things of one kind.
+    """All known objects of one kind.
 
     Args:
-        kind: what messages call them. group: of the entry points. given: finemoe's own, by name.
-        require: (what it is called, anything): returns what is of this kind, and raises FinemoeError of anything else.
+        kind: what error messages call them.
+        group: name of the entry point group.
+        require: called with (description, object); returns the object if it is of this kind, otherwise raises FinemoeError.
+        given: finemoe's own, by name.
     """
 
     def __init__(self, kind: str, group: str, require: Callable[[str, object], T], given: Mapping[str, T]) -> None:
@@ -32,20 +34,20 @@ class Registry(Generic[T]):
         self.registered: dict[str, T] = {}
 
     def register(self, name: str, found: T) -> None:
-        """Give one a name in this process.
+        """Give an object a name in this process.
 
         Raises:
-            FinemoeError: the name is taken or no plain name, or it is of another kind.
+            FinemoeError: the name is taken or is not a plain name, or the object is of another kind.
         """
         if not isinstance(name, str) or not name or ":" in name:
-            raise FinemoeError(f"{name!r} is no name for a {self._kind}; give a text without a colon")
+            raise FinemoeError(f"{name!r} cannot be the name of a {self._kind}; use a string without a colon")
         if origins := self._origins(name):
             raise FinemoeError(f"{self._kind} {name!r} is registered already, by {origins[0]}; choose another name")
         self.registered[name] = self._required(name, found)
 
     @contextmanager
     def naming(self, found: Mapping[str, T]) -> Iterator[None]:
-        """Give some names within a block only; raises as `register`."""
+        """Register names within a block only; raises like `register`."""
         given: list[str] = []
         try:
             for name, one in found.items():
@@ -57,11 +59,11 @@ class Registry(Generic[T]):
                 self.registered.pop(name)
 
     def names(self) -> list[str]:
-        """Every name that has a meaning, in alphabetical order."""
+        """Every known name, in alphabetical order."""
         return sorted({*self._given, *self.registered, *(point.name for point in _points(self._group))})
 
     def find(self, name: str) -> T | None:
-        """What has that name or place; None where nothing has.
+        """The object with a name or location; None if there is none.
 
         Raises:
             FinemoeError: several have the name, or it cannot be loaded, or is of another kind.
@@ -77,7 +79,7 @@ class Registry(Generic[T]):
         return self._loaded(next(point for point in _points(self._group) if point.name == name))
 
     def _origins(self, name: str) -> list[str]:
-        """Who has registered a name."""
+        """Where a name is registered."""
         origins = ["finemoe"] * (name in self._given) + ["register"] * (name in self.registered)
         return origins + [f"the entry point {point.value!r}" for point in _points(self._group) if point.name == name]
 
@@ -94,7 +96,7 @@ class Registry(Generic[T]):
 
 
 def derived_from(base: type[T]) -> Callable[[str, object], type[T]]:
-    """What a registry of classes requires: whole ones, derived from a base."""
+    """The check for a registry of classes: they derive from a base and implement all its abstract methods."""
 
     def require(what: str, found: object) -> type[T]:
         name = f"{base.__module__}.{base.__qualname__}"
@@ -102,7 +104,7 @@ def derived_from(base: type[T]) -> Callable[[str, object], type[T]]:
             raise FinemoeError(f"{what} is {found!r}; it must be a class derived from {name}")
         if inspect.isabstract(found):
             lacking = ", ".join(sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
-            raise FinemoeError(f"{what} lacks {lacking}, which {name} asks for")
+            raise FinemoeError(f"{what} lacks {lacking}, which {name} requires")
         return found
 
     return require
@@ -114,5 +116,5 @@ def _points(group: str) -> tuple[EntryPoint, ...]:
 
 @cache
 def _points_on(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points of the packages on a path, each once; finding them reads every package's metadata."""
+    """The entry points of all packages on a path, without duplicates; cached, since finding them reads all packages' metadata."""
     return tuple(dict.fromkeys(entry_points(group=group)))

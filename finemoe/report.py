@@ -1,4 +1,4 @@
-"""What a run did, counted the same way under every executor (DESIGN 3 and 4; docs/metrics.md defines every number)."""
+"""The counters and the report of a run, counted the same way by every executor (DESIGN 3, 4; docs/metrics.md defines them)."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,19 +7,19 @@ import numpy as np
 
 from finemoe.units import format_bytes
 
-PREFETCHED, DEMANDED, WASTED, NUM_MOVED = range(4)  # places of bytes in `Counters.moved`
+PREFETCHED, DEMANDED, WASTED, NUM_MOVED = range(4)  # indices into `Counters.moved`
 
 
 @dataclass(frozen=True)
 class RequestReport:
-    """One request (or one batch of requests that ran side by side): a prefill and the decode steps after it.
+    """One request (or one batch of requests that ran together): a prefill and the decode steps after it.
 
     Attributes:
         accesses, hits, late, misses: demanded experts by their state when the gate fired.
-        prefetched_bytes, demand_bytes, wasted_bytes: moved ahead of and on demand; prefetched and evicted unused meanwhile.
-        stall_s: time that inference waited for weights. ttft_s: duration of the prefill, NaN where it is not known.
-        tpot_s: mean duration of a decode step, NaN where none is known. num_decode_steps: how many there were.
-        padding_accesses, padding_bytes, num_unknown_steps: as in Report.
+        prefetched_bytes, demand_bytes, wasted_bytes: loaded ahead; loaded on demand; prefetched and evicted unused meanwhile.
+        stall_s: time that inference waited for weights. ttft_s: duration of the prefill, NaN if unknown.
+        tpot_s: mean duration of a decode step, NaN if unknown. num_decode_steps: number of decode steps.
+        padding_accesses, padding_bytes, num_unknown_steps: see Report.
     """
 
     accesses: int
@@ -40,18 +40,18 @@ class RequestReport:
 
 @dataclass
 class Counters:
-    """Running counts of one engine or replay; arrays are per MoE layer, [L].
+    """Running counters of one engine or replay; arrays are per MoE layer, [L].
 
     Attributes:
         hits, late, misses: demanded experts by their state when the gate fired (DESIGN 4).
-        recalled, ranked: demanded experts found among, and compared with, equally many top predictions (recall at K).
-        moved: bytes of each device, [NUM_MOVED] int64, which the device itself counts, never from zero again: prefetched; loaded
-            on demand; prefetched, evicted unused. prefetched_bytes, demand_bytes, wasted_bytes: their sums since the last reset.
+        recalled, ranked: for recall at K; demanded experts found among as many top predictions, and demanded experts compared.
+        moved: one [NUM_MOVED] int64 array per device, which the device updates and never resets: bytes prefetched; loaded on
+            demand; prefetched and evicted unused. prefetched_bytes, demand_bytes, wasted_bytes: sums since the last reset.
         stall_s: time that inference waited for weights.
-        padding_accesses, padding_bytes: of experts that only padding selected.
-        ttft_s, tpot_s: durations of prefills and of decode steps, in order, as far as they are known to be that.
-        num_prefills, num_decode_steps, num_unknown_steps: as in Report.
-        skipped_iterations: iterations not shown to the policy because the matcher was too far behind.
+        padding_accesses, padding_bytes: experts that only padding selected, and the bytes loaded for them.
+        ttft_s, tpot_s: durations of prefills and of decode steps, in order, for iterations known to be one or the other.
+        num_prefills, num_decode_steps, num_unknown_steps: see Report.
+        skipped_iterations: iterations that the policy did not see because the matcher was too far behind.
     """
 
     num_layers: int
@@ -61,7 +61,7 @@ class Counters:
     recalled: int = field(init=False)
     ranked: int = field(init=False)
     moved: list[np.ndarray] = field(init=False, default_factory=list)
-    _moved_before: list[np.ndarray] = field(init=False, repr=False)  # the last reset
+    _moved_before: list[np.ndarray] = field(init=False, repr=False)  # `moved` at the last reset
     stall_s: float = field(init=False)
     padding_accesses: int = field(init=False)
     padding_bytes: int = field(init=False)
@@ -73,15 +73,15 @@ class Counters:
     skipped_iterations: int = field(init=False)
     _prefill_s: float = field(init=False, repr=False)
     _decode_s: float = field(init=False, repr=False)
-    _requests: dict[int, dict[str, Any]] = field(init=False, repr=False)  # what each had when another took its place
+    _requests: dict[int, dict[str, Any]] = field(init=False, repr=False)  # counts of each request that is not current
     _current: int | None = field(init=False, repr=False)
-    _mark: dict[str, Any] = field(init=False, repr=False)  # the totals when it came
+    _mark: dict[str, Any] = field(init=False, repr=False)  # the totals when the current request was entered
 
     def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Set all counters to zero."""
         self.hits, self.late, self.misses = ([0] * self.num_layers for _ in range(3))
         self.recalled = self.ranked = 0
         self.skipped_iterations = 0
@@ -93,7 +93,7 @@ class Counters:
         self._requests, self._current, self._mark = {}, None, {}
 
     def moved_by_device(self) -> np.ndarray:
-        """What one more device counts its bytes in."""
+        """Add a device and return the array in which it counts its bytes."""
         moved = np.zeros(NUM_MOVED, dtype=np.int64)
         self.moved.append(moved)
         self._moved_before.append(moved.copy())
@@ -101,36 +101,36 @@ class Counters:
 
     @property
     def prefetched_bytes(self) -> int:
-        """Loaded ahead of demand."""
+        """Bytes loaded ahead of demand."""
         return self._moved(PREFETCHED)
 
     @property
     def demand_bytes(self) -> int:
-        """Loaded on demand."""
+        """Bytes loaded on demand."""
         return self._moved(DEMANDED)
 
     @property
     def wasted_bytes(self) -> int:
-        """Prefetched, and evicted before anything demanded it."""
+        """Bytes prefetched and evicted before anything demanded them."""
         return self._moved(WASTED)
 
     def _moved(self, place: int) -> int:
         return sum(int(moved[place] - before[place]) for moved, before in zip(self.moved, self._moved_before, strict=True))
 
     def enter_request(self, number: int) -> None:
-        """What is counted from now on is this request's, until another is entered; it may be entered again."""
+        """Attribute all counts to this request until another one is entered; a request may be entered more than once."""
         if number != self._current:
             self._requests.update(self._running())
             self._current, self._mark = number, self._totals()
 
     def count_prefill(self, duration_s: float) -> None:
-        """A prefill has ended."""
+        """Count a finished prefill."""
         self.num_prefills += 1
         self.ttft_s.append(duration_s)
         self._prefill_s += duration_s
 
     def correct_prefill(self, duration_s: float, by_s: float | None) -> None:
-        """A prefill, counted with this duration, has gone on by so much; None: it may have, so that it is not known."""
+        """Extend a prefill that was counted with `duration_s` by `by_s`; None if its true duration is unknown."""
         if duration_s not in self.ttft_s:
             return  # another thread has just reset the counters
         self.ttft_s.remove(duration_s)
@@ -142,7 +142,7 @@ class Counters:
             self._prefill_s += duration_s + by_s
 
     def count_decode_step(self, duration_s: float) -> None:
-        """A decode step has ended."""
+        """Count a finished decode step."""
         self.num_decode_steps += 1
         self.tpot_s.append(duration_s)
         self._decode_s += duration_s
@@ -153,7 +153,7 @@ class Counters:
         return tuple(_request(counts[number]) for number in sorted(counts))
 
     def _running(self) -> dict[int, dict[str, Any]]:
-        """What the current request has by now, by its number."""
+        """Counts of the current request so far, by its number."""
         if self._current is None:
             return {}
         totals, before = self._totals(), self._requests.get(self._current, {})
@@ -188,19 +188,20 @@ def _request(counts: dict[str, Any]) -> RequestReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished reading of the counters.
+    """A snapshot of the counters.
 
     Attributes:
-        policy, eviction: what decided. expert_memory_bytes: capacity of the expert cache, over all devices.
-        recall_at_k: NaN where nothing was predicted.
-        prefetched_bytes, demand_bytes, wasted_bytes, stall_s: as in Counters.
-        useful_bytes, unused_resident_bytes: prefetched and demanded since; prefetched, resident, and not demanded so far.
-        ttft_s, tpot_s: means over prefills and decode steps in seconds, NaN where none is known.
-        num_prefills, num_decode_steps: how many of each; num_unknown_steps: iterations that are not known to be wholly one of
-            them, whose durations are in neither mean.
-        padding_accesses, padding_bytes: experts that only padding selected, and what was loaded for them; in no other number.
-        skipped_iterations: iterations the policy did not see because its matcher was too far behind.
-        layer_hits, layer_late, layer_misses: per MoE layer. requests: the same by request.
+        policy, eviction: names of the policy and of the eviction rule.
+        expert_memory_bytes: capacity of the expert cache, over all devices.
+        recall_at_k: NaN if nothing was predicted.
+        prefetched_bytes, demand_bytes, wasted_bytes, stall_s: see Counters.
+        useful_bytes: prefetched and demanded since. unused_resident_bytes: prefetched, resident, and not yet demanded.
+        ttft_s, tpot_s: mean duration of a prefill and of a decode step in seconds, NaN if none is known.
+        num_prefills, num_decode_steps: how many of each.
+        num_unknown_steps: iterations that are not known to be entirely a prefill or a decode step; neither mean includes them.
+        padding_accesses, padding_bytes: experts that only padding selected, and bytes loaded for them; no other count has them.
+        skipped_iterations: iterations that the policy did not see because its matcher was too far behind.
+        layer_hits, layer_late, layer_misses: per MoE layer. requests: the same per request.
     """
 
     policy: str
@@ -262,12 +263,12 @@ class Report:
 
     @property
     def late(self) -> int:
-        """Those whose load had begun."""
+        """Demanded experts whose load had begun when the gate fired."""
         return sum(self.layer_late)
 
     @property
     def misses(self) -> int:
-        """Those neither resident nor on their way."""
+        """Demanded experts that were neither resident nor being loaded when the gate fired."""
         return sum(self.layer_misses)
 
     @property
@@ -277,11 +278,11 @@ class Report:
 
     @property
     def hit_rate(self) -> float:
-        """Hits / accesses, NaN without accesses."""
+        """Hits / accesses; NaN if there were no accesses."""
         return _ratio(self.hits, self.accesses)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON: what decided, the totals, and the rest."""
+        """The report as plain types, ready for JSON: policy and memory, the totals, and the rest."""
         rest = asdict(self)
         decided = {name: rest.pop(name) for name in ("policy", "eviction", "expert_memory_bytes")}
         totals = {name: getattr(self, name) for name in ("accesses", "hits", "late", "misses", "hit_rate")}
@@ -289,7 +290,7 @@ class Report:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in everything.items()}
 
     def rows(self) -> list[tuple[str, str]]:
-        """The totals as (name, value with unit), for a table."""
+        """The totals as (name, value with unit) pairs, for a table."""
         rows = [
             ("policy / eviction", f"{self.policy} / {self.eviction}"),
             ("expert memory", format_bytes(self.expert_memory_bytes)),
@@ -305,7 +306,7 @@ class Report:
         if self.num_unknown_steps:
             rows.append(("not timed", f"{self.num_unknown_steps} iterations, not known to be a prefill or a decode step alone"))
         if self.padding_accesses:
-            padding = f"{self.padding_accesses} accesses, {format_bytes(self.padding_bytes)} loaded, in no other number"
+            padding = f"{self.padding_accesses} accesses, {format_bytes(self.padding_bytes)} loaded, not counted above"
             rows.append(("padding alone", padding))
         return rows
 
@@ -317,7 +318,7 @@ class Report:
 
 
 def recall_text(recall_at_k: float) -> str:
-    """A recall as every table shows it."""
+    """A recall in the form that every table uses."""
     return "no predictions" if np.isnan(recall_at_k) else f"{recall_at_k:.1%}"
 
 

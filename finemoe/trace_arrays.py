@@ -1,4 +1,4 @@
-"""What a routing trace holds: its arrays, numbers and names."""
+"""The arrays and metadata of a routing trace."""
 
 from dataclasses import dataclass, fields
 
@@ -28,22 +28,23 @@ class TraceArrays:
         expert_probs: [T, L, K] float16, the gate's distribution over all J at those experts.
         offsets: [R + 1] int64, first row of each request and the end.
         num_experts: J.
-        step: [T] int32, iteration of the request (0 is its prefill).
+        step: [T] int32, iteration within the request (0 is its prefill).
         phase: [T] uint8, PREFILL or DECODE.
-        probs: [T, L, J] float16, the whole distribution (the rows' expert maps), or None for top-k traces.
-        tokens: [T] int32, the token fed in, or None.
+        probs: [T, L, J] float16, the full distribution (the rows' expert maps), or None for top-k traces.
+        tokens: [T] int32, the input token, or None.
         embedding_table: [U, h] float16, distinct semantic embeddings, or None.
-        embedding_index: [T] int32, each row's embedding in the table, or None.
-        lookahead_strides: S numbers of layers, ascending from 1 or more: how far ahead routers were applied (DESIGN 2).
-        lookahead_ids: [T, S, L, M] unsigned ints; at [t, i, l] the M most probable experts, most probable first, that the norm
-            and gate of layer l + strides[i] give for row t's residual stream after layer l. Zero past the last layer. Or None.
+        embedding_index: [T] int32, index of each row's embedding in the table, or None.
+        lookahead_strides: S numbers of layers, ascending, at least 1: how far ahead routers were applied (DESIGN 2).
+        lookahead_ids: [T, S, L, M] unsigned ints, or None. Entry [t, i, l] holds the M most probable experts, in descending
+            order, that the norm and gate of layer l + strides[i] select for row t's residual stream after layer l; zero past
+            the last layer.
         lookahead_probs: [T, S, L, M] float16, that gate's distribution over all J at those experts, or None.
         request_ids: a name (or number) for each request, or empty.
         splits: "history" or "served" for each request, or empty.
         model: identity of the model that routed.
-        has_weights: False where only ids were recorded: `expert_probs` are then equal, and which of the K a router preferred is
-            not known.
-        expert_bytes: [L] of one expert of each layer, as the recorder stated them, or empty.
+        has_weights: False if only ids were recorded: all `expert_probs` are then equal, and the router's order of preference
+            among the K experts is unknown.
+        expert_bytes: [L] size in bytes of one expert of each layer, as the recorder stated it, or empty.
     """
 
     expert_ids: np.ndarray
@@ -82,5 +83,5 @@ class TraceArrays:
         return len(self.offsets) - 1
 
     def release_pages(self) -> None:
-        """Let go of what reading a mapped trace brought into memory; does nothing to a trace that is all in memory."""
+        """Free the memory that reading a mapped trace has used; does nothing for a trace held entirely in memory."""
         release_pages(array for f in fields(self) if isinstance(array := getattr(self, f.name), np.ndarray))

@@ -1,6 +1,6 @@
-"""What a RoutingTrace refuses, always with the row at fault.
+"""Validation of a RoutingTrace; error messages name the row at fault.
 
-Values are checked in blocks of rows, so that a trace larger than memory can be checked too.
+Values are checked in blocks of rows, which also works for traces larger than memory.
 """
 
 import math
@@ -15,11 +15,11 @@ _INTEGERS = ("expert_ids", "offsets", "step", "phase", "tokens", "embedding_inde
 _NUMBERS = ("expert_probs", "probs", "embedding_table", "lookahead_probs")
 _BLOCK_VALUES = 1 << 22
 _MAP_TOLERANCE = 0.02
-_TOP_K_TOLERANCE = 0.05  # wider: publishers round each of the K, often to bfloat16
+_TOP_K_TOLERANCE = 0.05  # wider, because publishers round each of the K, often to bfloat16
 
 
 def check_arrays(trace: TraceArrays) -> None:
-    """Refuse a trace whose arrays do not fit together, or whose rows make no requests.
+    """Refuse a trace whose arrays do not fit together, or whose rows do not form requests.
 
     Raises:
         FinemoeError: one line that names the array, the row and the value.
@@ -33,7 +33,7 @@ def check_arrays(trace: TraceArrays) -> None:
 
 
 def check_values(trace: TraceArrays) -> None:
-    """Refuse a trace that holds values that no router gives.
+    """Refuse a trace with values that a router cannot produce.
 
     Raises:
         FinemoeError: one line that names the array, the row and the value.
@@ -44,10 +44,10 @@ def check_values(trace: TraceArrays) -> None:
 
 
 def check_ids(expert_ids: np.ndarray) -> None:
-    """Refuse ids that are not [T, L, K].
+    """Refuse expert ids that are not of shape [T, L, K].
 
     Raises:
-        FinemoeError: says of which shape they are.
+        FinemoeError: states their shape.
     """
     if expert_ids.ndim != 3:
         raise FinemoeError(f"expert_ids must be [T, L, K], not of shape {expert_ids.shape}")
@@ -57,7 +57,7 @@ def check_offsets(offsets: np.ndarray, num_rows: int) -> None:
     """Refuse offsets [R + 1] that do not rise from 0 to the number of rows.
 
     Raises:
-        FinemoeError: names the request where they fall.
+        FinemoeError: names the request where they decrease.
     """
     if offsets.ndim != 1 or not len(offsets):
         raise FinemoeError(f"offsets must be [R + 1], the first row of each request and the end, not of shape {offsets.shape}")
@@ -86,7 +86,7 @@ def _check_shapes(trace: TraceArrays) -> None:
     for name, shape in _expected_shapes(trace).items():
         array = getattr(trace, name)
         if array is not None and array.shape != shape:
-            raise FinemoeError(f"{name} must be of shape {shape} beside expert_ids {trace.expert_ids.shape}, not {array.shape}")
+            raise FinemoeError(f"{name} must be of shape {shape} for expert_ids {trace.expert_ids.shape}, not {array.shape}")
     for name in _INTEGERS:
         array = getattr(trace, name)
         if array is not None and array.dtype.kind not in "iu":
@@ -133,7 +133,7 @@ def _check_steps(trace: TraceArrays) -> None:
     _refuse(falls, step, "step falls to {} within its request")
     _refuse(step < 0, step, "step is {}")
     _refuse((trace.phase != 0) & (trace.phase != 1), trace.phase, "phase is {}, neither 0 (prefill) nor 1 (decode)")
-    follows = np.ones(len(step), dtype=np.bool_)  # a row's request began before it
+    follows = np.ones(len(step), dtype=np.bool_)  # whether the row before belongs to the same request
     follows[offsets[:-1][offsets[:-1] < len(step)]] = False
     changes, earlier = np.zeros(len(step), dtype=np.bool_), trace.phase[:-1].astype(int)
     changes[1:] = (trace.phase[1:] != earlier) & (step[1:] == step[:-1])
@@ -154,7 +154,7 @@ def _check_embeddings(trace: TraceArrays) -> None:
     _refuse((index < 0) | (index >= len(table)), index, f"embedding_index is {{}}, outside the table's 0..{len(table) - 1},")
     for rows in _blocks(trace, len(table), table.shape[1]):
         with np.errstate(over="ignore"):
-            is_finite = np.isfinite(table[rows].astype(np.float32))  # as `RoutingTrace.embeddings` hands them out
+            is_finite = np.isfinite(table[rows].astype(np.float32))  # in the type that `RoutingTrace.embeddings` returns
         _refuse(~is_finite, table[rows], "embedding_table holds {}", rows.start, ("entry",))
 
 
@@ -164,7 +164,7 @@ def _values_per_row(trace: TraceArrays) -> int:
 
 
 def _blocks(trace: TraceArrays, num_rows: int, values_per_row: int) -> Iterator[slice]:
-    """Slices of about _BLOCK_VALUES values; what a block brought into memory goes before the next."""
+    """Slices of about _BLOCK_VALUES values; the memory of a mapped block is freed before the next."""
     block_rows = max(1, _BLOCK_VALUES // max(1, values_per_row))
     for begin in range(0, num_rows, block_rows):
         yield slice(begin, min(begin + block_rows, num_rows))
@@ -220,7 +220,7 @@ def _check_sums(complaint: str, probs: np.ndarray, tolerance: float, first_row: 
 def _refuse(
     bad: np.ndarray, values: np.ndarray, complaint: str, first_row: int = 0, places: tuple[str, ...] = ("row", "layer")
 ) -> None:
-    """Raise if any of `bad` [n] or [n, layers, ...] is set, with the first such value and its place."""
+    """Raise if any entry of `bad` [n] or [n, layers, ...] is set, naming the first such value and its position."""
     if bad.any():
         index = np.unravel_index(int(np.argmax(bad)), bad.shape)
         numbers = (index[0] + first_row, *index[1:])

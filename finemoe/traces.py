@@ -1,7 +1,7 @@
-"""Recorded routing: which experts every token of every request activated, and with what gate probabilities.
+"""Recorded routing: which experts every token of every request activated, and with which gate probabilities.
 
-One row is one token; requests lie back to back. Rows of one request with equal `step` form one iteration (DESIGN 4).
-Probabilities and embeddings are kept in half precision; the embedding is stored once per distinct vector.
+One row is one token; the rows of a request are contiguous. Rows of one request with equal `step` form one iteration (DESIGN 4).
+Probabilities and embeddings are stored in half precision; each distinct embedding is stored once.
 """
 
 import itertools
@@ -28,13 +28,13 @@ _VERSION = 2
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace(TraceArrays):
-    """Recorded routing, checked, and in the forms in which it is saved (`TraceArrays` says what it holds).
+    """A routing trace with validated values, and methods to save, load and select (`TraceArrays` documents the fields).
 
-    Arrays may be given as any sequences of numbers, numbers and names also as NumPy's; what is accepted can be saved.
+    Arrays may be given as any sequences of numbers; numbers and names may be NumPy's. A trace that is accepted can be saved.
 
     Raises:
-        FinemoeError: values that do not fit together, that no router gives, or that could not be saved; the message names the
-            argument and, of an array, the row.
+        FinemoeError: values do not fit together, cannot come from a router, or cannot be saved; the message names the argument
+            and, for an array, the row.
     """
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class RoutingTrace(TraceArrays):
         check_arrays(self)
 
     def _part(self, **changes: Any) -> "RoutingTrace":
-        """With some fields changed, to rows of this trace, whose values were checked when it was made."""
+        """A copy with some fields replaced by rows of this trace, whose values were checked when it was created."""
         part = object.__new__(RoutingTrace)
         for name, value in ({field.name: getattr(self, field.name) for field in fields(self)} | changes).items():
             object.__setattr__(part, name, value)
@@ -65,13 +65,15 @@ class RoutingTrace(TraceArrays):
         phase: np.ndarray | None = None,
         **details: Any,
     ) -> "RoutingTrace":
-        """A trace of which only the activated experts are known (public top-k traces).
+        """Create a trace of which only the activated experts are known (public top-k traces).
 
         Args:
             expert_ids: [T, L, K] ints. expert_probs: [T, L, K], summing to about 1 over K.
-            offsets: [R + 1]. Without `step` and `phase`, every row is one decode step.
+            offsets: [R + 1], first row of each request and the end. num_experts: J.
+            step, phase: [T]; if both are omitted, every row is one decode step.
+            details: other fields of `TraceArrays`.
         Raises:
-            FinemoeError: the arrays do not fit together, or hold values that no router gives; the message names the row.
+            FinemoeError: the arrays do not fit together, or have values that a router cannot produce; the message names the row.
         """
         num_experts = whole_number("num_experts", num_experts)
         expert_ids = plain_array("expert_ids", expert_ids)
@@ -107,14 +109,14 @@ class RoutingTrace(TraceArrays):
                 yield request, int(steps[begin]), slice(rows.start + begin, rows.start + end)
 
     def maps(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Expert maps of the rows, [n, L, J] float32 (4.1); from top-k data the K known entries, renormalised."""
+        """Expert maps of the rows, [n, L, J] float32 (section 4.1); for top-k traces, the K known entries, renormalised."""
         if self.probs is not None:
             return self.probs[rows].astype(np.float32, subok=False)
         known = self.expert_probs[rows].astype(np.float32)
         return _in_place(self.expert_ids[rows], known / known.sum(axis=-1, keepdims=True), self.num_experts)
 
     def lookahead(self, rows: slice | np.ndarray, stride: int) -> np.ndarray:
-        """What the routers `stride` layers ahead said of the rows: [n, L, J] float32, entry l about layer l + stride.
+        """Output of the routers `stride` layers ahead for the rows: [n, L, J] float32, entry l predicts layer l + stride.
 
         Experts outside the M recorded ones are 0, and so are the last `stride` layers, which have nothing ahead.
 
@@ -124,7 +126,7 @@ class RoutingTrace(TraceArrays):
         if self.lookahead_ids is None or self.lookahead_probs is None or stride not in self.lookahead_strides:
             recorded = ", ".join(map(str, self.lookahead_strides)) or "none"
             raise FinemoeError(
-                f"this trace does not hold the routers applied ahead at stride {stride} (recorded strides: {recorded}); "
+                f"this trace has no lookahead at stride {stride} (recorded strides: {recorded}); "
                 f"record it with lookahead=({stride},)"
             )
         index = self.lookahead_strides.index(stride)
@@ -134,14 +136,14 @@ class RoutingTrace(TraceArrays):
         """Semantic embeddings of the rows, [n, h] float32.
 
         Raises:
-            FinemoeError: the trace holds none.
+            FinemoeError: the trace has none.
         """
         if self.embedding_table is None or self.embedding_index is None:
-            raise FinemoeError("this trace holds no semantic embeddings; record it with finemoe.record to have them")
+            raise FinemoeError("this trace has no semantic embeddings; record one that has them with finemoe.record")
         return self.embedding_table[self.embedding_index[rows]].astype(np.float32)
 
     def select(self, requests: Sequence[int] | np.ndarray) -> "RoutingTrace":
-        """The trace of some of the requests, by their numbers, in the order given.
+        """The trace of some of the requests, by number, in the given order.
 
         Raises:
             FinemoeError: there is no such request.
@@ -157,13 +159,13 @@ class RoutingTrace(TraceArrays):
     def arranged(
         self, rows: np.ndarray, offsets: np.ndarray, step: np.ndarray | None = None, phase: np.ndarray | None = None
     ) -> "RoutingTrace":
-        """These rows, in this order and as often as they are named, as nameless requests.
+        """A trace of selected rows, in the given order and with repetitions, grouped into new requests without names.
 
         Args:
             rows: [T'] row numbers. offsets: [R' + 1] first row of each new request and the end.
-            step, phase: [T'] instead of the rows' own.
+            step, phase: [T'] replacements for the rows' values.
         Raises:
-            FinemoeError: there is no such row, or they make no requests.
+            FinemoeError: there is no such row, or the rows do not form requests.
         """
         rows = _numbers("row", rows, self.num_rows)
         chosen: dict[str, Any] = {name: None if (a := getattr(self, name)) is None else a[rows] for name in ROW_ARRAYS}
@@ -171,7 +173,7 @@ class RoutingTrace(TraceArrays):
         return self._part(**chosen, offsets=offsets, request_ids=(), splits=())
 
     def decode(self) -> "RoutingTrace":
-        """The trace without its prefills."""
+        """The trace without prefills."""
         is_decode = self.phase == DECODE
         rows_before = np.concatenate([[0], np.cumsum(is_decode)]).astype(np.int64)
         arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
@@ -179,7 +181,7 @@ class RoutingTrace(TraceArrays):
         return self._part(offsets=rows_before[self.offsets], **chosen)
 
     def with_strides(self, strides: tuple[int, ...]) -> "RoutingTrace":
-        """The trace with the routers applied ahead at these strides only, which else take most of its memory.
+        """The trace with lookahead at these strides only; lookahead takes most of a trace's memory.
 
         Raises:
             FinemoeError: one of them was not recorded.
@@ -187,7 +189,7 @@ class RoutingTrace(TraceArrays):
         if not strides or self.lookahead_ids is None or self.lookahead_probs is None:
             return self._part(lookahead_strides=(), lookahead_ids=None, lookahead_probs=None)
         if missing := set(strides) - set(self.lookahead_strides):
-            raise FinemoeError(f"routers applied {min(missing)} ahead are not recorded")
+            raise FinemoeError(f"this trace has no lookahead at stride {min(missing)}")
         places = [self.lookahead_strides.index(stride) for stride in strides]
         ids, probs = (array[:, places] for array in (self.lookahead_ids, self.lookahead_probs))
         return self._part(lookahead_strides=strides, lookahead_ids=ids, lookahead_probs=probs)
@@ -196,7 +198,7 @@ class RoutingTrace(TraceArrays):
         """The requests of one split, "history" or "served".
 
         Raises:
-            FinemoeError: no request carries that split.
+            FinemoeError: the trace has no requests in that split.
         """
         requests = [index for index, split in enumerate(self.splits) if split == name]
         if not requests:
@@ -220,7 +222,7 @@ class RoutingTrace(TraceArrays):
         """Read a trace that `save` wrote.
 
         Args:
-            mapped: leave the arrays in the file and map them, read-only; for traces larger than memory.
+            mapped: map the arrays read-only instead of reading them, for traces larger than memory.
         Raises:
             FinemoeError: the file is missing, truncated, damaged or of another format.
         """
@@ -238,13 +240,13 @@ class RoutingTrace(TraceArrays):
 
 
 def _rarely(trace: RoutingTrace) -> dict[str, Any]:
-    """What few traces have to say, and only those write."""
+    """Metadata that few traces have; it is written only for those."""
     stated: dict[str, Any] = {} if trace.has_weights else {"has_weights": False}
     return stated | ({"expert_bytes": list(trace.expert_bytes)} if trace.expert_bytes else {})
 
 
 def _plain(trace: RoutingTrace) -> dict[str, Any]:
-    """The trace's fields as they can be saved."""
+    """The trace's fields in a form that can be saved."""
     found: dict[str, Any] = {
         "num_experts": whole_number("num_experts", trace.num_experts),
         "lookahead_strides": whole_numbers("lookahead_strides", trace.lookahead_strides),
@@ -269,20 +271,20 @@ def _plain(trace: RoutingTrace) -> dict[str, Any]:
 def _required(name: str, value: Any) -> np.ndarray:
     if name == "expert_probs" and value is None:
         raise FinemoeError(
-            "expert_probs is None; where experts are known and their probabilities are not, say so with has_weights=False, and "
-            "that they are equal: np.full(expert_ids.shape, 1 / K)"
+            "expert_probs is None; if only the experts are known, pass has_weights=False and equal probabilities: "
+            "np.full(expert_ids.shape, 1 / K)"
         )
     return plain_array(name, value)
 
 
 def _halved(probs: np.ndarray) -> np.ndarray:
-    """In half precision; what overflows it is left to the checks, and so are truth values."""
+    """Convert to half precision; overflows and booleans are left for the checks to report."""
     with np.errstate(over="ignore"):
         return probs if probs.dtype.kind == "b" else probs.astype(np.float16)
 
 
 def _numbers(of_what: str, wanted: Any, count: int) -> np.ndarray:
-    """Numbers of requests or rows, [n], each in 0..count-1."""
+    """Check numbers of requests or rows, [n], each in 0..count-1."""
     wanted = list(wanted) if not hasattr(wanted, "__len__") and hasattr(wanted, "__iter__") else wanted
     numbers = plain_array(f"{of_what}s", wanted)
     numbers = numbers if numbers.size else np.zeros(numbers.shape, dtype=np.int64)
@@ -295,7 +297,7 @@ def _numbers(of_what: str, wanted: Any, count: int) -> np.ndarray:
 
 
 def _in_place(ids: np.ndarray, probs: np.ndarray, num_experts: int) -> np.ndarray:
-    """Probabilities of some experts, ids and probs [n, L, K], as distributions over all, [n, L, J] float32."""
+    """Scatter the probabilities of some experts, ids and probs [n, L, K], into distributions over all, [n, L, J] float32."""
     distributions = np.zeros((*ids.shape[:2], num_experts), dtype=np.float32)
     np.put_along_axis(distributions, ids.astype(np.int64), probs, axis=-1)
     return distributions

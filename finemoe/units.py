@@ -1,4 +1,4 @@
-"""Byte counts and rates as people write them: "6GiB", "24GB/s"; and which numbers are whole."""
+"""Parse and format byte counts and rates such as "6GiB" and "24GB/s"; recognise whole numbers."""
 
 import re
 from numbers import Integral
@@ -16,7 +16,7 @@ _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*")
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in a text such as "512MiB" (binary) or "6GB" (decimal).
+    """Parse a byte count such as "512MiB" (binary) or "6GB" (decimal).
 
     Raises:
         FinemoeError: the text is not a number with a known unit.
@@ -30,14 +30,14 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_rate(text: str) -> float:
-    """Bytes per second in a text such as "24GB/s"."""
+    """Parse a rate such as "24GB/s" into bytes per second."""
     if not text.endswith("/s"):
         raise FinemoeError(f"{text!r} is not a rate; write bytes per second, such as '24GB/s'")
     return float(parse_bytes(text.removesuffix("/s")))
 
 
 def format_bytes(num_bytes: float) -> str:
-    """A byte count for people, in binary units: 1536 -> "1.5 KiB"."""
+    """Format a byte count in binary units: 1536 -> "1.5 KiB"."""
     value = float(num_bytes)
     for unit in ["B", "KiB", "MiB", "GiB"]:
         if abs(value) < 1024:
@@ -47,5 +47,5 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether it is a whole number, NumPy's included; True and False are none."""
+    """Whether a value is a whole number, including NumPy's; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)

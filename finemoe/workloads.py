@@ -1,7 +1,7 @@
 """Prompt sets: two embedded genres that stand in for the paper's datasets, or any dataset by path or hub id (DESIGN 7).
 
-`questions` (short, many topics) stands in for LMSYS-Chat-1M, `dialogues` (tasks over several turns) for ShareGPT. Requests are
-split 7:3 into "history", which may fill a store, and "served", which is measured and never contributes to one.
+`questions` (short, many topics) stands in for LMSYS-Chat-1M, `dialogues` (multi-turn tasks) for ShareGPT. Requests are split 7:3
+into "history", which may fill a store, and "served", which is measured and never fills a store.
 """
 
 import json
@@ -19,16 +19,18 @@ SPLITS = ("history", "served")
 
 
 def read_prompts(source: str, *, limit: int | None = None, column: str = "prompt", split_seed: int = 0) -> list[dict[str, str]]:
-    """The rows of a prompt set, each with id, prompt, topic and split.
+    """Read a prompt set.
 
     Args:
         source: "questions" or "dialogues", a JSONL file, or a hub id "owner/name" (its train split).
-        limit: take this many requests, keeping 7:3 between the splits.
-        column: where foreign datasets hold the prompt's text.
-        split_seed: draws the 7:3 split of prompts that bring neither "history" nor "served" as theirs.
+        limit: number of requests to take, keeping the ratio of 7:3 between the splits.
+        column: name of the column that holds the prompt in datasets from elsewhere.
+        split_seed: seed of the 7:3 split for prompts that do not state "history" or "served".
+    Returns:
+        Rows with id, prompt, topic and split.
     Raises:
-        FinemoeError: no such prompt set, it is damaged, lacks text in the column, has too few prompts of a split, or is on
-            the hub and what reads it there is not installed.
+        FinemoeError: there is no such prompt set, it is damaged, the column has no text, a split has too few prompts, or the
+            package that reads from the hub is not installed.
     """
     rows = _read_rows(PROMPTS / f"{source}.jsonl" if source in GENRES else Path(source), source, column, split_seed)
     return rows if limit is None else _take(rows, limit)
@@ -68,7 +70,7 @@ def _from_file(path: Path) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise FinemoeError(f"{path}, line {number}: not JSON ({error}); a prompt file has one object a line") from error
             if not isinstance(rows[-1], dict):
-                raise FinemoeError(f"{path}, line {number}: no JSON object; a prompt file has one a line")
+                raise FinemoeError(f"{path}, line {number}: not a JSON object; a prompt file has one object a line")
     return rows
 
 
@@ -76,7 +78,7 @@ def _text_of(row: dict[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise FinemoeError(f"{where} has no column {column!r}; its columns are {sorted(row)}")
     if not isinstance(row[column], str) or not row[column].strip():
-        raise FinemoeError(f"{where} holds no text in column {column!r} but {row[column]!r:.60}; name the prompt's own column")
+        raise FinemoeError(f"{where} has {row[column]!r:.60} in column {column!r}, not text; name the column of the prompt")
     return str(row[column])
 
 
@@ -84,7 +86,7 @@ def _from_hub(name: str) -> list[dict[str, Any]]:
     datasets = module_of_extra("datasets", f"reading {name!r} from the hub")
     try:
         return list(datasets.load_dataset(name, split="train"))
-    except Exception as error:  # the hub client raises many kinds; all mean the same here
+    except Exception as error:  # the hub client raises many kinds of errors; they are handled alike
         reason = str(error).strip().splitlines()[0]
         raise FinemoeError(f"dataset {name!r} cannot be fetched from the hub: {reason}") from error
 
@@ -97,11 +99,11 @@ def _draw_splits(count: int, seed: int) -> list[str]:
 
 def _take(rows: list[dict[str, str]], limit: int) -> list[dict[str, str]]:
     if not 1 <= limit <= len(rows):
-        raise FinemoeError(f"{limit} prompts asked for, the dataset has {len(rows)}")
+        raise FinemoeError(f"cannot take {limit} prompts: the dataset has {len(rows)}")
     room = dict(zip(SPLITS, (round(0.7 * limit), limit - round(0.7 * limit)), strict=True))
     for split, count in room.items():
         if (found := sum(row["split"] == split for row in rows)) < count:
-            raise FinemoeError(f"{limit} prompts are {count} of split {split!r}, the dataset has {found} of them; ask for fewer")
+            raise FinemoeError(f"{limit} prompts need {count} of split {split!r}, but the dataset has {found}; ask for fewer")
     return list(_first_of_each(rows, dict(room)))
 
 

@@ -132,5 +132,5 @@ def test_routing_is_recorded_replayed_and_compared(clean, tmp_path):
 def test_what_needs_the_extra_names_it_in_one_line(clean, arguments, missing):
     done = finemoe(clean, *arguments)
     assert done.returncode == 1
-    assert f"needs {missing}, which is not installed; `pip install 'finemoe[artifact]'` brings it" in done.stderr
+    assert f"needs {missing}, which is not installed; install it with `pip install 'finemoe[artifact]'`" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -134,7 +134,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 def test_no_folder_that_can_be_written(tmp_path, monkeypatch):
     block(tmp_path)
     monkeypatch.setenv("HOME", "/dev/null")
-    assert "name a folder that can be written in NUMBA_CACHE_DIR" in doubled_with_one_line(tmp_path)
+    assert "set NUMBA_CACHE_DIR to a writable folder" in doubled_with_one_line(tmp_path)
 
 
 @pytest.mark.parametrize("setting", ["a file", "below a file", "missing", "relative", "relative to a folder that is gone"])

@@ -202,7 +202,7 @@ def test_strides_that_are_none_are_refused(value):
 
 @pytest.mark.parametrize("value", [3, b"m", ["m"], np.array(["m"]), object], ids=str)
 def test_a_model_that_is_no_text_is_refused(value):
-    refusal(lambda: dataclasses.replace(make_trace(), model=value), "model must be a text")
+    refusal(lambda: dataclasses.replace(make_trace(), model=value), "model must be a string")
 
 
 def test_what_is_not_known_may_be_none(tmp_path):
@@ -239,7 +239,7 @@ def test_top_k_input_in_no_usable_form(form, name):
 
 def test_ids_alone_are_refused_with_the_remedy():
     ids = make_trace().expert_ids
-    refusal(lambda: RoutingTrace.from_topk(ids, None, [0, len(ids)], 6), "expert_probs is None; where experts are known")
+    refusal(lambda: RoutingTrace.from_topk(ids, None, [0, len(ids)], 6), "expert_probs is None; if only the experts are known")
     assert RoutingTrace.from_topk(ids, np.full(ids.shape, 1 / 2), [0, len(ids)], 6).maps().max() == 0.5
 
 
@@ -340,4 +340,4 @@ def test_values_that_single_precision_does_not_hold_are_refused():
 
 
 def test_names_of_more_digits_than_a_file_can_hold_are_refused():
-    refusal(lambda: dataclasses.replace(make_trace(), request_ids=(1, 2, 10**5000)), "request_ids hold a whole number of 16610")
+    refusal(lambda: dataclasses.replace(make_trace(), request_ids=(1, 2, 10**5000)), "request_ids has a whole number of 16610")

@@ -344,7 +344,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     from finemoe.maps.store import ExpertMapStore
 
     ExpertMapStore(3, 4, 0).save(tmp_path / "a")
-    with pytest.raises(FinemoeError, match=r"holds an? expert-map-store, expected routing-trace"):
+    with pytest.raises(FinemoeError, match=r"is of kind expert-map-store, expected routing-trace"):
         RoutingTrace.load(tmp_path / "a")
     with pytest.raises(FinemoeError, match="no such routing-trace file"):
         RoutingTrace.load(tmp_path / "b")

@@ -29,11 +29,11 @@ def test_foreign_file_gets_a_split_and_a_column_of_its_own(tmp_path):
 def test_unknown_names_and_limits_are_refused_in_one_line():
     with pytest.raises(FinemoeError, match="unknown dataset 'qestions'; known: questions, dialogues"):
         read_prompts("qestions")
-    with pytest.raises(FinemoeError, match="401 prompts asked for, the dataset has 400"):
+    with pytest.raises(FinemoeError, match="cannot take 401 prompts: the dataset has 400"):
         read_prompts("questions", limit=401)
 
 
 def test_a_set_on_the_hub_names_the_extra_that_reads_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
-    with pytest.raises(FinemoeError, match=r"datasets, which is not installed; `pip install 'finemoe\[artifact\]'` brings it"):
+    with pytest.raises(FinemoeError, match=r"datasets, which is not installed; install it with `pip install 'finemoe\[artifact"):
         read_prompts("owner/name")

@@ -1,7 +1,7 @@
-"""Policies: one file per system of the paper, the same methods in the same order; the registry by which they are chosen.
+"""Policies: one file per system of the paper, with the same methods in the same order, and the registry that finds them by name.
 
-A policy from elsewhere is chosen like one of these: by a name that `register` or an entry point of the group "finemoe.policies"
-gave it, or as "module:Class".
+An external policy is selected like these: by a name given by `register` or by an entry point of the group "finemoe.policies", or
+as "module:Class".
 """
 
 import inspect
@@ -38,45 +38,49 @@ _REGISTRY = Registry("policy", "finemoe.policies", derived_from(Policy), POLICIE
 
 
 def register(name: str, policy: type[Policy]) -> None:
-    """Give a policy from elsewhere a name, in this process.
+    """Give an external policy a name in this process.
 
+    Args:
+        name: a new name without a colon. policy: a class derived from `Policy`.
     Raises:
-        FinemoeError: the name is taken, or it is no class derived from `Policy`.
+        FinemoeError: the name is taken, or the class is not derived from `Policy`.
     """
     _REGISTRY.register(name, policy)
 
 
 def known_policies(is_replay: bool = False) -> list[str]:
-    """The names that policies have, in alphabetical order; those that must know the future in a replay only."""
+    """Names of all policies, in alphabetical order; those that need to know the future are included only for a replay."""
     only_in_replay = {name for name, policy in (POLICIES | _REGISTRY.registered).items() if policy.needs_future}
     return [name for name in _REGISTRY.names() if is_replay or name not in only_in_replay]
 
 
 def policy_named(name: str, is_replay: bool = False) -> type[Policy]:
-    """The class of the policy of that name, or at "module:Class".
+    """The class of a policy, by name or as "module:Class".
 
     Raises:
-        FinemoeError: there is none, it cannot be loaded, or it must know the future.
+        FinemoeError: there is none, it cannot be loaded, or it needs to know the future and this is not a replay.
     """
     policy = _REGISTRY.find(name)
     if policy is None:
         known = ", ".join(known_policies(is_replay))
-        raise FinemoeError(f"unknown policy {name!r}; known: {known}, or 'module:Class' for one of your own")
+        raise FinemoeError(f"unknown policy {name!r}; known: {known}, or 'module:Class' for your own")
     if policy.needs_future and not is_replay:
-        raise FinemoeError(f"policy {name!r} must know the future; it runs in finemoe.replay only")
+        raise FinemoeError(f"policy {name!r} must know the future; it runs only in finemoe.replay")
     return policy
 
 
 def make_policy(name: str, setup: PolicySetup, is_replay: bool = False, **options: Any) -> Policy:
-    """A policy, by name or as "module:Class".
+    """Create a policy, by name or as "module:Class".
 
     Args:
-        is_replay: whether the future is known. options: the system's own, such as promoe's `predictor`.
+        setup: sizes of the model and settings of the run.
+        is_replay: whether the future is known.
+        options: options of this policy, such as promoe's `predictor`.
     Raises:
-        FinemoeError: no policy has that name or such an option, it cannot be loaded, or it must know the future.
+        FinemoeError: there is no such policy or option, the policy cannot be loaded, or it needs to know the future.
     """
     policy = policy_named(name, is_replay)
     known = [option for option in inspect.signature(policy).parameters if option != "setup"]
     if unknown := sorted(set(options) - set(known)):
-        raise FinemoeError(f"policy {name!r} has no option {unknown[0]!r}; its own are: {', '.join(known) or 'none'}")
+        raise FinemoeError(f"policy {name!r} has no option {unknown[0]!r}; its options are: {', '.join(known) or 'none'}")
     return policy(setup, **options)

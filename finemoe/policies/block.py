@@ -1,4 +1,4 @@
-"""A block of recorded iterations, about which a policy may be asked at once."""
+"""A block of recorded iterations, for which a policy may answer all at once."""
 
 from functools import cached_property
 
@@ -8,12 +8,12 @@ from finemoe.traces import RoutingTrace
 
 
 class Block:
-    """Consecutive iterations of a trace, n of them with B rows in all; what is costly is read on first use.
+    """Consecutive iterations of a trace: n iterations with B rows in total. Costly parts are read on first use.
 
     Args:
-        trace: where they are recorded. rows: the rows of it that they cover.
-        starts: [n + 1] first row of each iteration, counted from the block's first, and the end.
-        requests: [n] the request of each. is_prefill, starts_request: [n] as in policies.base.Context.
+        trace: the trace that holds them. rows: the rows of it that they cover.
+        starts: [n + 1] first row of each iteration, relative to the block, and the end.
+        requests: [n] request of each iteration. is_prefill, starts_request: [n] as in policies.base.Context.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Block:
 
     @property
     def num_rows(self) -> np.ndarray:
-        """Rows of each iteration, [n]."""
+        """Number of rows of each iteration, [n]."""
         return np.diff(self.starts)
 
     @cached_property
     def gates(self) -> np.ndarray:
-        """What every gate said of every row, [L, B, J] float32: the expert maps, layer by layer."""
+        """Output of every gate for every row, [L, B, J] float32: the expert maps, layer by layer."""
         return np.ascontiguousarray(self._trace.maps(self.rows).transpose(1, 0, 2))
 
     @cached_property
@@ -51,14 +51,14 @@ class Block:
 
     @cached_property
     def embeddings(self) -> np.ndarray | None:
-        """Semantic embeddings of the rows, [B, h] float32; None where none were recorded."""
+        """Semantic embeddings of the rows, [B, h] float32; None if none were recorded."""
         return None if self._trace.embedding_table is None else self._trace.embeddings(self.rows)
 
     def lookahead(self, stride: int) -> np.ndarray:
-        """What the router `stride` layers ahead said of the residual stream after each layer, [B, L, J]; zeros past the last.
+        """Output of the router `stride` layers ahead on the residual stream after each layer, [B, L, J]; zero past the end.
 
         Raises:
-            FinemoeError: the trace holds no such stride.
+            FinemoeError: the trace has no such stride.
         """
         return self._trace.lookahead(self.rows, stride)
 
@@ -69,7 +69,7 @@ class Block:
 
     @property
     def at_first_gate(self) -> np.ndarray:
-        """The moment at which the gate of the first layer has spoken, [n]; that of layer l comes 2 l later."""
+        """The moment at which the gate of the first layer has fired, [n]; that of layer l follows 2 l moments later."""
         return self.at_start + 1
 
     @property
@@ -89,8 +89,8 @@ class Block:
         return self.counts > 0
 
     def told(self, distance: int) -> np.ndarray:
-        """The moment at which each layer of each iteration is predicted, [n, L], by who looks so many layers ahead: the first
-        ones at its start."""
+        """The moment at which each layer of each iteration is predicted, [n, L], by a policy that looks `distance` layers ahead;
+        the first layers are predicted when the iteration starts."""
         layers = np.arange(self._trace.num_layers)
         moments: np.ndarray = self.at_start[:, None] + np.where(layers < distance, 0, 2 * (layers - distance) + 1)[None]
         return moments

@@ -1,6 +1,6 @@
-"""FineMoE (sections 4.2-4.5): semantic search guides layers 1..d, trajectory search the others, d layers ahead.
+"""FineMoE (sections 4.2-4.5): semantic search predicts layers 1..d, trajectory search the other layers, d layers ahead.
 
-With a history the store is filled from it and frozen; without one it starts empty and every finished iteration enters it before
+With a history, the store is filled from it and frozen. Without one it starts empty, and every finished iteration enters it before
 the next one starts.
 """
 
@@ -24,10 +24,11 @@ class FineMoE(Policy):
 
     Args:
         setup: model sizes, d, C, history.
-        semantic: whether semantic search guides layers 1..d (without it nothing does). similarity_aware: whether a poor match
-            prefetches more than K experts (Eqs. 6-8). Both are off only in Fig. 14a's ablation.
+        semantic: whether semantic search predicts layers 1..d (otherwise nothing does).
+        similarity_aware: whether a poor match prefetches more than K experts (Eqs. 6-8). Both options are off only in the
+            ablation of Fig. 14a.
     Raises:
-        FinemoeError: the history is of another model's sizes.
+        FinemoeError: the history is of a model with other sizes.
     """
 
     default_eviction = "finemoe"
@@ -40,7 +41,7 @@ class FineMoE(Policy):
         self._learns = setup.history is None
         self._context = Context(None, is_prefill=False, starts_request=True)
         self._following: Following | None = None
-        self._sizes = np.zeros(0, dtype=np.int64)  # records held at each iteration of the last block
+        self._sizes = np.zeros(0, dtype=np.int64)  # number of records in the store at each iteration of the last block
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         self._context, self._following = context, None
@@ -68,7 +69,7 @@ class FineMoE(Policy):
             self.store.add(maps, self._context.embeddings)
 
     def predict_block(self, block: Block) -> Predictions:
-        """Over a store that stays as it is all rows of the block search together, else those of an iteration."""
+        """With a frozen store, search for all rows of the block together; otherwise one iteration at a time."""
         if self._learns:
             return self._learn_block(block)
         self._sizes = np.full(block.num_iterations, len(self.store))
@@ -83,7 +84,7 @@ class FineMoE(Policy):
         return Predictions.of(parts, self.setup.num_experts)
 
     def _learn_block(self, block: Block) -> Predictions:
-        """Iteration after iteration, each of which enters the store; its layers are searched for together."""
+        """Iteration by iteration, since each enters the store; the layers of an iteration are searched together."""
         told, parts, sizes = block.told(self.setup.prefetch_distance), [], []
         for number, (begin, end) in enumerate(zip(block.starts[:-1].tolist(), block.starts[1:].tolist(), strict=True)):
             sizes.append(len(self.store))
@@ -99,7 +100,7 @@ class FineMoE(Policy):
         return Predictions.of(parts, self.setup.num_experts)
 
     def _wanted_of_layers(self, moments: np.ndarray, first: int, neighbours: np.ndarray, scores: np.ndarray) -> Predictions:
-        """As `wanted` of layers one after the other in one iteration; moments: [m] when each is predicted."""
+        """Like `wanted` for consecutive layers of one iteration; moments: [m] when each is predicted."""
         probs = guides(self.store, neighbours, first)
         told = thresholds_of(scores.reshape(-1) if self._is_similarity_aware else None, scores.size)
         selected = select_experts(probs.reshape(scores.size, -1), told, self.setup.top_k).reshape(probs.shape)
@@ -107,14 +108,14 @@ class FineMoE(Policy):
         return Predictions(moments, layers, probs.max(axis=1), chosen)
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """Each row searches for itself: by its embedding at the start, by its trajectory at every gate."""
+        """Each row searches separately: by its embedding at the start, by its trajectory at every gate."""
         return self._read_bytes(num_rows, np.full(len(num_rows), len(self.store)), hidden_size)
 
     def read_bytes_in_block(self, block: Block, hidden_size: int) -> np.ndarray:
         return self._read_bytes(block.num_rows, self._sizes, hidden_size)
 
     def _read_bytes(self, num_rows: np.ndarray, sizes: np.ndarray, hidden_size: int) -> np.ndarray:
-        """Where so many records are held at each iteration, [n]."""
+        """`read_bytes` given the number of records in the store at each iteration, [n]."""
         trajectory = trajectory_search_bytes(sizes, self.setup.num_experts)
         read = self._at_gates(num_rows * trajectory.astype(float), self.setup.prefetch_distance)
         if self._is_semantic and self.store.embedding_dim > 0:
@@ -122,7 +123,7 @@ class FineMoE(Policy):
         return read
 
     def _follow(self, num_rows: int) -> Following:
-        """A new iteration's search."""
+        """The search state of a new iteration."""
         setup = self.setup
         return Following(
             self.store, num_rows, setup.prefetch_distance, setup.top_k, self._is_similarity_aware, keeps_gates=self._learns
@@ -130,7 +131,7 @@ class FineMoE(Policy):
 
     @property
     def _searches_embeddings(self) -> bool:
-        """Whether semantic search has something to search."""
+        """Whether semantic search has anything to search."""
         return self._is_semantic and len(self.store) > 0 and self.store.embedding_dim > 0
 
     def _guided(self, layer: int, neighbours: np.ndarray, scores: np.ndarray) -> Prediction:
@@ -138,10 +139,10 @@ class FineMoE(Policy):
 
 
 def store_from(setup: PolicySetup) -> ExpertMapStore:
-    """The store a run starts with: the one given, one built from a history trace, or an empty one.
+    """The store at the start of a run: the given one, one built from a history trace, or an empty one.
 
     Raises:
-        FinemoeError: the history is of another model's sizes, or neither a trace nor a store.
+        FinemoeError: the history is of a model with other sizes, or is neither a trace nor a store.
     """
     history = setup.history
     if isinstance(history, ExpertMapStore):
@@ -162,7 +163,7 @@ def store_from(setup: PolicySetup) -> ExpertMapStore:
 
 
 def fill_store(store: ExpertMapStore, history: RoutingTrace, block_rows: int = 4096) -> ExpertMapStore:
-    """Enter every iteration row of a history trace, in order, in bounded blocks; returns the store."""
+    """Enter every row of a history trace in order, in blocks of bounded size; returns the store."""
     for begin in range(0, history.num_rows, block_rows):
         rows = slice(begin, begin + block_rows)
         store.add(history.maps(rows), history.embeddings(rows) if store.embedding_dim else None)

@@ -1,8 +1,8 @@
 """finemoe-plus (not in the paper): forecasts learned while serving, and prefetches that must be worth the slot they take.
 
-Every gate is a forecast of the next layers, past the last one those of the next token (`maps.forecaster`). What it says is what
-eviction goes by (`cache.rules.next_use`), and an expert is loaded ahead only where, weighed by the same rule, it is worth more
-than whoever goes for it, by a margin that pays for the loads that turn out to be in vain.
+At every gate the policy forecasts the next layers and, past the last layer, those of the next token (`maps.forecaster`). Eviction
+uses the forecasts (`cache.rules.next_use`). An expert is prefetched only if the same rule values it higher than the expert it
+would evict, by a margin that pays for prefetches that turn out to be useless.
 """
 
 from dataclasses import replace
@@ -20,23 +20,23 @@ from finemoe.policies.block import Block
 from finemoe.policies.gate_step import GateStep
 from finemoe.policies.predictions import Predictions
 
-LEAST_GAIN = 0.25  # of a load: the least that wastes no more than a third of what FineMoE does, see analysis.margin
-LAYERS_LOADED = 8  # ahead at most
+LEAST_GAIN = 0.25  # loads: the smallest that wastes at most a third of what FineMoE wastes, see analysis.margin
+LAYERS_LOADED = 8  # maximum number of layers ahead to prefetch
 
 
 class FinemoePlus(Policy):
-    """Forecasts d layers ahead for every d at once.
+    """Forecasts for every distance d at once.
 
     Args:
-        setup: model sizes, history (a trace to learn from, or a forecaster that did: what it learned then stays as it is; None:
-            learns while it serves), seed. Its prefetch distance and store are of no use here.
-        least_gain: what a prefetch must gain, in loads, from 0 to 1 (which nothing does). So next-use weighs; another rule does
-            in units of its own, so that under LRU, say, hardly anything is loaded ahead.
-        warm: a file with what earlier runs of the same model learned, from which this one goes on, and to which it saves what it
-            knows when it is over; it need not be there yet.
+        setup: model sizes, history, seed; its prefetch distance and store capacity are not used. The history is a trace to learn
+            from, or a trained forecaster; what was learned from it stays fixed. None learns while serving.
+        least_gain: expected gain of a prefetch, in loads, from 0 to 1 (at 1 nothing is prefetched). The next-use rule weighs in
+            these units. Other rules use other units: under LRU, for example, almost nothing is prefetched.
+        warm: a file that holds what earlier runs of the same model learned. This run continues from it and saves its own state
+            to it at the end; the file need not exist yet.
     Raises:
-        FinemoeError: least_gain is out of range; the file is damaged, of another model, or cannot be written; or there is a
-            history, too.
+        FinemoeError: least_gain is out of range; the file is damaged, of another model, or cannot be written; or a history is
+            given in addition to `warm`.
     """
 
     default_eviction = "next-use"
@@ -45,7 +45,7 @@ class FinemoePlus(Policy):
     def __init__(self, setup: PolicySetup, least_gain: float = LEAST_GAIN, warm: str | Path | None = None) -> None:
         super().__init__(setup)
         if not 0 <= least_gain <= 1:
-            raise FinemoeError(f"least_gain is {least_gain!r}, must lie in 0..1 (loads)")
+            raise FinemoeError(f"least_gain is {least_gain!r}; it must be in 0..1 (loads)")
         warm_up_forecasts()
         self.least_gain = least_gain
         self._warm, self.saves = warm, warm is not None
@@ -80,7 +80,7 @@ class FinemoePlus(Policy):
             self.forecaster.save(self._warm)
 
     def predict_block(self, block: Block) -> Predictions:
-        """All iterations of a block in one compiled call."""
+        """Predict all iterations of a block in one compiled call."""
         at_starts, at_gates = self.forecaster.forecast_block(
             block.gates, block.experts, block.starts, block.is_prefill, block.starts_request, block.embeddings
         )
@@ -111,7 +111,7 @@ class FinemoePlus(Policy):
         return Predictions(moments, layers, probabilities, selected)
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """A gate reads its layer's network for every row that is asked about, and once more to learn from it."""
+        """A gate reads its layer's network once per row that it predicts for, and once more to learn from the row."""
         return self._at_gates(2.0 * self.forecaster.network_bytes * np.minimum(num_rows, MOST_ROWS), distance=0)
 
     def _foretold(self, layer: int, probabilities: np.ndarray, may_load: bool) -> Prediction:
@@ -120,17 +120,17 @@ class FinemoePlus(Policy):
 
 
 def forecaster_from(setup: PolicySetup) -> Forecaster:
-    """The forecaster a run starts with: one that knows what the given one does, or what a history trace teaches; or a new one.
+    """The forecaster at the start of a run: one with the knowledge of the given one or of a history trace; otherwise a new one.
 
     Raises:
-        FinemoeError: the history is of another model's sizes, or neither a trace nor a forecaster.
+        FinemoeError: the history is of a model with other sizes, or is neither a trace nor a forecaster.
     """
     history, sizes = setup.history, (setup.num_layers, setup.num_experts, setup.top_k)
     forecaster = Forecaster(*sizes, seed=setup.seed, model=setup.model)
     if isinstance(history, Forecaster):
         if (found := (history.num_layers, history.num_experts, history.top_k)) != sizes:
             texts = ["{} layers x {} experts / {}".format(*one) for one in (found, sizes)]
-            raise FinemoeError(f"the history learned of {texts[0]}, the model has {texts[1]}")
+            raise FinemoeError(f"the history is of a model with {texts[0]}, this model has {texts[1]}")
         forecaster.restore(history.state())
     elif (trace := history_trace(setup, "finemoe-plus")) is not None:
         forecaster.learn_trace(trace)
@@ -139,15 +139,15 @@ def forecaster_from(setup: PolicySetup) -> Forecaster:
 
 
 def _warm_forecaster(setup: PolicySetup, path: Path) -> Forecaster:
-    """One that goes on learning where earlier runs ended, or a new one."""
+    """A forecaster that continues from earlier runs, or a new one."""
     if setup.history is not None:
-        raise FinemoeError("give history, which is learned beforehand and stays as it is, or warm, which goes on; not both")
+        raise FinemoeError("give either history, which is learned first and then stays fixed, or warm, which goes on learning")
     require_place(path)
     if not path.exists():
         return forecaster_from(setup)
     try:
         forecaster = forecaster_from(replace(setup, history=Forecaster.load(path)))
     except FinemoeError as error:
-        raise FinemoeError(f"warm={str(path)!r}: {error}; name another file, or remove this one to learn anew") from error
+        raise FinemoeError(f"warm={str(path)!r}: {error}; name another file, or remove this one to start afresh") from error
     forecaster.is_frozen = False
     return forecaster

@@ -1,10 +1,10 @@
-"""Mixtral-Offloading (Eliseev and Mazur 2023, arXiv 2312.17238, sections 3.1-3.2): the next layer's gate, tried one layer early.
+"""Mixtral-Offloading (Eliseev and Mazur 2023, arXiv 2312.17238, sections 3.1-3.2): the next layer's gate, one layer early.
 
-After a layer has run, the next layer's norm and gate are applied to the residual stream as it is, and the experts they pick are
-loaded before inference goes on, as the FineMoE paper (section 6.1) describes the system; evicts by LRU. Ours differs from its own
-publication in that (it copies beside the next layer's attention), in that the cache is one pool over all layers instead of k
-experts a layer, and in that a speculative load takes a slot of it at once instead of waiting in a buffer. Quantisation is left
-out.
+After a layer has run, the next layer's norm and gate are applied to the unchanged residual stream, and the experts that they
+select are loaded before inference continues, as the FineMoE paper (section 6.1) describes the system. Evicts by LRU. Our version
+differs from the original publication in three ways: the original copies while the next layer's attention runs, it has a cache of
+k experts per layer instead of one pool over all layers, and its speculative loads wait in a buffer instead of taking a slot of
+the cache at once. Quantisation is left out.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from finemoe.policies.speculation import router_bytes, speculate_block
 
 
 class MixtralOffloading(Policy):
-    """Speculative loading at distance 1, whatever `prefetch_distance` says."""
+    """Speculative loading at distance 1, regardless of `prefetch_distance`."""
 
     lookahead = (1,)
     is_synchronous = True

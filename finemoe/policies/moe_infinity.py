@@ -1,12 +1,12 @@
 """MoE-Infinity (Xue et al. 2024, arXiv 2401.14361, section 4): request-level Expert Activation Matrices.
 
 A request's matrix [L, J] counts how often each expert was activated, summed over its iterations. A collection keeps some matrices
-of past requests, chosen by clustering; the one most similar to the running request's partial matrix (cosine, flattened) says
-which experts come. Layers that no gate has spoken for yet get the most popular experts. Loads before inference goes on, and
-evicts by LFU, as the FineMoE paper (section 6.1) describes the system. Ours differs from its own publication in both (it
-prefetches beside inference and ranks what it keeps by the predicted matrix), in that a layer is predicted d layers ahead, once,
-as for every system here, instead of all later layers at every gate with priorities that fall with distance, and in that the
-sequences of a batch share one matrix.
+of past requests, chosen by clustering. The matrix most similar to the running request's partial matrix (cosine, flattened)
+predicts the experts; the first d layers, for which no gate has fired yet, get the most popular ones. Inference waits for
+prefetches, and eviction is LFU, as the FineMoE paper (section 6.1) describes the system. Our version differs from the original
+publication in both: the original prefetches in parallel with inference and ranks cached experts by the predicted matrix. In
+addition, here a layer is predicted once, d layers ahead, as in every system of this package, whereas the original predicts all
+later layers at every gate with priorities that decrease with distance; and here the sequences of a batch share one matrix.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ class MoEInfinity(Policy):
 
     Args:
         setup: model sizes, d, history (a trace; None: finished requests enter the collection one by one).
-        collection_capacity: matrices kept at most.
+        collection_capacity: maximum number of matrices.
     """
 
     is_synchronous = True
@@ -32,7 +32,7 @@ class MoEInfinity(Policy):
     def __init__(self, setup: PolicySetup, collection_capacity: int = 120) -> None:
         super().__init__(setup)
         if collection_capacity < 1:
-            raise FinemoeError(f"collection_capacity is {collection_capacity}; at least one matrix must be kept")
+            raise FinemoeError(f"collection_capacity is {collection_capacity}; it must be at least 1 matrix")
         shape = (setup.num_layers, setup.num_experts)
         history = history_trace(setup, "moe-infinity")
         past = np.zeros((0, *shape)) if history is None else request_counts(history)
@@ -40,7 +40,7 @@ class MoEInfinity(Policy):
         self._popularity = past.sum(axis=0)
         self.collection = representatives(past, collection_capacity, setup.seed)
         self._running = np.zeros(shape)
-        self._sizes = np.zeros(0)  # matrices kept at each iteration of the last block
+        self._sizes = np.zeros(0)  # number of matrices at each iteration of the last block
         self._dots = np.zeros(len(self.collection))
 
     def start_iteration(self, context: Context) -> list[Prediction]:
@@ -64,7 +64,7 @@ class MoEInfinity(Policy):
         return [self._most(target, self.collection[nearest, target], len(experts))]
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """A gate compares one layer of every matrix, whatever the rows, also where no layer is left to predict."""
+        """A gate compares one layer of every matrix, for any number of rows, even if no layer is left to predict."""
         return self._at_gates(np.full(len(num_rows), 8.0 * len(self.collection) * self.setup.num_experts), distance=0)
 
     def read_bytes_in_block(self, block: Block, hidden_size: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class MoEInfinity(Policy):
         return None
 
     def predict_block(self, block: Block) -> Predictions:
-        """Request by request, between which alone it learns."""
+        """Request by request, because the policy learns only between requests."""
         counts, moments = block.counts, block.told(self.setup.prefetch_distance)
         begins = np.union1d([0], np.flatnonzero(block.starts_request))
         parts, sizes = [], []
@@ -88,11 +88,11 @@ class MoEInfinity(Policy):
         return Predictions.of(parts, self.setup.num_experts)
 
     def _predict_request(self, counts: np.ndarray, num_rows: np.ndarray, moments: np.ndarray) -> Predictions:
-        """Of iterations of one request: what they activated [n, L, J], their rows [n], when each layer is predicted [n, L]."""
+        """Predict iterations of one request: activation counts [n, L, J], rows [n], moments of each layer's prediction [n, L]."""
         num_layers, distance = self.setup.num_layers, self.setup.prefetch_distance
-        first = 0 if self._popularity.any() else distance  # layer of which anything is said
+        first = 0 if self._popularity.any() else distance  # first layer with a prediction
         last = num_layers if len(self.collection) else distance
-        nearest = np.full((len(counts), num_layers), -1)  # of each layer predicted; -1 for what is popular
+        nearest = np.full((len(counts), num_layers), -1)  # matrix for each predicted layer; -1 for the popular experts
         if len(self.collection):
             nearest[:, distance:] = self._follow(counts).argmax(axis=1).reshape(len(counts), -1)[:, : num_layers - distance]
         self._running += counts.sum(axis=0)
@@ -112,7 +112,7 @@ class MoEInfinity(Policy):
         return Predictions(moments[:, first:last].reshape(-1), layers, probabilities[places], selected[places])
 
     def _follow(self, counts: np.ndarray) -> np.ndarray:
-        """What `_dots` is after every gate, [n · L, matrices], one gate after the other as `on_gate` sums; counts: [n, L, J]."""
+        """`_dots` after every gate, [n · L, matrices], summed gate by gate as in `on_gate`; counts: [n, L, J]."""
         dots = np.empty((counts[..., 0].size, len(self.collection)))
         activated = counts.reshape(len(dots), -1).astype(np.float64)
         for event, of_event in enumerate(activated):
@@ -123,7 +123,7 @@ class MoEInfinity(Policy):
         return dots
 
     def _most(self, layer: int, counts: np.ndarray, num_rows: int) -> Prediction:
-        """The experts with the most counts: K a row, none that was never activated."""
+        """The experts with the most counts: K per row, never one that was not activated."""
         total = counts.sum()
         probabilities = counts / total if total else np.full(len(counts), 1.0 / len(counts))
         ranked = np.argsort(-counts, kind="stable")[: self.setup.top_k * num_rows]
@@ -135,7 +135,7 @@ class MoEInfinity(Policy):
         self._dots = np.zeros(len(self.collection))
 
     def _end_request(self) -> None:
-        """Online, a finished request enters; at capacity it replaces the matrix it is most similar to."""
+        """Online, add a finished request; at capacity it replaces the most similar matrix."""
         if not self._learns or not self._running.any():
             return
         self._popularity += self._running
@@ -157,7 +157,7 @@ def request_counts(trace: RoutingTrace) -> np.ndarray:
 
 
 def representatives(matrices: np.ndarray, capacity: int, seed: int) -> np.ndarray:
-    """At most `capacity` of the matrices [R, L, J], scaled to length 1: of every cluster (k-means) the one nearest its centre."""
+    """At most `capacity` of the matrices [R, L, J], scaled to length 1: from every k-means cluster the one nearest its centre."""
     from scipy.cluster.vq import kmeans2
 
     units = matrices / np.maximum(np.linalg.norm(matrices, axis=(1, 2), keepdims=True), 1e-20)

@@ -1,4 +1,4 @@
-"""On-demand loading: no prediction at all, the honest floor of every comparison."""
+"""On-demand loading without prediction: the baseline of every comparison."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from finemoe.policies.base import Context, Policy, Prediction
 
 
 class OnDemand(Policy):
-    """Loads what the gate selected when it is missing, and nothing else; evicts by LRU unless told otherwise."""
+    """Loads missing experts that the gate selected, and nothing else; evicts by LRU unless another rule is chosen."""
 
     needs_context = False
     default_eviction = "lru"

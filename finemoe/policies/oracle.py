@@ -1,4 +1,4 @@
-"""The oracle: sees the future. An addition to the paper: what no system can beat; it runs in replay only."""
+"""The oracle knows the future: an upper bound for every system. An addition to the paper; it runs only in replay."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ class Oracle(Policy):
         return None
 
     def predict_block(self, block: Block) -> Predictions:
-        """What a block demands is recorded in it."""
+        """Predict what the block itself records as demanded."""
         selected = block.demanded.reshape(-1, self.setup.num_experts)
         counts = selected.sum(axis=1, keepdims=True)
         probabilities = np.where(selected, 1.0 / np.maximum(counts, 1), 0.0).astype(np.float32)

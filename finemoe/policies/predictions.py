@@ -1,4 +1,4 @@
-"""What a policy predicts over a block of iterations."""
+"""The predictions of a policy for a block of iterations."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from finemoe.errors import FinemoeError
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of a block, n of them, ordered by moment.
+    """Predictions for a block, n of them, ordered by moment.
 
     Events are the layers of its iterations, e = iteration · L + layer, both counted from 0.
 
     Attributes:
-        moments: [n] when each comes to be known; 2e is before the demand of event e, 2e + 1 after its gate.
-        layers: [n] the layer predicted. probabilities: [n, J] float32, its distribution (maximum over an iteration's rows).
-        selected: [n, J] bool, the experts to be loaded ahead.
+        moments: [n] when each becomes known; 2e is before the demand of event e, 2e + 1 after its gate.
+        layers: [n] the predicted layer. probabilities: [n, J] float32, its distribution (maximum over an iteration's rows).
+        selected: [n, J] bool, the experts to prefetch.
     """
 
     moments: np.ndarray
@@ -26,13 +26,13 @@ class Predictions:
 
     @classmethod
     def none(cls, num_experts: int) -> "Predictions":
-        """Nothing is predicted."""
+        """Predictions for nothing."""
         empty = np.zeros(0, dtype=np.int64)
         return cls(empty, empty, np.zeros((0, num_experts), dtype=np.float32), np.zeros((0, num_experts), dtype=np.bool_))
 
     @classmethod
     def of(cls, parts: list["Predictions"], num_experts: int) -> "Predictions":
-        """Several predictions as one, ordered by moment and, within a moment, as they were given."""
+        """Merge several predictions, ordered by moment and, within a moment, in the given order."""
         if not parts:
             return cls.none(num_experts)
         moments = np.concatenate([part.moments for part in parts])
@@ -47,19 +47,19 @@ class Predictions:
         )
 
     def checked(self, num_layers: int, num_experts: int, num_iterations: int) -> "Predictions":
-        """Itself, if it is possible for a block of n iterations: compiled code indexes by it without looking.
+        """Validate for a block of n iterations and return self: compiled code indexes with it without bounds checks.
 
         Raises:
-            FinemoeError: it is not.
+            FinemoeError: the predictions are impossible for such a block.
         """
         count, last = len(self.moments), 2 * num_layers * num_iterations - 1
         if self.layers.shape != (count,) or {self.probabilities.shape, self.selected.shape} != {(count, num_experts)}:
-            raise FinemoeError(f"a policy's predictions of a block are of unequal lengths, or not of {num_experts} experts each")
+            raise FinemoeError(f"a policy's predictions of a block have unequal lengths, or not {num_experts} experts each")
         if not (
             _are_within(self.moments, last) and _are_within(self.layers, num_layers - 1) and (np.diff(self.moments) >= 0).all()
         ):
             raise FinemoeError(
-                f"a policy's predictions of a block must come at rising moments 0..{last} and be of 0..{num_layers - 1}"
+                f"a policy's predictions of a block must have ascending moments in 0..{last} and layers in 0..{num_layers - 1}"
             )
         if not (np.isfinite(self.probabilities).all() and (self.probabilities >= 0).all()):
             raise FinemoeError("a policy's predictions of a block must be finite probabilities, none below 0")

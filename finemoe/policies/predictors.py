@@ -1,22 +1,22 @@
-"""Learned predictors: for every layer one small linear model of which experts it will activate, from the gates a few layers back.
+"""Learned predictors: for every layer, a small linear model that predicts its experts from the gates a few layers before it.
 
-Ridge regression in closed form: its sums grow row by row, so that it learns online as well as from a recorded trace, gives the
-same weights on every run, and takes seconds for a whole history.
+Ridge regression in closed form. Its sums are updated row by row, which works online and for a recorded trace. It gives the same
+weights on every run and takes seconds for a whole history.
 """
 
 import numpy as np
 
 from finemoe.compiling import njit
 
-_RIDGE = 1e-3  # of the mean square of a feature
+_RIDGE = 1e-3  # relative to the mean square of a feature
 
 
 @njit(cache=True, nogil=True)
 def add_products(features, weights, scores):  # type: ignore[no-untyped-def]
     """scores += features @ weights, summed feature by feature; features [B, n], weights [n, J], scores [B, J].
 
-    A library's product rounds otherwise for one row than for many, so that a replay which asks for many at once would differ from
-    a live run.
+    A library's product rounds differently for one row and for many; a replay that predicts many rows at once would then differ
+    from a live run.
     """
     for row in range(features.shape[0]):
         for n in range(features.shape[1]):
@@ -29,24 +29,24 @@ class LayerPredictors:
     """Predictors of layers d..L-1, each from the gate outputs of the layers d, d+1, ... before it.
 
     Args:
-        num_layers, num_experts: L, J. distance: d in layers. num_recent: how many gate outputs a prediction reads at most.
+        num_layers, num_experts: L, J. distance: d in layers. num_recent: maximum number of gate outputs a prediction reads.
     """
 
     def __init__(self, num_layers: int, num_experts: int, distance: int, num_recent: int = 8) -> None:
         self._num_layers, self._num_experts, self._distance = num_layers, num_experts, distance
         self._num_recent = num_recent
-        add_products(*np.zeros((3, 1, 1), dtype=np.float32))  # compiled (or loaded) before anyone waits for it
+        add_products(*np.zeros((3, 1, 1), dtype=np.float32))  # compile (or load) it before inference needs it
         sizes = [1 + num_experts * len(self._sources(target)) for target in range(distance, num_layers)]
         self._squares = [np.zeros((size, size)) for size in sizes]
         self._products = [np.zeros((size, num_experts)) for size in sizes]
         self._weights: list[np.ndarray] = []
-        self._ones = np.ones((1, 1), dtype=np.float32)  # the constant feature of as many rows as were last asked about
-        self._taught = [self]  # everyone who learns from the rows that this one takes in
+        self._ones = np.ones((1, 1), dtype=np.float32)  # the constant feature, for as many rows as in the last call
+        self._taught = [self]  # all predictors that learn from the rows given to this one
         self.num_rows = 0
 
     def farther(self, distance: int) -> "LayerPredictors":
-        """Predictors at a greater distance that learn from the same rows, those that these here take in: what is costly in it,
-        the products of features with each other, is computed once for all."""
+        """Predictors at a greater distance that learn from the rows given to this one: the costly part, the products of features
+        with each other, is computed once for both."""
         other = LayerPredictors(self._num_layers, self._num_experts, distance, self._num_recent)
         other._squares = self._squares[: len(other._squares)]
         self._taught.append(other)
@@ -54,21 +54,21 @@ class LayerPredictors:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is something to predict with."""
+        """Whether `fit` has been called."""
         return bool(self._weights)
 
     @property
     def num_weights(self) -> int:
-        """Of all layers' predictors."""
+        """Number of weights of all layers' predictors."""
         return sum(products.size for products in self._products)
 
     @property
     def prediction_bytes(self) -> int:
-        """What one prediction reads at most, of however many rows: the weights of the largest predictor; 0 without any."""
+        """Most bytes that one prediction reads, for any number of rows: the weights of the largest predictor; 0 before `fit`."""
         return max((weights.nbytes for weights in self._weights), default=0)
 
     def learn(self, maps: np.ndarray, experts: np.ndarray) -> None:
-        """Take in rows: maps [n, L, J] and what they activated, experts [n, L, K]."""
+        """Add rows: maps [n, L, J] and the experts that they activated [n, L, K]."""
         for one in self._taught:
             one.num_rows += len(maps)
         activated = np.zeros(maps.shape, dtype=np.float32)
@@ -81,13 +81,13 @@ class LayerPredictors:
                     one._products[place] += features.T @ activated[:, place + one._distance]
 
     def fit(self) -> None:
-        """Solve for the weights, from all rows taken in so far."""
+        """Solve for the weights, from all rows added so far."""
         self._weights = [self._solve(squares, products) for squares, products in zip(self._squares, self._products, strict=True)]
 
     def predict(self, target: int, gates: "np.ndarray | list[np.ndarray]") -> np.ndarray:
         """Distribution over the experts of layer `target`, [B, J] float32; gates: [B, J] of every layer up to target - d.
 
-        A row's is the same whichever rows are beside it.
+        The result for a row does not depend on the other rows.
         """
         scores = np.zeros((len(gates[0]), self._num_experts), dtype=np.float32)
         add_products(self._features(target, gates), self._weights[target - self._distance], scores)

@@ -1,11 +1,11 @@
 """ProMoE (Song et al. 2024, arXiv 2410.22134, sections 4-6): a learned predictor per layer, several layers ahead.
 
-K experts a token are loaded beside inference, by what a small model, trained beforehand on recorded iterations, says of the layer
-d ahead; evicts by LRU. Ours differs in that the model is linear and reads the gate outputs of the last layers (a routing trace
-holds no layer inputs, which the published two-layer perceptron reads), that the cache is one pool instead of one per layer, that
-only demand counts as a use, and that experts are computed in the model's own order instead of those that are there first. The
-variant `predictor="speculative"` applies the router of layer l + d to the residual stream after layer l instead, which needs no
-training: the stride-speculative prototype that the FineMoE paper compares with.
+K experts per token are prefetched in parallel with inference. A small model, trained beforehand on recorded iterations, predicts
+them for the layer d ahead. Evicts by LRU. Our version differs from the original in four ways: the model is linear and reads the
+gate outputs of the last layers (a routing trace has no layer inputs, which the published two-layer perceptron reads); the cache
+is one pool instead of one per layer; only demand counts as a use; and experts are computed in the model's own order instead of
+starting with those that are resident. The variant `predictor="speculative"` applies the router of layer l + d to the residual
+stream after layer l instead, which needs no training: the stride-speculative prototype that the FineMoE paper compares with.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ class ProMoE(Policy):
     """Learned prediction d layers ahead.
 
     Args:
-        setup: model sizes, d, history (a trace to train on; None: trains on finished iterations, anew at every doubling).
+        setup: model sizes, d, history (a trace to train on; None: trains on finished iterations, again at every doubling).
         predictor: "learned" or "speculative".
     """
 
@@ -66,7 +66,7 @@ class ProMoE(Policy):
         return [self.wanted(target, self.predictors.predict(target, self._gates))] if self.predictors.is_fitted else []
 
     def predict_block(self, block: Block) -> Predictions | None:
-        """With predictors trained beforehand, or none at all, all rows of the block are predicted together, layer by layer."""
+        """If the predictors are trained beforehand or not needed, predict all rows of the block together, layer by layer."""
         distance = self.setup.prefetch_distance
         if self._is_speculative:
             return speculate_block(self, block, distance)

@@ -1,4 +1,4 @@
-"""Speculation: the router of a later layer applied to the residual stream as it is (Mixtral-Offloading, ProMoE's prototype)."""
+"""Speculation: a later layer's router applied to the current residual stream (Mixtral-Offloading, ProMoE's prototype)."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from finemoe.policies.predictions import Predictions
 
 
 def router_bytes(num_experts: int, hidden_size: int) -> float:
-    """What one application of a router reads, to however many rows at once: its weights, at 16 bits."""
+    """Bytes that one application of a router reads, for any number of rows: its weights, at 16 bits."""
     return 2.0 * num_experts * hidden_size
 
 
 def speculate_block(policy: Policy, block: Block, stride: int) -> Predictions:
-    """The predictions of a policy that wants what the router `stride` layers ahead says at every gate, for a whole block."""
+    """Predictions for a whole block of a policy that prefetches what the router `stride` layers ahead selects at every gate."""
     ahead = block.lookahead(stride)
     parts = [
         policy.wanted_in_block(block, block.at_first_gate + 2 * layer, layer + stride, np.ascontiguousarray(ahead[:, layer]))

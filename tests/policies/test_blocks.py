@@ -152,11 +152,11 @@ def test_whoever_differs_from_its_base_is_asked_step_by_step():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": np.array([0, 4])}, "be of 0..3"),
-        ({"layers": np.array([0])}, "of unequal lengths"),
-        ({"moments": np.array([0, 24])}, "rising moments 0..23"),
-        ({"moments": np.array([3, 1])}, "rising moments"),
-        ({"probabilities": np.full((2, 5), 0.2, dtype=np.float32)}, "not of 6 experts"),
+        ({"layers": np.array([0, 4])}, "layers in 0..3"),
+        ({"layers": np.array([0])}, "have unequal lengths"),
+        ({"moments": np.array([0, 24])}, r"ascending moments in 0\.\.23"),
+        ({"moments": np.array([3, 1])}, "ascending moments"),
+        ({"probabilities": np.full((2, 5), 0.2, dtype=np.float32)}, "not 6 experts"),
         ({"probabilities": np.full((2, 6), -1, dtype=np.float32)}, "none below 0"),
         ({"probabilities": np.full((2, 6), np.nan, dtype=np.float32)}, "finite"),
     ],
@@ -169,5 +169,5 @@ def test_impossible_predictions_of_a_block_are_refused(changes, message):
 
 
 def test_who_loads_whole_layers_predicts_none():
-    with pytest.raises(FinemoeError, match="Both loads whole layers, so that it predicts none"):
+    with pytest.raises(FinemoeError, match="Both loads whole layers and therefore predicts none"):
         type("Both", (FineMoE,), {"loads_whole_layers": True})

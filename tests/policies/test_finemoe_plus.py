@@ -56,7 +56,7 @@ def test_another_models_file_is_refused(tmp_path):
     with pytest.raises(FinemoeError, match=r"warm=.*the history is of 'another-0123', not of 'golden'.*name another file"):
         counts(warm=tmp_path / "learned")
     Forecaster(4, 8, 2).save(tmp_path / "learned")
-    with pytest.raises(FinemoeError, match="learned of 4 layers x 8 experts / 2, the model has 4 layers x 6 experts / 2"):
+    with pytest.raises(FinemoeError, match="of a model with 4 layers x 8 experts / 2, this model has 4 layers x 6 experts / 2"):
         counts(warm=tmp_path / "learned")
 
 
@@ -66,13 +66,13 @@ def test_a_damaged_file_is_refused_and_stays(tmp_path):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(FinemoeError, match=r"warm=.*remove this one to learn anew"):
+    with pytest.raises(FinemoeError, match=r"warm=.*remove this one to start afresh"):
         counts(warm=file)
     assert file.read_bytes() == content
 
 
 def test_a_history_and_a_warm_file_are_one_too_many(tmp_path):
-    with pytest.raises(FinemoeError, match=r"give history, .* or warm"):
+    with pytest.raises(FinemoeError, match=r"give either history, .* or warm"):
         counts(history=PAST, warm=tmp_path / "learned")
     with pytest.raises(FinemoeError, match="is a folder"):
         counts(warm=tmp_path)
@@ -80,7 +80,7 @@ def test_a_history_and_a_warm_file_are_one_too_many(tmp_path):
 
 @pytest.mark.parametrize("least_gain", [-0.001, 1.5, float("nan")])
 def test_a_gain_out_of_range_is_refused(least_gain):
-    with pytest.raises(FinemoeError, match=r"least_gain is .*, must lie in 0\.\.1"):
+    with pytest.raises(FinemoeError, match=r"least_gain is .*; it must be in 0\.\.1"):
         counts(least_gain=least_gain)
 
 

@@ -153,7 +153,7 @@ def test_what_is_no_eviction_rule_is_named_in_a_line(folder):
     for name, message in {
         "newest_first:weigh": "eviction rule 'newest_first:weigh' is <function weigh .*; it must be a finemoe.cache.rules",
         "newest_first:NONE": "eviction rule 'newest_first:NONE' cannot be loaded .*AttributeError",
-        "mru": "unknown eviction rule 'mru'; known: belady, finemoe, least-stale",
+        "mru": r"unknown eviction rule 'mru'; did you mean 'lru'\? known: belady, finemoe, least-stale",
     }.items():
         with pytest.raises(FinemoeError, match=message) as caught:
             finemoe.replay(SERVED, "on-demand", eviction=name)
@@ -208,7 +208,7 @@ def test_mistakes_are_named_in_a_line(folder, package, tmp_path):
         "repeat_last:Policy": "policy 'repeat_last:Policy' lacks end_iteration, on_gate, start_iteration, which",
         "finemoe": "policy 'finemoe' is registered 2 times, by finemoe and the entry point 'repeat_last:RepeatLast'",
         "twice": "policy 'twice' is registered 2 times, by the entry point 'a:A' and the entry point 'b:B'; keep one",
-        "magic": "unknown policy 'magic'; known: broken, deepspeed-inference, finemoe, .*, or 'module:Class' for one of your own",
+        "magic": "unknown policy 'magic'; known: broken, deepspeed-inference, finemoe, .*, or 'module:Class' for your own",
         "repeat_last:": "unknown policy 'repeat_last:'; known",
     }.items():
         with pytest.raises(FinemoeError, match=message) as caught:
@@ -217,7 +217,7 @@ def test_mistakes_are_named_in_a_line(folder, package, tmp_path):
     for name, policy, message in (
         ("oracle", RepeatLast, "policy 'oracle' is registered already, by finemoe"),
         ("broken", RepeatLast, "policy 'broken' is registered already, by the entry point 'broken:Policy'"),
-        ("a:b", RepeatLast, "'a:b' is no name for a policy"),
+        ("a:b", RepeatLast, "'a:b' cannot be the name of a policy"),
         ("mine", RepeatLast(replay_setup(SERVED)), "policy 'mine' is <repeat_last.RepeatLast"),
         ("mine", str, "policy 'mine' is <class 'str'>"),
     ):

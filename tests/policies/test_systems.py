@@ -153,11 +153,11 @@ def test_unknown_systems_and_options_are_named():
     known = "deepspeed-inference, finemoe, finemoe-plus, mixtral-offloading"
     with pytest.raises(FinemoeError, match=f"unknown policy 'magic'; known: {known}"):
         make_policy("magic", setup())
-    with pytest.raises(FinemoeError, match="policy 'on-demand' has no option 'predictor'; its own are: none"):
+    with pytest.raises(FinemoeError, match="policy 'on-demand' has no option 'predictor'; its options are: none"):
         make_policy("on-demand", setup(), predictor="learned")
     with pytest.raises(FinemoeError, match="'learned' and 'speculative', not 'guessed'"):
         make_policy("promoe", setup(), predictor="guessed")
-    with pytest.raises(FinemoeError, match=r"must lie in 1\.\.4"):
+    with pytest.raises(FinemoeError, match=r"must be in 1\.\.4"):
         setup(distance=5)
 
 
@@ -223,12 +223,12 @@ def test_waiting_for_loads_ahead_is_stalling(policy, clock):
     [
         ([(4, [0.25] * 6, [1])], "predicted layer 4; the model's layers are 0..3"),
         ([(-1, [0.25] * 6, [1])], "predicted layer -1"),
-        ([(1, [0.25] * 5, [1])], "takes 6 finite probabilities"),
+        ([(1, [0.25] * 5, [1])], "needs 6 finite probabilities"),
         ([(1, [-3.0] * 6, [1])], "none below 0"),
         ([(1, [float("nan")] * 6, [1])], "finite"),
         ([(1, [0.25] * 6, [6])], "their ids are 0..5"),
         ([(1, [0.25] * 6, [0.5])], "their ids are 0..5"),
-        ([(1, [0.25] * 6, [0]), (1, [0.25] * 6, [1])], "may predict each only once"),
+        ([(1, [0.25] * 6, [0]), (1, [0.25] * 6, [1])], "may predict each layer only once"),
     ],
 )
 def test_an_impossible_answer_is_refused(predictions, message):

@@ -161,20 +161,20 @@ def test_hit_rates_computed_elsewhere_on_gpt_oss(share, lru, lfu, belady):
     ("options", "message"),
     [
         ({"policy": "magic"}, "unknown policy 'magic'"),
-        ({"eviction": "mru"}, "unknown eviction rule 'mru'; known: belady"),
+        ({"eviction": "mru"}, r"unknown eviction rule 'mru'; did you mean 'lru'\? known: belady"),
         ({"expert_memory": 1}, "bytes need expert_bytes; write 1.0 for all experts"),
         ({"expert_memory": 1.5}, r"must lie in \(0, 1\]"),
         ({"expert_memory": "6GiB"}, "bytes need expert_bytes"),
         ({"expert_memory": 5, "expert_bytes": 10}, "one expert takes 10"),
         ({"expert_memory": True}, "must be a share"),
-        ({"hardware": "7x-rtx3090"}, "no testbed '7x-rtx3090'; known: 6x-rtx3090"),
+        ({"hardware": "7x-rtx3090"}, r"no testbed '7x-rtx3090'; did you mean '6x-rtx3090'\? known: 6x-rtx3090"),
         ({"hardware": "6x-rtx3090"}, "no published configuration of 3 layers x 6 experts / 2"),
         ({"devices": 0}, "devices is 0; in a replay it is a whole number, at least 1"),
         ({"devices": 2.5}, r"devices is 2\.5"),
         ({"expert_bytes": 0}, "expert_bytes is 0"),
         ({"host_memory": "8GiB"}, "link and host_memory belong to the live engine"),
         ({"prefetch_distance": 1.5}, r"prefetch_distance is 1\.5"),
-        ({"prefetch_distance": 9}, "prefetch_distance is 9, must lie in 1..3"),
+        ({"prefetch_distance": 9}, "prefetch_distance is 9; it must be in 1..3"),
     ],
 )
 def test_bad_options_are_named(options, message):
