@@ -96,9 +96,11 @@ for entry in TABLE.values():
             "environment.yml"  # created only with `--software-deployment-method conda`
         threads: workflow.cores if entry.alone else 1
         params:
+            environment=environment_of(entry),
+            executed=executed_of(entry),
             values=values_of(entry),
         shell:
-            command_of(entry)
+            RUN
 
 
 include: "rules/geometry.smk"

@@ -8,6 +8,10 @@ from finemoe.artifact.pipeline.sources import sources_of
 from finemoe.artifact.pipeline.table import read_table
 from finemoe.artifact.pipeline.warm_parent import ADDRESS
 
+RUN = (
+    "{params.environment} python -m finemoe.artifact.pipeline notebook {input.notebook} --output {params.executed} --log {log.text}"
+    " --costs {log.costs} --parameters-json {params.values:q}"
+)
 TABLE = read_table()
 RESULTS, FIGURES, MINIATURES = config["results"], config["figures"], config["miniatures"]
 MODELS, DATASETS = config["models"], config["datasets"]
@@ -95,19 +99,19 @@ def logs_of(entry):
     return found if entry.executed else found | {"notebook": f"{RESULTS}/notebooks/{entry.job}.ipynb"}
 
 
-def command_of(entry):
-    """The shell command of a notebook's jobs.
+def environment_of(entry):
+    """What stands before a notebook's command, as variables of the shell.
 
     Snakemake sets OMP_NUM_THREADS and its like to a rule's threads. A miniature's layers are too small to share: two threads are no
     faster than one on an idle machine, and tens of times slower on a busy one, because each parallel loop waits for both. A notebook
     that measures wall-clock time is a process of its own, not a fork of one that shares its memory.
     """
-    alone = f"{ADDRESS}= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 " if entry.alone else ""
-    made = "{output.executed}" if entry.executed else "{log.notebook}"
-    return (
-        f"{alone}python -m finemoe.artifact.pipeline notebook {{input.notebook}} --output {made} --log {{log.text}}"
-        " --costs {log.costs} --parameters-json {params.values:q}"
-    )
+    return f"{ADDRESS}= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1" if entry.alone else ""
+
+
+def executed_of(entry):
+    """Where one job's executed notebook goes."""
+    return lambda wildcards: f"{RESULTS}/notebooks/{entry.job}.ipynb".format(**wildcards)
 
 
 def values_of(entry):

@@ -1,7 +1,7 @@
 """What the console shows while the pipeline runs: which jobs run, how far it is, and about how much time is left.
 
 Snakemake reports every event to its logger, but prints either all of a job's files or nothing but a count. `Progress` watches the
-events and prints one line for each job that starts, ends or fails; Snakemake's own lines about these events stay in its log file.
+events and prints one line for each job that starts, ends or fails, in place of Snakemake's own lines about these events.
 """
 
 import logging
@@ -87,7 +87,7 @@ class Progress(logging.Filter):
 
     def _fail(self, record: Any) -> None:
         job = self._running.pop(record.jobid, None)
-        logs = ", ".join(record.log)
+        logs = ", ".join(path for path in record.log if not path.endswith(".tsv"))  # costs
         self._print(f"FAILED {job.name if job else record.rule_name}" + (f"; see {logs}" if logs else ""))
 
     def _time_left(self) -> str:
