@@ -63,7 +63,7 @@ def test_prompts_whose_length_is_given(tmp_path):
     path = written.write_csv(tmp_path / "a.csv", written.make(), ("request", "token", "layer", "expert"))
     arguments = ["import", str(path), "-o", str(tmp_path / "a.trace")]
     plain = json.loads(run(app, [*arguments, "--json"]).stdout)
-    assert (plain["prefill_rows"], plain["notes"][0][:49]) == (0, "the file does not say which rows are of prompts: ")
+    assert (plain["prefill_rows"], plain["notes"][0][:48]) == (0, "the file does not state which rows are prompts: ")
     told = json.loads(run(app, [*arguments, "--prompt-tokens", "2", "--format", "csv", "--json"]).stdout)
     assert (told["prefill_rows"], told["notes"]) == (4, [])
 

@@ -1,4 +1,4 @@
-"""Routing that others recorded, as a `RoutingTrace`: `read_trace` finds a file's format by itself (see docs/importing.md)."""
+"""Import routing recorded by other tools as a `RoutingTrace`; `read_trace` detects the format (see docs/importing.md)."""
 
 from pathlib import Path
 
@@ -19,19 +19,20 @@ def read_trace(
     prompt_tokens: int | None = None,
     model: str = "",
 ) -> RoutingTrace:
-    """Routing from a file of any known format, gzipped or not.
+    """Read routing from a file of any known format, gzipped or not.
 
-    The same routing gives the same trace whatever the format: experts of a token and layer lie by descending weight (equal ones
-    by ascending id), weights sum to 1, a prompt is step 0, and where only ids were recorded, `has_weights` is False.
+    The same routing gives the same trace in every format: the experts of a token and layer are sorted by descending weight (equal
+    weights by ascending id), weights sum to 1, the prompt is step 0, and `has_weights` is False if only ids were recorded.
 
     Args:
-        path: a file (of gpt-oss fingerprints also a folder).
-        format: one of `FORMATS`; found by content if left out.
-        num_experts, num_layers, top_k: J, L and K, where the file does not state them; of J else the greatest id + 1 is taken.
-        prompt_tokens: how many rows at the beginning of every request are its prompt, where the file does not say.
-        model: identity of the model; a name in data/models/configs, a configuration's file or a model's folder says sizes, too.
+        path: a file (for gpt-oss fingerprints also a folder).
+        format: one of `FORMATS`; by default detected from the content.
+        num_experts, num_layers, top_k: J, L and K, if the file does not state them; J defaults to the largest id + 1.
+        prompt_tokens: number of rows at the start of every request that belong to its prompt, if the file does not state it.
+        model: identity of the model. The name of a configuration in data/models/configs, a configuration file or a model folder
+            also supplies the sizes.
     Raises:
-        FinemoeError: the format is unknown, or the file is damaged or malformed; one line with the file and the place in it.
+        FinemoeError: the format is unknown, or the file is damaged or malformed; one line with the file and the position in it.
     """
     options = Options(num_experts, num_layers, top_k, prompt_tokens, model)
     return import_trace(Path(path), format, options).trace

@@ -1,4 +1,4 @@
-"""Arrays in .npy files and in the members of .npz archives, read in blocks of rows: wide types are never whole in memory."""
+"""Arrays in .npy files and in members of .npz archives, read in blocks of rows: wide types are never in memory as a whole."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ MAGIC = b"\x93NUMPY"
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file. name: the archive's member without .npy, or "". shape, dtype: as its header states."""
+    """An array in a file. name: the archive member without .npy, or "". shape, dtype: from its header."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class StoredArray:
     opened: Callable[[], Any]
 
     def read(self) -> np.ndarray:
-        """All of it.
+        """Read the whole array.
 
         Raises:
             FinemoeError: it holds Python objects, which are not loaded.
@@ -44,17 +44,17 @@ class StoredArray:
         with self.opened() as file:
             _, is_fortran, dtype = _header(file, self.name)
             if is_fortran:
-                raise FinemoeError(f"array {self.name!r} lies in Fortran order; save it with np.ascontiguousarray")
+                raise FinemoeError(f"array {self.name!r} is in Fortran order; save it with np.ascontiguousarray")
             row_bytes = dtype.itemsize * int(np.prod(self.shape[1:]))
             for rows in blocks(self.shape[0], row_bytes // dtype.itemsize):
                 wanted = (rows.stop - rows.start) * row_bytes
                 content = file.read(wanted)
                 if len(content) != wanted:
-                    raise FinemoeError(f"array {self.name!r} ends before its {self.shape[0]} rows; the file is cut off")
+                    raise FinemoeError(f"array {self.name!r} ends before row {self.shape[0]}; the file is truncated")
                 yield np.frombuffer(content, dtype).reshape(-1, *self.shape[1:])
 
     def compact(self, dtype: type) -> np.ndarray:
-        """All of it in a narrower type. Ids that do not fit it are refused.
+        """Read the whole array in a narrower type; ids that do not fit are refused.
 
         Raises:
             FinemoeError: names the token.
@@ -75,9 +75,7 @@ def _require_ids(block: np.ndarray, first_row: int) -> None:
     if wrong.any():
         row = int(np.argmax(wrong.reshape(len(block), -1).any(axis=1)))
         value = block[row][wrong[row]].reshape(-1)[0]
-        raise FinemoeError(
-            f"token {first_row + row}: expert {value}; ids go from 0 to J - 1, so that this token was not recorded"
-        )
+        raise FinemoeError(f"token {first_row + row}: expert {value}; ids go from 0 to J - 1, so this token was not recorded")
 
 
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
@@ -119,9 +117,9 @@ def _header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = reader(file)
     except (ValueError, TypeError, SyntaxError, TokenError) as error:
-        raise FinemoeError(f"array {name!r} is damaged ({first_line(error)}); make the file again") from error
+        raise FinemoeError(f"array {name!r} is damaged ({first_line(error)}); create the file again") from error
     if dtype.hasobject:
-        raise FinemoeError(f"array {name!r} holds Python objects, which are not loaded; save arrays of numbers, one a request")
+        raise FinemoeError(f"array {name!r} holds Python objects, which are not loaded; save one array of numbers per request")
     return shape, is_fortran, dtype
 
 
@@ -129,7 +127,7 @@ def array_in(file: BinaryIO | Any, name: str = "") -> np.ndarray:
     """The array in an open .npy file.
 
     Raises:
-        FinemoeError: it is none, or holds Python objects.
+        FinemoeError: it is not an .npy file, or holds Python objects.
     """
     try:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

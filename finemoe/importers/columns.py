@@ -1,7 +1,7 @@
-"""Names of columns in tables of routing, and their values as the blocks that `long_rows` takes.
+"""Column names in tables of routing, and column values as the blocks that `long_rows` takes.
 
-Names are told whatever their case, and with spaces, dots or hyphens for underscores. A table has a layer, experts, and at least
-one of step and token; with both, the rows of one step are one iteration.
+Names match regardless of case; spaces, dots and hyphens count as underscores. A table needs a layer, experts, and a step or a
+token; if it has both, rows with the same step are one iteration.
 """
 
 import re
@@ -14,8 +14,8 @@ import numpy as np
 from finemoe.errors import FinemoeError
 from finemoe.importers.long_rows import Block, Expected
 
-Column = Any  # n values: of a CSV texts, of Parquet or JSON lines an array, or lists
-SYNONYMS = {  # what a column says, and the names it may have
+Column = Any  # n values: strings of a CSV; an array or lists of Parquet or JSON lines
+SYNONYMS = {  # the role of a column, and its accepted names
     "request": "request request_id request_idx request_index req req_id req_idx seq seq_id seq_idx sequence sequence_id turn "
     "prompt_id sample sample_id conversation conversation_id",
     "step": "step step_id step_idx iteration iter decode_step forward forward_id",
@@ -35,7 +35,7 @@ _TRUE, _FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
 
 @dataclass(frozen=True)
 class Roles:
-    """Which columns say what. experts, weights: one name, or one for each of K places."""
+    """The columns for each role. experts, weights: one name, or one for each of K places."""
 
     layer: str
     experts: tuple[str, ...]
@@ -50,18 +50,18 @@ class Roles:
         return Expected(has_steps=self.step is not None and self.token is not None)
 
     def names(self) -> tuple[str, ...]:
-        """Every column that is read."""
+        """Every column that must be read."""
         keys = (self.request, self.step, self.token, self.phase, self.layer)
         return tuple(name for name in (*keys, *self.experts, *self.weights) if name is not None)
 
 
 def roles_of(names: Iterable[str], is_nested: bool = False) -> Roles:
-    """What the columns of a table say, by their names.
+    """Assign the columns of a table to roles, by their names.
 
     Args:
-        is_nested: the experts of a token lie in a list, so that no layer is named.
+        names: the column names. is_nested: the experts of a token are nested lists, so there is no layer column.
     Raises:
-        FinemoeError: one is missing, or two say the same.
+        FinemoeError: a role has no column, or has two.
     """
     found: dict[str, dict[int, str]] = {}
     for name in names:
@@ -69,16 +69,16 @@ def roles_of(names: Iterable[str], is_nested: bool = False) -> Roles:
         if role is None:
             continue
         if place in found.setdefault(role, {}):
-            raise FinemoeError(f"columns {found[role][place]!r} and {name!r} both say the {role}; leave one out")
+            raise FinemoeError(f"columns {found[role][place]!r} and {name!r} both hold the {role}; leave one out")
         found[role][place] = name
     single = {role: places[-1] for role, places in found.items() if -1 in places}
     experts, weights = (_wide(found.get(role, {})) for role in ("expert", "weight"))
     if not experts or ("layer" not in single and not is_nested):
         missing = "expert" if not experts else "layer"
         told = ", ".join(names) or "none"
-        raise FinemoeError(f"no column says the {missing}; its columns are {told}; name one '{missing}'")
+        raise FinemoeError(f"no column holds the {missing}; its columns are {told}; name one '{missing}'")
     if not {"step", "token"} & set(single) and not is_nested:
-        raise FinemoeError("no column numbers the tokens; name one 'token' (the place in its request) or 'step'")
+        raise FinemoeError("no column numbers the tokens; name one 'token' (the position in its request) or 'step'")
     if weights and len(weights) != len(experts):
         raise FinemoeError(f"there are {len(experts)} columns of experts, but {len(weights)} of weights")
     keys = {role: single.get(role) for role in ("request", "step", "token", "phase")}
@@ -86,12 +86,12 @@ def roles_of(names: Iterable[str], is_nested: bool = False) -> Roles:
 
 
 def names_experts(names: Iterable[str]) -> bool:
-    """Whether a column of such names holds experts."""
+    """Whether one of these columns holds experts."""
     return any(_role_of(name)[0] == "expert" for name in names)
 
 
 def _role_of(name: str) -> tuple[str | None, int]:
-    """A column's role, and its place among those of experts or weights; -1 if it stands alone."""
+    """A column's role, and its number among the columns of experts or weights; -1 if it has none."""
     plain = re.sub(r"[\s.\-]+", "_", name.strip().lower())
     if plain in _ROLES:
         return _ROLES[plain], -1
@@ -101,20 +101,20 @@ def _role_of(name: str) -> tuple[str | None, int]:
 
 
 def _wide(places: Mapping[int, str]) -> tuple[str, ...]:
-    """One column alone, or those that are numbered, in the order of their numbers."""
+    """A single column, or the numbered columns in the order of their numbers."""
     if -1 in places and len(places) > 1:
-        raise FinemoeError(f"columns {places[-1]!r} and {places[max(places)]!r} both say experts or weights; leave one out")
+        raise FinemoeError(f"columns {places[-1]!r} and {places[max(places)]!r} both hold experts or weights; leave one out")
     return tuple(places[place] for place in sorted(places))
 
 
 def block_of(roles: Roles, columns: Mapping[str, Column], first_row: int) -> Block:
-    """n rows of a table as a block.
+    """Convert n rows of a table to a block.
 
     Args:
-        columns: n values of each column that `roles` names, texts or arrays.
-        first_row: number of the first of them, counted from 1.
+        columns: n values, strings or arrays, of each column that `roles` names.
+        first_row: number of the first row, counted from 1.
     Raises:
-        FinemoeError: a value is not what its column says; names the row.
+        FinemoeError: a value is invalid for its column; names the row.
     """
 
     def numbers(name: str | None) -> np.ndarray:
@@ -136,10 +136,10 @@ def block_of(roles: Roles, columns: Mapping[str, Column], first_row: int) -> Blo
 
 
 def whole(name: str, values: Column, first_row: int) -> np.ndarray:
-    """[n] whole numbers of at least 0, as int64.
+    """Convert to [n] int64 whole numbers of at least 0.
 
     Raises:
-        FinemoeError: one is none; names the row.
+        FinemoeError: a value is not a whole number or is negative; names the row.
     """
     try:
         if _are_texts(values):
@@ -150,14 +150,12 @@ def whole(name: str, values: Column, first_row: int) -> np.ndarray:
         numbers = np.array([_whole(name, value, first_row + row) for row, value in enumerate(values)], dtype=np.int64)
     if (numbers < 0).any():
         row = int(np.argmax(numbers < 0))
-        raise FinemoeError(
-            f"row {first_row + row}: {name} is {numbers[row]}; it counts from 0, so that this row was not recorded"
-        )
+        raise FinemoeError(f"row {first_row + row}: {name} is {numbers[row]}; it counts from 0, so this row was not recorded")
     return numbers
 
 
 def _are_texts(values: Column) -> bool:
-    """Whether these are Python's texts, as of a CSV, which Python reads faster than NumPy."""
+    """Whether the values are Python strings, as from a CSV, which Python parses faster than NumPy."""
     return not isinstance(values, np.ndarray) and set(map(type, values)) == {str}
 
 
@@ -169,31 +167,31 @@ def _whole(name: str, value: Any, row: int) -> int:
     except (TypeError, ValueError):
         pass
     shown = repr(value) if isinstance(value, str) else value
-    raise FinemoeError(f"row {row}: {name} is {shown}, which is no whole number")
+    raise FinemoeError(f"row {row}: {name} is {shown}, which is not a whole number")
 
 
 def require_ids(expert: np.ndarray, first_row: int) -> None:
-    """Refuse ids [n, ...] beyond 16 bits, by their row."""
+    """Refuse ids [n, ...] that exceed 16 bits, naming their row."""
     if expert.size and expert.max() > np.iinfo(np.uint16).max:
         row = int(np.argmax(expert.reshape(len(expert), -1).max(axis=1) > np.iinfo(np.uint16).max))
         raise FinemoeError(f"row {first_row + row}: expert {expert[row].max()}; no layer has so many")
 
 
 def requests_of(values: Column) -> np.ndarray:
-    """[n] names of requests: whole numbers or texts."""
+    """[n] names of requests: whole numbers or strings."""
     array = np.asarray(values)
     return array if array.dtype.kind in "iuU" else array.astype(str)
 
 
 def _weights(roles: Roles, columns: Mapping[str, Column], first_row: int) -> np.ndarray | None:
-    """[n, M] float32, or None where none were recorded: no column, or nothing in it."""
+    """[n, M] float32; None if no weights were recorded (no column, or an empty one)."""
     if not roles.weights:
         return None
     return settled_weights(np.stack([real(name, columns[name], first_row) for name in roles.weights], axis=1), first_row)
 
 
 def settled_weights(weights: np.ndarray, first_row: int) -> np.ndarray | None:
-    """Weights [n, M] as they are; None where all are NaN, which is how recorders say that they had none.
+    """Return weights [n, M] unchanged, or None if all are NaN, which recorders write if they had none.
 
     Raises:
         FinemoeError: some are NaN, infinite or negative; names the row.
@@ -211,10 +209,10 @@ def settled_weights(weights: np.ndarray, first_row: int) -> np.ndarray | None:
 
 
 def real(name: str, values: Column, first_row: int) -> np.ndarray:
-    """[n] float32; an empty cell is NaN.
+    """Convert to [n] float32; an empty cell is NaN.
 
     Raises:
-        FinemoeError: one is no number; names the row.
+        FinemoeError: a value is not a number; names the row.
     """
     try:
         numbers = np.fromiter(map(float, values), np.float64, len(values)) if _are_texts(values) else np.asarray(values)
@@ -229,14 +227,15 @@ def _real(name: str, value: Any, row: int) -> float:
     try:
         return float("nan" if value is None or value == "" else value)
     except (TypeError, ValueError):
-        raise FinemoeError(f"row {row}: {name} is {value!r}, which is no number") from None
+        raise FinemoeError(f"row {row}: {name} is {value!r}, which is not a number") from None
 
 
 def prompts_of(name: str, values: Column, first_row: int) -> np.ndarray:
-    """[n] bools: whether a row is of a prompt. A phase is prefill or decode, or 0 or 1 for them; of `is_prefill` 1 is a prompt.
+    """[n] bools: whether a row belongs to a prompt. A phase is "prefill" or "decode", or 0 or 1 for them; `is_prefill` is 1 for a
+    prompt.
 
     Raises:
-        FinemoeError: it is something else; names the row.
+        FinemoeError: a value is something else; names the row.
     """
     is_question = name.strip().lower().startswith("is_")
     prompt, decode = (_TRUE, _FALSE) if is_question else (_PROMPT, _DECODE)

@@ -1,4 +1,4 @@
-"""The formats that routing is read from, and how a file's is found: by what it holds, in the order listed."""
+"""The formats of recorded routing; a file's format is detected from its content, in the order listed."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,7 @@ from finemoe.importers.opening import Head, named
 from finemoe.importers.routing import Imported, Options, trace_of
 from finemoe.suggestions import suggestion
 
-_MODULES = {  # a format's name, and where it is read; the special before the general
+_MODULES = {  # format name and module that reads it; special formats come before general ones
     "gpt-oss": "gpt_oss",
     "flame-moe": "flame_moe",
     "vllm": "vllm",
@@ -29,10 +29,10 @@ FORMATS = (own_trace.NAME, *_MODULES)
 
 
 def import_trace(path: Path, format: str | None, options: Options) -> Imported:
-    """A file's routing, and how it was come by.
+    """Read a file's routing and record how it was read.
 
     Raises:
-        FinemoeError: there is no such file or format, the file is damaged, or holds what no router gives.
+        FinemoeError: there is no such file or format, the file is damaged, or has values that a router cannot produce.
     """
     if not path.exists():
         raise FinemoeError(f"{path}: no such file; check the path")
@@ -51,7 +51,7 @@ def _format_of_folder(path: Path) -> str:
     for name in _FOLDERS:
         if _module(name).matches_folder(path):
             return name
-    raise FinemoeError(f"is a folder, but none of {' or '.join(_FOLDERS)}; name a file")
+    raise FinemoeError(f"is a folder, but not one of {' or '.join(_FOLDERS)}; name a file")
 
 
 def _module(name: str) -> ModuleType:
@@ -59,7 +59,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _format_of(path: Path) -> str:
-    """The first format that knows the file.
+    """The first format that recognises the file.
 
     Raises:
         FinemoeError: none does.
@@ -72,4 +72,4 @@ def _format_of(path: Path) -> str:
     for name in _MODULES:
         if name not in _FOLDERS_ONLY and _module(name).matches(head):
             return name
-    raise FinemoeError(f"no known format; known are {', '.join(FORMATS)} (docs/importing.md shows them); name one if it is")
+    raise FinemoeError(f"unknown format; known: {', '.join(FORMATS)} (docs/importing.md shows them); name one if it applies")

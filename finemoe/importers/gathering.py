@@ -1,4 +1,4 @@
-"""Requests whose routing comes whole, put together one after the other in as few bytes as they need."""
+"""Collect requests whose routing is known as a whole and concatenate them in the narrowest type that holds them."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ class Gathering:
         self.names: list[Any] = []
 
     def add(self, ids: np.ndarray, weights: np.ndarray | None = None, num_prompt: int | None = None, name: Any = None) -> None:
-        """One request.
+        """Add a request.
 
         Args:
             ids: [n, L, K] ints of at least 0. weights: [n, L, K] numbers, or None.
-            num_prompt: how many rows at the beginning are of its prompt; None if nobody knows.
-            name: what it is called; its number by default.
+            num_prompt: number of rows at the start that belong to its prompt; None if unknown.
+            name: name of the request; its number by default.
         Raises:
-            FinemoeError: of another shape than earlier requests, or ids or numbers that cannot be.
+            FinemoeError: the shape differs from earlier requests, or ids or weights are invalid.
         """
         require_request(ids, num_prompt)
         if self.ids and ids.shape[1:] != self.ids[0].shape[1:]:
@@ -35,9 +35,9 @@ class Gathering:
         if weights is not None and weights.shape != ids.shape:
             raise FinemoeError(f"has weights of shape {list(weights.shape)} for ids of shape {list(ids.shape)}")
         if self.ids and (weights is None) == bool(self.weights):
-            raise FinemoeError("has weights where earlier requests have none, or none where they have; give all of them or none")
+            raise FinemoeError("has weights but earlier requests have none, or the reverse; give weights for all or for none")
         if self.ids and (num_prompt is None) != (self.prompts[0] is None):
-            raise FinemoeError("says how long its prompt is where earlier requests do not, or the other way round; say it of all")
+            raise FinemoeError("states its prompt length but earlier requests do not, or the reverse; state it for all or none")
         self.ids.append(ids.astype(np.uint8 if ids.size and ids.max() < 256 else np.uint16))
         if weights is not None:
             self.weights.append(weights.astype(np.float32))
@@ -45,13 +45,13 @@ class Gathering:
         self.names.append(len(self.names) if name is None else name)
 
     def routing(self, **details: Any) -> Routing:
-        """All requests. details: further fields of `Routing`.
+        """All requests together. details: further fields of `Routing`.
 
         Raises:
-            FinemoeError: there was none.
+            FinemoeError: there were none.
         """
         if not self.ids:
-            raise FinemoeError("it holds no request with routing")
+            raise FinemoeError("has no request with routing")
         lengths = np.array([len(ids) for ids in self.ids])
         offsets = np.append(0, np.cumsum(lengths))
         is_prompt = None
@@ -64,7 +64,7 @@ class Gathering:
 
 
 def joined(pieces: list[np.ndarray]) -> np.ndarray:
-    """The pieces as one array; they are taken from the list as they are copied."""
+    """Concatenate the pieces; each is removed from the list once it is copied."""
     dtype = max((piece.dtype for piece in pieces), key=lambda kind: kind.itemsize)
     whole = np.empty((sum(len(piece) for piece in pieces), *pieces[0].shape[1:]), dtype)
     end = len(whole)
@@ -76,10 +76,10 @@ def joined(pieces: list[np.ndarray]) -> np.ndarray:
 
 
 def require_request(ids: np.ndarray, num_prompt: int | None) -> None:
-    """Refuse ids that are no request's routing.
+    """Refuse ids that cannot be the routing of a request.
 
     Raises:
-        FinemoeError: says what they are.
+        FinemoeError: describes them.
     """
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.size:
         raise FinemoeError(
@@ -87,13 +87,13 @@ def require_request(ids: np.ndarray, num_prompt: int | None) -> None:
         )
     if ids.min() < 0:
         token, layer, _ = np.unravel_index(int(np.argmin(ids)), ids.shape)
-        raise FinemoeError(f"token {token}, layer {layer}: expert {ids.min()} says that this token's routing was not recorded")
+        raise FinemoeError(f"token {token}, layer {layer}: expert {ids.min()} means that this token's routing was not recorded")
     if ids.max() > np.iinfo(np.uint16).max:
         raise FinemoeError(f"has expert {ids.max()}; no layer has so many")
     if num_prompt is not None and not 0 <= num_prompt <= len(ids):
-        raise FinemoeError(f"has {len(ids)} tokens, but {num_prompt} of its prompt")
+        raise FinemoeError(f"has {len(ids)} tokens, but {num_prompt} prompt tokens")
 
 
 def told(ids: np.ndarray) -> str:
-    """The shape of [n, L, K] ids, for people."""
+    """The shape of [n, L, K] ids in words."""
     return f"{ids.shape[1]} layers x {ids.shape[2]} experts"

@@ -1,7 +1,7 @@
 """The public gpt-oss-20b routing (top-4 of 32, decode only, Apache-2.0) as a RoutingTrace.
 
-Read are the publisher's own files, one request each, or one npz that holds many. The publisher on GitHub is
-AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting, the files are its `data/**/*_examples.json`, gzipped or not.
+Reads the publisher's own files, one request each, or a single npz that holds many. The publisher on GitHub is
+AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting; its files are `data/**/*_examples.json`, gzipped or not.
 """
 
 import gzip
@@ -32,21 +32,22 @@ _Routing = dict[str, Any]
 
 
 def sample_path() -> Path:
-    """Where the development sample lies: in $FINEMOE_SHARED_DATA, or beside the checkout."""
+    """Path of the development sample: in $FINEMOE_SHARED_DATA, or next to the checkout."""
     folder = Path(os.environ.get("FINEMOE_SHARED_DATA", ROOT.parent / "shared" / "data"))
     return folder / "routing" / "gpt-oss-20b" / "decode_traces.npz"
 
 
 def load_gpt_oss(path: str | Path, seed: int = 0) -> RoutingTrace:
-    """The public routing, its requests split 7:3 at random into history and served.
+    """Load the public routing, with its requests split 7:3 at random into history and served.
 
-    Requests are named dataset/category/row; those of an npz only if its requests.jsonl.gz lies beside it.
+    Requests are named dataset/category/row; those of an npz only if its requests.jsonl.gz is in the same folder.
 
     Args:
         path: an npz with expert_ids [T, L, K], expert_probs [T, L, K] and offsets [R + 1]; or one of the publisher's
             `*_examples.json` or `*_examples.json.gz`; or a folder of these, read in the order of their paths.
+        seed: seed of the split.
     Raises:
-        FinemoeError: a file is missing, damaged or incomplete, or holds what no router gives; it names file and row.
+        FinemoeError: a file is missing, damaged or incomplete, or has values that a router cannot produce; names file and row.
     """
     path = Path(path)
     if not path.exists():
@@ -59,21 +60,21 @@ def load_gpt_oss(path: str | Path, seed: int = 0) -> RoutingTrace:
 
 
 def matches(head: Head) -> bool:
-    """Whether it is one of the publisher's files."""
+    """Whether this is one of the publisher's files."""
     value = head.first_value
     return isinstance(value, dict) and "router_data" in value
 
 
 def matches_folder(folder: Path) -> bool:
-    """Whether the publisher's files lie in it."""
+    """Whether the folder holds the publisher's files."""
     return next(folder.rglob("*_examples.json*"), None) is not None
 
 
 def read(path: Path, options: Options) -> Routing:
-    """As `load_gpt_oss`, without a split, of a file or a folder.
+    """Read a file or a folder like `load_gpt_oss`, without a split.
 
     Raises:
-        FinemoeError: a file is missing, damaged or incomplete, or holds what no router gives; it names file and row.
+        FinemoeError: a file is missing, damaged or incomplete, or has values that a router cannot produce; names file and row.
     """
     found = _of_folder(path) if path.is_dir() else _of_file(path)
     return Routing(
@@ -121,12 +122,12 @@ def _name(request: dict[str, Any], row: str) -> str:
 def _of_folder(folder: Path) -> _Routing:
     files = sorted(path for path in folder.rglob("*_examples.json*") if path.name.endswith((".json", ".json.gz")))
     if not files:
-        raise FinemoeError(f"{folder}: holds no *_examples.json or *_examples.json.gz; the publisher's files are named so")
+        raise FinemoeError(f"{folder}: has no *_examples.json or *_examples.json.gz, the names of the publisher's files")
     requests = [_of_file(path) for path in files]
     shapes = [request["expert_ids"].shape for request in requests]
     for path, shape in zip(files, shapes, strict=True):
         if shape[1:] != shapes[0][1:]:
-            raise FinemoeError(f"{path}: has {shape[1:]} layers and experts a token, but {files[0].name} {shapes[0][1:]}")
+            raise FinemoeError(f"{path}: has {shape[1:]} layers and experts per token, but {files[0].name} {shapes[0][1:]}")
     return {
         "expert_ids": np.concatenate([request["expert_ids"] for request in requests]),
         "expert_probs": np.concatenate([request["expert_probs"] for request in requests]),
@@ -136,11 +137,11 @@ def _of_folder(folder: Path) -> _Routing:
 
 
 def _of_file(path: Path) -> _Routing:
-    """The one request of a publisher's file, checked by itself, so that a complaint counts rows within the file."""
+    """The single request of a publisher's file, validated separately so that errors count rows within the file."""
     with _named(path), (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         request = json.load(file)
         if not isinstance(request, dict) or not isinstance(request.get("router_data"), list) or not request["router_data"]:
-            raise FinemoeError("is no request with router_data; expected one of the publisher's *_examples.json")
+            raise FinemoeError("is not a request with router_data; expected one of the publisher's *_examples.json")
         ids, probs = _router_data(request["router_data"])
         routing = {"expert_ids": ids, "expert_probs": probs, "offsets": np.array([0, len(ids)])}
         _trace(routing)
@@ -148,14 +149,14 @@ def _of_file(path: Path) -> _Routing:
 
 
 def _router_data(entries: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Experts and probabilities [n, L, K] of the publisher's list: one {"token_99": {"layer_0": {...}, ...}} a row."""
+    """Experts and probabilities [n, L, K] of the publisher's list: one {"token_99": {"layer_0": {...}, ...}} per row."""
     tokens = [_token(entry, row) for row, entry in enumerate(entries)]
     first_number, first_ids, _ = tokens[0]
     for row, (number, ids, _) in enumerate(tokens):
         if ids.shape != first_ids.shape:
             raise FinemoeError(f"row {row} has {ids.shape} layers and experts, but row 0 {first_ids.shape}")
         if number != first_number + row:
-            raise FinemoeError(f"row {row} is token {number}, not {first_number + row}; tokens follow one another")
+            raise FinemoeError(f"row {row} is token {number}, not {first_number + row}; tokens must be consecutive")
     return np.stack([ids for _, ids, _ in tokens]), np.stack([probs for _, _, probs in tokens])
 
 
@@ -168,18 +169,18 @@ def _token(entry: dict[str, Any], row: int) -> tuple[int, np.ndarray, np.ndarray
         counts = {len(values) for values in (*ids, *probs)}
         if len(counts) > 1:
             raise ValueError(f"its layers list {sorted(counts)} experts or probabilities, not equally many")
-        # A safe cast refuses what is no number, and fractions for experts.
+        # A safe cast refuses values that are not numbers, and fractions for experts.
         number = int(name.removeprefix("token_"))
         return number, np.array(ids).astype(np.int64, casting="safe"), np.array(probs).astype(np.float64, casting="safe")
     except KeyError as error:
         raise FinemoeError(f"row {row} lacks {error.args[0]}") from error
     except (AttributeError, TypeError, ValueError) as error:
-        raise FinemoeError(f"row {row} is not of the publisher's format: {error}") from error
+        raise FinemoeError(f"row {row} is not in the publisher's format: {error}") from error
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it."""
+    """Prefix errors with the file's name."""
     try:
         yield
     except FinemoeError as error:

@@ -1,9 +1,9 @@
-"""JSON lines of routing: one object for each request, token, token and layer, or activated expert.
+"""Routing as JSON lines: one object per request, token, token and layer, or activated expert.
 
-Keys are told by the names that columns of tables have (`columns.SYNONYMS`). Which it is follows from how deep the list of experts
-is: [tokens][layers][K] is a request, [layers][K] a token, [K] a token's layer, and a bare number one expert. Weights, if any, are
-lists of the same shape. A request may say `prompt_tokens`, how many of its tokens are its prompt; smaller objects may have a
-phase. Tokens that are not numbered keep the order of their lines. A document that is a list of such objects is read likewise.
+Keys have the names of table columns (`columns.SYNONYMS`). The nesting of the experts' list determines what an object is:
+[tokens][layers][K] is a request, [layers][K] a token, [K] one layer of a token, and a single number one expert. Weights, if any,
+are lists of the same shape. A request may state `prompt_tokens`, the length of its prompt; smaller objects may have a phase.
+Tokens without numbers keep the order of their lines. A document that is a list of such objects is also read.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def matches(head: Head) -> bool:
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file.
+    """Read the routing in such a file.
 
     Raises:
         FinemoeError: an object is malformed; objects are counted from 1, as rows.
@@ -40,7 +40,7 @@ def read(path: Path, options: Options) -> Routing:
     objects = _objects(path)
     first = next(objects, None)
     if first is None:
-        raise FinemoeError("it holds no rows")
+        raise FinemoeError("has no rows")
     depth = _depth(first[1])
     objects = _chained(first, objects)
     if depth == 3:
@@ -53,7 +53,7 @@ def read(path: Path, options: Options) -> Routing:
 def _objects(path: Path) -> _Objects:
     for number, (place, value) in enumerate(json_values(path), 1):
         if not isinstance(value, dict):
-            raise FinemoeError(f"row {number} ({place}) is no JSON object; expected one with experts")
+            raise FinemoeError(f"row {number} ({place}) is not a JSON object; expected one with experts")
         yield number, {name: item for name, item in value.items() if item is not None}
 
 
@@ -70,12 +70,12 @@ def _experts_key(value: dict[str, Any]) -> str | None:
 
 
 def _depth(value: dict[str, Any]) -> int:
-    """How deep the first object's experts lie in lists."""
+    """How deeply the first object's experts are nested in lists."""
     experts, depth = value[roles_of(value, is_nested=True).experts[0]], 0
     while isinstance(experts, list):
         experts, depth = (experts[0] if experts else 0), depth + 1
     if depth > 3:
-        raise FinemoeError(f"row 1: its experts are lists {depth} deep; expected [tokens][layers][K] at most")
+        raise FinemoeError(f"row 1: its experts are lists nested {depth} deep; expected at most [tokens][layers][K]")
     return depth
 
 
@@ -87,7 +87,7 @@ def _of_requests(objects: _Objects) -> Routing:
         ids, weights = _arrays(roles, value, number, 3)
         length = next((value[name] for name in _PROMPT_LENGTHS if name in value), None)
         if isinstance(length, list | dict):
-            raise FinemoeError(f"row {number}: its prompt's length is no number")
+            raise FinemoeError(f"row {number}: its prompt length is not a number")
         num_prompt = None if length is None else int(whole("prompt_tokens", [length], number)[0])
         try:
             gathering.add(ids, weights, num_prompt, None if roles.request is None else value.get(roles.request))
@@ -97,7 +97,7 @@ def _of_requests(objects: _Objects) -> Routing:
 
 
 def _blocks(objects: _Objects, roles: Roles, depth: int) -> Iterator[Block]:
-    """Objects that are less than a request, as blocks of about `_BLOCK_VALUES` experts."""
+    """Objects smaller than a request, as blocks of about `_BLOCK_VALUES` experts."""
     pending: list[tuple[int, dict[str, Any]]] = []
     size, top_k = 0, tuple[int, ...]()
     for number, value in objects:
@@ -106,7 +106,7 @@ def _blocks(objects: _Objects, roles: Roles, depth: int) -> Iterator[Block]:
         top_k = top_k or ids.shape[-1:]
         if ids.shape[-1:] != top_k:
             raise FinemoeError(
-                f"row {number}: {roles.experts[0]} has {ids.shape[-1]} experts, but row 1 {top_k[0]}; K is one number"
+                f"row {number}: {roles.experts[0]} has {ids.shape[-1]} experts, but row 1 has {top_k[0]}; K must not change"
             )
         pending.append(
             (number, value | {"ids": ids.reshape(rows), "weights": None if weights is None else weights.reshape(rows)})
@@ -154,12 +154,12 @@ def _joined(weights: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def _arrays(roles: Roles, value: dict[str, Any], number: int, depth: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ids and weights of one object, of equal shape and of the depth that the first object's have."""
+    """Ids and weights of one object, of equal shape and nested as deeply as in the first object."""
     ids = _array(roles.experts, value, number, depth)
     if ids.dtype.kind not in "iu":
-        raise FinemoeError(f"row {number}: {roles.experts[0]} holds something else than whole numbers")
+        raise FinemoeError(f"row {number}: {roles.experts[0]} has values that are not whole numbers")
     if ids.min() < 0:
-        raise FinemoeError(f"row {number}: expert {ids.min()}; ids begin at 0, so that this was not recorded")
+        raise FinemoeError(f"row {number}: expert {ids.min()}; ids start at 0, so this was not recorded")
     require_ids(ids.reshape(1, -1), number)
     if not roles.weights:
         return ids.astype(np.uint16), None
@@ -170,12 +170,12 @@ def _arrays(roles: Roles, value: dict[str, Any], number: int, depth: int) -> tup
         numbers = weights.astype(np.float32) if weights.dtype.kind in "iuf" else None
     settled = None if numbers is None else settled_weights(numbers.reshape(1, -1), number)
     if settled is None:
-        raise FinemoeError(f"row {number}: {roles.weights[0]} holds something else than numbers; leave it out if there are none")
+        raise FinemoeError(f"row {number}: {roles.weights[0]} has values that are not numbers; leave it out if there are none")
     return ids.astype(np.uint16), settled.reshape(ids.shape)
 
 
 def _array(names: tuple[str, ...], value: dict[str, Any], number: int, depth: int) -> np.ndarray:
-    """The lists under one key, or the bare numbers under several."""
+    """The lists under one key, or the single numbers under several keys."""
     missing = next((name for name in names if name not in value), None)
     if missing is not None:
         raise FinemoeError(f"row {number} lacks {missing!r}, which the first row has")
@@ -183,10 +183,10 @@ def _array(names: tuple[str, ...], value: dict[str, Any], number: int, depth: in
         array = np.asarray(value[names[0]] if len(names) == 1 else [value[name] for name in names])
     except ValueError:
         raise FinemoeError(
-            f"row {number}: {names[0]} holds lists of different lengths; every token has every layer's K"
+            f"row {number}: {names[0]} holds lists of different lengths; every token needs K experts in every layer"
         ) from None
     if array.ndim != depth + (len(names) > 1) or not array.size:
         raise FinemoeError(
-            f"row {number}: {names[0]} is a list {array.ndim} deep and of {array.size} values, not {depth} deep as in row 1"
+            f"row {number}: {names[0]} is nested {array.ndim} deep with {array.size} values, not {depth} deep as in row 1"
         )
     return array

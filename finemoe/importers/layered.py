@@ -1,4 +1,4 @@
-"""Routing that comes layer by layer, one array [tokens, width] each, from torch.save, safetensors or .npz."""
+"""Routing stored layer by layer, one array [tokens, width] each, by torch.save, safetensors or .npz."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ _NUMBERED = re.compile(r"(.*?)[._]?(\d+)")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's rows. shape: [tokens, width], or [1, tokens, width]. is_whole: of whole numbers. rows: those of a slice."""
+    """The rows of one layer. shape: [tokens, width] or [1, tokens, width]. is_whole: whole numbers. rows: reads a slice."""
 
     shape: tuple[int, ...]
     is_whole: bool
@@ -25,7 +25,7 @@ class Layer:
 
 
 def blocks_of(layers: list[Layer]) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of rows, and all layers' values there, [n, L, width].
+    """Slices of rows with all layers' values there, [n, L, width].
 
     Raises:
         FinemoeError: layers differ in tokens or width.
@@ -41,7 +41,7 @@ def blocks_of(layers: list[Layer]) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def saved_by_torch(path: Path) -> Any:
-    """What torch.save wrote, mapped, and only plain values and tensors.
+    """Load, memory-mapped, what torch.save wrote; only plain values and tensors are accepted.
 
     Raises:
         FinemoeError: it holds anything else, which is not loaded.
@@ -54,16 +54,16 @@ def saved_by_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         told = "it holds more than tensors, lists and numbers, and is not loaded"
-        raise FinemoeError(f"{told}; save the tensors alone, as torch.save(tuple(t.cpu() for t in ...), file)") from error
-    except Exception as error:  # of a damaged file, whatever its bytes come to
-        raise FinemoeError(f"is no file of torch.save, or damaged ({first_line(error)}); save it again") from error
+        raise FinemoeError(f"{told}; save only the tensors, as torch.save(tuple(t.cpu() for t in ...), file)") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise FinemoeError(f"is not a torch.save file, or is damaged ({first_line(error)}); save it again") from error
 
 
 def layers_of_tensors(tensors: Any) -> list[Layer]:
-    """A list, tuple or dict of one tensor a layer.
+    """The layers in a list, tuple or dict of one tensor per layer.
 
     Raises:
-        FinemoeError: it is something else.
+        FinemoeError: it is of another type.
     """
     import torch
 
@@ -83,10 +83,10 @@ def _of_tensor(number: int, tensor: Any) -> Layer:
 
 
 def layers_of_safetensors(path: Path) -> list[Layer]:
-    """Tensors of a safetensors file, in the order of the numbers in their names.
+    """The tensors of a safetensors file, in the order of the numbers in their names.
 
     Raises:
-        FinemoeError: their names are not numbered, or they are not of two dimensions.
+        FinemoeError: the names are not numbered, or the tensors are not two-dimensional.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -95,14 +95,14 @@ def layers_of_safetensors(path: Path) -> list[Layer]:
             names = numbered(dict.fromkeys(file.keys()))
             return [_of_tensor(number, file.get_tensor(name)) for number, name in enumerate(names)]
     except SafetensorError as error:
-        raise FinemoeError(f"truncated or no safetensors file ({error}); make it again") from error
+        raise FinemoeError(f"truncated or not a safetensors file ({error}); create it again") from error
 
 
 def layers_of_npz(path: Path) -> list[Layer]:
-    """Arrays of an .npz, in the order of the numbers in their names.
+    """The arrays of an .npz, in the order of the numbers in their names.
 
     Raises:
-        FinemoeError: their names are not numbered, or they are not of two dimensions.
+        FinemoeError: the names are not numbered, or the arrays are not two-dimensional.
     """
     arrays = stored_arrays(path)
     layers = []
@@ -117,10 +117,10 @@ def layers_of_npz(path: Path) -> list[Layer]:
 
 
 def numbered(named: Mapping[str, Any]) -> list[str]:
-    """Names of one kind with a number each, in the order of the numbers.
+    """Names that differ in one number, in the order of the numbers.
 
     Raises:
-        FinemoeError: a name has no number, or there are names of several kinds.
+        FinemoeError: a name has no number, or they differ in more than the number.
     """
     found = {str(name): _NUMBERED.fullmatch(str(name)) for name in named}
     odd = next((name for name, match in found.items() if match is None), None)
@@ -128,6 +128,6 @@ def numbered(named: Mapping[str, Any]) -> list[str]:
     if odd is not None or len(stems) != 1:
         told = ", ".join(list(found)[:6])
         raise FinemoeError(
-            f"its tensors are called {told}; expected one for each MoE layer, as router_logits_0, router_logits_1, ..."
+            f"its tensors are named {told}; expected one for each MoE layer, as router_logits_0, router_logits_1, ..."
         )
     return sorted(found, key=lambda name: int(found[name][2]))  # type: ignore[index]

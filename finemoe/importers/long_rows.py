@@ -1,7 +1,7 @@
-"""Tables of one activated expert a row (or a few), in any order, as routing.
+"""Tables with one activated expert (or a few) per row, in any order, as routing.
 
-Rows are read once and kept packed on disk while it is found out which requests, tokens and layers there are; then every expert is
-put in its place. In memory are never more than the routing itself, its tokens' keys, and one block of rows.
+Rows are read once and kept packed on disk until all requests, tokens and layers are known; then every expert is put in its place.
+Memory never holds more than the routing itself, the keys of its tokens, and one block of rows.
 """
 
 import itertools
@@ -23,8 +23,8 @@ class Block:
     """n rows of a table; each names M experts of one layer of one token.
 
     Attributes:
-        first_row: number of the first of them, counted from 1.
-        request: [n] ints or texts. step, token: [n] ints; 0 where the table has no such column.
+        first_row: number of the first row, counted from 1.
+        request: [n] ints or strings. step, token: [n] ints; 0 if the table has no such column.
         layer: [n] ints. expert: [n, M] ints. weight: [n, M] float32, or None. is_prompt: [n] bools, or None.
     """
 
@@ -40,12 +40,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file states of itself, or its recorder is known to do.
+    """What a file states about itself, or what is known of its recorder.
 
     Attributes:
-        top_k: K. num_experts: J. num_layers: of the model, dense ones included. has_steps: rows with one `step` are an iteration.
-        is_last_layer_short: the last layer routes only the last token of a prompt, as llama.cpp does, which needs no other's
-            logits. That token's experts then stand for the prompt's others there, so that the prompt demands what it demanded.
+        top_k: K. num_experts: J. num_layers: of the model, including dense layers. has_steps: rows with equal `step` are one
+            iteration.
+        is_last_layer_short: the last layer routes only the last token of a prompt, as in llama.cpp, which needs no other logits.
+            Its experts then stand in for the other prompt tokens in that layer, so that the prompt demands what it demanded.
     """
 
     top_k: int | None = None
@@ -56,12 +57,13 @@ class Expected:
 
 
 def routing_of_rows(rows: Iterable[Block], expected: Expected, expert_bytes: Mapping[int, int] | None = None) -> Routing:
-    """The routing in a table's rows, requests and tokens in ascending order.
+    """The routing in a table's rows, with requests and tokens in ascending order.
 
     Args:
-        expert_bytes: of one expert of each layer, by the layer's number; used where every layer with rows has them.
+        rows: the table in blocks. expected: see `Expected`.
+        expert_bytes: bytes of one expert by layer number; used if every layer with rows has an entry.
     Raises:
-        FinemoeError: a token lacks a layer's experts or has too many; names it, and where it can, the row.
+        FinemoeError: a token lacks a layer's experts or has too many; names the token and, where possible, the row.
     """
     with tempfile.TemporaryFile() as file:
         survey = _Survey(file)
@@ -75,17 +77,17 @@ def routing_of_rows(rows: Iterable[Block], expected: Expected, expert_bytes: Map
 
 
 def _require_bounds(block: Block, expected: Expected) -> None:
-    """Refuse layers and experts beyond what the file states, by their row."""
+    """Refuse layers and experts beyond what the file states, naming their row."""
     experts = block.expert.max(axis=1)
     num_layers = expected.num_layers or _MOST_LAYERS
     for name, values, bound in (("layer", block.layer, num_layers), ("expert", experts, expected.num_experts)):
         if bound is not None and (wrong := values >= bound).any():
             row = int(np.argmax(wrong))
-            raise FinemoeError(f"row {block.first_row + row}: {name} is {values[row]}; they go from 0 to {bound - 1}")
+            raise FinemoeError(f"row {block.first_row + row}: {name} is {values[row]}; it must be in 0..{bound - 1}")
 
 
 class _Survey:
-    """Which requests, tokens and layers there are; the rows themselves go to a file."""
+    """Collects which requests, tokens and layers there are; writes the rows themselves to a file."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -111,13 +113,13 @@ class _Survey:
         self.pending = []
 
     def codes(self, requests: np.ndarray) -> np.ndarray:
-        """Numbers for requests, in the order in which they were first seen."""
+        """Numbers for requests, in the order of their first row."""
         values, places = np.unique(requests, return_inverse=True)
         known = [self.names.setdefault(value, len(self.names)) for value in values.tolist()]
         return np.array(known, dtype=np.int64)[places]
 
     def again(self) -> Iterator[Block]:
-        """The rows once more, requests as their codes."""
+        """Read the rows again, with requests replaced by their numbers."""
         self.file.seek(0)
         row = 1
         while row <= self.num_rows:
@@ -136,19 +138,19 @@ def _optional(block: Block) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distinct(keys: np.ndarray) -> np.ndarray:
-    """Keys [n, 3] without repetitions, ascending."""
+    """Distinct keys [n, 3], ascending."""
     keys = keys[np.append(True, (keys[1:] != keys[:-1]).any(axis=1))] if len(keys) else keys
     keys = keys[np.lexsort(keys.T[::-1])]
     return keys[np.append(True, (keys[1:] != keys[:-1]).any(axis=1))] if len(keys) else keys
 
 
 class _Table:
-    """The arrays that rows are put into."""
+    """The arrays that rows are written into."""
 
     def __init__(self, survey: _Survey, expected: Expected) -> None:
         survey.settle()
         if not len(survey.keys):
-            raise FinemoeError("it holds no rows")
+            raise FinemoeError("has no rows")
         self.names, ranks = _in_order(survey.names)
         self.ranks = ranks
         self.keys = survey.keys
@@ -158,10 +160,10 @@ class _Table:
         self.packed = self.pack(self.keys)
         self.layers = survey.layers
         places = len(self.keys) * len(self.layers)
-        if survey.num_experts * 2 < places:  # before memory is asked for
+        if survey.num_experts * 2 < places:  # before memory is allocated
             told = f"{len(self.keys)} tokens x {len(self.layers)} layers"
             raise FinemoeError(
-                f"it names {survey.num_experts} experts for {told}; every token has every layer's K, or columns are mixed up"
+                f"has {survey.num_experts} experts for {told}; every token needs K in every layer, or columns are mixed up"
             )
         self.top_k = expected.top_k or max(1, round(survey.num_experts / places))
         shape = (len(self.keys), len(self.layers), self.top_k)
@@ -171,7 +173,7 @@ class _Table:
         self.filled = np.zeros(shape[:2], dtype=np.uint16)
 
     def pack(self, keys: np.ndarray) -> np.ndarray:
-        """One number for each key [n, 3], in the order of keys."""
+        """One number per key [n, 3], in the same order as the keys."""
         request, step, token = (np.searchsorted(self.distinct[column], keys[:, column]) for column in range(3))
         return (request * len(self.distinct[1]) + step) * len(self.distinct[2]) + token
 
@@ -184,7 +186,7 @@ class _Table:
         self.ids[where] = block.expert.reshape(-1)
         if block.first_row > 1 and (block.weight is None) != (self.weights is None):
             raise FinemoeError(
-                f"row {block.first_row}: weights are given in some rows and not in others; give all of them or none"
+                f"row {block.first_row}: some rows have weights and others do not; give weights in all rows or in none"
             )
         if block.weight is not None:
             if self.weights is None:
@@ -194,7 +196,7 @@ class _Table:
             self.mark(block, token, block.is_prompt)
 
     def slots(self, block: Block, token: np.ndarray, layer: np.ndarray) -> np.ndarray:
-        """The next free places of each row's token and layer, [n * M]."""
+        """The next free places for each row's token and layer, [n * M]."""
         width = block.expert.shape[1]
         place = token * len(self.layers) + layer
         order = np.argsort(place, kind="stable")
@@ -208,19 +210,19 @@ class _Table:
         if (over := first + width > self.top_k).any():
             row = int(np.argmax(over))
             what = f"row {block.first_row + row}: {self.named(token[row])}, layer {block.layer[row]}"
-            raise FinemoeError(f"{what} has more than {self.top_k} experts; is the row there twice, or a key column missing?")
+            raise FinemoeError(f"{what} has more than {self.top_k} experts; is a row repeated, or a key column missing?")
         filled[ordered[begins]] += (counts * width).astype(np.uint16)
         return (first[:, None] + np.arange(width)).reshape(-1)
 
     def mark(self, block: Block, token: np.ndarray, is_prompt: np.ndarray) -> None:
-        """Notes of tokens whether they are of a prompt; every row of one says the same."""
+        """Record which tokens belong to a prompt; all rows of a token must agree."""
         if self.prompts is None:
             self.prompts = np.full(len(self.keys), 2, dtype=np.uint8)
         is_new = self.prompts[token] == 2
-        self.prompts[token[is_new][::-1]] = is_prompt[is_new][::-1]  # of several rows the first counts
+        self.prompts[token[is_new][::-1]] = is_prompt[is_new][::-1]  # reversed, so that the first of several rows counts
         if (wrong := self.prompts[token] != is_prompt).any():
             row = int(np.argmax(wrong))
-            raise FinemoeError(f"row {block.first_row + row}: {self.named(token[row])} is of another phase in another row")
+            raise FinemoeError(f"row {block.first_row + row}: {self.named(token[row])} has another phase in another row")
 
     def named(self, token: int) -> str:
         request, step, position = self.keys[token]
@@ -229,13 +231,13 @@ class _Table:
         return ", ".join([f"request {self.names[request]}", *told])
 
     def complete_prompts(self) -> tuple[str, ...]:
-        """Where the last layer has only a prompt's last token, gives its experts to the prompt's others; what to say of it."""
+        """If the last layer has only a prompt's last token, copy its experts to the other prompt tokens; returns notes."""
         if self.prompts is None:
             return ()
         count = 0
         bounds = np.searchsorted(self.keys[:, 0], np.arange(len(self.names) + 1)).tolist()
         for begin, end in itertools.pairwise(bounds):
-            last = begin + int((self.prompts[begin:end] == 1).sum()) - 1  # a prompt lies at the beginning of its request
+            last = begin + int((self.prompts[begin:end] == 1).sum()) - 1  # the prompt is at the start of its request
             others = slice(begin, max(begin, last))
             if others.stop > begin and self.filled[last, -1] == self.top_k and not self.filled[others, -1].any():
                 self.ids[others, -1] = self.ids[last, -1]
@@ -243,7 +245,7 @@ class _Table:
                     self.weights[others, -1] = self.weights[last, -1]
                 self.filled[others, -1] = self.top_k
                 count += others.stop - begin
-        what = f"layer {self.layers[-1]} routes only the last token of a prompt: its experts stand for {count} others there"
+        what = f"layer {self.layers[-1]} routes only the last token of a prompt: its experts stand in for {count} others there"
         return (what,) if count else ()
 
     def routing(self, expected: Expected, expert_bytes: Mapping[int, int]) -> Routing:
@@ -269,7 +271,7 @@ class _Table:
 
 
 def _in_order(names: dict[Any, int]) -> tuple[tuple[Any, ...], np.ndarray]:
-    """Names of requests, ascending, as numbers where all are; and [R] the place of each code."""
+    """Names of requests in ascending order, numeric if all are numbers; and the rank of each code, [R]."""
     listed = list(names)
     try:
         values: list[Any] = [int(name) for name in listed]
@@ -282,7 +284,7 @@ def _in_order(names: dict[Any, int]) -> tuple[tuple[Any, ...], np.ndarray]:
 
 
 def layers_left_out(layers: np.ndarray) -> tuple[str, ...]:
-    """What to say where layers are not numbered from 0 on without gaps: dense ones route nothing."""
+    """A note if layer numbers have gaps or do not start at 0: dense layers route nothing."""
     missing = np.setdiff1d(np.arange(layers[-1] + 1), layers)
     if not len(missing):
         return ()

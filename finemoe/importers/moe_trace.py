@@ -1,12 +1,13 @@
 """llama.cpp's `moe-trace` example: a CSV without a header, `layer,expert` for every expert of every token.
 
-For each batch that is computed, layer after layer, it writes the experts of all its tokens. Where a token ends is not written,
-but follows: a layer's rows lie together, the next batch begins where layers start anew, and a generated token has K rows in every
-layer, the fewest that any batch has. Batches of several tokens are the prompt, and are left out: the example reads them as if
-the tokens' experts lay back to back, but in the tensor each token's have room for all J, so that all but its first token's are
-not what was routed; besides, the last layer has only the last token's. Read in ggml-org/llama.cpp pull request 28544 (2026-09),
-in the copy of savoflux-spec/AI.local at f830d47, and in the fork Cartaz/llama.cpp-vulkan-moe at 9149912, which says what is wrong
-with it. That fork's own CSV, with columns phase, token, layer, rank and expert, is right, and read as any table (`table`).
+For each computed batch, layer by layer, it writes the experts of all tokens. The file does not mark the end of a token, but it
+can be inferred: the rows of a layer are contiguous, a new batch begins where the layers start over, and a generated token has K
+rows in every layer, the smallest number in any batch. Batches of several tokens are prompts and are left out, because the example
+writes wrong experts for them: it reads the tokens' experts as if they were contiguous, but in the tensor each token has room for
+all J, so only the first token's are correct; in addition, the last layer has only the last token. Sources: ggml-org/llama.cpp
+pull request 28544 (2026-09), a copy in savoflux-spec/AI.local at f830d47, and the fork Cartaz/llama.cpp-vulkan-moe at 9149912,
+which describes the error. That fork's own CSV, with columns phase, token, layer, rank and expert, is correct and is read as a
+`table`.
 """
 
 import re
@@ -26,7 +27,7 @@ NAME = "moe-trace"
 _BLOCK_BYTES = 1 << 20
 _ROW = re.compile(r"\d+,\d+")
 _HEADER = "layer,expert"
-_Run = tuple[int, int, np.ndarray]  # a layer, the number of its first row, and its experts [n]
+_Run = tuple[int, int, np.ndarray]  # layer, number of its first row, and its experts [n]
 
 
 def matches(head: Head) -> bool:
@@ -36,13 +37,13 @@ def matches(head: Head) -> bool:
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The generated tokens of such a file, one request.
+    """Read the generated tokens of such a file, one request.
 
     Raises:
-        FinemoeError: a row is no pair of numbers, or layers do not follow one another; rows are counted from 1.
+        FinemoeError: a row is not a pair of numbers, or layers are out of order; rows are counted from 1.
     """
-    alike: dict[int, list[np.ndarray]] = {}  # batches by how many rows they have in every layer, [L, n] each
-    lengths: dict[int, int] = {}  # of runs, and the first row of the first such run
+    alike: dict[int, list[np.ndarray]] = {}  # batches by their number of rows in every layer, [L, n] each
+    lengths: dict[int, int] = {}  # length of a run -> first row of the first run of that length
     layers: list[int] = []
     for batch in _batches(_runs(path)):
         found = [layer for layer, _, _ in batch]
@@ -51,7 +52,7 @@ def read(path: Path, options: Options) -> Routing:
             odd = next((at for at, pair in enumerate(zip(found, layers, strict=False)) if pair[0] != pair[1]), len(layers) - 1)
             row = batch[min(odd, len(batch) - 1)][1]
             raise FinemoeError(
-                f"row {row}: this batch has layers {_told(found)}, but the first {_told(layers)}; the file is cut off"
+                f"row {row}: this batch has layers {_told(found)}, but the first {_told(layers)}; the file is truncated"
             )
         counts = {len(experts) for _, _, experts in batch}
         lengths = {len(experts): row for _, row, experts in reversed(batch)} | lengths
@@ -62,17 +63,15 @@ def read(path: Path, options: Options) -> Routing:
 
 def _routing(alike: dict[int, list[np.ndarray]], lengths: dict[int, int], layers: list[int], options: Options) -> Routing:
     if not lengths:
-        raise FinemoeError("it holds no rows")
+        raise FinemoeError("has no rows")
     if len(layers) < 2:
-        raise FinemoeError(
-            "it holds one layer only, so that where a token ends cannot be told; use a recorder that numbers tokens"
-        )
+        raise FinemoeError("has only one layer, so the end of a token cannot be determined; use a recorder that numbers tokens")
     top_k = options.size("top_k") or min(alike or lengths)
     if odd := [length for length in lengths if length % top_k]:
-        told = f"row {lengths[odd[0]]}: here a layer has {odd[0]} rows, which is no multiple of K = {top_k}"
-        raise FinemoeError(f"{told}; rows are missing, or say K (--top-k)")
+        told = f"row {lengths[odd[0]]}: a layer has {odd[0]} rows here, which is not a multiple of K = {top_k}"
+        raise FinemoeError(f"{told}; rows are missing, or K must be given (--top-k)")
     if top_k not in alike:
-        raise FinemoeError("it holds prompts only, of which this recorder does not write the right experts; generate tokens, too")
+        raise FinemoeError("has only prompts, for which this recorder writes wrong experts; record generated tokens as well")
     ids = joined([batch[None] for batch in alike[top_k]])
     notes = [f"K = {top_k} is taken from the smallest batch"] if options.size("top_k") is None else []
     if len(lengths) > 1 or len(alike) > 1:
@@ -88,7 +87,7 @@ def _routing(alike: dict[int, list[np.ndarray]], lengths: dict[int, int], layers
 
 
 def _batches(runs: Iterator[_Run]) -> Iterator[list[_Run]]:
-    """Runs of one batch, which ends where layers start anew."""
+    """The runs of one batch, which ends where the layers start over."""
     batch: list[_Run] = []
     for run in runs:
         if batch and run[0] <= batch[-1][0]:
@@ -100,7 +99,7 @@ def _batches(runs: Iterator[_Run]) -> Iterator[list[_Run]]:
 
 
 def _runs(path: Path) -> Iterator[_Run]:
-    """Rows of one layer that lie together."""
+    """Contiguous rows of one layer."""
     layer, first, pieces = -1, 1, list[np.ndarray]()
     for number, values in _blocks(path):
         bounds = np.flatnonzero(np.append(True, values[1:, 0] != values[:-1, 0])).tolist()
@@ -116,7 +115,7 @@ def _runs(path: Path) -> Iterator[_Run]:
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The number of a block's first row, and its rows [n, 2]."""
+    """Blocks of rows [n, 2], each with the number of its first row."""
     number = 1
     with open_text(path) as file:
         while lines := file.readlines(_BLOCK_BYTES):

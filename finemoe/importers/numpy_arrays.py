@@ -1,9 +1,9 @@
-"""NumPy files of routing: an .npz with arrays by common names, or arrays [tokens, layers, K] alone, one a request.
+"""Routing in NumPy files: an .npz with arrays under common names, or arrays [tokens, layers, K] alone, one per request.
 
-Of an .npz are read the experts [T, L, K] and, where they are there, weights of the same shape; `offsets` [R + 1] or a request's
-name for each row [T]; `is_prompt` or `phase` [T], or `prompt_tokens` [R]; `step` [T]; `num_experts`. An .npy, and an .npz in
-which nothing has such a name, hold one array of ids a request: so people save vLLM's `CompletionOutput.routed_experts`, which
-v0.21 splits in `prompt_routed_experts` and `routed_experts` (see `vllm`).
+From an .npz are read: the experts [T, L, K] and, if present, weights of the same shape; `offsets` [R + 1] or a request name for
+each row [T]; `is_prompt` or `phase` [T], or `prompt_tokens` [R]; `step` [T]; `num_experts`. An .npy, and an .npz in which no
+array has such a name, hold one array of ids per request. This is how users save vLLM's `CompletionOutput.routed_experts`, which
+v0.21 splits into `prompt_routed_experts` and `routed_experts` (see `vllm`).
 """
 
 import re
@@ -31,12 +31,12 @@ _Arrays = Mapping[str, StoredArray]
 
 
 def matches(head: Head) -> bool:
-    """Whether it is one array, or an archive of arrays."""
+    """Whether the file is one array, or an archive of arrays."""
     return head.start.startswith(MAGIC) or any(name.endswith(".npy") for name in head.members)
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file.
+    """Read the routing in such a file.
 
     Raises:
         FinemoeError: its arrays do not fit together; tokens and layers are counted from 0.
@@ -51,10 +51,10 @@ def read(path: Path, options: Options) -> Routing:
 
 
 def _one(arrays: _Arrays, names: tuple[str, ...] | list[str]) -> StoredArray | None:
-    """The array that has one of these names; None without one."""
+    """The array that has one of these names; None if there is none."""
     found = [array for name, array in arrays.items() if name.lower() in names]
     if len(found) > 1:
-        raise FinemoeError(f"arrays {found[0].name!r} and {found[1].name!r} say the same; leave one out")
+        raise FinemoeError(f"arrays {found[0].name!r} and {found[1].name!r} hold the same; leave one out")
     return found[0] if found else None
 
 
@@ -91,7 +91,7 @@ def _row_array(arrays: _Arrays, names: list[str], num_rows: int) -> np.ndarray |
 
 
 def _requests(arrays: _Arrays, num_rows: int) -> tuple[np.ndarray | None, np.ndarray, tuple[object, ...]]:
-    """The order of rows (None as they are), first rows of requests, and their names."""
+    """The order of rows (None to keep it), the first rows of requests, and their names."""
     offsets = _one(arrays, _OFFSETS)
     named = _one(arrays, _REQUESTS)
     if offsets is not None:
@@ -135,12 +135,12 @@ def _of_prompt_and_rest(prompt: StoredArray, rest: StoredArray) -> Routing:
 
 
 def _of_requests(arrays: _Arrays) -> Routing:
-    """One array of ids a request, in the order of the numbers in their names."""
+    """One array of ids per request, in the order of the numbers in their names."""
     odd = next((array for array in arrays.values() if len(array.shape) != 3 or array.dtype.kind not in "iu"), None)
     if odd is not None and odd.name:
         told = ", ".join(arrays)
         raise FinemoeError(
-            f"no array is called expert_ids or the like, and {odd.name!r} is no [tokens, layers, K]; there are: {told}"
+            f"no array has a name such as expert_ids, and {odd.name!r} is not [tokens, layers, K]; the arrays are: {told}"
         )
     gathering = Gathering()
     for name in sorted(arrays, key=_numbers_in):
@@ -153,5 +153,5 @@ def _of_requests(arrays: _Arrays) -> Routing:
 
 
 def _numbers_in(name: str) -> list[tuple[int, str]]:
-    """What sorts arr_10 behind arr_9."""
+    """A sort key that puts arr_10 after arr_9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""How importers open files, gzipped or not, and how they say what is wrong with one: file, place, fault, remedy, in one line."""
+"""Open files, gzipped or not, and report errors in one line: the file, the position, what is wrong, and what to do."""
 
 import csv
 import gzip
@@ -26,12 +26,12 @@ _UNREADABLE = (
     csv.Error,
     struct.error,
     RecursionError,
-    NotImplementedError,  # which zipfile raises at a compression that it does not know
+    NotImplementedError,  # raised by zipfile for unsupported compression
 )
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The file's content from its beginning; gzip is told by content and undone."""
+    """The file's content from its start; gzip is detected by content and decompressed."""
     with path.open("rb") as file:
         is_packed = file.read(2) == _GZIP
     return gzip.open(path, "rb") if is_packed else path.open("rb")  # type: ignore[return-value]
@@ -39,30 +39,30 @@ def open_binary(path: Path) -> BinaryIO:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
-    """As `open_binary`, read as UTF-8; a byte order mark is dropped, and the ends of lines stay as they are for `csv`."""
+    """Like `open_binary`, decoded as UTF-8; a byte order mark is dropped, and line ends stay unchanged, as `csv` needs them."""
     with open_binary(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         yield text
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it."""
+    """Prefix errors with the file's name."""
     try:
         yield
     except FinemoeError as error:
         text = str(error)
         raise FinemoeError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from error
     except _UNREADABLE as error:
-        raise FinemoeError(f"{path}: damaged, or of another format ({first_line(error)}); make it again") from error
+        raise FinemoeError(f"{path}: damaged, or of another format ({first_line(error)}); create it again") from error
 
 
 def delimiter_of(header: str) -> str:
-    """What parts the columns of a table whose first line this is: a comma, a tab or a semicolon."""
+    """The column delimiter of a table, from its first line: a comma, a tab or a semicolon."""
     return max(",\t;", key=header.count)
 
 
 def json_values(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every JSON value of a file, with its place: of JSON lines each line's, of one document its items' or itself.
+    """Every JSON value of a file with its position: each line of JSON lines, or the items of one document, or the document.
 
     Raises:
         FinemoeError: a line or the document is not JSON; names the line.
@@ -88,7 +88,7 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _document(text: str, of_first_line: json.JSONDecodeError) -> Any:
-    """One document over several lines; if that fails, too, the first line of what were JSON lines is at fault."""
+    """One document over several lines; if it does not parse either, report the first invalid line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -100,7 +100,7 @@ def _parsed(number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise FinemoeError(f"line {number} is not JSON ({error.msg}); mend it or leave it out") from error
+        raise FinemoeError(f"line {number} is not JSON ({error.msg}); correct it or leave it out") from error
 
 
 def _items(document: Any) -> Iterator[tuple[str, Any]]:
@@ -111,7 +111,7 @@ def _items(document: Any) -> Iterator[tuple[str, Any]]:
 
 
 class Head:
-    """What tells a file's format: its name, its first bytes without gzip, and what those say it is made of."""
+    """What identifies a file's format: its name, its first bytes (decompressed), and what they contain."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,7 +124,7 @@ class Head:
 
     @cached_property
     def members(self) -> tuple[str, ...]:
-        """Names of a zip's members."""
+        """Names of the members of a zip archive."""
         if not self.is_zip:
             return ()
         with named(self.path), open_binary(self.path) as file, ZipFile(file) as archive:
@@ -132,11 +132,11 @@ class Head:
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
-        """The first lines of a text, without comments and empty ones; of anything else none."""
+        """The first lines of a text file, without comments and empty lines; none for other files."""
         try:
             text = self.start.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            if len(self.start) - error.start > 4 or len(self.start) < _HEAD_BYTES:  # not cut within a letter
+            if len(self.start) - error.start > 4 or len(self.start) < _HEAD_BYTES:  # not just a character cut at the end
                 return ()
             text = self.start[: error.start].decode("utf-8-sig")
         if "\0" in text:
@@ -145,7 +145,7 @@ class Head:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """A CSV's names of columns as they stand, or none."""
+        """Column names of a CSV, unchanged, or none."""
         if not self.lines or self.is_json:
             return ()
         return tuple(next(csv.reader([self.lines[0]], delimiter=delimiter_of(self.lines[0])), ()))
@@ -156,7 +156,7 @@ class Head:
 
     @cached_property
     def first_value(self) -> Any:
-        """The first JSON value (of a document that is a list, its first item), or None."""
+        """The first JSON value (for a document that is a list, its first item), or None."""
         if not self.is_json:
             return None
         with named(self.path):

@@ -12,17 +12,17 @@ NAME = "finemoe"
 
 
 def matches(head: Head) -> bool:
-    """Whether finemoe wrote it."""
+    """Whether finemoe wrote the file."""
     return b'"finemoe"' in head.start[:4096] and kind_of(head.path) != ""
 
 
 def load(path: Path, options: Options) -> RoutingTrace:
-    """The trace.
+    """Load the trace.
 
     Raises:
-        FinemoeError: it is damaged, or of another kind or version, or has another number of experts than was given.
+        FinemoeError: it is damaged, of another kind or version, or has another number of experts than the given one.
     """
     trace = RoutingTrace.load(path)
     if options.num_experts not in (None, trace.num_experts):
-        raise FinemoeError(f"it states {trace.num_experts} experts, not the {options.num_experts} given; leave the number out")
+        raise FinemoeError(f"states {trace.num_experts} experts, not the given {options.num_experts}; leave the number out")
     return trace

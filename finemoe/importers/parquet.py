@@ -1,6 +1,6 @@
-"""Any Parquet table of routing, with columns as in a CSV (`table`); experts and weights may also be lists of K in one column.
+"""Any Parquet table of routing, with the columns of a CSV (`table`); experts and weights may also be lists of K in one column.
 
-pyarrow reads it, which the extra `artifact` brings.
+Needs pyarrow, which the extra `artifact` installs.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ _BLOCK_ROWS = 1 << 16
 
 
 def matches(head: Head) -> bool:
-    """Whether it is Parquet."""
+    """Whether the file is Parquet."""
     return head.start.startswith(_MAGIC)
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file.
+    """Read the routing in such a file.
 
     Raises:
-        FinemoeError: pyarrow is not installed, a column is missing, or a row malformed; rows are counted from 1.
+        FinemoeError: pyarrow is not installed, a column is missing, or a row is malformed; rows are counted from 1.
     """
     arrow, parquet = (module_of_extra(name, "reading Parquet") for name in ("pyarrow", "pyarrow.parquet"))
     try:
@@ -39,7 +39,7 @@ def read(path: Path, options: Options) -> Routing:
         roles = roles_of(table.schema_arrow.names)
         return routing_of_rows(_blocks(arrow, table, roles), roles.expected)
     except arrow.ArrowException as error:
-        raise FinemoeError(f"damaged, or no Parquet file ({str(error).splitlines()[0]}); make it again") from error
+        raise FinemoeError(f"damaged, or not a Parquet file ({str(error).splitlines()[0]}); create it again") from error
 
 
 def _blocks(arrow: Any, table: Any, roles: Roles) -> Iterator[Block]:
@@ -68,16 +68,16 @@ def _values(name: str, column: Any, first_row: int) -> Any:
 
 
 def _of_lists(name: str, column: Any, first_row: int) -> dict[str, np.ndarray]:
-    """K columns of one of lists."""
+    """Split a column of lists into K columns."""
     lengths = np.diff(column.offsets.to_numpy())
     if column.null_count or (len(lengths) and (lengths != lengths[0]).any()):
         row = first_row + int(np.argmax(lengths != lengths[0]))
-        raise FinemoeError(f"row {row}: {name} has another number of entries than row {first_row}; every row has K")
+        raise FinemoeError(f"row {row}: {name} has another number of entries than row {first_row}; every row needs K")
     width = int(lengths[0]) if len(lengths) else 0
     values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, max(1, width))
     return {f"{name}[{place}]": values[:, place] for place in range(width)}
 
 
 def _with(roles: Roles, name: str, places: list[str]) -> Roles:
-    """With K columns for one of lists."""
+    """The roles with K columns in place of one column of lists."""
     return replace(roles, experts=tuple(places)) if name in roles.experts else replace(roles, weights=tuple(places))

@@ -1,7 +1,7 @@
-"""Routing known only request by request: each expert's share of a request's tokens.
+"""Routing known only per request: each expert's share of a request's tokens.
 
 The public sample is Mixtral-8x7B on MMLU's 14,042 test questions (publisher on GitHub: ajtejankar/mixtral-vis-moe). Each prompt
-puts five worked examples of the question's subject in front of it, so only prompts of one subject can be compared.
+starts with five worked examples of the question's subject, so only prompts of the same subject can be compared.
 """
 
 import gzip
@@ -19,7 +19,7 @@ from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 
 MODEL, TOP_K = "mixtral-8x7b", 2
-_MAX_SUM_ERROR = 2e-3  # of half precision over 8 shares
+_MAX_SUM_ERROR = 2e-3  # rounding of half precision over 8 shares
 _LETTERS = "ABCD"
 _UNREADABLE = (OSError, EOFError, ValueError, BadZipFile, zlib.error)
 
@@ -29,11 +29,11 @@ class RequestTable:
     """Expert shares of R requests, L MoE layers, J experts.
 
     Attributes:
-        fractions: [R, L, J] float32, the share of a request's expert activations that fell on each expert; sums to 1 over J.
+        fractions: [R, L, J] float32, share of a request's expert activations that went to each expert; sums to 1 over J.
         num_tokens: [R] ints, tokens of each request.
         top_k: K, experts activated per token and layer.
         groups: a name for each request's group; requests of different groups are never compared.
-        texts: what was asked in each request, without what its group has in common.
+        texts: the question of each request, without what its group has in common.
     """
 
     fractions: np.ndarray
@@ -48,14 +48,14 @@ class RequestTable:
 
     @property
     def counts(self) -> np.ndarray:
-        """[R, L, J] float32 whole numbers: how many of a request's tokens activated each expert."""
+        """[R, L, J] float32 whole numbers: number of tokens of a request that activated each expert."""
         return np.rint(self.fractions * (self.num_tokens[:, None, None] * self.top_k)).astype(np.float32)
 
     def counts_beyond_shared(self) -> np.ndarray:
-        """`counts` less the smallest count in the request's group, [R, L, J].
+        """`counts` minus the smallest count in the request's group, [R, L, J].
 
-        What all prompts of a group begin with is routed alike in all of them (attention is causal), so it is in the smallest
-        count; with it goes the little that even the least of the prompts' own texts has.
+        The common beginning of a group's prompts is routed alike in all of them (attention is causal), so the smallest count
+        includes it. The smallest count also includes whatever all of the prompts' own texts activate, which is subtracted too.
         """
         counts = self.counts
         for rows in self.rows_of_groups().values():
@@ -68,26 +68,26 @@ class RequestTable:
         return {name: np.flatnonzero(names == name) for name in dict.fromkeys(self.groups)}
 
     def without(self, groups: tuple[str, ...]) -> "RequestTable":
-        """The table without the requests of these groups."""
+        """The table without the requests of the given groups."""
         rows = [row for row, name in enumerate(self.groups) if name not in groups]
         kept = [tuple(values[row] for row in rows) for values in (self.groups, self.texts)]
         return RequestTable(self.fractions[rows], self.num_tokens[rows], self.top_k, *kept)
 
 
 def sample_folder() -> Path:
-    """Where the development sample lies: in $FINEMOE_SHARED_DATA, or beside the checkout."""
+    """Path of the development sample: in $FINEMOE_SHARED_DATA, or next to the checkout."""
     folder = Path(os.environ.get("FINEMOE_SHARED_DATA", ROOT.parent / "shared" / "data"))
     return folder / "routing" / MODEL
 
 
 def load_mmlu(arrays: str | Path, questions: str | Path) -> RequestTable:
-    """The public Mixtral-8x7B table, grouped by subject.
+    """Load the public Mixtral-8x7B table, grouped by subject.
 
     Args:
         arrays: NPZ with `frac` [R, L, J] and `n_tokens` [R].
         questions: gzipped JSON lines in the same order, with `subject`, `question`, `choices`.
     Raises:
-        FinemoeError: a file is missing or unreadable, or a row of it is not what it should be; names the row.
+        FinemoeError: a file is missing or unreadable, or a row is invalid; names the row.
     """
     fractions, num_tokens = _read_arrays(Path(arrays))
     rows = _read_questions(Path(questions))
@@ -101,7 +101,7 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path) as arrays:
             return arrays["frac"], arrays["n_tokens"]
     except (*_UNREADABLE, KeyError) as error:
-        raise FinemoeError(f"{path}: no request-level table with frac and n_tokens ({error})") from error
+        raise FinemoeError(f"{path}: not a request-level table with frac and n_tokens ({error})") from error
 
 
 def _read_questions(path: Path) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def _read_questions(path: Path) -> list[dict[str, Any]]:
         with gzip.open(path, "rt", encoding="utf-8") as lines:  # not splitlines(), which also cuts at U+2028
             rows = [json.loads(line) for line in lines]
     except _UNREADABLE as error:
-        raise FinemoeError(f"{path}: no gzipped JSON lines ({error})") from error
+        raise FinemoeError(f"{path}: not gzipped JSON lines ({error})") from error
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not {"subject", "question", "choices"} <= set(row):
             raise FinemoeError(f"{path}: row {number} lacks subject, question or choices")

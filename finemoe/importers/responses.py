@@ -1,4 +1,4 @@
-"""What responses of inference servers have in common: choices, lengths of prompts, and layers in which nothing is routed."""
+"""What responses of inference servers have in common: choices, prompt lengths, and layers without routing."""
 
 import base64
 import binascii
@@ -16,28 +16,28 @@ from finemoe.importers.routing import Options, Routing
 
 
 def responses_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every response of a file, with its place; a line may also hold a list of them.
+    """Every response of a file with its position; a line may also hold a list of them.
 
     Raises:
-        FinemoeError: something is no response.
+        FinemoeError: an item is not a response.
     """
     for place, value in json_values(path):
         for item in value if isinstance(value, list) else [value]:
             if not isinstance(item, dict):
-                raise FinemoeError(f"{place} is no JSON object; expected a server's response")
+                raise FinemoeError(f"{place} is not a JSON object; expected a server's response")
             yield place, item
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a request's prompt and of what was generated; None where a response does not say."""
+    """Number of tokens of a request's prompt and of its output; None if a response does not state it."""
 
     prompt: int | None
     generated: int | None
 
     @classmethod
     def of(cls, response: dict[str, Any], choice: dict[str, Any]) -> "Lengths":
-        """By lists of token ids, or by what a response says of its usage, which counts the tokens of all its choices."""
+        """From the lists of token ids, or from the response's usage, which counts the tokens of all its choices."""
         holders = (response.get("usage"), choice.get("meta_info"), response.get("meta_info"))
         usage = next((holder for holder in holders if isinstance(holder, dict)), {})
         prompt_ids = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
@@ -50,9 +50,9 @@ class Lengths:
         )
 
     def prompt_rows(self, rows: int) -> int | None:
-        """How many of a response's rows are of its prompt: routing is known of all tokens but the last, which is never fed in.
+        """How many of a response's rows belong to its prompt. Routing exists for all tokens but the last, which is never fed in.
 
-        A server may be told to leave out rows at a prompt's beginning, never others.
+        A server may be configured to omit rows at the start of a prompt, never others.
 
         Raises:
             FinemoeError: there are too many rows.
@@ -62,7 +62,7 @@ class Lengths:
         prompt = rows - max(self.generated - 1, 0)
         if prompt < 0 or (self.prompt is not None and prompt > self.prompt):
             told = f"{self.prompt} prompt and {self.generated} generated tokens"
-            raise FinemoeError(f"has routing of {rows} tokens for {told}; expected one less than all, or fewer of the prompt")
+            raise FinemoeError(f"has routing of {rows} tokens for {told}; expected all but one, or fewer of the prompt")
         return prompt
 
 
@@ -71,25 +71,25 @@ def _count(value: Any) -> int | None:
 
 
 def num_choices(response: dict[str, Any]) -> int:
-    """How many choices a response lists; 0 where it has no list of them."""
+    """Number of choices in a response; 0 if it has no list of choices."""
     choices = response.get("choices")
     return len(choices) if isinstance(choices, list) else 0
 
 
 def decoded(text: str) -> bytes:
-    """What base64 says.
+    """Decode base64.
 
     Raises:
-        FinemoeError: it is none.
+        FinemoeError: the text is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FinemoeError(f"routed_experts is no base64 ({error}); the response was cut off or changed") from error
+        raise FinemoeError(f"routed_experts is not base64 ({error}); the response was truncated or changed") from error
 
 
 class Responses:
-    """Requests gathered from responses, all with the layers that the first one routes in."""
+    """Requests collected from responses, all with the layers in which the first one has routing."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -99,18 +99,18 @@ class Responses:
         self.model = ""
 
     def add(self, place: str, ids: np.ndarray, num_prompt: int | None, name: Any) -> None:
-        """One request's rows. ids: [n, layers, K].
+        """Add one request's rows. ids: [n, layers, K].
 
         Raises:
-            FinemoeError: they fit no request; says where the response is.
+            FinemoeError: they are not the routing of a request; names the position of the response.
         """
         try:
             self.gathering.add(self.routing_layers(ids), num_prompt=num_prompt, name=name)
         except FinemoeError as error:
-            raise FinemoeError(f"{place}: the response {error}") from error
+            raise FinemoeError(f"{place}: {error}") from error
 
     def routing_layers(self, ids: np.ndarray) -> np.ndarray:
-        """Without layers in which every token has one id K times: servers leave zeros where a layer is dense."""
+        """Drop layers in which every token has one id K times: servers write zeros for dense layers."""
         if ids.ndim != 3 or ids.shape[2] < 2 or not ids.size:
             return ids
         if self.routed is None or len(self.routed) != ids.shape[1]:
@@ -121,7 +121,7 @@ class Responses:
         return ids if self.routed.all() or len(self.routed) != ids.shape[1] else ids[:, self.routed]
 
     def routing(self) -> Routing:
-        """All of them.
+        """All requests together.
 
         Raises:
             FinemoeError: no response had routing.
@@ -129,16 +129,16 @@ class Responses:
         notes = []
         if self.routed is not None and not self.routed.all():
             told = ", ".join(map(str, np.flatnonzero(~self.routed).tolist()))
-            notes.append(f"layers in which nothing is routed are left out ({told}); the others keep their order")
+            notes.append(f"layers without routing are left out ({told}); the others keep their order")
         if self.num_silent:
             notes.append(f"{self.num_silent} answers without routing are left out")
         if self.num_cached:
-            notes.append(f"{self.num_cached} prompt tokens that came from a cache, so that nothing was routed, are left out")
+            notes.append(f"{self.num_cached} prompt tokens that came from a cache, and have no routing, are left out")
         return self.gathering.routing(notes=tuple(notes), model=self.model)
 
 
 def name_of(response: dict[str, Any], choice: dict[str, Any], number: int) -> Any:
-    """What an answer is called: the response's id, with the choice's index where there are several."""
+    """Name of an answer: the response's id, with the choice's index if there are several."""
     meta = response.get("meta_info")
     name = response.get("id") or response.get("request_id") or (meta.get("id") if isinstance(meta, dict) else None)
     if not isinstance(name, str):

@@ -1,9 +1,10 @@
 """BigMoeOnEdge's `route_trace v1`: a CSV, gzipped or not, of every expert that every token selected.
 
-Header lines begin with "#": the second states layers, experts, and experts used, then one states each layer's bytes of an expert.
-Columns read are turn, phase (0 prompt, 1 decode), step (the position in the context), layer, expert and weight. A turn is a
-request; its prompt is one prefill. Dense layers have no rows; weights that the recorder did not see are "nan"; the last layer may
-route the last token of a prompt only. Publisher on GitHub: Helldez/BigMoeOnEdge (Apache-2.0), docs/telemetry.md at 4e4796a.
+Header lines start with "#": the second states the number of layers, experts, and active experts; the following lines state the
+bytes of an expert for each layer. The columns read are turn, phase (0 prompt, 1 decode), step (position in the context), layer,
+expert and weight. A turn is a request; its prompt is one prefill. Dense layers have no rows; weights that the recorder did not
+see are "nan"; the last layer may route only the last token of a prompt. Publisher on GitHub: Helldez/BigMoeOnEdge (Apache-2.0),
+docs/telemetry.md at 4e4796a.
 """
 
 import os
@@ -27,18 +28,18 @@ _MAGIC = b"# route_trace v1"
 
 
 def sample_path() -> Path:
-    """Where the development sample lies: in $FINEMOE_SHARED_DATA, or beside the checkout."""
+    """Path of the development sample: in $FINEMOE_SHARED_DATA, or next to the checkout."""
     folder = Path(os.environ.get("FINEMOE_SHARED_DATA", ROOT.parent / "shared" / "data"))
     return folder / "routing" / "bigmoe" / "gemma-4-26b.route.csv.gz"
 
 
 def load_route_trace(path: str | Path, model: str = "") -> RoutingTrace:
-    """The routing that such a file holds.
+    """Load the routing in such a file.
 
     Args:
         model: identity of the model.
     Raises:
-        FinemoeError: the file is missing, damaged or incomplete, or holds what no router gives; it names file and row.
+        FinemoeError: the file is missing, damaged or incomplete, or has values that a router cannot produce; names file and row.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,15 +50,15 @@ def load_route_trace(path: str | Path, model: str = "") -> RoutingTrace:
 
 
 def matches(head: Head) -> bool:
-    """Whether the first line says so."""
+    """Whether the first line names this format."""
     return head.start.startswith(_MAGIC)
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file.
+    """Read the routing in such a file.
 
     Raises:
-        FinemoeError: the header lacks a size, or a row is malformed; rows of data are counted from 1.
+        FinemoeError: the header lacks a size, or a row is malformed; data rows are counted from 1.
     """
     with open_text(path) as lines:
         stated, expert_bytes, names = _header(lines)
@@ -76,7 +77,7 @@ def read(path: Path, options: Options) -> Routing:
 
 
 def _header(lines: Iterable[str]) -> tuple[dict[str, int], dict[int, int], list[str]]:
-    """Sizes, bytes of an expert of each layer, and the names of columns, which end the header."""
+    """Sizes, bytes of an expert of each layer, and the column names, which end the header."""
     stated: dict[str, str] = {}
     expert_bytes: dict[int, int] = {}
     names: list[str] = []
@@ -91,5 +92,5 @@ def _header(lines: Iterable[str]) -> tuple[dict[str, int], dict[int, int], list[
             stated |= told
     missing = [name for name in _SIZES if not stated.get(name, "").isdigit() or int(stated[name]) < 1]
     if missing:
-        raise FinemoeError(f"the header does not state {missing[0]}; its second line says n_layer, n_expert and n_expert_used")
+        raise FinemoeError(f"the header does not state {missing[0]}; its second line has n_layer, n_expert and n_expert_used")
     return {name: int(stated[name]) for name in _SIZES}, expert_bytes, names

@@ -1,8 +1,8 @@
-"""What a reader finds in a file, and how it becomes a RoutingTrace that does not depend on the format it came in.
+"""What a reader finds in a file, and its conversion to a RoutingTrace that does not depend on the file's format.
 
-Experts of a token and layer are ordered by descending weight, equal ones by ascending id; where only ids were recorded, by
-ascending id. Weights are scaled to sum to 1 (within 0.002 they stay as they are). A prompt is step 0, and each further iteration
-of its request the next step.
+The experts of a token and layer are sorted by descending weight, equal weights by ascending id; without weights, by ascending id.
+Weights are scaled to sum to 1 (sums within 0.002 of 1 stay unchanged). A prompt is step 0, and each further iteration of its
+request is the next step.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ from finemoe.paths import MODEL_CONFIGS
 from finemoe.traces import DECODE, PREFILL, RoutingTrace
 
 _BLOCK_VALUES = 1 << 20
-_ROUNDING = 2e-3  # of sums of weights in half precision, which stay as they are
+_ROUNDING = 2e-3  # rounding of sums of weights in half precision; such weights stay unchanged
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user says of a file that the file itself may not say.
+    """What a user states about a file in addition to its content.
 
     Attributes:
-        num_experts: J. num_layers: L. top_k: K. prompt_tokens: rows at the beginning of every request that are its prompt.
-        model: identity of the model; of a name in data/models/configs, a configuration's file or a model's folder the sizes are
-            taken as well.
+        num_experts: J. num_layers: L. top_k: K. prompt_tokens: number of rows at the start of every request that are its prompt.
+        model: identity of the model. The name of a configuration in data/models/configs, a configuration file or a model folder
+            also supplies the sizes.
     """
 
     num_experts: int | None = None
@@ -39,7 +39,7 @@ class Options:
 
     @cached_property
     def of_model(self) -> dict[str, int]:
-        """L, J, K and all decoder layers of the model's configuration, or nothing where `model` is but a name."""
+        """L, J, K and the number of decoder layers of the model's configuration; empty if `model` is only a name."""
         source = _config_path(self.model)
         if source is None:
             return {}
@@ -50,7 +50,7 @@ class Options:
         return sizes | {"decoder_layers": geometry.num_layers + geometry.dense_layers}
 
     def size(self, name: str) -> int | None:
-        """What was given of "num_layers", "num_experts" or "top_k", or else the model's."""
+        """The given value of "num_layers", "num_experts" or "top_k", or else the model's."""
         given: int | None = getattr(self, name)
         return given if given is not None else self.of_model.get(name)
 
@@ -64,16 +64,16 @@ def _config_path(model: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Routing:
-    """Routing of T tokens, L MoE layers, K experts, as a file has it.
+    """Routing of T tokens, L MoE layers, K experts, as found in a file.
 
     Attributes:
         expert_ids: [T, L, K] ints, in any order within K. weights: [T, L, K] in any scale, or None.
         offsets: [R + 1] first row of each request and the end.
-        is_prompt: [T] whether a row is of the prompt, or None where the file does not say.
-        iteration: [T] ints, equal in rows of one iteration, or None: every row that is not of a prompt is one.
+        is_prompt: [T] whether a row belongs to the prompt, or None if the file does not state it.
+        iteration: [T] ints, equal for rows of one iteration; None if every row after the prompt is an iteration.
         num_experts: J as the file states it, or None.
-        probs: [T, L, J] whole distributions, or None.
-        notes: what a user should know of how the file was read.
+        probs: [T, L, J] full distributions, or None.
+        notes: what a user should know about how the file was read.
     """
 
     expert_ids: np.ndarray
@@ -91,10 +91,10 @@ class Routing:
 
 @dataclass(frozen=True)
 class Imported:
-    """A trace, and how it was come by.
+    """A trace and how it was read.
 
     Attributes:
-        experts_from: where the number of experts is from: "stated in the file", "given", "the model's configuration", or "the
+        experts_from: source of the number of experts: "stated in the file", "given", "the model's configuration", or "the
             greatest id + 1".
     """
 
@@ -105,10 +105,10 @@ class Imported:
 
 
 def trace_of(found: Routing, options: Options) -> tuple[RoutingTrace, str, tuple[str, ...]]:
-    """The trace, where its number of experts is from, and what a user should know.
+    """The trace, the source of its number of experts, and notes for the user.
 
     Raises:
-        FinemoeError: no rows, or values that no router gives.
+        FinemoeError: there are no rows, or values that a router cannot produce.
     """
     _require_rows(found)
     num_experts, experts_from = _number_of_experts(found, options)
@@ -131,13 +131,13 @@ def trace_of(found: Routing, options: Options) -> tuple[RoutingTrace, str, tuple
 
 
 def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type, is_scaled: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Experts in the order of traces, and their weights.
+    """Sort experts and their weights in the order that traces use.
 
     Args:
         ids: [T, L, K]. weights: [T, L, K] of at least 0, or None.
-        dtype: of the ids returned. is_scaled: weights are scaled to sum to 1 over the K.
+        dtype: type of the returned ids. is_scaled: whether to scale weights to sum to 1 over the K.
     Returns:
-        [T, L, K] ids and [T, L, K] float16 weights, equal ones where none are known.
+        [T, L, K] ids and [T, L, K] float16 weights, equal ones if none are known.
     Raises:
         FinemoeError: weights that cannot be scaled; names row and layer.
     """
@@ -159,7 +159,7 @@ def ordered(ids: np.ndarray, weights: np.ndarray | None, dtype: type, is_scaled:
 
 
 def _scaled(weights: np.ndarray) -> np.ndarray:
-    """Weights [n, L, K] that sum to 1, or nearly so."""
+    """Scale weights [n, L, K] to sum to 1, up to rounding."""
     sums = weights.sum(axis=-1, keepdims=True)
     return np.asarray(np.where(np.abs(sums - 1) <= _ROUNDING, weights, weights / sums))
 
@@ -173,13 +173,13 @@ def blocks(num_rows: int, values_per_row: int) -> Iterator[slice]:
 
 def _require_rows(found: Routing) -> None:
     if found.expert_ids.ndim != 3 or not found.expert_ids.size:
-        raise FinemoeError("it holds no routing; expected at least one token's experts")
+        raise FinemoeError("has no routing; expected the experts of at least one token")
 
 
 def _require_weights(block: np.ndarray, first_row: int) -> None:
-    """Weights [n, L, K] that are finite, of at least 0, and not all 0 in a layer."""
+    """Refuse weights [n, L, K] that are not finite, are negative, or are all 0 in a layer."""
     for bad, what in (
-        (~np.isfinite(block), "is {}; a weight is a finite number, and where none were recorded the column is left out"),
+        (~np.isfinite(block), "is {}; weights must be finite numbers; leave the column out if none were recorded"),
         (block < 0, "is {}; weights are shares of at least 0: turn logits into probabilities first"),
     ):
         if bad.any():
@@ -194,10 +194,10 @@ def _number_of_experts(found: Routing, options: Options) -> tuple[int, str]:
     if found.expert_ids.min() < 0:
         row, layer, slot = np.unravel_index(int(np.argmin(found.expert_ids)), found.expert_ids.shape)
         value = found.expert_ids[row, layer, slot]
-        raise FinemoeError(f"token {row}, layer {layer}: expert {value}; ids begin at 0, so that this token was not recorded")
+        raise FinemoeError(f"token {row}, layer {layer}: expert {value}; ids start at 0, so this token was not recorded")
     needed = int(found.expert_ids.max()) + 1
     if found.num_experts is not None and options.num_experts not in (None, found.num_experts):
-        raise FinemoeError(f"it states {found.num_experts} experts, not the {options.num_experts} given; leave the number out")
+        raise FinemoeError(f"states {found.num_experts} experts, not the given {options.num_experts}; leave the number out")
     known = (
         (found.num_experts, "stated in the file"),
         (options.num_experts, "given"),
@@ -212,25 +212,21 @@ def _number_of_experts(found: Routing, options: Options) -> tuple[int, str]:
 
 
 def _prompts(found: Routing, options: Options) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Which rows are of prompts, [T], and what to say of it."""
+    """Which rows belong to prompts, [T], and notes about it."""
     if found.is_prompt is not None:
         if options.prompt_tokens is not None:
-            raise FinemoeError("the file says itself which rows are of prompts; leave the number of prompt tokens out")
+            raise FinemoeError("the file itself states which rows are prompts; leave out the number of prompt tokens")
         return found.is_prompt, ()
     lengths = np.diff(found.offsets)
     if options.prompt_tokens is None:
-        how = (
-            "every row is taken as a decode step of its own"
-            if found.iteration is None
-            else "every iteration is taken as decoding"
-        )
-        return np.zeros(len(found.expert_ids), dtype=np.bool_), (f"the file does not say which rows are of prompts: {how}",)
+        how = "every row is read as a separate decode step" if found.iteration is None else "every iteration is read as decoding"
+        return np.zeros(len(found.expert_ids), dtype=np.bool_), (f"the file does not state which rows are prompts: {how}",)
     place = np.arange(len(found.expert_ids)) - np.repeat(found.offsets[:-1], lengths)
     return place < options.prompt_tokens, ()
 
 
 def _steps(offsets: np.ndarray, is_prompt: np.ndarray, iteration: np.ndarray | None) -> np.ndarray:
-    """[T] numbers of iterations within their requests, from 0: a prompt is one, and so are rows that share an `iteration`."""
+    """[T] iteration numbers within each request, from 0: a prompt is one iteration, as are rows with the same `iteration`."""
     begins = np.ones(len(is_prompt), dtype=np.bool_)
     begins[1:] &= ~(is_prompt[1:] & is_prompt[:-1])
     if iteration is not None:
@@ -242,5 +238,5 @@ def _steps(offsets: np.ndarray, is_prompt: np.ndarray, iteration: np.ndarray | N
 
 
 def _telling(request_ids: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Names of requests, where they say more than 0, 1, 2..."""
+    """Names of requests, or nothing if they are just 0, 1, 2, ..."""
     return () if request_ids == tuple(range(len(request_ids))) else request_ids

@@ -1,10 +1,10 @@
 """Responses of SGLang with `--enable-return-routed-experts`, as JSON lines, one document, or a list of them.
 
-Ids come as base64 of flat numbers, int32 unless `routed_experts_dtype` says uint8 or uint16, for [tokens, layers, K]: of the
-whole request but its last token, from `routed_experts_start_len` on. `/generate` puts them in `meta_info.routed_experts`, the
-endpoints of OpenAI's kind in `choices[].sgl_ext.routed_experts`, some versions beside the choices. Layers are all decoder layers;
-dense ones hold zeros. Neither layers nor K are in the payload. Slots of fused shared experts are cut off; before that (pull
-request 9499) they held 255. Read in sgl-project/sglang: state_capturer/base.py and routed_experts.py (024911f),
+Ids are base64 of flat numbers, int32 unless `routed_experts_dtype` is uint8 or uint16, for [tokens, layers, K]: the whole request
+except its last token, from `routed_experts_start_len` on. `/generate` returns them in `meta_info.routed_experts`, the
+OpenAI-compatible endpoints in `choices[].sgl_ext.routed_experts`, some versions next to the choices. Layers are all decoder
+layers; dense ones hold zeros. The payload contains neither the number of layers nor K. Slots of fused shared experts are removed;
+before pull request 9499 they held 255. Sources in sgl-project/sglang: state_capturer/base.py and routed_experts.py (024911f),
 routed_experts_wire.py (a6463a1), managers/io_struct.py, and the class SglExt of the endpoints' protocol.
 """
 
@@ -26,7 +26,7 @@ _FILLER = 255
 
 
 def matches(head: Head) -> bool:
-    """Whether the first response has routing as SGLang writes it."""
+    """Whether the first response has routing in SGLang's form."""
     value = head.first_value
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, dict) and any(payload is not None for _, payload, _ in _payloads(first))
@@ -46,10 +46,10 @@ def _payloads(response: dict[str, Any]) -> list[tuple[dict[str, Any], str | None
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file, one request for each answer.
+    """Read the routing in such a file, one request per answer.
 
     Raises:
-        FinemoeError: layers or K are not known, or a response is malformed; says in which line, or which item of a list.
+        FinemoeError: layers or K are unknown, or a response is malformed; names the line, or the item of a list.
     """
     found = Responses(options)
     for number, (place, response) in enumerate(responses_in(path)):
@@ -79,23 +79,23 @@ def _flat(payload: str, dtype: str) -> np.ndarray:
         raise FinemoeError(f"{_DTYPE} is {dtype!r}; known are {', '.join(_DTYPES)}")
     content = decoded(payload)
     if len(content) % np.dtype(_DTYPES[dtype]).itemsize:
-        raise FinemoeError(f"{_IDS} has {len(content)} bytes, which are no {dtype} numbers; the response was cut off")
+        raise FinemoeError(f"{_IDS} has {len(content)} bytes, not a whole number of {dtype} values; the response was truncated")
     return np.frombuffer(content, _DTYPES[dtype])
 
 
 def _shaped(flat: np.ndarray, lengths: Lengths, start: int, options: Options) -> np.ndarray:
-    """[tokens, layers, K] ids.
+    """Reshape to [tokens, layers, K] ids.
 
     Raises:
-        FinemoeError: the numbers do not come to whole tokens, or K is not known.
+        FinemoeError: the numbers do not make whole tokens, or K is unknown.
     """
     top_k, layers = options.size("top_k"), options.num_layers
     if top_k is None or (layers is None and not options.of_model):
-        how = "say them with --layers and --top-k, or name a model's configuration with --model"
+        how = "give them with --layers and --top-k, or name a model's configuration with --model"
         raise FinemoeError(f"SGLang's payload is flat and does not state layers and K; {how}")
     layers = layers if layers is not None else _layers(flat, lengths, start, top_k, options)
     if not flat.size or flat.size % (layers * top_k):
-        raise FinemoeError(f"{_IDS} has {flat.size} numbers, which is no multiple of {layers} layers x {top_k} experts")
+        raise FinemoeError(f"{_IDS} has {flat.size} numbers, which is not a multiple of {layers} layers x {top_k} experts")
     ids = flat.reshape(-1, layers, top_k)
     if top_k > 1 and ((ids == _FILLER).sum(axis=-1) > 1).any():
         raise FinemoeError(f"expert {_FILLER} fills slots of fused shared experts; record with --disable-shared-experts-fusion")
@@ -103,7 +103,7 @@ def _shaped(flat: np.ndarray, lengths: Lengths, start: int, options: Options) ->
 
 
 def _layers(flat: np.ndarray, lengths: Lengths, start: int, top_k: int, options: Options) -> int:
-    """All decoder layers as SGLang records them, or only those that route, whichever comes to as many tokens as there are."""
+    """All decoder layers, as SGLang records them, or only MoE layers, whichever gives the right number of tokens."""
     every, routing = options.of_model["decoder_layers"], options.of_model["num_layers"]
     if lengths.prompt is not None and lengths.generated is not None:
         rows = lengths.prompt + lengths.generated - 1 - start

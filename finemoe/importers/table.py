@@ -1,7 +1,7 @@
-"""Any CSV of routing with a header: one row for each activated expert, or for each token and layer with its K side by side.
+"""Any CSV of routing with a header: one row per activated expert, or per token and layer with its K experts side by side.
 
-Columns are told by their names (`columns.SYNONYMS`), in any order; others are ignored. So are rows' order and lines that begin
-with "#". Numbered columns (`expert_0`, `weight_0`, ...) are the K places of one row.
+Columns are recognised by name (`columns.SYNONYMS`), in any order; others are ignored. The order of rows does not matter, and
+lines that start with "#" are skipped. Numbered columns (`expert_0`, `weight_0`, ...) are the K places of one row.
 """
 
 import csv
@@ -21,15 +21,15 @@ _WITHOUT_LINE_ENDS = str.maketrans("", "", "\r\n")
 
 
 def matches(head: Head) -> bool:
-    """Whether the first line names a column of experts, or the file is called a table."""
+    """Whether the first line names a column of experts, or the file has a table's suffix."""
     return names_experts(head.columns) or (bool(head.columns) and head.path.name.removesuffix(".gz").endswith((".csv", ".tsv")))
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file.
+    """Read the routing in such a file.
 
     Raises:
-        FinemoeError: a column is missing or a row malformed; rows of data are counted from 1.
+        FinemoeError: a column is missing or a row is malformed; data rows are counted from 1.
     """
     with open_text(path) as file:
         header = next((line for line in file if line.strip() and not line.startswith("#")), "")
@@ -40,7 +40,7 @@ def read(path: Path, options: Options) -> Routing:
 
 
 def csv_blocks(file: TextIO, names: list[str], roles: Roles, delimiter: str = ",") -> Iterator[Block]:
-    """The rows of a CSV as blocks; empty ones and those that begin with "#" do not count.
+    """The rows of a CSV as blocks; empty rows and those that start with "#" are skipped and not counted.
 
     Raises:
         FinemoeError: a row is malformed; names it.
@@ -56,7 +56,7 @@ def csv_blocks(file: TextIO, names: list[str], roles: Roles, delimiter: str = ",
 
 
 def _columns(rows: list[str], num_columns: int, delimiter: str, first_row: int) -> list[list[str]]:
-    """Each column's texts. Rows without quotes are split all at once, which takes a quarter of the time of `csv`."""
+    """Each column's strings. Rows without quotes are split all at once, in a quarter of the time that `csv` takes."""
     text = delimiter.join(rows)
     if '"' in text:
         cells = list(csv.reader(rows, delimiter=delimiter))
@@ -65,7 +65,7 @@ def _columns(rows: list[str], num_columns: int, delimiter: str, first_row: int) 
         counts = [row.count(delimiter) + 1 for row in rows]
     if set(counts) != {num_columns}:
         row, count = next((at, count) for at, count in enumerate(counts, first_row) if count != num_columns)
-        raise FinemoeError(f"row {row} has {count} values, but there are {num_columns} columns; mend it or leave it out")
+        raise FinemoeError(f"row {row} has {count} values, but there are {num_columns} columns; correct it or leave it out")
     if '"' in text:
         return [list(column) for column in zip(*cells, strict=True)]
     flat = text.translate(_WITHOUT_LINE_ENDS).split(delimiter)

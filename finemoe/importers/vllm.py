@@ -1,10 +1,11 @@
 """Responses of vLLM with `--enable-return-routed-experts`, as JSON lines, one document, or a list of them.
 
-Since v0.22 a choice's `routed_experts` is base64 of an .npy [tokens - 1, layers, K]: the prompt's tokens and the generated, but
-the last. v0.21 has lists: the response's `prompt_routed_experts` [prompt, layers, K] with -1 for tokens that a prefix cache had,
-and the choice's `routed_experts` [generated or fewer, layers, K]. How long the prompt is follows from ids of tokens or `usage`.
-So do `/v1/completions`, `/v1/chat/completions` and `/inference/v1/generate`. Layers that are dense hold zeros. Read in vLLM's
-docs/training/routed_experts_replay.md (v0.21), fused_moe/routed_experts_capturer.py (00bd149), and vllm-project/router#184.
+Since v0.22, a choice's `routed_experts` is base64 of an .npy [tokens - 1, layers, K] for the prompt and the generated tokens
+except the last. v0.21 has lists: the response's `prompt_routed_experts` [prompt, layers, K] with -1 for tokens from a prefix
+cache, and the choice's `routed_experts` [generated or fewer, layers, K]. The prompt's length follows from token ids or `usage`.
+The endpoints `/v1/completions`, `/v1/chat/completions` and `/inference/v1/generate` return this form. Dense layers hold zeros.
+Sources in vLLM: docs/training/routed_experts_replay.md (v0.21), fused_moe/routed_experts_capturer.py (00bd149), and
+vllm-project/router#184.
 """
 
 import io
@@ -25,7 +26,7 @@ _IDS, _PROMPT_IDS = "routed_experts", "prompt_routed_experts"
 
 
 def matches(head: Head) -> bool:
-    """Whether the first response has routing as vLLM writes it."""
+    """Whether the first response has routing in vLLM's form."""
     value = head.first_value
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, dict) or not isinstance(first.get("choices"), list):
@@ -39,16 +40,16 @@ def _is_vllms(value: Any) -> bool:
 
 
 def read(path: Path, options: Options) -> Routing:
-    """The routing in such a file, one request for each answer.
+    """Read the routing in such a file, one request per answer.
 
     Raises:
-        FinemoeError: a response is malformed; says in which line, or which item of a list.
+        FinemoeError: a response is malformed; names the line, or the item of a list.
     """
     found = Responses(options)
     for number, (place, response) in enumerate(responses_in(path)):
         choices = response.get("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise FinemoeError(f"{place} has no list of choices; expected a response of vLLM, such as /v1/completions gives")
+            raise FinemoeError(f"{place} has no list of choices; expected a response of vLLM, such as /v1/completions returns")
         found.model = found.model or str(response.get("model") or "")
         for choice in choices:
             _add(found, place, response, choice, number)
@@ -77,7 +78,7 @@ def _add(found: Responses, place: str, response: dict[str, Any], choice: dict[st
 
 def _array(content: bytes) -> np.ndarray:
     if not content.startswith(MAGIC):
-        raise FinemoeError("routed_experts is no .npy in base64, as vLLM writes it since v0.22")
+        raise FinemoeError("routed_experts is not a base64-encoded .npy, which vLLM writes since v0.22")
     return array_in(io.BytesIO(content), _IDS)
 
 

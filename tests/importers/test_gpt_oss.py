@@ -149,18 +149,18 @@ def flatten_token(request):
         (lose_key, "row 3 lacks selected_probs"),
         (lose_expert, r"row 3 has \(3, 3\) layers and experts, but row 0 \(3, 4\)"),
         (lose_token, "row 3 is token 103, not 102"),
-        (join_tokens, "row 3 is not of the publisher's format"),
-        (flatten_token, "row 3 is not of the publisher's format"),
+        (join_tokens, "row 3 is not in the publisher's format"),
+        (flatten_token, "row 3 is not in the publisher's format"),
         (set_layer("selected_experts", [1, 2, 3]), r"row 3 is not .* its layers list \[3, 4\] experts or probabilities"),
         (set_layer("selected_experts", [1, 2, 3, 32]), "expert_ids hold 32, outside 0..31, in row 3, layer 1"),
         (set_layer("selected_experts", [1, 2, 3, 3]), "expert_ids name expert 3 twice in row 3, layer 1"),
-        (set_layer("selected_experts", [1, 2, 3, 0.5]), "row 3 is not of the publisher's format"),
+        (set_layer("selected_experts", [1, 2, 3, 0.5]), "row 3 is not in the publisher's format"),
         (set_layer("selected_probs", [0.5, 0.5, 0.5, 0.5]), "sum to 2.000 over the K experts, not 1, in row 3, layer 1"),
-        (set_layer("selected_probs", [0.5, 0.5, "0", 0]), "row 3 is not of the publisher's format"),
+        (set_layer("selected_probs", [0.5, 0.5, "0", 0]), "row 3 is not in the publisher's format"),
         (set_layer("selected_probs", [1.5, -0.5, 0, 0]), r"negative, NaN or infinite \(-0.5\) in row 3, layer 1"),
         (lambda request: request.pop("category"), "a request lacks category"),
-        (lambda request: request.pop("router_data"), "is no request with router_data"),
-        (lambda request: request["router_data"].clear(), "is no request with router_data"),
+        (lambda request: request.pop("router_data"), "is not a request with router_data"),
+        (lambda request: request["router_data"].clear(), "is not a request with router_data"),
     ],
 )
 def test_what_is_wrong_in_a_publishers_file_is_named_with_file_and_row(tmp_path, change, message):
@@ -182,7 +182,7 @@ def test_files_of_different_models_are_not_mixed(tmp_path):
 def test_unusable_files_are_named(tmp_path):
     with pytest.raises(FinemoeError, match=r"none.npz: no such trace"):
         load_gpt_oss(tmp_path / "none.npz")
-    with pytest.raises(FinemoeError, match=r"holds no \*_examples.json"):
+    with pytest.raises(FinemoeError, match=r"has no \*_examples.json"):
         load_gpt_oss(tmp_path)
     write_npz(tmp_path / "part.npz", expert_probs=None)
     with pytest.raises(FinemoeError, match=r"part.npz: lacks the array\(s\) expert_probs"):

@@ -78,19 +78,19 @@ def changed(number: int, **changes):
         (request_objects, changed(1, expert_ids=[[[1, 2]]], weights="gone"), r"row 2 lacks 'weights', which the first row has"),
         (request_objects, changed(1, expert_ids="gone"), r"row 2 lacks 'expert_ids'"),
         (request_objects, changed(1, expert_ids=[[[1, 2], [1]]]), r"row 2: expert_ids holds lists of different lengths"),
-        (request_objects, changed(1, expert_ids=[[1, 2]]), r"row 2: expert_ids is a list 2 deep"),
-        (request_objects, changed(1, expert_ids=[[["a", 2]]]), r"row 2: expert_ids holds something else than whole numbers"),
-        (request_objects, changed(1, prompt_tokens=9), r"row 2: has 4 tokens, but 9 of its prompt"),
-        (request_objects, changed(1, prompt_tokens="gone"), r"row 2: says how long its prompt is where earlier requests do not"),
-        (layer_objects, changed(2, topk_ids=[-1, 2]), r"row 3: expert -1; ids begin at 0, so that this was not recorded"),
+        (request_objects, changed(1, expert_ids=[[1, 2]]), r"row 2: expert_ids is nested 2 deep"),
+        (request_objects, changed(1, expert_ids=[[["a", 2]]]), r"row 2: expert_ids has values that are not whole numbers"),
+        (request_objects, changed(1, prompt_tokens=9), r"row 2: has 4 tokens, but 9 prompt tokens"),
+        (request_objects, changed(1, prompt_tokens="gone"), r"row 2: states its prompt length but earlier requests do not"),
+        (layer_objects, changed(2, topk_ids=[-1, 2]), r"row 3: expert -1; ids start at 0, so this was not recorded"),
         (layer_objects, changed(2, topk_weights=[1, -2]), r"row 3: a weight is -2.0"),
-        (layer_objects, changed(2, topk_weights=["x", 2]), r"row 3: topk_weights holds something else than numbers"),
+        (layer_objects, changed(2, topk_weights=["x", 2]), r"row 3: topk_weights has values that are not numbers"),
         (layer_objects, changed(2, pos="gone"), r"row 3 lacks 'pos', which the first row has"),
-        (layer_objects, changed(2, pos="late"), r"row 3: pos is 'late', which is no whole number"),
+        (layer_objects, changed(2, pos="late"), r"row 3: pos is 'late', which is not a whole number"),
         (
             layer_objects,
             changed(2, topk_ids=[1, 2, 3], topk_weights=[1, 1, 1]),
-            r"row 3: topk_ids has 3 experts, but row 1 2; K is one number",
+            r"row 3: topk_ids has 3 experts, but row 1 has 2; K must not change",
         ),
         (expert_objects, changed(5, phase="half"), r"row 6: phase is 'half'; expected prefill or decode"),
     ],
@@ -107,8 +107,8 @@ def test_lines_that_are_no_json(tmp_path):
     with pytest.raises(FinemoeError, match=r"a.jsonl: line 3 is not JSON"):
         read_trace(path)
     path.write_text('{"expert_ids": [[[1]]]}\n7\n')
-    with pytest.raises(FinemoeError, match=r"a.jsonl: row 2 \(line 2\) is no JSON object"):
+    with pytest.raises(FinemoeError, match=r"a.jsonl: row 2 \(line 2\) is not a JSON object"):
         read_trace(path)
     path.write_text('{"expert_ids": [[[[1]]]]}\n')
-    with pytest.raises(FinemoeError, match=r"a.jsonl: row 1: its experts are lists 4 deep"):
+    with pytest.raises(FinemoeError, match=r"a.jsonl: row 1: its experts are lists nested 4 deep"):
         read_trace(path)

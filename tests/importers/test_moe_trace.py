@@ -81,19 +81,19 @@ def test_the_forks_table_is_read_as_any_other(tmp_path):
         (lambda lines: [*lines[:30], "2;5", *lines[30:]], "row 31 is '2;5'; expected layer,expert as two whole numbers"),
         (lambda lines: [*lines[:30], "2,-1", *lines[30:]], "row 31 is '2,-1'; expected layer,expert"),
         (lambda lines: [*lines[:30], "2,70000", *lines[30:]], "row 31: expert 70000; no layer has so many"),
-        (lambda lines: lines[:-2], "row 45: this batch has layers 1..2, but the first 1..3; the file is cut off"),
+        (lambda lines: lines[:-2], "row 45: this batch has layers 1..2, but the first 1..3; the file is truncated"),
         (
             lambda lines: lines[:-1],
-            "row 47: here a layer has 1 rows, which is no multiple of K = 2; rows are missing",
+            "row 47: a layer has 1 rows here, which is not a multiple of K = 2; rows are missing",
         ),
         (lambda lines: [*lines[:20], *lines[22:]], "row 21: this batch has layers 1, 3, but the first 1..3"),
         (
             lambda lines: lines[: 2 * PROMPT * TOP_K + TOP_K],
-            "it holds prompts only, of which this recorder does not write the right",
+            "has only prompts, for which this recorder writes wrong",
         ),
         (
             lambda lines: [line for line in lines if line[0] == "1"],
-            "it holds one layer only, so that where a token ends cannot be told",
+            "has only one layer, so the end of a token cannot be determined",
         ),
     ],
 )
@@ -105,5 +105,5 @@ def test_what_cannot_be_understood_is_refused(tmp_path, change, message):
 
 def test_a_k_that_does_not_fit(tmp_path):
     path = write(tmp_path, lines_of(routed()))
-    with pytest.raises(FinemoeError, match=re.escape("row 17: here a layer has 2 rows, which is no multiple of K = 3")):
+    with pytest.raises(FinemoeError, match=re.escape("row 17: a layer has 2 rows here, which is not a multiple of K = 3")):
         read_trace(path, top_k=3)

@@ -74,13 +74,13 @@ def test_wide_types_are_read_in_blocks(tmp_path, monkeypatch):
         ({"prompt_tokens": [1, 2, 3]}, r"'prompt_tokens' has 3 values for 2 requests"),
         (
             {"expert_ids": np.full((9, 3, 2), -1)},
-            r"token 0: expert -1; ids go from 0 to J - 1, so that this token was not recorded",
+            r"token 0: expert -1; ids go from 0 to J - 1, so this token was not recorded",
         ),
         ({"weights": np.full((9, 3, 2), np.nan)}, r"token 0, layer 0: a weight is nan"),
         ({"weights": np.full((9, 3, 2), -1.0)}, r"token 0, layer 0: a weight is -1.0; .* turn logits into probabilities"),
-        ({"routed_experts": np.zeros((9, 3, 2), int)}, r"arrays 'expert_ids' and 'routed_experts' say the same"),
+        ({"routed_experts": np.zeros((9, 3, 2), int)}, r"arrays 'expert_ids' and 'routed_experts' hold the same"),
         ({"expert_ids": np.array([[None]]), "weights": None}, r"array 'expert_ids' holds Python objects, which are not loaded"),
-        ({"expert_ids": None, "weights": None}, r"no array is called expert_ids or the like, and 'offsets' is no"),
+        ({"expert_ids": None, "weights": None}, r"no array has a name such as expert_ids, and 'offsets' is not"),
         ({"phase": np.zeros(4)}, r"array 'phase' is of shape \[4\]; expected one value for each of 9 tokens"),
     ],
 )
@@ -97,5 +97,5 @@ def test_damaged_files(tmp_path):
         read_trace(path)
     np.save(tmp_path / "b.npy", make().ids)
     (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-8])
-    with pytest.raises(FinemoeError, match=r"b.npy: array '' ends before its 9 rows; the file is cut off"):
+    with pytest.raises(FinemoeError, match=r"b.npy: array '' ends before row 9; the file is truncated"):
         read_trace(tmp_path / "b.npy")

@@ -58,8 +58,8 @@ def changed(name, place, value):
         (long_columns, changed("expert", 6, -1), "row 7: expert is -1; it counts from 0"),
         (long_columns, changed("weight", 6, float("nan")), "row 7: a weight is nan"),
         (long_columns, changed("phase", 6, "later"), "row 7: phase is 'later'; expected prefill or decode"),
-        (long_columns, lambda columns: columns | {"pos": columns["token"]}, "columns 'token' and 'pos' both say the token"),
-        (long_columns, lambda columns: {"expert": [1]}, "no column says the layer; its columns are expert"),
+        (long_columns, lambda columns: columns | {"pos": columns["token"]}, "columns 'token' and 'pos' both hold the token"),
+        (long_columns, lambda columns: {"expert": [1]}, "no column holds the layer; its columns are expert"),
         (list_columns, changed("topk_ids", 6, [1]), "row 7: topk_ids has another number of entries than row"),
     ],
 )
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_named_with_its_row(tmp_path, columns, change, message)
 def test_damaged(tmp_path):
     path = write(tmp_path / "a.parquet", long_columns(make()))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(FinemoeError, match=r"a.parquet: damaged, or no Parquet file"):
+    with pytest.raises(FinemoeError, match=r"a.parquet: damaged, or not a Parquet file"):
         read_trace(path)
 
 

@@ -97,19 +97,19 @@ def test_files_of_the_publishers_shape(tmp_path):
 
 def test_unusable_files_are_named(tmp_path):
     arrays, lines = write_sample(tmp_path, questions())
-    with pytest.raises(FinemoeError, match=r"none\.npz: no request-level table"):
+    with pytest.raises(FinemoeError, match=r"none\.npz: not a request-level table"):
         load_mmlu(tmp_path / "none.npz", lines)
-    with pytest.raises(FinemoeError, match=r"none\.gz: no gzipped JSON lines"):
+    with pytest.raises(FinemoeError, match=r"none\.gz: not gzipped JSON lines"):
         load_mmlu(arrays, tmp_path / "none.gz")
     lines.write_bytes(lines.read_bytes()[:-9])
-    with pytest.raises(FinemoeError, match=r"q\.jsonl\.gz: no gzipped JSON lines"):
+    with pytest.raises(FinemoeError, match=r"q\.jsonl\.gz: not gzipped JSON lines"):
         load_mmlu(arrays, lines)
     with pytest.raises(FinemoeError, match="row 1 lacks subject, question or choices"):
         load_mmlu(*write_sample(tmp_path, [questions()[0], {"subject": "law"}]))
     with pytest.raises(FinemoeError, match="groups has 4 rows, fractions 5"):
         load_mmlu(*write_sample(tmp_path, questions()[:4]))
     (tmp_path / "b.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(FinemoeError, match=r"b\.npz: no request-level table"):
+    with pytest.raises(FinemoeError, match=r"b\.npz: not a request-level table"):
         load_mmlu(tmp_path / "b.npz", lines)
 
 

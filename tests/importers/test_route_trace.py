@@ -61,13 +61,13 @@ def test_gzipped_is_the_same(tmp_path):
     ("change", "message"),
     [
         (lambda rows: rows[:-1], "request 1, step 1, layer 1 has 1 experts, not 2; rows are missing, or K differs"),
-        (lambda rows: [*rows, rows[0]], "row 25: request 0, step 0, layer 0 has more than 2 experts; is the row there twice"),
-        (lambda rows: ["0,0,-1,0,0,1,0.75,0,10", *rows[1:]], "row 1: step is -1; it counts from 0, so that this row was not"),
+        (lambda rows: [*rows, rows[0]], "row 25: request 0, step 0, layer 0 has more than 2 experts; is a row repeated"),
+        (lambda rows: ["0,0,-1,0,0,1,0.75,0,10", *rows[1:]], "row 1: step is -1; it counts from 0, so this row was not"),
         (lambda rows: [*rows[:4], "0,1", *rows[5:]], "row 5 has 2 values, but there are 9 columns"),
-        (lambda rows: ["0,0,0,0,0,5,0.75,0,10", *rows[1:]], "row 1: expert is 5; they go from 0 to 4"),
-        (lambda rows: ["0,0,0,2,0,1,0.75,0,10", *rows[1:]], "row 1: layer is 2; they go from 0 to 1"),
-        (lambda rows: [rows[0], "0,0,0,0,1,one,0.25,0,10", *rows[2:]], "row 2: expert is 'one', which is no whole number"),
-        (lambda rows: [], "it holds no rows"),
+        (lambda rows: ["0,0,0,0,0,5,0.75,0,10", *rows[1:]], "row 1: expert is 5; it must be in 0..4"),
+        (lambda rows: ["0,0,0,2,0,1,0.75,0,10", *rows[1:]], "row 1: layer is 2; it must be in 0..1"),
+        (lambda rows: [rows[0], "0,0,0,0,1,one,0.25,0,10", *rows[2:]], "row 2: expert is 'one', which is not a whole number"),
+        (lambda rows: [], "has no rows"),
     ],
 )
 def test_what_no_router_gives_is_refused(tmp_path, change, message):
@@ -104,7 +104,7 @@ def test_a_last_layer_that_routes_the_last_token_of_a_prompt(tmp_path):
     rows = [row for row in rows_of(TOKENS) if not row.startswith("0,0,0,1")]
     found = import_trace(write(tmp_path / "x.csv", rows), None, Options())
     whole = load_route_trace(write(tmp_path / "y.csv", rows_of(TOKENS)))
-    assert found.notes == ("layer 1 routes only the last token of a prompt: its experts stand for 1 others there",)
+    assert found.notes == ("layer 1 routes only the last token of a prompt: its experts stand in for 1 others there",)
     np.testing.assert_array_equal(found.trace.expert_ids[1:], whole.expert_ids[1:])
     np.testing.assert_array_equal(found.trace.expert_ids[0, 0], whole.expert_ids[0, 0])
     np.testing.assert_array_equal(found.trace.expert_ids[0, 1], whole.expert_ids[1, 1])

@@ -108,19 +108,19 @@ def test_a_dict_with_the_outputs_name(tmp_path, recorded):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda layers: layers, {}, "router logits do not state K; say it with --top-k"),
-        (lambda layers: layers, {"top_k": 7}, "K is 7, but routers give only 6 values"),
+        (lambda layers: layers, {}, "router logits do not state K; give it with --top-k"),
+        (lambda layers: layers, {"top_k": 7}, "K is 7, but routers output only 6 values"),
         (
             lambda layers: layers,
             {"top_k": 2, "num_experts": 8},
-            "routers give 6 values, not one for each of 8 experts; such a family",
+            "routers output 6 values, not one for each of 8 experts; such a family",
         ),
         (lambda layers: [layers[0], layers[1][:5]], {"top_k": 2}, r"layer 1 is of shape \[5, 6\], but layer 0 of \[11, 6\]"),
         (lambda layers: [layers[0], layers[1] * torch.nan], {"top_k": 2}, "token 0, layer 1: a value is not finite"),
         (
             lambda layers: [layer.sigmoid() for layer in layers],
             {"top_k": 2},
-            "token 0, layer 0: values lie in 0..1 and sum to .* neither",
+            "token 0, layer 0: values are in 0..1 and sum to .* neither",
         ),
         (lambda layers: [layer.reshape(1, 11, 3, 2) for layer in layers], {"top_k": 2}, r"layer 0 is of shape \[1, 11, 3, 2\]"),
     ],
@@ -141,14 +141,14 @@ def test_files_that_are_none(tmp_path, recorded):
         read_trace(tmp_path / "b.pt", top_k=2)
     path = write(tmp_path / "c.safetensors", recorded[0], "safetensors")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(FinemoeError, match=r"c.safetensors: truncated or no safetensors file"):
+    with pytest.raises(FinemoeError, match=r"c.safetensors: truncated or not a safetensors file"):
         read_trace(path, top_k=2)
     save_file({"lm_head.weight": torch.zeros(2, 2), "norm": torch.zeros(2)}, tmp_path / "d.safetensors")
     with pytest.raises(
-        FinemoeError, match=r"d.safetensors: its tensors are called .*; expected one for each MoE layer, as router_log"
+        FinemoeError, match=r"d.safetensors: its tensors are named .*; expected one for each MoE layer, as router_log"
     ):
         read_trace(tmp_path / "d.safetensors", top_k=2)
     packed = tmp_path / "e.gz"
     packed.write_bytes(gzip.compress(write(tmp_path / "e.safetensors", recorded[0], "safetensors").read_bytes()))
-    with pytest.raises(FinemoeError, match=r"e.gz: .*unpack the file first"):
+    with pytest.raises(FinemoeError, match=r"e.gz: .*decompress the file first"):
         read_trace(packed, top_k=2)

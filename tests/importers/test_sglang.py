@@ -73,7 +73,7 @@ def test_the_models_configuration_says_the_shape(tmp_path):
     every = import_trace(write_jsonl(tmp_path / "a.jsonl", sglang_responses(one)), None, Options(model="deepseek-v3"))
     assert (every.trace.num_layers, every.trace.num_experts, every.trace.top_k) == (58, 256, 8)
     assert every.experts_from == "the model's configuration"
-    assert every.notes == ("layers in which nothing is routed are left out (0, 1, 2); the others keep their order",)
+    assert every.notes == ("layers without routing are left out (0, 1, 2); the others keep their order",)
     np.testing.assert_array_equal(every.trace.expert_ids, np.sort(ids[:, 3:], axis=-1))
     routing = Written(ids[:, 3:], one.weights[:, 3:])
     assert_same(read_trace(write_jsonl(tmp_path / "b.jsonl", sglang_responses(routing)), model="deepseek-v3"), every.trace)
@@ -83,7 +83,7 @@ def test_the_shape_must_be_known(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", sglang_responses(make()))
     for known in ({}, {"top_k": 2}, {"num_layers": 3}, {"model": "a name only"}):
         with pytest.raises(
-            FinemoeError, match=r"a.jsonl: line 1: SGLang's payload is flat .* say them with --layers and --top-k"
+            FinemoeError, match=r"a.jsonl: line 1: SGLang's payload is flat .* give them with --layers and --top-k"
         ):
             read_trace(path, **known)
 
@@ -99,10 +99,10 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(routed_experts=packed(make().ids)[:-7]), r"line 2: (routed_experts is no base64|routed_experts has \d+ bytes)"),
+        (changed(routed_experts=packed(make().ids)[:-7]), r"line 2: (routed_experts is not base64|routed_experts has \d+ bytes)"),
         (
             changed(routed_experts=packed(make().ids.reshape(-1)[:11])),
-            "line 2: routed_experts has 11 numbers, which is no multiple of 3",
+            "line 2: routed_experts has 11 numbers, which is not a multiple of 3",
         ),
         (changed(routed_experts=packed(make().ids)), "line 2: has routing of 9 tokens for 1 prompt and 4 generated tokens"),
         (changed(routed_experts_dtype="int4"), "line 2: routed_experts_dtype is 'int4'; known are int32, uint16, uint8"),
@@ -112,7 +112,7 @@ def changed(**changes):
         ),
         (
             changed(routed_experts=packed(-make().ids[5:9] - 1)),
-            "line 2: the response token .* says that this token's routing was not",
+            "line 2: token .* means that this token's routing was not",
         ),
     ],
 )
@@ -125,6 +125,6 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, change, message):
 def test_payloads_that_fit_no_shape_of_the_model(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", sglang_responses(make()))
     with pytest.raises(
-        FinemoeError, match=r"line 1: routed_experts has 30 numbers, which is no multiple of 32 layers x 2 experts"
+        FinemoeError, match=r"line 1: routed_experts has 30 numbers, which is not a multiple of 32 layers x 2 experts"
     ):
         read_trace(path, model="mixtral-8x7b")

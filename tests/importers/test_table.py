@@ -37,7 +37,7 @@ def test_by_hand(tmp_path):
     assert trace.expert_probs.tolist() == [[[0.75, 0.25], [0.5, 0.5]], [[0.75, 0.25], [0.5, 0.5]]]
     assert (trace.step.tolist(), trace.phase.tolist(), trace.offsets.tolist()) == ([0, 0], [1, 1], [0, 1, 2])
     assert any("layers without rows are left out (1)" in note for note in found.notes)
-    assert any("every row is taken as a decode step" in note for note in found.notes)
+    assert any("every row is read as a separate decode step" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("change", [("\t", "\t"), (";", ";")])
@@ -124,12 +124,12 @@ def changed(row: int, place: int, value: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(3, 3, "one"), r"row 3: expert is 'one', which is no whole number"),
-        (changed(3, 3, "1.5"), r"row 3: expert is '1.5', which is no whole number"),
-        (changed(3, 3, "-1"), r"row 3: expert is -1; it counts from 0, so that this row was not recorded"),
+        (changed(3, 3, "one"), r"row 3: expert is 'one', which is not a whole number"),
+        (changed(3, 3, "1.5"), r"row 3: expert is '1.5', which is not a whole number"),
+        (changed(3, 3, "-1"), r"row 3: expert is -1; it counts from 0, so this row was not recorded"),
         (changed(3, 3, "70000"), r"row 3: expert 70000; no layer has so many"),
-        (changed(3, 3, ""), r"row 3: expert is '', which is no whole number"),
-        (changed(4, 4, "much"), r"row 4: gate.weight is 'much', which is no number"),
+        (changed(3, 3, ""), r"row 3: expert is '', which is not a whole number"),
+        (changed(4, 4, "much"), r"row 4: gate.weight is 'much', which is not a number"),
         (changed(4, 4, "-0.5"), r"row 4: a weight is -0.5; weights are shares of at least 0"),
         (changed(4, 4, "nan"), r"row 4: a weight is nan; .* given in every row or in none"),
         (changed(4, 4, "inf"), r"row 4: a weight is inf"),
@@ -140,16 +140,16 @@ def changed(row: int, place: int, value: str):
             r"request b, token 0, layer 2 has 1 experts, not 2; rows are missing|request a, token 7, layer 2",
         ),
         (changed(2, 3, "3"), r"expert_ids name expert 3 twice in row 1, layer 0"),
-        (lambda lines: lines[:1], r"it holds no rows"),
+        (lambda lines: lines[:1], r"has no rows"),
         (
             lambda lines: [lines[0].replace("Layer", "storey"), *lines[1:]],
-            r"no column says the layer; its columns are Request ID",
+            r"no column holds the layer; its columns are Request ID",
         ),
-        (lambda lines: [lines[0].replace("expert", "specialist"), *lines[1:]], r"no column says the expert"),
+        (lambda lines: [lines[0].replace("expert", "specialist"), *lines[1:]], r"no column holds the expert"),
         (lambda lines: [lines[0].replace("token-index", "time"), *lines[1:]], r"no column numbers the tokens; name one 'token'"),
         (
             lambda lines: [lines[0].replace("comment", "layer_id"), *lines[1:]],
-            r"columns 'Layer' and 'layer_id' both say the layer",
+            r"columns 'Layer' and 'layer_id' both hold the layer",
         ),
         (changed(1, 4, "0"), None),
     ],
@@ -170,7 +170,7 @@ def test_weights_of_0_alone(tmp_path):
 
 def test_a_phase_that_changes_within_a_token(tmp_path):
     text = "token,layer,expert,phase\n0,0,1,prefill\n0,1,1,decode\n"
-    with pytest.raises(FinemoeError, match=r"row 2: request 0 is of another phase in another row"):
+    with pytest.raises(FinemoeError, match=r"row 2: request 0 has another phase in another row"):
         read_trace(write(tmp_path, text))
     with pytest.raises(FinemoeError, match=r"row 1: phase is 'prelude'; expected prefill or decode"):
         read_trace(write(tmp_path, text.replace("prefill", "prelude")))
@@ -184,7 +184,7 @@ def test_gzipped_and_misnamed(tmp_path):
 
 def test_tables_that_would_take_more_memory_than_they_are_worth(tmp_path):
     rows = [f"{token},{token},1" for token in range(100)]
-    with pytest.raises(FinemoeError, match=r"it names 100 experts for 100 tokens x 100 layers; every token has every layer's K"):
+    with pytest.raises(FinemoeError, match=r"has 100 experts for 100 tokens x 100 layers; every token needs K in every layer"):
         read_trace(write(tmp_path, "\n".join(["token,layer,expert", *rows]) + "\n"))
-    with pytest.raises(FinemoeError, match=r"row 2: layer is 1000000000; they go from 0 to 65535"):
+    with pytest.raises(FinemoeError, match=r"row 2: layer is 1000000000; it must be in 0..65535"):
         read_trace(write(tmp_path, "token,layer,expert\n0,0,1\n0,1000000000,1\n"))

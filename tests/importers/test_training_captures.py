@@ -32,7 +32,7 @@ def test_megatron(tmp_path):
     found = import_trace(replay(tmp_path / "replay.pt", one.ids), None, Options(num_experts=7))
     assert (found.format, found.trace.has_weights, found.trace.num_requests) == ("megatron", False, 1)
     np.testing.assert_array_equal(found.trace.expert_ids, np.sort(one.ids, axis=-1))
-    assert any("a micro-batch is taken as one request" in note for note in found.notes)
+    assert any("the micro-batch is read as one request" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_megatron(tmp_path):
         ),
         (
             [torch.tensor([[1, -1]])],
-            "among tokens 0 to 0: it token 0, layer 0: expert -1 says that this token's routing was not recor",
+            "among tokens 0 to 0: token 0, layer 0: expert -1 means that this token's routing was not recor",
         ),
-        ([torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 2)], "its tensors are no ids; expected one"),
+        ([torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 2)], "its tensors are not expert ids; expected one"),
         ([torch.zeros(4, dtype=torch.int64)], r"layer 0 is of shape \[4\]; expected \[tokens, experts\] of one sequence"),
         ([torch.ones(4, 2, dtype=torch.int64)], "expert_ids name expert 1 twice in row 0, layer 0"),
     ],
@@ -67,7 +67,7 @@ def test_flame_moe(tmp_path):
     np.testing.assert_allclose(found.trace.expert_probs, arrays["expert_probs"], rtol=1e-3)
     np.testing.assert_array_equal(found.trace.offsets, arrays["offsets"])
     assert set(found.trace.phase.tolist()) == {1}
-    assert found.notes[0] == "layers are Megatron's 9, 10, 11"
+    assert found.notes[0] == "layers have Megatron's numbers 9, 10, 11"
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_flame_moe(tmp_path):
     [
         (
             lambda folder: (folder / "3" / "b1.pt").unlink(),
-            r"3.b1.pt is missing, which other layers have; a capture was broken off",
+            r"3.b1.pt is missing, but other layers have it; the capture was interrupted",
         ),
-        (lambda folder: torch.save(torch.zeros(3, 2), folder / "3" / "b1.pt"), r"3.b1.pt: is no pair of scores and experts"),
+        (lambda folder: torch.save(torch.zeros(3, 2), folder / "3" / "b1.pt"), r"3.b1.pt: is not a pair of scores and experts"),
         (
             lambda folder: torch.save((torch.zeros(3, 2),) * 2, folder / "3" / "b1.pt"),
-            r"3.b1.pt: is no pair of scores and experts, but",
+            r"3.b1.pt: is not a pair of scores and experts, but",
         ),
         (
             lambda folder: (folder / "3" / "b1.pt").write_bytes(b"PK"),
-            r"3.b1.pt: (is no file of torch.save|damaged|it holds more)",
+            r"3.b1.pt: (is not a torch.save file|damaged|it holds more)",
         ),
         (
             lambda folder: torch.save((torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64)), folder / "3" / "b1.pt"),

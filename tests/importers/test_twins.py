@@ -98,20 +98,20 @@ def test_weights_in_half_precision_come_back_as_they_are(tmp_path):
 
 def test_unknown_files_and_formats(tmp_path):
     (tmp_path / "poem.txt").write_text("Rough winds do shake\nthe darling buds of May\n")
-    with pytest.raises(FinemoeError, match=r"poem.txt: no known format; known are finemoe, gpt-oss, .*csv"):
+    with pytest.raises(FinemoeError, match=r"poem.txt: unknown format; known: finemoe, gpt-oss, .*csv"):
         read_trace(tmp_path / "poem.txt")
     with pytest.raises(FinemoeError, match="unknown format 'xml'; known: finemoe, "):
         read_trace(tmp_path / "poem.txt", "xml")
     with pytest.raises(FinemoeError, match=r"none.csv: no such file"):
         read_trace(tmp_path / "none.csv")
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(FinemoeError, match="empty: no known format"):
+    with pytest.raises(FinemoeError, match="empty: unknown format"):
         read_trace(tmp_path / "empty")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FinemoeError, match="folder: is a folder, but none of gpt-oss or flame-moe"):
+    with pytest.raises(FinemoeError, match="folder: is a folder, but not one of gpt-oss or flame-moe"):
         read_trace(tmp_path / "folder")
     (tmp_path / "other.json").write_text(json.dumps({"name": "x"}))
-    with pytest.raises(FinemoeError, match=r"other.json: no known format"):
+    with pytest.raises(FinemoeError, match=r"other.json: unknown format"):
         read_trace(tmp_path / "other.json")
     assert len(set(FORMATS)) == len(FORMATS) >= 13
 
@@ -129,7 +129,7 @@ def test_the_number_of_experts(tmp_path):
     one = written.make(experts=5)
     path = written.write_route_trace(tmp_path / "a.csv", one, num_experts=8)
     assert import_trace(path, None, Options()).experts_from == "stated in the file"
-    with pytest.raises(FinemoeError, match="states 8 experts, not the 9 given"):
+    with pytest.raises(FinemoeError, match="states 8 experts, not the given 9"):
         read_trace(path, num_experts=9)
     plain = written.write_csv(tmp_path / "b.csv", one)
     inferred = import_trace(plain, None, Options())

@@ -72,7 +72,7 @@ def test_dense_layers_hold_zeros_and_are_left_out(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", vllm_responses(Written(ids, one.weights)))
     found = import_trace(path, None, Options())
     assert_is(found.trace, one, has_weights=False)
-    assert found.notes == ("layers in which nothing is routed are left out (0); the others keep their order",)
+    assert found.notes == ("layers without routing are left out (0); the others keep their order",)
 
 
 def test_rows_that_a_prefix_cache_had_and_answers_without_routing(tmp_path):
@@ -84,7 +84,7 @@ def test_rows_that_a_prefix_cache_had_and_answers_without_routing(tmp_path):
     assert found.trace.phase.tolist() == [0, 1, 1, 0, 1, 1, 1]
     assert found.notes == (
         "1 answers without routing are left out",
-        "2 prompt tokens that came from a cache, so that nothing was routed, are left out",
+        "2 prompt tokens that came from a cache, and have no routing, are left out",
     )
 
 
@@ -101,7 +101,7 @@ def test_nothing_says_how_long_the_prompt_is(tmp_path):
     responses = [{"choices": response["choices"]} for response in vllm_responses(one)]
     found = import_trace(write_jsonl(tmp_path / "a.jsonl", responses), None, Options())
     assert found.trace.phase.tolist() == [1] * 9
-    assert "the file does not say which rows are of prompts" in found.notes[0]
+    assert "the file does not state which rows are prompts" in found.notes[0]
 
 
 def changed(**changes):
@@ -114,31 +114,31 @@ def changed(**changes):
 
 IDS = make().ids
 CASES = [
-    (changed(routed_experts="k05VTVBZ!"), "line 2: routed_experts is no base64"),
+    (changed(routed_experts="k05VTVBZ!"), "line 2: routed_experts is not base64"),
     (
         changed(routed_experts=npy_as_base64(IDS[5:9])[:-20]),
-        "line 2: (routed_experts is no base64|array 'routed_experts' is damaged)",
+        "line 2: (routed_experts is not base64|array 'routed_experts' is damaged)",
     ),
     (
         changed(routed_experts=npy_as_base64(IDS[:, 0])),
-        r"line 2: the response has experts of shape \[9, 2\]|line 2: has routing of 9",
+        r"line 2: has experts of shape \[9, 2\]|line 2: has routing of 9",
     ),
     (
         changed(routed_experts=npy_as_base64(IDS)),
-        "line 2: has routing of 9 tokens for 1 prompt and 4 generated tokens; expected one",
+        "line 2: has routing of 9 tokens for 1 prompt and 4 generated tokens; expected all but one",
     ),
     (
         changed(routed_experts=npy_as_base64(IDS[5:9, :2])),
-        "line 2: the response has 2 layers x 2 experts, but the first request 3",
+        "line 2: has 2 layers x 2 experts, but the first request 3",
     ),
     (
         changed(routed_experts=npy_as_base64(-IDS[5:9] - 1)),
-        "line 2: the response token .*: expert -7 says that this token's routing",
+        "line 2: token .*: expert -7 means that this token's routing",
     ),
     (changed(routed_experts=[[[1, 2], [1]]]), "line 2: routed_experts holds lists of different lengths"),
     (changed(routed_experts=[[1, 2]]), r"line 2: routed_experts is of shape \[1, 2\]"),
     (lambda responses: [responses[0], {"error": "busy"}], "line 2 has no list of choices; expected a response of vLLM"),
-    (lambda responses: [responses[0], 5], "line 2 is no JSON object"),
+    (lambda responses: [responses[0], 5], "line 2 is not a JSON object"),
 ]
 
 
