@@ -4,14 +4,16 @@ One rule gives every verdict (`verdict_of`), from the statements that a claim ma
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finemoe.artifact.claims_page import anchor_of, claim_sections, title_of
+from finemoe.artifact.markdown import pipe_table
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
-from finemoe.paths import REFERENCE_FIGURES, ROOT
+from finemoe.paths import ROOT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
 # The rule of `verdict_of`, for the pages that show verdicts.
 RULE = (
-    "A claim is taken apart into its statements, and each is tested case by case, on real routing apart from the miniatures. "
-    "What a claim says of every distance, baseline, model or dataset is as many cases; what it says of a whole (the lowest, a "
-    "minimum, an order) is one case a panel. A claim *holds* if every statement is true in every case; it *holds weaker* if "
-    "every statement is true in more than half of its cases, on each kind of routing by itself; else it *does not hold*. The "
-    "statement that decides is the one true in the smallest share of its cases."
+    "Each claim is split into statements, and each statement is tested case by case, on real routing separately from the "
+    "miniatures. A statement about every distance, baseline, model or dataset has one case for each of them; a statement about "
+    "a whole (the lowest, a minimum, an order) has one case per panel. A claim *holds* if every statement is true in every case. "
+    "It *holds weaker* if every statement is true in more than half of its cases, on each kind of routing separately. Otherwise "
+    "it *does not hold*. The deciding statement is the one that is true in the smallest share of its cases."
 )
 # In the order of the paper.
 ARTEFACTS = (
@@ -160,66 +162,38 @@ def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
     return pd.DataFrame([asdict(claim) for claim in claims], columns=[field.name for field in fields(Claim)])
 
 
-def to_markdown(table: "pd.DataFrame", on_gpu: str) -> str:
-    """The table of claims as a page: an overview, the reason behind each verdict, and what was measured on a GPU.
+def to_markdown(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str] | None = None) -> str:
+    """The table of claims as a page: an overview, a section for each claim, and what was measured on a GPU.
 
     Args:
-        on_gpu: as `machines.pages.claims_section` words it.
+        on_gpu: as `machines.pages.claims_section` words it. links: where to see more, by the stem of a figure; by default the
+            table of that name in the page's own folder.
     """
-    overview = table[["id", "artefact", "claim", "reported", "reproduced", "verdict", "executor"]]
-    reasons = "\n".join(f"- **{row.id}** ({row.panel}): {_one_line(str(row.why))}" for row in table.itertuples(index=False))
+    return f"# The paper's claims, and what became of them\n\n{to_sections(table, on_gpu, links or _beside)}"
+
+
+def to_sections(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str]) -> str:
+    """The same without a title, for docs/claims.md."""
     return (
-        "# The paper's claims, and what became of them\n\n"
         f"{len(table)} artefacts: {_counts(table)}. {RULE}\n\n"
-        f"{pipe_table(overview)}\n\n"
-        f"## Why\n\n{reasons}\n\n"
+        f"{_overview(table)}\n\n"
+        f"## Claim by claim\n\n{claim_sections(table, links)}\n\n"
         f"## Measured on a GPU\n\n{on_gpu}"
     )
 
 
-def to_summary(table: "pd.DataFrame") -> str:
-    """The verdicts at a glance, for the README."""
-    deciding_ = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
-    shown = table[["id", "claim", "verdict", "executor"]].assign(**{"decided by": deciding_})
-    return f"Of {len(table)} artefacts: {_counts(table)}. {RULE}\n\n{pipe_table(shown)}\n"
+def _overview(table: "pd.DataFrame") -> str:
+    """The verdicts at a glance."""
+    decided = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
+    titles = [f"[{title_of(claim)}]({anchor_of(claim)})" for claim in table.itertuples(index=False)]
+    shown = table[["claim", "verdict", "executor"]].assign(**{"decided by": decided})
+    shown.insert(0, "artefact", titles)
+    return pipe_table(shown)
 
 
-def between_marks(page: str, name: str, text: str) -> str:
-    """A page with a text in the place that its marks `<!-- name: ... -->` and `<!-- end of name -->` hold free.
-
-    Raises:
-        FinemoeError: the page has no such marks.
-    """
-    begin, end = page.find(f"<!-- {name}:"), page.find(f"<!-- end of {name} -->")
-    if not 0 <= begin < end:
-        raise FinemoeError(f"no place for the {name}: the marks <!-- {name}: ... --> and <!-- end of {name} --> are missing")
-    head = page.index("\n", begin) + 1
-    return page[:head] + text + page[end:]
-
-
-def write_summary(claims: Path = REFERENCE_FIGURES / "claims.csv", page: Path = ROOT / "README.md") -> None:
-    """Put the summary of a table of claims into the README."""
-    import pandas as pd
-
-    text = between_marks(page.read_text(encoding="utf-8"), "claims", to_summary(pd.read_csv(claims)))
-    with atomic_path(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _beside(stem: str) -> str:
+    return f"Table: [{stem}.csv]({stem}.csv). Notebook: `notebooks/figures/{stem}.ipynb`."
 
 
 def _counts(table: "pd.DataFrame") -> str:
     return ", ".join(f"{verdict}: {int((table.verdict == verdict).sum())}" for verdict in VERDICTS)
-
-
-def pipe_table(table: "pd.DataFrame") -> str:
-    """A table in Markdown."""
-    cells = [[_one_line(str(value)).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
-    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-if __name__ == "__main__":
-    write_summary()

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -9,13 +10,13 @@ from finemoe.artifact.claims import (
     VERDICTS,
     Claim,
     Statement,
-    between_marks,
     collect,
     deciding,
     to_markdown,
-    to_summary,
     verdict_of,
 )
+from finemoe.artifact.claims_page import found_table
+from finemoe.artifact.markdown import between_marks
 from finemoe.errors import FinemoeError
 from finemoe.paths import ROOT
 
@@ -84,7 +85,7 @@ def test_no_claim_has_a_rule_of_its_own():
     for text in writers:
         assert "verdict=" not in text
         assert not [verdict for verdict in VERDICTS[:3] if f'"{verdict}"' in text or f'\\"{verdict}\\"' in text]
-    assert RULE in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert RULE in (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
 
 
 def test_collect_orders_as_the_paper_does(tmp_path):
@@ -109,28 +110,57 @@ def test_an_unreadable_claim_says_what_to_do(tmp_path, content):
         collect([tmp_path / "f4.json"])
 
 
-def test_markdown_is_one_table_row_per_claim(tmp_path):
-    Claim(**F4).save(tmp_path / "f4.json")
+def test_markdown_has_a_section_for_each_claim(tmp_path):
+    Claim(**F4 | {"reproduced": "decided by a case: 1 of 1 (p); hits: gpt-oss-20b fine 0.90, coarse 0.60 | odd"}).save(
+        tmp_path / "f4.json"
+    )
     page = to_markdown(collect([tmp_path / "f4.json"]), "what a GPU did\n")
-    rows = [line for line in page.splitlines() if line.startswith("| F4")]
-    assert len(rows) == 1
-    assert "0.90 \\| 0.60" in rows[0]  # a bar inside a cell must not split it
-    assert "- **F4** (gpt-oss-20b): two lines" in page
+    assert "| [Figure 4](#figure-4) | fine beats coarse at every distance | holds | recorded | a case: 1 of 1 (p) |" in page
+    assert "### Figure 4\n\nfine beats coarse at every distance: **holds**." in page
+    assert "- *The paper reports*: fine higher.\n- *Tested on*: gpt-oss-20b (recorded)." in page
+    assert "Found (hits):\n\n| panel | fine | coarse |" not in page  # fewer panels than names: names are rows
+    assert "|  | gpt-oss-20b |\n| --- | --- |\n| fine | 0.90 |\n| coarse | 0.60 \\| odd |" in page  # a bar must not split a cell
+    assert "\n\ntwo lines\n\nTable: [f4.csv](f4.csv)." in page
     assert "1 artefacts: holds: 1, holds weaker: 0" in page
     assert RULE in page
-    assert page.endswith("two lines\n\n## Measured on a GPU\n\nwhat a GPU did\n")
+    assert page.endswith("## Measured on a GPU\n\nwhat a GPU did\n")
+
+
+@pytest.mark.parametrize(
+    ("found", "reported", "caption", "rows"),
+    [
+        ("qwen-mini/questions 1.2 times; phi-mini 5", "none", "", [["qwen-mini, questions", "1.2 times"], ["phi-mini", "5"]]),
+        ("gain: qwen-mini +0.6; phi-mini +0.4", "", "gain", [["qwen-mini", "+0.6"], ["phi-mini", "+0.4"]]),
+        ("a, TTFT: lowest at 1, 2; a, TPOT: lowest at 1", "", "", [["a, TTFT", "lowest at 1, 2"], ["a, TPOT", "lowest at 1"]]),
+        ("service against A -1%, B -2%", "", "service against", [["A", "-1%"], ["B", "-2%"]]),
+        ("miniatures: latency -44%, hit rate +2%", "latency -47%, hit rate +39%", "",
+         [["paper", "-47%", "+39%"], ["miniatures", "-44%", "+2%"]]),
+        ("miniatures: TTFT -1%/-2% (A, B), hits +3%", "", "", [["TTFT, A", "-1%"], ["TTFT, B", "-2%"], ["hits", "+3%"]]),
+        ("miniatures: A -83%, B -8%; gpt-oss-20b: A -81%, B +2% at 6 GB", "", "at 6 GB",
+         [["miniatures", "-83%", "-8%"], ["gpt-oss-20b", "-81%", "+2%"]]),
+        ("90 % after qwen-mini/questions 13, phi-mini 12 steps", "", "", [["qwen-mini, questions", "13"], ["phi-mini", "12"]]),
+        ("qwen-mini 26.5 ms, 10% of 258 ms", "", "", [["qwen-mini", "26.5 ms, 10% of 258 ms"]]),
+        ("mixtral-8x7b/MMLU, whole prompts s 0.7 [0.6, 0.8]", "", "", [["mixtral-8x7b, MMLU, whole prompts", "0.7 [0.6, 0.8]"]]),
+    ],
+)  # fmt: skip
+def test_values_become_a_table(found, reported, caption, rows):
+    assert (found_table(found, reported)[0], found_table(found, reported)[1].to_numpy().tolist()) == (caption, rows)
+
+
+def test_every_shipped_value_is_in_its_table():
+    """Numbers of a claim's one line are those of its table, none lost and none twice."""
+    shipped = pd.read_csv(ROOT / "data" / "reference" / "figures" / "claims.csv", keep_default_na=False)
+    assert list(shipped.id) == list(ARTEFACTS)  # every row of the paper's evaluation
+    for claim in shipped.itertuples(index=False):
+        found = claim.reproduced.partition("; ")[2]
+        caption, table = found_table(found)
+        shown = f"{caption} {list(table.columns)} {table.to_numpy().tolist()}"
+        for number in re.findall(r"\d+\.\d+", found):
+            assert shown.count(number) >= found.count(number), f"{claim.id}: {number}"
 
 
 def test_every_artefact_is_named_once():
     assert len(set(ARTEFACTS)) == len(ARTEFACTS) == 20
-
-
-def test_the_readme_s_summary_is_that_of_the_shipped_claims():
-    """`make reference` writes both."""
-    shipped = pd.read_csv(ROOT / "data" / "reference" / "figures" / "claims.csv")
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert between_marks(page, "claims", to_summary(shipped)) == page
-    assert list(shipped.id) == list(ARTEFACTS)  # every row of the paper's evaluation
 
 
 def test_a_page_without_marks_is_named():

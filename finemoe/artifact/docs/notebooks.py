@@ -1,7 +1,7 @@
 """The notebooks as the documentation's site shows them: executed where the pipeline has run, else as committed.
 
-Sphinx reads sources below docs/ only and never executes anything, so each notebook is copied there first, with a note on where its
-outputs come from. The copies are not under version control.
+Sphinx reads sources below docs/ only and never executes anything, so each notebook is copied there first, with a note on where
+its outputs come from. The copies are not under version control.
 """
 
 import json
@@ -82,6 +82,4 @@ def is_readable(output: dict[str, Any]) -> bool:
 
 def shown_output(output: dict[str, Any]) -> dict[str, Any]:
     """An output without the times that Jupyter keeps with it, which differ from run to run."""
-    return {key: value for key, value in output.items() if key != "metadata"} | (
-        {"metadata": {}} if "metadata" in output else {}
-    )
+    return {key: value for key, value in output.items() if key != "metadata"} | ({"metadata": {}} if "metadata" in output else {})

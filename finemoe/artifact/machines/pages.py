@@ -1,54 +1,25 @@
-"""What README, docs/gpu.md and the shipped claims say of `data/measured`, made from its tables lest a page quote old ones.
+"""What the pages say about `data/measured`, made from its tables so that no page quotes old ones.
 
-`python -m finemoe.artifact.machines.pages` renews them.
+`python -m finemoe.artifact.docs` writes it into them.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from finemoe.artifact.claims import between_marks, pipe_table, to_markdown
 from finemoe.artifact.machines.aims import BITS, checked_steps, shown, targets_table
 from finemoe.artifact.machines.cells import SHARE_BOUND, SYSTEM_NAMES, TPOT_BOUND, cells_table, foretold_table, link_peak
-from finemoe.artifact.machines.foretold import read_all_foretold
-from finemoe.artifact.machines.measured import MEASURED, NOT_YET, Measured, machines_in
+from finemoe.artifact.machines.measured import NOT_YET, Measured
 from finemoe.artifact.machines.schema import LAUNCHING, PREFETCHED
-from finemoe.files import atomic_path
-from finemoe.paths import REFERENCE_FIGURES, ROOT
+from finemoe.artifact.markdown import pipe_table
 from finemoe.units import format_bytes
 
-README, GPU_PAGE, CLAIMS = ROOT / "README.md", ROOT / "docs" / "gpu.md", REFERENCE_FIGURES / "claims.md"
 _QUOTED_SHARE = 0.25  # of the experts, as most of the paper's figures
 
 
-def write_pages() -> None:
-    """Renew every page that says what lies in `data/measured`."""
-    for path, text in renewed_pages().items():
-        if path.read_text(encoding="utf-8") != text:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)}: renewed")
-
-
-def renewed_pages(folder: Path = MEASURED) -> dict[Path, str]:
-    """Those pages as they should be."""
-    machines, cards = machines_in(folder), read_all_foretold(folder)
-    blocks = {
-        README: {"machines": machine_lines(machines, cards), "simulator": simulator_lines(machines)},
-        GPU_PAGE: {"predictions": foretold_section(cards), "measurements": measured_section(machines)},
-    }
-    pages = {path: path.read_text(encoding="utf-8") for path in blocks}
-    for path, texts in blocks.items():
-        for name, text in texts.items():
-            pages[path] = between_marks(pages[path], name, text)
-    claims = pd.read_csv(CLAIMS.with_suffix(".csv"), keep_default_na=False)
-    return pages | {CLAIMS: to_markdown(claims, claims_section(machines))}
-
-
 def machine_lines(machines: Sequence[Measured], cards: pd.DataFrame) -> str:
-    """For the README: a line for each machine; without a GPU, what is predicted of one."""
+    """For docs/gpu.md: a line for each machine; without a GPU, what is predicted of one."""
     gpus = [one for one in machines if one.is_gpu]
     lines = [f"- {_gpu_line(one)}" for one in gpus] or [
         f"**{_sentence(NOT_YET)}**\n",
@@ -125,7 +96,7 @@ def _error_summary(errors: pd.Series) -> str:
 
 
 def simulator_lines(machines: Sequence[Measured]) -> str:
-    """For the README: how far the calibrated simulator is off on each machine that was measured."""
+    """For docs/testbeds.md: how far the calibrated simulator is off on each machine that was measured."""
     lines = [line for one in machines for line in _calibrated(one)]
     if not any(one.is_gpu and len(one.tables["predictions"]) for one in machines):
         lines.append(f"- Against a GPU: {NOT_YET}.")
@@ -188,7 +159,7 @@ def _section(machine: Measured) -> Iterator[str]:
 
 
 def _findings(machine: Measured) -> Iterator[str]:
-    """What a table of its own would be too much for."""
+    """What needs no table."""
     tables = machine.tables
     yield _sentence(_bits(machine))
     for one in _rows(tables["arenas"]):
@@ -337,7 +308,3 @@ def _time(seconds: float) -> str:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:,.0f} ms"
-
-
-if __name__ == "__main__":
-    write_pages()

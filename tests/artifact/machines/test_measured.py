@@ -33,12 +33,10 @@ from finemoe.artifact.machines.pages import (
     foretold_section,
     machine_lines,
     measured_section,
-    renewed_pages,
     simulator_lines,
 )
 from finemoe.artifact.machines.points import figure_table
 from finemoe.artifact.machines.schema import Correctness, Overhead, Predictions
-from finemoe.paths import ROOT
 from tests.artifact.machines.made_up import FULL, LINK, MODEL, make_machine, make_predictions, request
 
 PARTIAL = {
@@ -269,16 +267,6 @@ def test_a_cpu_is_told_apart(cpu):
         in simulator_lines([cpu])
     )
     assert "What is aimed at" not in measured_section([cpu])
-
-
-def test_pages_are_those_of_the_shipped_tables():
-    pages = renewed_pages()
-    assert ROOT / "README.md" in pages
-    for path, text in pages.items():
-        same = path.read_text(encoding="utf-8") == text
-        assert same, (
-            f"{path.relative_to(ROOT)} does not say what data/measured does: run `python -m finemoe.artifact.machines.pages`"
-        )
 
 
 def test_making_pages_needs_no_torch():

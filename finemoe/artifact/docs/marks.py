@@ -1,0 +1,49 @@
+"""Generated numbers in a page's text: `<!--n:NAME-->60.8 %<!--/n-->`, of which a reader sees "60.8 %".
+
+Both GitHub and the site hide the comments, in sentences as in table cells. Where such a comment begins a line or a list item,
+Markdown takes the whole line as HTML and shows its asterisks and links as they are typed: that is refused.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+
+from finemoe.errors import FinemoeError
+
+MARK = re.compile(r"<!--n:(?P<name>[\w.-]+)-->(?P<text>.*?)<!--/n-->", re.DOTALL)
+_STRAY = re.compile(r"<!--\s*/?n\b[^>]*>")
+_BEGINS_A_LINE = re.compile(r"^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?<!--n:", re.MULTILINE)
+
+
+def renewed_numbers(page: str, numbers: Mapping[str, str], where: str) -> str:
+    """A page with the current text in every mark.
+
+    Args:
+        page: Markdown. numbers: text of every number, by name. where: the page's name, for messages.
+    Raises:
+        FinemoeError: a name is unknown, a mark is not closed, or a mark begins a line.
+    """
+    if found := _BEGINS_A_LINE.search(page):
+        raise FinemoeError(f"{where}, line {_line(page, found)}: a generated number begins the line; put a word before it")
+    stray = _STRAY.search(MARK.sub(lambda mark: "x" * len(mark.group()), page))
+    if stray:
+        raise FinemoeError(f"{where}, line {_line(page, stray)}: {stray.group()} has no partner; write <!--n:NAME-->...<!--/n-->")
+    for mark in MARK.finditer(page):
+        if _STRAY.search(mark["text"]):
+            raise FinemoeError(f"{where}, line {_line(page, mark)}: <!--n:{mark['name']}--> has another mark inside; close it")
+    for name, line in marked_names(page):
+        if name not in numbers:
+            close = "".join(f"did you mean {one!r}? " for one in get_close_matches(name, numbers, n=1))
+            advice = f"{close}`python -m finemoe.artifact.docs --list` prints all of them"
+            raise FinemoeError(f"{where}, line {line}: no generated number {name!r}; {advice}")
+    return MARK.sub(lambda mark: f"<!--n:{mark['name']}-->{numbers[mark['name']]}<!--/n-->", page)
+
+
+def marked_names(page: str) -> Iterator[tuple[str, int]]:
+    """Names of the numbers in a page, each with its line."""
+    for mark in MARK.finditer(page):
+        yield mark["name"], _line(page, mark)
+
+
+def _line(page: str, found: re.Match[str]) -> int:
+    return page.count("\n", 0, found.start() + len(found.group()) - len(found.group().lstrip())) + 1
