@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finemoe.artifact.plotting import provenance, save_table
 from finemoe.paths import DATA, MINIATURES
@@ -41,7 +41,7 @@ def record_timeline(path: Path = TIMELINE) -> "pd.DataFrame":
     from finemoe.models.layers import find_moe_layers
     from finemoe.workloads import read_prompts
 
-    model = AutoModelForCausalLM.from_pretrained(MINIATURES / MODEL)
+    model: Any = AutoModelForCausalLM.from_pretrained(MINIATURES / MODEL)
     tokenizer = AutoTokenizer.from_pretrained(MINIATURES / MODEL)
     layer = find_moe_layers(model)[0]
     expert_bytes = sum(p.nbytes for p in layer.expert_parameters().values()) / layer.num_experts

@@ -1,0 +1,13 @@
+"""Numbers that a run reported and no other shipped table holds: minutes, memory, disk, rounding. Each names the command that gave it."""
+
+from collections.abc import Iterator
+
+from finemoe.artifact.docs.tables import Number, shipped
+
+_REPORTED = "reference/docs/reported.csv"
+
+
+def reported_numbers() -> Iterator[Number]:
+    """Every row of `data/reference/docs/reported.csv`."""
+    for one in shipped(_REPORTED).itertuples(index=False):
+        yield Number(str(one.name), str(one.text), _REPORTED, f"{one.meaning} ({one.source})")
