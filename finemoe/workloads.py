@@ -13,6 +13,7 @@ from typing import Any
 from finemoe.errors import FinemoeError
 from finemoe.extras import module_of_extra
 from finemoe.paths import PROMPTS
+from finemoe.suggestions import suggestion
 
 GENRES = ("questions", "dialogues")
 SPLITS = ("history", "served")
@@ -42,7 +43,7 @@ def _read_rows(path: Path, source: str, column: str, split_seed: int) -> list[di
     elif source.count("/") == 1 and not source.startswith((".", "/")):
         raw = _from_hub(source)
     else:
-        raise FinemoeError(f"unknown dataset {source!r}; known: {', '.join(GENRES)}, or give a JSONL file or a hub id")
+        raise FinemoeError(f"unknown dataset {source!r}; {suggestion(source, GENRES)}, or give a JSONL file or a hub id")
     if not raw:
         raise FinemoeError(f"dataset {source!r} is empty")
     splits = _draw_splits(len(raw), split_seed)

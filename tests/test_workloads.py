@@ -27,7 +27,7 @@ def test_foreign_file_gets_a_split_and_a_column_of_its_own(tmp_path):
 
 
 def test_unknown_names_and_limits_are_refused_in_one_line():
-    with pytest.raises(FinemoeError, match="unknown dataset 'qestions'; known: questions, dialogues"):
+    with pytest.raises(FinemoeError, match=r"unknown dataset 'qestions'; did you mean 'questions'\? known: questions, dialogues"):
         read_prompts("qestions")
     with pytest.raises(FinemoeError, match="cannot take 401 prompts: the dataset has 400"):
         read_prompts("questions", limit=401)

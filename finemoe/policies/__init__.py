@@ -19,6 +19,7 @@ from finemoe.policies.on_demand import OnDemand
 from finemoe.policies.oracle import Oracle
 from finemoe.policies.promoe import ProMoE
 from finemoe.registry import Registry, derived_from
+from finemoe.suggestions import suggestion
 
 POLICIES: dict[str, type[Policy]] = {
     "deepspeed-inference": DeepSpeedInference,
@@ -62,8 +63,8 @@ def policy_named(name: str, is_replay: bool = False) -> type[Policy]:
     """
     policy = _REGISTRY.find(name)
     if policy is None:
-        known = ", ".join(known_policies(is_replay))
-        raise FinemoeError(f"unknown policy {name!r}; known: {known}, or 'module:Class' for your own")
+        known = suggestion(name, known_policies(is_replay))
+        raise FinemoeError(f"unknown policy {name!r}; {known}, or 'module:Class' for your own")
     if policy.needs_future and not is_replay:
         raise FinemoeError(f"policy {name!r} must know the future; it runs only in finemoe.replay")
     return policy

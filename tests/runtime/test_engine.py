@@ -121,7 +121,7 @@ def test_bad_input_gets_one_clear_line():
     ]:
         with pytest.raises(FinemoeError, match=message):
             finemoe.offload(model, memory)
-    with pytest.raises(FinemoeError, match="unknown policy 'finemo'; known: deepspeed-inference, finemoe"):
+    with pytest.raises(FinemoeError, match=r"unknown policy 'finemo'; did you mean 'finemoe'\? known: deepspeed-inference, "):
         finemoe.offload(model, 0.5, "finemo")
     with pytest.raises(FinemoeError, match="unknown eviction rule"):
         finemoe.offload(model, 0.5, eviction="mru")
