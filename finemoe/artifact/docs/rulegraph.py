@@ -1,7 +1,7 @@
 """The picture of the pipeline in the documentation: which rule reads what another one makes.
 
-`python -m finemoe.artifact.docs.rulegraph` writes docs/images/rulegraph.dot from the Snakefile and draws it with Graphviz' `dot`, which
-the package manager of the operating system installs. A test compares the .dot file with the Snakefile.
+`python -m finemoe.artifact.docs.rulegraph` writes docs/images/rulegraph.dot from the Snakefile and draws it with Graphviz' `dot`,
+which the operating system's package manager installs. A test compares the .dot file with the Snakefile.
 """
 
 import re
