@@ -92,7 +92,7 @@ def draw(table: pd.DataFrame, request: int) -> "Figure":
     fig, axes = plt.subplots(len(models), num_columns, figsize=(7.2, 2.2 * len(models)), squeeze=False)
     for row, model in zip(axes, models, strict=True):
         _draw_model(fig, row, table[table.model == model], model_title(model))
-    scale = f"one colour scale for each model: square root, up to the {_DARKEST:.1%} quantile"
+    scale = f"square-root colour scale for each model, up to the {100 * _DARKEST:g} % quantile"
     provenance(fig, "recorded routing of the miniatures", f"served request {request} of each trace", scale)
     return fig
 
