@@ -4,12 +4,15 @@ Found: they do not. No random map in 16 or 64 dimensions has one 98 % similar in
 recorded of gpt-oss-20b 2 % have one. A store serves where iterations resemble each other, not because it covers a sphere.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from finemoe.artifact.progress import progress
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
+from finemoe.paths import ROOT
 from finemoe.traces import RoutingTrace
 
 _MOST_NEW = 500
@@ -59,3 +62,27 @@ def random_maps(num_layers: int, num_experts: int, seed: int = 0) -> tuple[np.nd
     counts = max(theory(num_layers, num_experts).values()), _MOST_NEW
     known, new = (rng.dirichlet(np.ones(num_experts), (count, num_layers)).astype(np.float32) for count in counts)
     return known, new
+
+
+def covered_table(recorded: str, known: str, seed: int = 0) -> pd.DataFrame:
+    """`coverage_table` of random maps, of a recorded trace and of gpt-oss-20b, with their names in the column maps.
+
+    Args:
+        recorded: path of a trace. known: table of gpt-oss-20b. Relative paths start at the repository root. seed: of random maps.
+    """
+    found = {
+        "random, 1x16": coverage_table(*random_maps(1, 16, seed)),
+        "random, 1x64": coverage_table(*random_maps(1, 64, seed)),
+        "recorded, Qwen miniature": coverage_table(*recorded_maps(RoutingTrace.load(ROOT / recorded))),
+        "recorded, gpt-oss-20b (4 of 32 probabilities known)": pd.read_csv(ROOT / known).drop(columns=["model", "dataset"]),
+    }
+    return pd.concat(found, names=["maps", None]).reset_index(level=0)
+
+
+def covered_in_words(covered: pd.DataFrame) -> Iterator[str]:
+    """One sentence for each row of `covered_table`."""
+    for row in covered.itertuples():
+        yield (
+            f"{row.maps}: {row.stored:,} maps where the theory asks for {row.wanted:,}. {row.covered:.1%} of new maps have one "
+            f"that is at least {row.promised:.0%} similar (promised: all); the median best match is {row.median:.3f}."
+        )

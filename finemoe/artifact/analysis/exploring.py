@@ -1,25 +1,60 @@
-"""What a setting does to a model on a machine, fast enough to move a slider (notebooks/tour/4_explore.ipynb)."""
+"""What a setting does to a model on a machine, fast enough for a slider (notebooks/tour/4_explore.ipynb).
 
-from dataclasses import replace
+The widgets are in `analysis.exploring_panel`; here are the replay behind them and the picture, a function of its table.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from finemoe.artifact.plotting import provenance, use_style
+from finemoe.artifact.plotting import log_ticks, provenance, use_style
 from finemoe.maps.store import ExpertMapStore
-from finemoe.paths import is_headless
 from finemoe.policies.finemoe import store_from
 from finemoe.simulation.cost import size_of
 from finemoe.simulation.replay import replay, replay_setup
+from finemoe.simulation.systems import System, left_out
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_START: dict[str, Any] = {"expert_memory": 0.25, "link_gb_per_s": 26.0, "prefetch_distance": 3, "store_capacity": 1000}
-_POLICIES = {"on-demand (LRU)": "on-demand", "FineMoE": "finemoe", "oracle": "oracle"}
+SYSTEMS = {  # those that replay a dozen requests within two seconds
+    "on-demand (LRU)": System("on-demand"),
+    "on-demand (LFU)": System("on-demand", "lfu"),
+    "DeepSpeed-Inference": System("deepspeed-inference"),
+    "Mixtral-Offloading": System("mixtral-offloading"),
+    "ProMoE": System("promoe", needs_weights=True),
+    "MoE-Infinity": System("moe-infinity"),
+    "FineMoE": System("finemoe", needs_weights=True),
+    "Belady (on demand)": System("on-demand", "belady"),
+    "oracle": System("oracle"),
+}
+FIRST_SYSTEMS = ("on-demand (LRU)", "FineMoE", "oracle")
+_COLORS = {"FineMoE": "#0072B2", "oracle": "white"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the sliders are.
+
+    Attributes:
+        expert_memory: share of all routed experts in the cache. link_gb_per_s: of every device. prefetch_distance: d, layers.
+        store_capacity: C, maps.
+    """
+
+    expert_memory: float = 0.25
+    link_gb_per_s: float = 26.0
+    prefetch_distance: int = 3
+    store_capacity: int = 1000
+
+
+SLOWEST = Setting(expert_memory=0.05, link_gb_per_s=1.0)
+FASTEST = Setting(expert_memory=1.0, link_gb_per_s=300.0)
 
 
 class Explorer:
@@ -35,59 +70,56 @@ class Explorer:
         self._history, self._served = trace.split("history"), served.select(range(min(num_requests, served.num_requests)))
         self._testbed, self._seed = Testbed.load(testbed), seed
         self._size = size_of(None, trace.num_layers, trace.num_experts, trace.top_k)
-        self._store = cache(self._filled_store)
+        self._store, self._row = cache(self._filled_store), cache(self._replayed)
         self.title = f"{self._size.name} on {self._testbed.title}"
 
-    def replay(self, expert_memory: float, link_gb_per_s: float, prefetch_distance: int, store_capacity: int) -> pd.DataFrame:
-        """TTFT, TPOT and hit rate at one setting; every device has a link of its own to a host that feeds all of them.
+    def systems(self, prefetch_distance: int = 3) -> list[str]:
+        """Those of SYSTEMS that the trace has what they need for."""
+        missing = left_out(self._served, SYSTEMS, prefetch_distance)
+        return [name for name in SYSTEMS if name not in missing]
 
+    def replay(
+        self,
+        expert_memory: float,
+        link_gb_per_s: float,
+        prefetch_distance: int,
+        store_capacity: int,
+        systems: Sequence[str] = FIRST_SYSTEMS,
+        told: Callable[[str], None] = lambda name: None,
+    ) -> pd.DataFrame:
+        """TTFT, TPOT and hit rate at one setting; every device has its own link to a host that feeds all of them.
+
+        Args:
+            systems: names in SYSTEMS. told: called with each name before it is replayed.
         Returns:
             Rows (system, ttft_ms, tpot_ms, hit_rate, wasted_share), wasted_share: of what was moved, evicted unused.
         Raises:
-            FinemoeError: the machine has not the memory.
+            FinemoeError: the machine does not have the memory.
         """
-        link = link_gb_per_s * 1e9
-        testbed = replace(self._testbed, link_bytes_per_s=link, host_bytes_per_s=self._testbed.devices * link)
-        rows = []
-        for name, policy in _POLICIES.items():
-            history = self._store(prefetch_distance, store_capacity) if policy == "finemoe" else None
-            options: dict[str, Any] = {
-                "prefetch_distance": prefetch_distance,
-                "store_capacity": store_capacity,
-                "seed": self._seed,
-            }
-            report = replay(self._served, policy, expert_memory, testbed, history, **options)
-            moved = max(1, report.demand_bytes + report.prefetched_bytes)
-            times = {"ttft_ms": 1e3 * report.ttft_s, "tpot_ms": 1e3 * report.tpot_s}
-            rows.append({"system": name, **times, "hit_rate": report.hit_rate, "wasted_share": report.wasted_bytes / moved})
+        setting, rows = Setting(expert_memory, link_gb_per_s, prefetch_distance, store_capacity), []
+        for name in systems:
+            told(name)
+            rows.append(self._row(name, setting))
         return pd.DataFrame(rows)
 
-    def show(self, expert_memory: float, link_gb_per_s: float, prefetch_distance: int, store_capacity: int) -> None:
-        """Draw one setting, for a slider to call."""
-        import matplotlib.pyplot as plt
+    def tpot_limits_ms(self) -> tuple[float, float]:
+        """Between which the TPOT axis reaches at every setting: everything resident, and the slowest system at SLOWEST."""
+        slowest = "DeepSpeed-Inference", "on-demand (LRU)"
+        least = self._row("oracle", FASTEST)["tpot_ms"]
+        return least, max(self._row(name, SLOWEST)["tpot_ms"] for name in slowest)
 
-        explore_figure(self.replay(expert_memory, link_gb_per_s, prefetch_distance, store_capacity), self.title)
-        plt.show()
-
-    def panel(self) -> Any:
-        """Sliders beside the picture they move; just the picture where a notebook runs without a front end."""
-        if is_headless():
-            return self.show(**_START)
-        from ipywidgets import FloatLogSlider, FloatSlider, HBox, IntSlider, SelectionSlider, VBox, interactive_output
-
-        look = {"continuous_update": False, "style": {"description_width": "initial"}}
-        capacities, start = [60, 125, 250, 500, 1000, 2000], _START
-        sliders = {
-            "expert_memory": FloatSlider(
-                start["expert_memory"], min=0.05, max=1, step=0.05, description="memory (share)", **look
-            ),
-            "link_gb_per_s": FloatLogSlider(start["link_gb_per_s"], min=0, max=2.5, step=0.1, description="link (GB/s)", **look),
-            "prefetch_distance": IntSlider(start["prefetch_distance"], min=1, max=8, description="distance d", **look),
-            "store_capacity": SelectionSlider(
-                options=capacities, value=start["store_capacity"], description="capacity C", **look
-            ),
-        }
-        return HBox([VBox(list(sliders.values())), interactive_output(self.show, sliders)])
+    def _replayed(self, name: str, setting: Setting) -> dict[str, Any]:
+        system, link = SYSTEMS[name], setting.link_gb_per_s * 1e9
+        testbed = replace(self._testbed, link_bytes_per_s=link, host_bytes_per_s=self._testbed.devices * link)
+        distance, capacity = setting.prefetch_distance, setting.store_capacity
+        options: dict[str, Any] = {"prefetch_distance": distance, "store_capacity": capacity, "seed": self._seed}
+        history = self._store(distance, capacity) if system.policy == "finemoe" else self._history
+        if system.eviction:
+            options["eviction"] = system.eviction
+        report = replay(self._served, system.policy, setting.expert_memory, testbed, history, **options)
+        moved = max(1, report.demand_bytes + report.prefetched_bytes)
+        times = {"ttft_ms": 1e3 * report.ttft_s, "tpot_ms": 1e3 * report.tpot_s}
+        return {"system": name, **times, "hit_rate": report.hit_rate, "wasted_share": report.wasted_bytes / moved}
 
     def _filled_store(self, prefetch_distance: int, store_capacity: int) -> ExpertMapStore:
         """The last maps of the history that fit: filling by the paper's rule takes longer than a slider may."""
@@ -98,19 +130,48 @@ class Explorer:
         return store
 
 
-def explore_figure(table: pd.DataFrame, title: str) -> "Figure":
-    """TPOT and hit rate of one setting as bars."""
+def explore_figure(
+    table: pd.DataFrame, title: str, tpot_limits_ms: tuple[float, float] | None = None, before: pd.DataFrame | None = None
+) -> "Figure":
+    """TPOT and hit rate of one setting, with the values before the last change as hollow marks.
+
+    Args:
+        table: as `Explorer.replay` gives it. tpot_limits_ms: of the axis, so that it stays while settings change.
+        before: the same at the setting before.
+    """
     import matplotlib.pyplot as plt
 
     use_style()
-    fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.2), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(8.2, 0.95 + 0.26 * len(table)), sharey=True)
     for axis, column, label in zip(axes, ("tpot_ms", "hit_rate"), ("TPOT (ms)", "expert hit rate"), strict=True):
-        bars = axis.barh(table.system, table[column], color=["#8C8C8C", "#0072B2", "white"], edgecolor="black", linewidth=0.6)
-        axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+        _draw_values(axis, table, column, before)
         axis.set_xlabel(label)
-        axis.margins(x=0.15)
-    axes[1].set_xlim(0, 1.12)
-    axes[0].invert_yaxis()
+    low, high = tpot_limits_ms or (table.tpot_ms.min(), table.tpot_ms.max())
+    axes[0].set(xscale="log", xlim=(0.8 * low, 1.25 * high))
+    log_ticks(axes[0].xaxis)
+    axes[0].tick_params(axis="x", labelsize=6.5)
+    axes[1].set_xlim(0, 1.02)
+    axes[1].set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes[0].set_ylim(len(table) - 0.5, -0.5)
     fig.suptitle(title, fontsize=8)
-    provenance(fig, "simulated")
+    provenance(fig, "simulated", "hollow: before the last change")
     return fig
+
+
+def _draw_values(axis: "Axes", table: pd.DataFrame, column: str, before: pd.DataFrame | None) -> None:
+    """A mark for each system, a line to it from where it was, and both numbers at the right."""
+    old = {} if before is None else dict(zip(before.system, before[column], strict=True))
+    for row, (system, value) in enumerate(zip(table.system, table[column], strict=True)):
+        text = _number(value)
+        if system in old:
+            axis.plot([old[system], value], [row, row], color="#9A9A9A", linewidth=1.2, zorder=1)
+            axis.plot(old[system], row, "o", markersize=7, markerfacecolor="white", markeredgecolor="#9A9A9A", zorder=2)
+            text += f" (was {_number(old[system])})"
+        color = _COLORS.get(str(system), "#8C8C8C")
+        axis.plot(value, row, "o", markersize=7, color=color, markeredgecolor="black", markeredgewidth=0.7, zorder=3)
+        axis.text(1.01, row, text, va="center", fontsize=7, transform=axis.get_yaxis_transform())
+    axis.set_yticks(range(len(table)), table.system)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,7 +1,7 @@
 """How far the design scales: models of hundreds of experts a layer on many devices, with synthetic routing (study `scale`)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,39 @@ from finemoe.artifact.analysis.coverage import theory
 from finemoe.artifact.analysis.modelled_breakdown import busiest_device_s, trajectory_search_s
 from finemoe.artifact.progress import progress
 from finemoe.maps.store import ExpertMapStore
+from finemoe.paths import ROOT
 from finemoe.policies.finemoe import store_from
 from finemoe.simulation.cost import CostModel, size_named
 from finemoe.simulation.replay import replay, replay_setup
-from finemoe.simulation.synthetic import Recipe, synthetic_trace
+from finemoe.simulation.synthetic import Recipe, Statistics, fitted, statistics_of, synthetic_trace
 from finemoe.simulation.testbed import Testbed
 
 SYSTEMS = {"FineMoE": "finemoe", "on-demand (LRU)": "on-demand", "oracle": "oracle"}
 _HEADROOM = 0.9  # of a device's memory beside the other weights that experts may take
+
+
+def routing_check(statistics: str, models: Sequence[str], store_capacity: int, seed: int = 0) -> tuple[Recipe, pd.DataFrame]:
+    """A recipe of synthetic routing with the statistics of a recording, and whether routing made by it has them.
+
+    Args:
+        statistics: CSV of the recording, a relative path starts at the repository root. models: whose sizes are tried as well.
+        store_capacity: C; the history of the routing tried is as long as fills the store.
+    Returns:
+        The recipe, and a row of statistics for the recording and for what was made.
+    """
+    wanted = Statistics(**pd.read_csv(ROOT / statistics)[["reuse", "within", "across", "recall"]].iloc[0])
+    recipe = fitted(wanted, 24, 32, 4, seed)
+    made = {"recorded, 24x32/4": wanted, "synthetic, 24x32/4": statistics_of(synthetic_trace(recipe, 24, 32, 4, 30, 60, seed))}
+    for name in progress(models, "checking the routing", "model"):
+        size, tokens = size_named(name), -(-store_capacity // 14)  # 14 of 20 requests are history
+        trace = synthetic_trace(recipe, size.num_layers, size.num_experts, size.top_k, 20, tokens, seed)
+        made[f"synthetic, {name}"] = statistics_of(trace)
+    return recipe, pd.DataFrame({name: asdict(one) for name, one in made.items()}).T
+
+
+def scale_tables(models: Sequence[str], *settings: Any) -> pd.DataFrame:
+    """`scale_table` of several models, one below the other."""
+    return pd.concat([scale_table(name, *settings) for name in models], ignore_index=True)
 
 
 def scale_table(

@@ -18,6 +18,7 @@ from finemoe.artifact.pipeline.micro_measurements import measure_machine
 from finemoe.artifact.pipeline.noise import busy_share
 from finemoe.artifact.pipeline.timing import generation, one_expert_bytes, paced_link
 from finemoe.artifact.progress import progress
+from finemoe.paths import ROOT
 from finemoe.policies import make_policy, policy_named
 from finemoe.policies.base import Policy
 from finemoe.policies.finemoe import store_from
@@ -81,6 +82,25 @@ class Subject:
     def first_held(self) -> list[tuple[int, int]]:
         """All experts, (layer, expert), in the order in which caches are filled at first: layer by layer in turn."""
         return [(layer, expert) for expert in range(self.trace.num_experts) for layer in range(self.trace.num_layers)]
+
+
+def load_subjects(
+    models: Sequence[str],
+    traces: Sequence[str],
+    prefetch_distances: Sequence[int],
+    prompts: Sequence[str],
+    num_tokens: int,
+    store_capacity: int,
+) -> list[Subject]:
+    """A subject for each model folder, the history of its trace and its d; relative paths start at the repository root."""
+    return [
+        Subject.load(
+            ROOT / folder, prompts, num_tokens, RoutingTrace.load(ROOT / trace).split("history"), distance, store_capacity
+        )
+        for folder, trace, distance in progress(
+            list(zip(models, traces, prefetch_distances, strict=True)), "loading models and filling stores", "model"
+        )
+    ]
 
 
 def first_rows(history: RoutingTrace, num_rows: int) -> RoutingTrace:

@@ -1,0 +1,144 @@
+"""Sliders, a choice of trace and systems, and the picture that they change (notebooks/tour/4_explore.ipynb)."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from finemoe.artifact.analysis.exploring import FIRST_SYSTEMS, SYSTEMS, Explorer, Setting, explore_figure
+from finemoe.errors import FinemoeError
+from finemoe.paths import DATA, RESULTS, ROOT, is_headless
+from finemoe.traces import RoutingTrace
+
+_CAPACITIES = [60, 125, 250, 500, 1000, 2000]
+_STYLE = "<style>.finemoe-busy {opacity: 0.35} .finemoe-panel img {max-width: 100%}</style>"
+_READY, _BUSY = "#2E7D32", "#B26A00"
+
+
+def traces_found() -> dict[str, Path]:
+    """Recorded routing by name: what the pipeline made, what was recorded by hand, and what comes with the project."""
+    folders = (RESULTS / "traces", *sorted(RESULTS.glob("*/traces")), RESULTS / "by-hand" / "small", DATA / "traces")
+    paths = [path for folder in folders for path in sorted(folder.glob("*.trace"))]
+    return {str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): path for path in paths}
+
+
+def explore(trace: Path, testbed: str, num_requests: int, seed: int = 0) -> Any:
+    """The panel; where a notebook runs without a front end, the figure of the first setting.
+
+    Args:
+        trace: the first one shown. testbed, num_requests, seed: as in `Explorer`.
+    """
+    explorer = Explorer(RoutingTrace.load(trace), testbed, num_requests, seed)
+    if is_headless():
+        table = explorer.replay(**vars(Setting()))
+        return explore_figure(table, explorer.title, explorer.tpot_limits_ms())
+    name = str(trace.relative_to(ROOT)) if trace.is_relative_to(ROOT) else str(trace)
+    return Panel({name: trace} | traces_found(), explorer, testbed, num_requests, seed).widget
+
+
+class Panel:
+    """Controls on the left, the picture on the right; while a setting is replayed, the picture is pale and a bar moves.
+
+    Args:
+        traces: paths by name; the first is the explorer's. explorer: of the first trace. Others: as in `Explorer`.
+    """
+
+    def __init__(self, traces: Mapping[str, Path], explorer: Explorer, testbed: str, num_requests: int, seed: int) -> None:
+        from ipywidgets import HTML, HBox, Image, IntProgress, Label, VBox
+
+        self._traces, self._options = traces, (testbed, num_requests, seed)
+        self._explorer, self._before = explorer, pd.DataFrame()
+        self.controls = _controls(traces, explorer.systems())
+        self.status, self.bar, self.image = HTML(), IntProgress(layout={"width": "300px"}), Image(format="png")
+        left = VBox([*self.controls.values(), self.bar, self.status], layout={"width": "330px"})
+        self.widget = HBox([left, VBox([self.image, HTML(_STYLE), Label()])])
+        self.widget.add_class("finemoe-panel")
+        for control in self.controls.values():
+            control.observe(self._changed, "value")
+        self._show()
+
+    def _changed(self, change: Any) -> None:
+        if change["owner"] is self.controls["trace"]:
+            with self._working("reading the trace", 1):
+                self._explorer = Explorer(RoutingTrace.load(self._traces[change["new"]]), *self._options)
+            self._before = pd.DataFrame()
+            self._offer_systems()
+        self._show()
+
+    def _offer_systems(self) -> None:
+        """Only what the trace can serve, the choice kept as far as possible."""
+        control, offered = self.controls["systems"], self._explorer.systems()
+        kept = [name for name in control.value if name in offered]
+        control.unobserve(self._changed, "value")
+        control.options = offered
+        control.value = kept or [name for name in FIRST_SYSTEMS if name in offered]
+        control.observe(self._changed, "value")
+
+    def _show(self) -> None:
+        """Replay what the controls say, and draw it over what was there before."""
+        values = {name: control.value for name, control in self.controls.items() if name != "trace"}
+        systems = values.pop("systems")
+        with self._working("replaying", len(systems) + 1):
+            try:
+                limits = self._explorer.tpot_limits_ms()
+                table = self._explorer.replay(**values, systems=systems, told=self._told)
+            except FinemoeError as error:
+                self.status.value = f"<b>{error}</b>"
+                return
+            self._told("drawing")
+            self.image.value = _png(explore_figure(table, self._explorer.title, limits, self._before_of(table)))
+        self._before = table
+
+    def _before_of(self, table: pd.DataFrame) -> pd.DataFrame | None:
+        """The last table, if it had any of these systems."""
+        if self._before.empty:
+            return None
+        return self._before[self._before.system.isin(table.system)]
+
+    def _told(self, name: str) -> None:
+        self.bar.value += 1
+        self.status.value = f'<span style="color:{_BUSY}">⏳ {name} …</span>'
+
+    @contextmanager
+    def _working(self, what: str, steps: int) -> Iterator[None]:
+        self.bar.max, self.bar.value = max(1, steps), 0
+        self.bar.layout.visibility = "visible"
+        self.status.value = f'<span style="color:{_BUSY}">⏳ {what} …</span>'
+        self.image.add_class("finemoe-busy")
+        try:
+            yield
+            self.status.value = f'<span style="color:{_READY}">✓ up to date</span>'
+        finally:
+            self.bar.layout.visibility = "hidden"
+            self.image.remove_class("finemoe-busy")
+
+
+def _controls(traces: Mapping[str, Path], systems: list[str]) -> dict[str, Any]:
+    from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, IntSlider, SelectionSlider, SelectMultiple
+
+    start, wide = Setting(), {"width": "320px"}
+    look: dict[str, Any] = {"continuous_update": False, "style": {"description_width": "110px"}, "layout": wide}
+    chosen: dict[str, Any] = {"style": look["style"], "layout": wide}
+    shown = [name for name in FIRST_SYSTEMS if name in systems]
+    return {
+        "trace": Dropdown(options=list(traces), value=next(iter(traces)), description="trace", **chosen),
+        "systems": SelectMultiple(options=systems, value=shown, rows=len(SYSTEMS), description="systems", **chosen),
+        "expert_memory": FloatSlider(start.expert_memory, min=0.05, max=1, step=0.05, description="memory (share)", **look),
+        "link_gb_per_s": FloatLogSlider(start.link_gb_per_s, min=0, max=2.4, step=0.1, description="link (GB/s)", **look),
+        "prefetch_distance": IntSlider(start.prefetch_distance, min=1, max=8, description="distance d (layers)", **look),
+        "store_capacity": SelectionSlider(
+            options=_CAPACITIES, value=start.store_capacity, description="capacity C (maps)", **look
+        ),
+    }
+
+
+def _png(fig: Any) -> bytes:
+    import matplotlib.pyplot as plt
+
+    held = io.BytesIO()
+    fig.savefig(held, format="png", dpi=110)
+    plt.close(fig)
+    return held.getvalue()
