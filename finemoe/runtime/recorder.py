@@ -39,6 +39,7 @@ def record(
     progress: bool = False,
     splits: Iterable[str] = (),
     request_ids: Iterable[str] = (),
+    keep_interrupted: bool = False,
     **generation: Any,
 ) -> RoutingTrace:
     """Generate for every prompt, greedily by default, and record the routing of each token.
@@ -53,6 +54,7 @@ def record(
         lookahead: ascending strides s; for each, the router of layer l + s is applied to the residual stream after layer l.
         progress: show a progress bar.
         splits, request_ids: one entry per prompt, stored in the trace.
+        keep_interrupted: return the requests finished so far when Ctrl-C ends the recording; False raises KeyboardInterrupt.
         generation: other arguments of `model.generate` (do_sample, num_beams, assistant_model, stop_strings, ...). Defaults come
             from the model's generation_config, except do_sample, which defaults to False.
     Returns:
@@ -74,17 +76,20 @@ def record(
     _require_tokenizer(tokenizer, batch_size)
     options = _options(model, tokenizer, max_new_tokens, min_new_tokens, generation)
     strides = [int(stride) for stride in lookahead]
-    requests: list[_Request] = []
-    prompt_of: list[int] = []
+    recorded: list[tuple[int, _Request]] = []  # which prompt, and its rows
     tape = Tape(model, layers, strides)
 
     def record_all() -> None:
         for begin in _batches(len(texts), batch_size, progress):
             found = _record_batch(model, tape, texts[begin : begin + batch_size], begin, tokenizer, options)
-            prompt_of.extend(begin + prompt for prompt, _ in found)
-            requests.extend(request for _, request in found)
+            recorded.extend([(begin + prompt, request) for prompt, request in found])
 
-    while_attached(tape, record_all)
+    try:
+        while_attached(tape, record_all)
+    except KeyboardInterrupt:
+        if not (keep_interrupted and recorded):
+            raise
+    requests, prompt_of = [request for _, request in recorded], [prompt for prompt, _ in recorded]
     details = {"model": identity_of(model, layers), "lookahead_strides": tuple(strides)}
     return _assemble(requests, layers[0].num_experts, tape.is_whole, **details, **_named(names, prompt_of))
 

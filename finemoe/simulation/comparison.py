@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from finemoe.intervals import bootstrap_ratio
 from finemoe.report import Report
@@ -26,6 +27,7 @@ def system_reports(
     prefetch_distance: int,
     store_capacity: int = 1000,
     seed: int = 0,
+    progress: bool = False,
     **machine: Any,
 ) -> dict[tuple[str, float], Report]:
     """Every system at every memory size; systems that the trace cannot serve are left out (`left_out` says why).
@@ -34,7 +36,7 @@ def system_reports(
         history: what a system knows beforehand, as requests or worked out already (with the same options), None for nothing;
             served: other requests, replayed over one cache, cold at the start.
         expert_memories: shares of all routed experts. prefetch_distance: d, layers. store_capacity: C, maps.
-        machine: hardware, model and arrangement as in `sweep`, for virtual time.
+        progress: show bars. machine: hardware, model and arrangement as in `sweep`, for virtual time.
     Returns:
         Reports by (system, expert memory), in the order of both.
     """
@@ -42,7 +44,9 @@ def system_reports(
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
     knowledge = history if isinstance(history, Knowledge) else Knowledge(served, history, **options)
     found = {}
-    for names in _heard_alike([name for name in systems if name not in missing], systems):
+    groups = _heard_alike([name for name in systems if name not in missing], systems)
+    options["progress"] = progress
+    for names in tqdm(groups, desc="systems", unit="system", leave=False, disable=not progress):
         system, evictions = systems[names[0]], [systems[name].eviction for name in names]
         known = knowledge.of(system.policy)
         reports = sweep(served, system.policy, expert_memories, evictions, known, **options, **machine, **system.options)
@@ -51,14 +55,16 @@ def system_reports(
     return {(name, memory): found[name, memory] for name in systems if name not in missing for memory in expert_memories}
 
 
-def comparison_rows(reports: Mapping[tuple[str, float], Report], seed: int = 0) -> list[dict[str, Any]]:
+def comparison_rows(reports: Mapping[tuple[str, float], Report], seed: int = 0, expert_bytes: int = 1) -> list[dict[str, Any]]:
     """What `system_reports` found, a row for each.
 
+    Args:
+        expert_bytes: size of one expert in the reports; 1 where they count experts.
     Returns:
         Rows (system, expert_memory, hit_rate, low, high, recall_at_k, demand_loads, useful_loads, wasted_loads, unused_loads),
         loads per expert demanded, intervals over requests.
     """
-    return [{"system": name, "expert_memory": memory, **_row(one, seed)} for (name, memory), one in reports.items()]
+    return [{"system": name, "expert_memory": memory, **_row(one, seed, expert_bytes)} for (name, memory), one in reports.items()]
 
 
 def _heard_alike(names: list[str], systems: Mapping[str, System]) -> list[list[str]]:
@@ -69,7 +75,7 @@ def _heard_alike(names: list[str], systems: Mapping[str, System]) -> list[list[s
     return list(groups.values())
 
 
-def _row(report: Report, seed: int) -> dict[str, float]:
+def _row(report: Report, seed: int, expert_bytes: int) -> dict[str, float]:
     counts = np.array([(request.hits, request.accesses) for request in report.requests], dtype=float)
     interval = bootstrap_ratio(counts[:, :1], counts[:, 1:], seed=seed)
     loads = {
@@ -83,5 +89,5 @@ def _row(report: Report, seed: int) -> dict[str, float]:
         "low": float(interval.low[0]),
         "high": float(interval.high[0]),
         "recall_at_k": report.recall_at_k,
-        **{name: count / report.accesses for name, count in loads.items()},
+        **{name: count / expert_bytes / report.accesses for name, count in loads.items()},
     }

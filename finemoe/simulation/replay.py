@@ -214,7 +214,7 @@ def _run(
     progress: bool = False,
 ) -> list[Report]:
     recall = Recall()
-    bar = tqdm(desc=name, total=trace.num_rows, unit="row", disable=not progress)
+    bar = tqdm(desc=name, total=trace.num_rows, unit="row", leave=None, disable=not progress)
     with bar, Future(trace, any(cache.needs_future for cache in caches)) as future:
         if future.is_known:
             for cache in caches:
