@@ -1,1 +1,1 @@
-"""What a trace says about memory, rules, prefetching and machines: `finemoe advise`."""
+"""`finemoe advise`: what a trace shows about expert memory, eviction rules, prefetching and machines."""

@@ -1,4 +1,4 @@
-"""`finemoe.advise`: how much expert memory a model needs, which system, whether prefetching pays, and how far off the best is."""
+"""`finemoe.advise`: how much expert memory a model needs, which system to use, whether prefetching pays, and the upper bounds."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ from finemoe.traces import DECODE, RoutingTrace
 
 _DISTANCES = (1, 2, 3, 6)  # layers ahead
 _DISTANCE = 3  # the paper's d
-_MORE_SERVED = 5  # times the rows that are timed go into the curves of hit rates, which are cheap
+_MORE_SERVED = 5  # hit-rate curves, which are cheap, use this many times the rows that are timed
 
 
 def _silence(text: str) -> None:
-    """Says nothing."""
+    """Print nothing."""
 
 
 def advise(
@@ -49,19 +49,23 @@ def advise(
     seed: int = 0,
     say: Callable[[str], None] = _silence,
 ) -> Advice:
-    """Advice from a trace; without `hardware` on hit rates alone.
+    """Advice from a trace; without `hardware`, only about hit rates.
 
     Args:
-        model: whose sizes are meant (a published configuration's name, a folder, config.json or a hub id); None: the published
-            model with the trace's layers and experts.
-        hardware: a testbed's name in data/hardware, the path of a YAML file, or a Testbed.
-        expert_memories: sizes to be looked at, as shares of all experts or bytes a device; by default a range of them.
-        context: tokens that stand before every request. expert_bits: of a weight as it is moved. prefetch_distance: d, layers.
-        served_rows, history_rows: about how many tokens are replayed in virtual time, and how many learning systems know
-            beforehand; hit rates take five times as many. seed: of what is drawn.
-        say: told what is being done, a line each.
+        trace: recorded routing.
+        model: the model that supplies sizes: name of a published configuration, a folder, a config.json or a hub id. None: the
+            published model with the trace's layers and experts.
+        hardware: name of a testbed in data/hardware, path of a YAML file, or a Testbed.
+        expert_memories: sizes to consider, as shares of all experts or bytes per device; by default a range of shares.
+        context: number of tokens that precede every request. expert_bits: bits of an expert's weight when it is transferred.
+        prefetch_distance: d, layers.
+        served_rows, history_rows: approximate number of tokens to replay in virtual time, and to train learning systems on
+            beforehand; hit rates use five times as many served tokens.
+        seed: seed of all random draws. say: called with one line of progress at a time.
+    Returns:
+        The advice: tables, a recommendation, notes and warnings.
     Raises:
-        FinemoeError: the trace is empty, an argument is out of range, or the model's sizes are not known.
+        FinemoeError: the trace is empty, an argument is out of range, or the model's sizes are unknown.
     """
     _require_sensible(trace, expert_memories, prefetch_distance, served_rows, history_rows, seed)
     distance = min(_DISTANCE, trace.num_layers) if prefetch_distance is None else prefetch_distance
@@ -93,7 +97,7 @@ def _require_sensible(
     trace: RoutingTrace, memories: Any, prefetch_distance: int | None, served_rows: int, history_rows: int, seed: int
 ) -> None:
     if not trace.num_rows:
-        raise FinemoeError("the trace holds no tokens; there is nothing to advise on")
+        raise FinemoeError("the trace has no tokens; there is nothing to advise on")
     for name, value, least in (("served_rows", served_rows, 1), ("history_rows", history_rows, 1), ("seed", seed, 0)):
         whole_number(name, value, least)
     if isinstance(memories, str):
@@ -103,7 +107,7 @@ def _require_sensible(
 
 
 def _notes(trace: RoutingTrace, distance: int) -> list[str]:
-    """What a reader of the numbers should know of the trace."""
+    """Facts about the trace that matter for reading the numbers."""
     found, steps = [], decode_steps(trace)
     if not steps:
         found.append("the trace has only prompts: working set, reuse and recall are of prompt tokens")
@@ -121,17 +125,17 @@ def _tokens_per_step(trace: RoutingTrace) -> float:
 def _sized(
     trace: RoutingTrace, model: str | Path | None, hardware: Any, context: int, expert_bits: float | None
 ) -> tuple[ModelSize | None, Machine | None, tuple[str, ...]]:
-    """The model's sizes, and the machine; without hardware sizes need not be known, unless a model is named."""
+    """The model's sizes and the machine. Without hardware, the sizes may stay unknown unless a model is named."""
     if context < 0:
         raise FinemoeError(f"context is {context}; it is a number of tokens, at least 0")
     if expert_bits is not None and not 0 < expert_bits <= 64:
         raise FinemoeError(f"expert_bits is {expert_bits:g}; a weight takes more than 0 bits and at most 64")
     if context and hardware is None:
-        raise FinemoeError("context takes time and memory on a machine; say on which with hardware")
+        raise FinemoeError("context takes time and memory on a machine; name the machine with hardware")
     if hardware is None and model is None and expert_bits is None:
         try:
             size, notes = sized(trace, None)
-        except FinemoeError:  # hit rates do not need it
+        except FinemoeError:  # hit rates can be computed without sizes
             return None, None, ()
         return size, None, notes
     size, notes = sized(trace, model, expert_bits)
@@ -155,14 +159,14 @@ def _slots(
 
 
 def _expert_bytes(trace: RoutingTrace, size: ModelSize | None) -> int | None:
-    """Of one expert, as the model or the trace says."""
+    """Bytes of one expert, from the model or the trace; None if unknown."""
     return max(trace.expert_bytes, default=None) if size is None else size.expert_bytes
 
 
 def _recalls(
     sample: Sample, known: Knowledge, reports: Reports, names: Sequence[str], distance: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Of simple predictors, of FineMoE at several distances, and of the other systems at one; on decoded tokens."""
+    """Recall on decoded tokens: simple predictors, FineMoE at several distances, and the other systems at one distance."""
     distances = tuple(ahead for ahead in _DISTANCES if ahead < sample.served.num_layers)
     tokens = of_decoding(sample)
     is_replayed = bool(reports) and tokens.served.num_rows == sample.served.num_rows
@@ -177,7 +181,7 @@ def _curves(trace: RoutingTrace, served: RoutingTrace, slots: Sequence[int]) -> 
         return hit_curves(served, RULES, sizes)
     except MemoryError as error:
         shape = f"{trace.num_layers} layers x {trace.num_experts} experts"
-        raise FinemoeError(f"{shape} need more memory than there is; is the number of experts right?") from error
+        raise FinemoeError(f"{shape} need more memory than there is; is the number of experts correct?") from error
 
 
 def _trace_facts(trace: RoutingTrace, size: ModelSize | None) -> dict[str, Any]:
@@ -240,7 +244,7 @@ def _reports(
     seed: int,
     say: Callable[[str], None],
 ) -> Reports:
-    """Every system at every size; none where no token is decoded."""
+    """Replay every system at every size; returns nothing if no token is decoded."""
     reports: Reports = {}
     for name, system in ALL.items() if (served.phase == DECODE).any() else ():
         say(name)
@@ -258,7 +262,7 @@ def _timed(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], Recommendation | None]:
-    """What was timed, by the names of `Advice`, and what is recommended."""
+    """The timed results, by the names of `Advice`, and the recommendation."""
     rows = time_rows(reports, machine, _tokens_per_step(served), seed)
     found: dict[str, Any] = {"times": rows, "prefetching": prefetch_rows(rows, reports, seed)}
     chosen = recommended(rows)

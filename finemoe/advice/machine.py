@@ -1,4 +1,4 @@
-"""What a trace is timed on: the model's sizes, the testbed, and what of its memory experts may have."""
+"""The machine that a trace is timed on: the model's sizes, the testbed, and the memory that is left for experts."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from finemoe.simulation.cost import CostModel, ModelSize, model_size
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 
-_UNBOUNDED_BYTES = 1e18  # so that sizes that do not fit are replayed, too, and marked
+_UNBOUNDED_BYTES = 1e18  # sizes that do not fit are replayed as well, and marked
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Machine:
     """A model on a testbed, serving requests of a certain length.
 
     Attributes:
-        size: what the model weighs, as its experts are moved. testbed: the machine. context: tokens that stand before every
-            request. longest: tokens of the longest request, `context` included.
+        size: the model's sizes, with experts as they are transferred. testbed: the machine.
+        context: number of tokens that precede every request. longest: tokens of the longest request, including `context`.
     """
 
     size: ModelSize
@@ -29,38 +29,38 @@ class Machine:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Keys and values of the longest request, in the layers that have experts."""
+        """Keys and values of the longest request, in the layers with experts."""
         return self.size.kv_bytes * self.size.num_layers * self.longest
 
     @property
     def room_bytes(self) -> int:
-        """What expert caches may take, over all devices: the first holds the rest of the model and the keys and values, and the
-        others as much of the experts as it does."""
+        """Memory available for expert caches, over all devices: the first device also holds the rest of the model and the keys
+        and values, and every other device holds as much of the experts as the first."""
         first = int(self.testbed.memory_bytes) - self.size.resident_bytes - self.kv_cache_bytes
         return max(0, first) * self.testbed.devices
 
     def whole(self, slots: float) -> int:
-        """Of so many slots those that the devices can share equally, at least one each; all experts if there are no more."""
+        """The largest number of slots up to `slots` that the devices share equally, at least one each, at most all experts."""
         count, devices = self.size.num_layers * self.size.num_experts, self.testbed.devices
         return count if slots >= count else min(count, max(1, int(slots / devices + 1e-9)) * devices)
 
     def fits(self, slots: int) -> bool:
-        """Whether caches of so many experts in all have room."""
+        """Whether there is memory for caches of `slots` experts in total."""
         share = slots / (self.size.num_layers * self.size.num_experts)
         return CostModel(self.size, self.testbed).cache_bytes(share) <= self.room_bytes
 
     def unbounded(self) -> Testbed:
-        """The testbed with memory for everything, so that one sees what more memory would be worth."""
+        """The testbed with memory for everything, which shows the benefit of more memory."""
         return replace(self.testbed, memory_bytes=_UNBOUNDED_BYTES)
 
     def arranged(self, trace: RoutingTrace) -> Arrangement:
-        """Requests one after the other, every token attending to `context` tokens more than its request has."""
+        """Requests one after the other, where every token attends to `context` additional tokens."""
         arrangement = Arrangement.one_by_one(trace)
         return replace(arrangement, contexts=arrangement.contexts + self.context)
 
 
 def machine_facts(machine: Machine) -> dict[str, Any]:
-    """What of a machine matters for advice."""
+    """The properties of a machine that matter for advice."""
     size, testbed = machine.size, machine.testbed
     return {
         "model": size.name,
@@ -78,14 +78,14 @@ def machine_facts(machine: Machine) -> dict[str, Any]:
 
 
 def sized(trace: RoutingTrace, model: str | Path | None, expert_bits: float | None = None) -> tuple[ModelSize, tuple[str, ...]]:
-    """The sizes that a trace's model has, and what was assumed.
+    """The sizes of a trace's model, and notes on what was assumed.
 
     Args:
-        model: a published configuration's name, a folder, a config.json or a hub id; None for the published model of the trace's
-            sizes. It may activate another number of experts than the trace.
-        expert_bits: of a weight of an expert as it is moved, instead of what the model or the trace says.
+        model: name of a published configuration, a folder, a config.json or a hub id; None for the published model of the trace's
+            sizes. Its number of activated experts may differ from the trace's.
+        expert_bits: bits of an expert's weight when it is transferred, instead of what the model or the trace states.
     Raises:
-        FinemoeError: none is known, or it has other layers or experts.
+        FinemoeError: no sizes are known, or the model has other layers or experts than the trace.
     """
     size, notes = _meant(trace, model)
     if expert_bits is not None:
@@ -107,5 +107,5 @@ def _meant(trace: RoutingTrace, model: str | Path | None) -> tuple[ModelSize, tu
         raise FinemoeError(f"{model} has {texts[0]}, the trace {texts[1]}; name a model of the trace's sizes")
     if size.top_k == trace.top_k:
         return size, ()
-    note = f"the trace activates {trace.top_k} experts a token, {size.name} {size.top_k}"  # which is a choice of the run
+    note = f"the trace activates {trace.top_k} experts a token, {size.name} {size.top_k}"  # K may be chosen per run
     return replace(size, top_k=trace.top_k), (note,)

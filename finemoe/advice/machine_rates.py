@@ -1,4 +1,4 @@
-"""What this machine does in a second, each by itself: its link as the engine copies, its memory, its arithmetic, a search."""
+"""Rates of this machine, each measured separately: the link as the engine copies, memory, arithmetic, and a search."""
 
 import os
 import time
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
     from finemoe.runtime.link import Link
 
 RECORD_BYTES, SMALL_BYTES = 32 << 20, 1 << 20  # two sizes of copies; large models' experts take 17 to 350 MB
-_NUM_RECORDS = 4  # so that what is copied next lies in no cache
-_WIDTH = 4096  # of the matrices, as of a large model's experts
+_NUM_RECORDS = 4  # enough that the next record to copy is in no cache
+_WIDTH = 4096  # of the matrices, as in a large model's experts
 _MATRIX_BYTES, _CUDA_MATRIX_BYTES = 256 << 20, 1 << 30  # larger than caches
-_STORES, _LAYERS, _EXPERTS = (500, 2000), 8, 64  # maps that are searched, and what each is of
-_CALLS = {"cpu": 1, "cuda": 20}  # so many at a time, of which each is short on a GPU
+_STORES, _LAYERS, _EXPERTS = (500, 2000), 8, 64  # maps in the searched stores, and the size of each map
+_CALLS = {"cpu": 1, "cuda": 20}  # calls per measurement; on a GPU a single call is too short
 
 
 def line_through(sizes: Sequence[float], times_s: Sequence[float]) -> tuple[float, float]:
-    """The line, by least squares, of times that grow with sizes.
+    """Fit a line, by least squares, to times that grow with sizes.
 
     Args:
-        sizes, times_s: [n] each, of at least two different sizes.
+        sizes, times_s: [n] each, with at least two different sizes.
     Returns:
-        Units a second, and seconds at size 0, which are at least 0.
+        Units per second, and the seconds at size 0, at least 0.
     Raises:
-        FinemoeError: more takes no longer, so that there is no rate.
+        FinemoeError: larger sizes do not take longer, so there is no rate.
     """
     design = np.stack([np.asarray(sizes, dtype=float), np.ones(len(sizes))], axis=1)
     per_unit_s, start_s = np.linalg.lstsq(design, np.asarray(times_s, dtype=float), rcond=None)[0]
     if per_unit_s <= 0:
-        raise FinemoeError("what is larger took no longer here, so that no rate can be told; measure again when less else runs")
+        raise FinemoeError("larger sizes took no longer, so no rate can be computed; measure again when the machine is less busy")
     return float(1 / per_unit_s), max(0.0, float(start_s))
 
 
 def link_rates(device: "torch.device", rounds: int) -> tuple[float, float, float]:
-    """How experts get from where they wait into a slot, as the engine copies them.
+    """Rates of copying experts from host memory into a slot, as the engine copies them.
 
     Returns:
-        Bytes a second, seconds that a copy takes beyond its bytes, and seconds that a chunk of a prefetch takes beyond both.
+        Bytes per second, overhead of a copy in seconds, and overhead of a chunk of a prefetch in seconds, beyond the first two.
     Raises:
-        FinemoeError: there is no memory for it, or nothing could be told.
+        FinemoeError: there is too little memory, or no rate can be computed.
     """
     import torch
 
@@ -73,15 +73,15 @@ def link_rates(device: "torch.device", rounds: int) -> tuple[float, float, float
 
 
 def chunk_overhead(chunked_s: float, bytes_per_s: float, latency_s: float) -> float:
-    """What one of the simulator's chunks takes beyond its bytes and the link's latency; chunked_s: a record in chunks."""
+    """Overhead of one simulator chunk beyond its bytes and the link's latency; chunked_s: time of a record in chunks."""
     return max(0.0, (chunked_s - RECORD_BYTES / bytes_per_s) / (RECORD_BYTES // CHUNK_BYTES) - latency_s)
 
 
 def read_rate(device: "torch.device", dtype: "torch.dtype", rounds: int) -> float:
-    """Bytes of a matrix, larger than caches, that a product with one row reads in a second.
+    """Bytes per second that a product of a matrix, larger than caches, with a single row reads.
 
     Raises:
-        FinemoeError: there is no memory for it.
+        FinemoeError: there is too little memory.
     """
     import torch
     from torch.nn.functional import linear
@@ -91,10 +91,10 @@ def read_rate(device: "torch.device", dtype: "torch.dtype", rounds: int) -> floa
 
 
 def arithmetic_rate(device: "torch.device", dtype: "torch.dtype", rounds: int) -> float:
-    """Floating-point operations a second of a matrix product that is limited by nothing else.
+    """Floating-point operations per second of a compute-bound matrix product.
 
     Raises:
-        FinemoeError: there is no memory for it.
+        FinemoeError: there is too little memory.
     """
     import torch
     from torch.nn.functional import linear
@@ -105,10 +105,10 @@ def arithmetic_rate(device: "torch.device", dtype: "torch.dtype", rounds: int) -
 
 
 def search_rate(rounds: int) -> float:
-    """Bytes of stored maps that a trajectory search reads in a second.
+    """Bytes of stored maps per second that a trajectory search reads.
 
     Raises:
-        FinemoeError: nothing could be told.
+        FinemoeError: no rate can be computed.
     """
     from finemoe.maps.search import TrajectorySearch
     from finemoe.maps.store import ExpertMapStore, trajectory_search_bytes
@@ -130,7 +130,7 @@ def search_rate(rounds: int) -> float:
 
 
 def matrix_on(device: "torch.device", dtype: "torch.dtype") -> "torch.Tensor":
-    """[n, 4096], larger than caches, and no more than a quarter of the memory that is free.
+    """A matrix [n, 4096], larger than caches and at most a quarter of the free memory.
 
     Raises:
         FinemoeError: that is not enough to measure with.
@@ -140,15 +140,15 @@ def matrix_on(device: "torch.device", dtype: "torch.dtype") -> "torch.Tensor":
     wanted = _CUDA_MATRIX_BYTES if device.type == "cuda" else _MATRIX_BYTES
     num_bytes = min(wanted, free_bytes(device) // 4)
     if num_bytes < SMALL_BYTES:
-        raise FinemoeError(f"hardware 'here': no memory is free on {device.type} to measure with; end what else holds it")
+        raise FinemoeError(f"hardware 'here': no memory is free on {device.type} to measure with; stop other programs")
     return torch.full((num_bytes // (_WIDTH * dtype.itemsize), _WIDTH), 0.01, device=device, dtype=dtype)
 
 
 def free_bytes(device: "torch.device") -> int:
-    """Memory that a device has left; of a CPU, what the system says that programs can still have.
+    """Free memory of a device; for a CPU, what the system reports as available to programs.
 
     Raises:
-        FinemoeError: the system does not say.
+        FinemoeError: the system does not report it.
     """
     if device.type == "cuda":
         import torch
@@ -161,12 +161,12 @@ def free_bytes(device: "torch.device") -> int:
         return kibibytes[0] << 10 if kibibytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError) as error:
         raise FinemoeError(
-            "hardware 'here': this system does not say how much memory is free; describe the machine in a YAML file"
+            "hardware 'here': this system does not report how much memory is free; describe the machine in a YAML file"
         ) from error
 
 
 def _copies_s(link: "Link", record: "torch.Tensor", slot: "torch.Tensor") -> tuple[float, float, float]:
-    """A small copy, a whole record, and a record in the engine's own chunks."""
+    """Times of a small copy, a whole record, and a record in the engine's own chunks."""
     from finemoe.runtime.link import move, outlast
 
     def whole(num_bytes: int) -> None:
@@ -185,7 +185,7 @@ def _copies_s(link: "Link", record: "torch.Tensor", slot: "torch.Tensor") -> tup
 
 
 def _median_s(call: Callable[[], object], device: "torch.device", rounds: int) -> float:
-    """Of one call, after one that warms up."""
+    """The time of one call, after one to warm up."""
     import torch
 
     finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -1,7 +1,7 @@
-"""What a decode step takes here beyond reading and arithmetic: a tiny model, run by the engine with everything resident.
+"""Overhead of a decode step beyond reading and arithmetic, measured with a tiny model in the engine, everything resident.
 
-Its weights are so small that what remains is the framework's and the engine's own time. The model is made in memory with random
-weights, in several numbers of layers and of experts a token. What is compared is measured in turn; medians are over rounds.
+The model's weights are so small that only the framework's and the engine's own time remains. It is created in memory with random
+weights, in several numbers of layers and of experts per token. Variants are measured in turn; results are medians over rounds.
 """
 
 import threading
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from finemoe.runtime.engine import Engine
     from finemoe.traces import RoutingTrace
 
-SHAPES = ((4, 2), (4, 6), (12, 6), (12, 2))  # layers, experts a token; the last one is searched for, too
-TYPICAL_LAYERS = 32  # of large models, over which what a step takes once is spread
-NUM_MAPS = 1000  # that a search goes through
+SHAPES = ((4, 2), (4, 6), (12, 6), (12, 2))  # layers, experts per token; the last one is also run with searches
+TYPICAL_LAYERS = 32  # of large models; the overhead of a step is spread over them
+NUM_MAPS = 1000  # maps that a search reads
 _STEPS, _PROMPT_TOKENS = 5, 8
 _EXPERTS, _WIDTH, _VOCABULARY = 8, 64, 128
 _DISTANCE = 3
-_TRIPS, _TURNS, _PATIENCE_S = 25, 12, 1.0  # the engine itself does what takes less than so many trips (runtime/worker.py)
+_TRIPS, _TURNS, _PATIENCE_S = 25, 12, 1.0  # shorter work than _TURNS trips stays in the inference thread (runtime/worker.py)
 
 
 @dataclass(frozen=True)
 class Overheads:
-    """What a decode step takes beyond reading and arithmetic, in seconds.
+    """Overheads of a decode step beyond reading and arithmetic, in seconds.
 
     Attributes:
-        once_s: per step; layer_s: per layer; expert_s: per expert computed; all with the engine's accounting.
-        search_s: what a policy that searches adds per gate at which it does, publishing and a search of NUM_MAPS maps.
+        once_s: per step; layer_s: per layer; expert_s: per computed expert; all including the engine's accounting.
+        search_s: added by a policy that searches, per gate with a search: publishing, and a search of NUM_MAPS maps.
     """
 
     once_s: float
@@ -44,10 +44,10 @@ class Overheads:
 
 
 def step_overheads(device: "torch.device", dtype: "torch.dtype", rounds: int) -> Overheads:
-    """Measure them.
+    """Measure the overheads.
 
     Args:
-        rounds: in each of which every variant generates a few tokens.
+        rounds: number of rounds; in each, every variant generates a few tokens.
     """
     with _variants(device, dtype) as variants:
         steps_s = np.array([[variant() for variant in variants] for _ in range(rounds + 1)][1:])  # the first warms up
@@ -57,10 +57,10 @@ def step_overheads(device: "torch.device", dtype: "torch.dtype", rounds: int) ->
 
 
 def solved(shapes: Sequence[tuple[int, int]], steps_s: Sequence[float]) -> tuple[float, float, float]:
-    """What a step takes once, per layer, and per expert computed, by least squares and at least 0.
+    """Overheads per step, per layer, and per computed expert, by least squares and at least 0.
 
     Args:
-        shapes: (layers, experts a token) of every step; steps_s: how long it took.
+        shapes: (layers, experts per token) of every step. steps_s: duration of every step.
     """
     design = np.array([[1.0, layers, layers * top_k] for layers, top_k in shapes])
     found = np.linalg.lstsq(design, np.asarray(steps_s, dtype=float), rcond=None)[0]
@@ -69,7 +69,7 @@ def solved(shapes: Sequence[tuple[int, int]], steps_s: Sequence[float]) -> tuple
 
 
 def hand_over_s() -> float:
-    """How long a search must take for the engine to hand it over: a dozen times what a trip to a thread and back takes."""
+    """How long a search must take before the engine hands it over: a dozen times a round trip to a thread."""
     from finemoe.runtime.worker import Worker
 
     worker, times_s = Worker("finemoe-trips", "a thread that is timed"), []
@@ -88,7 +88,7 @@ def hand_over_s() -> float:
 
 @contextmanager
 def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Callable[[], float]]]:
-    """Decode steps of every shape under loading on demand, then of the last shape under FineMoE."""
+    """Decode steps of every shape with on-demand loading, then of the last shape with FineMoE."""
     import finemoe
 
     models = [tiny_model(*shape, device, dtype) for shape in (*SHAPES, SHAPES[-1])]
@@ -103,7 +103,7 @@ def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Cal
 
 
 def step_of(engine: "Engine") -> Callable[[], float]:
-    """A call that generates a few tokens with a tiny model and gives the time of a decode step, as the engine reports it."""
+    """A function that generates a few tokens with a tiny model and returns the engine's time of a decode step."""
     import torch
 
     model: Any = engine.model
@@ -119,7 +119,7 @@ def step_of(engine: "Engine") -> Callable[[], float]:
 
 
 def tiny_model(num_layers: int, top_k: int, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """A model of Mixtral's class with random weights, the same every time, and 8 experts a layer."""
+    """A model of Mixtral's class with reproducible random weights and 8 experts per layer."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -141,7 +141,7 @@ def tiny_model(num_layers: int, top_k: int, device: "torch.device", dtype: "torc
 
 
 def _history(model: Any) -> "RoutingTrace":
-    """Random routing that fills a store, without embeddings."""
+    """Random routing to fill a store, without embeddings."""
     from finemoe.models.layers import find_moe_layers
     from finemoe.runtime.offloading import identity_of
     from finemoe.traces import DECODE, RoutingTrace

@@ -1,4 +1,4 @@
-"""How well the experts of a layer can be predicted: K experts for a token that activates K, so that recall equals precision."""
+"""How well the experts of a layer can be predicted: K experts for a token that activates K, so recall equals precision."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -25,21 +25,21 @@ HINDSIGHT, HISTORY, PROMPT, SO_FAR, LAST = (
     "the token before",
 )
 CHANCE = "chance"
-_ANY_MEMORY = 0.5  # recall does not depend on it
+_ANY_MEMORY = 0.5  # recall does not depend on expert memory
 
 
 def of_decoding(sample: Sample) -> Sample:
-    """The sample without prompts, on which systems are scored like simple predictors: the sets of a prompt are large, and a large
-    set is easily predicted."""
+    """The sample without prompts. Systems are scored on it like simple predictors: a prompt demands large sets, which are easy to
+    predict."""
     return replace(sample, served=decoded(sample.served))
 
 
 def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
-    """Predictors that need no training, on the decoded tokens of the served requests that have a token before them.
+    """Recall of predictors that need no training, on decoded tokens of the served requests that have a preceding token.
 
     Returns:
-        Rows (predictor, distance, recall, low, high): the share of activated experts named, with its 95 % interval over requests;
-        distance is None, for none of these looks at the layers before.
+        Rows (predictor, distance, recall, low, high): the share of activated experts that was predicted, with its 95 % interval
+        over requests; distance is None, because these predictors do not use earlier layers.
     """
     served = decoded(sample.served)
     demanded = np.maximum(np.diff(served.offsets) - 1.0, 0) * served.num_layers * served.top_k
@@ -54,13 +54,12 @@ def simple_recalls(sample: Sample, seed: int = 0) -> list[dict[str, Any]]:
 def learned_recalls(
     sample: Sample, known: Knowledge, systems: Mapping[str, System], distances: tuple[int, ...], distance: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """What systems that load ahead say of layers that are still to come, in a replay; rows as in `simple_recalls`, without
-    intervals.
+    """Recall of prefetching systems in a replay, on layers that have not run yet; rows as in `simple_recalls`, without intervals.
 
     Args:
-        known: beforehand, at `distance`. systems: those that the trace can drive. distances: layers ahead, of FineMoE, whose
-            search is the same at each; distance: of all others. finemoe-plus predicts at every distance: its last forecast
-            before the gate counts, and its distance is None.
+        known: what systems know beforehand, at `distance`. systems: those that the trace can drive.
+        distances: layers ahead for FineMoE, whose search is the same at each. distance: layers ahead for all others.
+            finemoe-plus predicts at every distance: its last forecast before the gate counts, and its distance is None.
     """
     found = []
     for name, system in systems.items():
@@ -73,7 +72,7 @@ def learned_recalls(
 
 
 def recalls_of(reports: Mapping[tuple[str, int], Report], distance: int, systems: Iterable[str]) -> list[dict[str, Any]]:
-    """The same of what was replayed already, at d = `distance`."""
+    """The same from existing reports, at d = `distance`."""
     recalls = {name: report.recall_at_k for (name, _), report in reports.items() if name in systems}
     return [_of_system(name, recall, distance) for name, recall in recalls.items() if not np.isnan(recall)]
 
@@ -87,7 +86,7 @@ def _row(predictor: str, recall: float, low: float = float("nan"), high: float =
 
 
 def _hits(sample: Sample, served: RoutingTrace) -> dict[str, np.ndarray]:
-    """Experts that each simple predictor named rightly, by request, [R]."""
+    """Number of experts that each simple predictor predicted correctly, per request, [R]."""
     lists = {HINDSIGHT: usage_counts(served)}
     if sample.history is not None:
         lists[HISTORY] = usage_counts(decoded(sample.history))
@@ -130,7 +129,7 @@ def _one_hot(trace: RoutingTrace, rows: slice) -> np.ndarray:
 
 
 def _most_used(counts: np.ndarray, top_k: int) -> np.ndarray:
-    """Which K experts of each layer have the greatest counts, [L, J]; of equal ones the lower ids."""
+    """The K experts of each layer with the largest counts, [L, J] bool; ties go to lower ids."""
     named = np.zeros(counts.shape, dtype=np.bool_)
     np.put_along_axis(named, np.argsort(-counts, axis=1, kind="stable")[:, :top_k], True, axis=1)
     return named

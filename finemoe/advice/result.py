@@ -1,4 +1,4 @@
-"""What advice consists of."""
+"""The result of `finemoe.advise`."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Advice:
-    """Results; the functions that make the rows document their columns.
+    """All results; the functions that create the rows document their columns.
 
     Attributes:
-        trace: what was recorded. working_set, request, reuse, concentration: `usage`. predictability: `predictability`.
+        trace: what was recorded. working_set, request, reuse, concentration: see `usage`. predictability: see `predictability`.
         hit_rates: rows (rule, slots, expert_memory, hit_rate, low, high) with 95 % intervals over requests.
-        cliff, knee: `verdict`, of LRU and of the best causal rule. machine: of the times; None without hardware.
-        times, prefetching: `timing` and `verdict`. recommendation: None without times, or where nothing fits.
-        slots: the sizes considered. limits: times per token to compare the recommendation with. sensitivity: `sensitivity`.
+        cliff, knee: see `verdict`; of LRU and of the best causal rule. machine: the timed machine; None without hardware.
+        times, prefetching: see `timing` and `verdict`. recommendation: None without times, or if nothing fits.
+        slots: the sizes considered. limits: times per token to compare the recommendation with. sensitivity: see `sensitivity`.
         left_out: systems that the trace cannot drive, with the reason. notes, warnings: sentences.
     """
 
@@ -38,5 +38,5 @@ class Advice:
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
+        """The result as plain types, ready for JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Which part of a trace is replayed, and which is known beforehand: long traces are sampled, and what was taken is told."""
+"""The part of a trace to replay and the part known beforehand; long traces are sampled, and notes record what was taken."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ import numpy as np
 from finemoe.simulation.knowledge import Knowledge
 from finemoe.traces import DECODE, RoutingTrace
 
-FEWEST_REQUESTS = 5  # of which a few can be served while others are the history
+FEWEST_REQUESTS = 5  # needed to serve a few requests and use the others as history
 STORE_CAPACITY = 1000  # C, maps
 _HISTORY_SHARE = 0.7
-_LEAST_CUT = 0.2  # of the rows that are taken
+_LEAST_CUT = 0.2  # minimum length of a cut request, as a share of the rows taken
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What advice is drawn from.
+    """The requests that advice is based on.
 
     Attributes:
-        served: the requests that are replayed. history: other requests, which learning systems know beforehand; None where there
-            are too few, and such systems start with nothing. notes: what was done, in words.
+        served: the requests to replay. history: other requests, known to learning systems beforehand; None if there are too few,
+            in which case such systems start empty. notes: how the sample was taken.
     """
 
     served: RoutingTrace
@@ -27,17 +27,16 @@ class Sample:
     notes: tuple[str, ...]
 
     def knowledge(self, distance: int, seed: int) -> Knowledge:
-        """What systems learn from the history at d = `distance`; each learns once, whatever is replayed afterwards."""
+        """What systems learn from the history at d = `distance`; each learns only once, for all replays."""
         return Knowledge(self.served, self.history, prefetch_distance=distance, store_capacity=STORE_CAPACITY, seed=seed)
 
 
 def sample_of(trace: RoutingTrace, served_rows: int, history_rows: int, seed: int = 0) -> Sample:
-    """Requests to serve and requests to know beforehand, never the same: the trace's own splits, or 3 and 7 of 10 by request.
+    """Split requests into served and history, without overlap: by the trace's own splits, or 3 and 7 of 10 at random.
 
     Args:
-        served_rows, history_rows: at most how many rows (tokens) of each are taken, requests drawn at random, of which the last
-            may be cut.
-        seed: of the draw.
+        served_rows, history_rows: maximum number of rows (tokens) of each. Requests are drawn at random; the last one may be cut.
+        seed: seed of the draw.
     """
     rng = np.random.default_rng(seed)
     served, history, notes = _split(trace, rng)
@@ -62,8 +61,8 @@ def _split(trace: RoutingTrace, rng: np.random.Generator) -> tuple[RoutingTrace,
 
 
 def _drawn(trace: RoutingTrace, num_rows: int, rng: np.random.Generator) -> RoutingTrace:
-    """Whole requests at random, as long as they fit into so many rows. The first that does not is cut to what is left, if that is
-    more than a fifth of all: long requests are as likely as short ones."""
+    """Random whole requests that fit into `num_rows` rows. The first one that does not fit is cut to the remaining rows, if these
+    are more than a fifth of all: long requests are then as likely as short ones."""
     if trace.num_rows <= num_rows:
         return trace
     order, lengths = rng.permutation(trace.num_requests), np.diff(trace.offsets)
@@ -77,7 +76,7 @@ def _drawn(trace: RoutingTrace, num_rows: int, rng: np.random.Generator) -> Rout
 
 
 def _beginning(trace: RoutingTrace, request: int, num_rows: int) -> np.ndarray:
-    """So many rows of a request, or a few less: of a prompt at most half of them if tokens were decoded, and whole iterations."""
+    """The first rows of a request, at most `num_rows`: whole iterations; if tokens were decoded, at most half from the prompt."""
     rows = np.arange(*trace.rows_of(request).indices(trace.num_rows))
     if len(rows) <= num_rows:
         return rows
@@ -85,7 +84,7 @@ def _beginning(trace: RoutingTrace, request: int, num_rows: int) -> np.ndarray:
     prompt = rows[: min(len(rows) - len(decoded), max(1, num_rows // 2) if len(decoded) else num_rows)]
     kept = decoded[: num_rows - len(prompt)]
     if len(kept) < len(decoded) and len(kept):
-        is_next = trace.step[kept] == trace.step[decoded[len(kept)]]  # an iteration is not cut, unless there is no other
+        is_next = trace.step[kept] == trace.step[decoded[len(kept)]]  # keep iterations whole, unless there is only one
         kept = kept if is_next.all() else kept[~is_next]
     return np.concatenate([prompt, kept])
 

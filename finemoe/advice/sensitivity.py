@@ -1,4 +1,4 @@
-"""How the advice changes with what is easily mistaken or could be bought: the link, the memory, and the bits of an expert."""
+"""How the advice changes with parameters that are often misjudged or could be bought: link, memory, and bits per weight."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,12 +18,12 @@ _BITS = (16, 8, 4)
 def sensitivity_rows(
     served: RoutingTrace, known: Knowledge, machine: Machine, advice: Recommendation, distance: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The fastest system of either kind at the recommended size, with one thing changed.
+    """The fastest system of either kind at the recommended size, with one parameter changed.
 
     Returns:
-        Rows (change, slots, bytes, fits, on_demand_s, prefetching_s, ratio): times of a token in seconds; ratio the latter over
-        the former. Bits change the size of an expert, so the same bytes hold more or fewer of them; scales
-        of quantised weights and changes in compute time are not modelled.
+        Rows (change, slots, bytes, fits, on_demand_s, prefetching_s, ratio): times per token in seconds; ratio is prefetching
+        over on-demand. Bits change the size of an expert, so the same bytes hold more or fewer experts; scales of quantised
+        weights and changes of compute time are not modelled.
     """
     systems = {row["system"]: ALL[row["system"]] for row in (advice.on_demand, advice.prefetching) if row is not None}
     found = []
@@ -37,7 +37,7 @@ def sensitivity_rows(
 
 
 def _machines(machine: Machine, advice: Recommendation) -> Iterator[tuple[Machine, list[tuple[int, str]]]]:
-    """Machines, and the sizes replayed on each with what they stand for."""
+    """Machines, and the sizes to replay on each with a description."""
     count = machine.size.num_layers * machine.size.num_experts
     slots = advice.slots
     sizes = [machine.whole(slots * factor) for factor in _FACTORS]

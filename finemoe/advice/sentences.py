@@ -1,4 +1,4 @@
-"""Advice in sentences, each with its numbers; the terminal and the page begin with them."""
+"""The advice in sentences with numbers; the terminal output and the page begin with them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from finemoe.units import format_bytes
 
 
 def sentences(advice: Advice) -> list[str]:
-    """What to do, then why."""
+    """What to do, followed by the reasons."""
     found = [] if advice.recommendation is None else _recommendation(advice, advice.recommendation)
     if advice.recommendation is None and advice.machine is not None:
         found = [_nothing_fits(advice, advice.machine)]
@@ -20,7 +20,7 @@ def sentences(advice: Advice) -> list[str]:
 
 
 def amount(advice: Advice, slots: int) -> str:
-    """So many experts, in bytes where their size is known, and as a share of all."""
+    """A number of experts, in bytes if their size is known, and as a share of all experts."""
     count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
     share = f"{slots:,} of {count:,} experts, {slots / count:.0%}"
     return share if each is None else f"{format_bytes(slots * each)} ({share})"
@@ -55,7 +55,7 @@ def _unit(advice: Advice) -> str:
 
 
 def _call(advice: Advice, row: Mapping[str, Any], name: str) -> str:
-    """How the engine is told so."""
+    """The call of `finemoe.offload` that applies the recommendation."""
     system, count = ALL[name], advice.trace["all_experts"]
     devices = 1 if advice.machine is None else advice.machine["devices"]
     texts = (f"{row['expert_memory']:.{digits}g}" for digits in range(3, 18))
@@ -65,7 +65,7 @@ def _call(advice: Advice, row: Mapping[str, Any], name: str) -> str:
 
 
 def _prefetching(advice: Advice, chosen: Mapping[str, Any]) -> str:
-    """Whether loading ahead pays at the recommended size."""
+    """Whether prefetching pays at the recommended size."""
     rows = [row for row in advice.prefetching if row["slots"] == chosen["slots"]]
     if not rows:
         return "The trace cannot drive any prefetching system, so it does not show whether prefetching pays."
@@ -86,7 +86,7 @@ def _limits(advice: Advice, row: Mapping[str, Any]) -> str:
         RESIDENT: "{} with all experts resident",
     }
     parts = [said[name].format(f"{time_s * 1e3:.1f} ms") for name, time_s in advice.limits.items()]
-    return f"To compare: {', '.join(parts)}. Waiting for weights takes {row['stalled']:.0%} of the time."
+    return f"For comparison: {', '.join(parts)}. Waiting for weights takes {row['stalled']:.0%} of the time."
 
 
 def _nothing_fits(advice: Advice, machine: Mapping[str, Any]) -> str:
@@ -126,7 +126,7 @@ def _highest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    """A predictor, and how far ahead it looks."""
+    """A predictor and how far ahead it predicts."""
     if row["predictor"] not in PREFETCHING:
         return repr(row["predictor"])
     ahead = "in its last forecast before the gate" if row["distance"] is None else _ahead(row["distance"])

@@ -1,4 +1,4 @@
-"""Which sizes of expert memory are looked at."""
+"""The sizes of expert memory to consider."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ _NUM_CURVE_SIZES = 96
 
 
 def timed_slots(num_layers: int, num_experts: int, top_k: int) -> list[int]:
-    """Shares of all experts, and what one token activates, with and without room to load ahead; no fewer than a layer's K."""
+    """Shares of all experts, and one token's experts with and without room to prefetch; never fewer than a layer's K."""
     count, cycle = num_layers * num_experts, num_layers * top_k
     sizes = [*(share * count for share in _SHARES), *(times * cycle for times in _CYCLES)]
     return sorted({min(count, max(top_k, round(size))) for size in sizes})
 
 
 def curve_slots(num_layers: int, num_experts: int, top_k: int, more: Sequence[int]) -> np.ndarray:
-    """Sizes that a curve of hit rates is drawn through: evenly spaced ones, the neighbours of one token's cycle, and `more`."""
+    """Sizes for the hit-rate curves: evenly spaced ones, those around one token's cycle, and `more`."""
     count, cycle = num_layers * num_experts, num_layers * top_k
     spaced = np.linspace(top_k, count, min(_NUM_CURVE_SIZES, count)).round().astype(int)
     near = np.array([cycle - top_k, cycle - 1, cycle, cycle + top_k])
@@ -27,12 +27,12 @@ def curve_slots(num_layers: int, num_experts: int, top_k: int, more: Sequence[in
 
 
 def asked_slots(memories: Sequence[float | int | str], expert_bytes: int | None, num_experts: int, num_devices: int) -> list[int]:
-    """What a user asks for, in slots over all devices.
+    """The sizes that the user requests, in slots over all devices.
 
     Args:
-        memories: shares of all experts, or bytes a device. num_experts: of the whole model.
+        memories: shares of all experts, or bytes per device. num_experts: of the whole model.
     Raises:
-        FinemoeError: one is neither, or holds no expert.
+        FinemoeError: a size is neither, or is smaller than one expert.
     """
     sizes = {slots_per_device(memory, expert_bytes, num_experts, num_devices) * num_devices for memory in memories}
     return sorted(min(size, num_experts) for size in sizes)

@@ -1,4 +1,4 @@
-"""The systems that advice is about, by what they have in common."""
+"""The systems that advice compares, grouped by kind."""
 
 from finemoe.simulation.systems import SYSTEMS, System
 

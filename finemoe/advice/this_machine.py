@@ -1,7 +1,7 @@
-"""The machine that this runs on as a testbed, measured in a few seconds: `finemoe advise --hardware here`.
+"""The machine that this runs on, measured in a few seconds as a testbed: `finemoe advise --hardware here`.
 
-One device, as the engine takes by default: the first CUDA device, else the CPU, where the link is the engine's own copy from
-where experts wait in host memory into a slot. The file written is of the same form as those of data/hardware.
+One device, the engine's default: the first CUDA device, otherwise the CPU, where the link is the engine's copy from host memory
+into a slot. The file has the same form as those in data/hardware.
 """
 
 import datetime
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     import torch
 
 _UNUSED = "not used with one device, so not measured"
-_FEWEST = 3  # rounds, of which there is a median
+_FEWEST = 3  # rounds, the minimum for a median
 
 
 @dataclass(frozen=True)
 class MeasuredTestbed:
-    """A testbed and where its constants come from.
+    """A testbed and the sources of its constants.
 
     Attributes:
-        testbed: its title is the machine in words. sources: of every constant but the title, in words.
+        testbed: its title describes the machine. sources: the source of every constant but the title, in words.
     """
 
     testbed: Testbed
     sources: dict[str, str]
 
     def save(self, path: str | Path) -> Testbed:
-        """Write it as a file that `Testbed.load` reads; returns what is read.
+        """Write it to a file that `Testbed.load` reads; returns the testbed as read back.
 
         Raises:
-            FinemoeError: it cannot be written.
+            FinemoeError: the file cannot be written.
         """
         import yaml
 
@@ -55,20 +55,20 @@ class MeasuredTestbed:
         content |= {name: {"value": value, "source": self.sources[name]} for name, value in constants.items()}
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1 << 16, allow_unicode=True)
         with atomic_path(path) as temporary:
-            temporary.write_text(f"# SI units; every constant says where it comes from.\n{text}", encoding="utf-8")
+            temporary.write_text(f"# SI units; every constant states its source.\n{text}", encoding="utf-8")
         return Testbed.load(Path(path))
 
 
 def write_testbed(path: str | Path, seconds: float = 5, dtype: str = "bfloat16") -> Testbed:
-    """Measure this machine and write it as a testbed; arguments as of `measure_testbed`.
+    """Measure this machine and write it as a testbed; other arguments as in `measure_testbed`.
 
     Args:
-        path: of a .yaml file.
+        path: path of a .yaml file.
     Raises:
         FinemoeError: the file cannot be written, or something cannot be measured.
     """
     if Path(path).suffix not in (".yaml", ".yml"):
-        raise FinemoeError(f"{path}: a testbed is a .yaml file; name it so")
+        raise FinemoeError(f"{path}: a testbed is a .yaml file; use that suffix")
     require_place(path)
     return measure_testbed(seconds, dtype).save(path)
 
@@ -77,15 +77,15 @@ def measure_testbed(seconds: float = 5, dtype: str = "bfloat16") -> MeasuredTest
     """Measure this machine.
 
     Args:
-        seconds: about how long, once PyTorch and Transformers are imported; it decides how often everything is repeated.
-        dtype: of the weights that are computed with; the simulator counts two bytes for each.
+        seconds: approximate duration, excluding the import of PyTorch and Transformers; sets the number of repetitions.
+        dtype: data type of the weights in computation; the simulator counts two bytes for each.
     Raises:
         FinemoeError: something cannot be measured.
     """
     import torch
 
     if not 0 < seconds < float("inf"):
-        raise FinemoeError(f"seconds is {seconds!r}; measuring takes more than 0")
+        raise FinemoeError(f"seconds is {seconds!r}; it must be more than 0")
     rounds = max(_FEWEST, round(seconds))
     try:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -101,7 +101,7 @@ def measure_testbed(seconds: float = 5, dtype: str = "bfloat16") -> MeasuredTest
 def _measured(device: "torch.device", dtype: "torch.dtype", rounds: int) -> MeasuredTestbed:
     import torch
 
-    memory_bytes = free_bytes(device)  # before anything is taken
+    memory_bytes = free_bytes(device)  # before anything is allocated
     with torch.inference_mode():
         read, arithmetic = (rate(device, dtype, rounds) for rate in (read_rate, arithmetic_rate))
     link, latency_s, chunk_s = link_rates(device, rounds)
@@ -129,7 +129,7 @@ def _measured(device: "torch.device", dtype: "torch.dtype", rounds: int) -> Meas
 
 
 def machine_title(device: "torch.device") -> str:
-    """A device in words."""
+    """A description of a device."""
     return f"this machine: {_machine(device)}{', experts in host memory' if device.type == 'cpu' else ''}"
 
 
@@ -177,5 +177,5 @@ _HOW = {
 
 
 def _plain(value: Any) -> Any:
-    """A number as a file says it, with six digits; whole numbers as they are."""
+    """A number as the file shows it, with six digits; whole numbers unchanged."""
     return value if isinstance(value, int) else float(f"{value:.6g}")

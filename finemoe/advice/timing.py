@@ -1,4 +1,4 @@
-"""How long a token takes under every system, with expert memory of every size: virtual time on a described machine (DESIGN 6)."""
+"""Time per token under every system, with expert memory of every size: virtual time on a described machine (DESIGN 6)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,10 +26,10 @@ def timed_reports(
     distance: int,
     seed: int = 0,
 ) -> Reports:
-    """Every system at every size, whether it fits or not; those that the trace cannot serve are left out.
+    """Replay every system at every size, whether it fits or not; systems that the trace cannot drive are left out.
 
     Args:
-        known: beforehand. slots: sizes in experts, over all devices. distance: d, layers.
+        known: what systems know beforehand. slots: sizes in experts, over all devices. distance: d, layers.
     """
     count = machine.size.num_layers * machine.size.num_experts
     of_share = {float(size / count): size for size in slots}
@@ -43,15 +43,15 @@ def timed_reports(
 
 
 def time_rows(reports: Reports, machine: Machine, tokens_per_step: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
-    """What was timed.
+    """The timed results as rows.
 
     Args:
-        tokens_per_step: of a decode step: 1, unless requests of a batch were recorded together.
+        tokens_per_step: tokens of a decode step: 1, unless requests of a batch were recorded together.
     Returns:
         Rows (system, slots, expert_memory, bytes, fits, tpot_s, low, high, tokens_per_s, ttft_s, stalled, hit_rate, recall_at_k):
-        expert_memory a share of all experts, bytes over all devices, fits whether that has room beside the rest of the model;
-        tpot_s the mean time of a decode step with its 95 % interval over requests; ttft_s the mean time of a prompt;
-        stalled the share of all time in which inference waited for weights.
+        expert_memory is a share of all experts, bytes are over all devices, fits is whether they have room in addition to the
+        rest of the model; tpot_s is the mean time of a decode step with its 95 % interval over requests; ttft_s is the mean time
+        of a prompt; stalled is the share of all time in which inference waited for weights.
     """
     count = machine.size.num_layers * machine.size.num_experts
     return [
@@ -68,14 +68,14 @@ def time_rows(reports: Reports, machine: Machine, tokens_per_step: float = 1.0, 
 
 
 def decode_seconds(report: Report) -> tuple[np.ndarray, np.ndarray]:
-    """Of every request, the seconds of its decode steps and how many there were, [R] each."""
+    """Duration of each request's decode steps in seconds and their number, [R] each."""
     steps = np.array([request.num_decode_steps for request in report.requests], dtype=float)
     seconds = np.array([request.tpot_s for request in report.requests])
     return np.where(steps > 0, np.nan_to_num(seconds) * steps, 0.0), steps
 
 
 def time_ratio(one: Report, other: Report, seed: int = 0) -> Interval:
-    """Decode time of one report over that of another, of the same requests, with its 95 % interval over them."""
+    """Decode time of one report over that of another, for the same requests, with its 95 % interval over requests."""
     (seconds, steps), (others, _) = decode_seconds(one), decode_seconds(other)
     return bootstrap_ratio(seconds[steps > 0], others[steps > 0], seed=seed)
 

@@ -1,4 +1,4 @@
-"""What tokens use: how many experts over so many tokens, how soon again, and how unequally."""
+"""How tokens use experts: how many over a window of tokens, how soon again, and how unequally."""
 
 import itertools
 from typing import Any
@@ -12,12 +12,12 @@ _BLOCK_ROWS = 4096
 
 
 def decoded(trace: RoutingTrace) -> RoutingTrace:
-    """The trace without its prefills; a trace of nothing else, as it is."""
+    """The trace without prefills; a trace of prefills only is returned unchanged."""
     return trace.decode() if (trace.phase == DECODE).any() else trace
 
 
 def decode_steps(trace: RoutingTrace) -> int:
-    """Iterations that decode, of which each yields a token, or, where requests were recorded together, several."""
+    """Number of decode iterations; each yields one token, or several if requests were recorded together."""
     is_decode = trace.phase == DECODE
     owners = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))[is_decode]
     step = trace.step[is_decode]
@@ -28,8 +28,8 @@ def working_set_rows(trace: RoutingTrace, windows: tuple[int, ...] = _WINDOWS) -
     """Distinct experts of a layer over windows of consecutive tokens of a request.
 
     Returns:
-        Rows (tokens, mean, least, greatest, experts): means over the windows of each layer; of those of all layers the mean, the
-        least and the greatest, and their sum, the experts of the whole model. Windows that no request fills are left out.
+        Rows (tokens, mean, least, greatest, experts): from the means over the windows of each layer, their mean, minimum and
+        maximum over layers, and their sum, the experts of the whole model. Windows longer than every request are left out.
     """
     rows = []
     for tokens in windows:
@@ -39,7 +39,7 @@ def working_set_rows(trace: RoutingTrace, windows: tuple[int, ...] = _WINDOWS) -
 
 
 def request_rows(trace: RoutingTrace) -> dict[str, Any]:
-    """Distinct experts of a layer over a whole request, as `working_set_rows`; tokens is the mean length of a request."""
+    """Distinct experts of a layer over a whole request, as in `working_set_rows`; tokens is the mean length of a request."""
     lengths = np.diff(trace.offsets)
     counts = np.mean([_used(trace, trace.rows_of(request)).sum(axis=1) for request in np.flatnonzero(lengths).tolist()], axis=0)
     return {"tokens": float(lengths[lengths > 0].mean())} | _spread(counts)
@@ -49,9 +49,9 @@ def concentration_rows(trace: RoutingTrace) -> list[dict[str, Any]]:
     """How unequally a layer's experts are used.
 
     Returns:
-        A row for each layer: layer; touched, distinct experts used at all; entropy_bits, of the shares of use, and effective,
-        2 to its power, as many equally used experts would have it; top_tenth, top_quarter, the share of use of the most used
-        10 % and 25 % of experts; gini, 0 where all are used alike, 1 where one has everything.
+        A row for each layer: layer; touched, number of experts used at all; entropy_bits, the entropy of the shares of use;
+        effective, 2 to that power, the number of equally used experts with the same entropy; top_tenth and top_quarter, the
+        share of use of the most used 10 % and 25 % of experts; gini, 0 if all are used alike, 1 if one expert has all uses.
     """
     counts = usage_counts(trace)
     shares = np.sort(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), axis=1)[:, ::-1]
@@ -59,7 +59,7 @@ def concentration_rows(trace: RoutingTrace) -> list[dict[str, Any]]:
 
 
 def usage_counts(trace: RoutingTrace) -> np.ndarray:
-    """How many rows used each expert, [L, J]."""
+    """Number of rows that used each expert, [L, J]."""
     counts = np.zeros((trace.num_layers, trace.num_experts), dtype=np.int64)
     for rows in _blocks(trace.num_rows):
         ids = trace.expert_ids[rows].astype(np.int64) + np.arange(trace.num_layers)[:, None] * trace.num_experts
@@ -71,7 +71,7 @@ def reuse_rows(trace: RoutingTrace, within: tuple[int, ...] = (1, 2, 4, 8, 16, 3
     """How soon an expert is used again in its request, in tokens.
 
     Returns:
-        Rows (tokens, share): the share of uses that come at most so many tokens after the last one of the same expert.
+        Rows (tokens, share): the share of uses that follow the previous use of the same expert within that many tokens.
     """
     gaps = np.zeros(max(within) + 1, dtype=np.int64)
     for request, layer in itertools.product(range(trace.num_requests), range(trace.num_layers)):
@@ -81,14 +81,14 @@ def reuse_rows(trace: RoutingTrace, within: tuple[int, ...] = (1, 2, 4, 8, 16, 3
 
 
 def growth(trace: RoutingTrace) -> float:
-    """How much of all that was ever used is used first in the last quarter of a trace: of one that goes on, more would come."""
+    """The share of all used experts that are first used in the last quarter of a trace; in a longer trace there would be more."""
     bound = trace.num_rows - trace.num_rows // 4
     before, after = (_used(trace, rows) for rows in (slice(0, bound), slice(bound, trace.num_rows)))
     return float((after & ~before).sum() / max(1, (after | before).sum()))
 
 
 def _distinct(trace: RoutingTrace, tokens: int) -> np.ndarray | None:
-    """Mean distinct experts over all windows, [L]; None where no request is so long."""
+    """Mean number of distinct experts over all windows, [L]; None if no request is that long."""
     if tokens == 1:
         return np.full(trace.num_layers, float(trace.top_k)) if trace.num_rows else None
     total, number = np.zeros(trace.num_layers), 0
@@ -119,7 +119,7 @@ def _spread(counts: np.ndarray) -> dict[str, float]:
 
 
 def _inequality(shares: np.ndarray) -> dict[str, float]:
-    """Of one layer's shares, which descend."""
+    """Inequality of one layer's shares, which are sorted in descending order."""
     positive, count = shares[shares > 0], len(shares)
     entropy = float(-(positive * np.log2(positive)).sum())
     gini = float(1 - 2 * (np.cumsum(shares[::-1]).sum() - 0.5) / count) if len(positive) else 0.0
@@ -130,8 +130,8 @@ def _inequality(shares: np.ndarray) -> dict[str, float]:
 
 
 def _count_gaps(ids: np.ndarray, gaps: np.ndarray) -> None:
-    """Adds, for every use in one layer by one request's rows, ids [n, K], the tokens since the last use of that expert, where
-    there is one and it is not longer ago than `gaps` counts."""
+    """Add to `gaps`, for every use of an expert in one layer by one request's rows, ids [n, K], the number of tokens since its
+    previous use, if there is one within the range of `gaps`."""
     experts, rows = ids.reshape(-1), np.repeat(np.arange(len(ids)), ids.shape[1])
     order = np.argsort(experts, kind="stable")  # rows ascend within an expert
     experts, rows = experts[order], rows[order]

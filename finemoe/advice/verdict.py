@@ -1,4 +1,4 @@
-"""What follows from the numbers: where hit rates break down, how much memory pays, and whether loading ahead does."""
+"""Conclusions from the numbers: where hit rates break down, how much memory pays, and whether prefetching does."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,18 +11,18 @@ from finemoe.advice.systems import LIMITS, ON_DEMAND, ORACLE, PREFETCHING, RESID
 from finemoe.advice.timing import Reports, time_ratio
 from finemoe.simulation.curves import HitCurve
 
-WITHIN = 1.10  # of the least time: what more memory could gain is not worth its price
-_SIMPLER_WITHIN = 1.02  # a system that loads ahead must gain more, or the simpler one is named
+WITHIN = 1.10  # relative to the shortest time; a smaller gain is not worth more memory
+_SIMPLER_WITHIN = 1.02  # a prefetching system must gain more than this to be recommended over the simpler one
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """How much expert memory, under which system.
+    """How much expert memory to use, and which system.
 
     Attributes:
-        system, slots, row: what is recommended, and what was timed of it (`time_rows`). best: the fastest that fits. on_demand,
-            prefetching: the fastest of each kind at the recommended size; prefetching is None where the trace can serve none.
+        system, slots, row: the recommendation, and its timed row (`time_rows`). best: the row of the fastest system that fits.
+        on_demand, prefetching: the fastest of each kind at the recommended size; prefetching is None if the trace can drive none.
         limited_by_room: whether more memory than the machine has would be more than 10 % faster.
     """
 
@@ -35,14 +35,14 @@ class Recommendation:
     limited_by_room: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
+        """The recommendation as plain types, ready for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def recommended(rows: Sequence[Row]) -> Recommendation | None:
-    """The smallest size at which some system takes at most 10 % longer than the fastest that fits, and the fastest system at
-    that size; if prefetching gains less than 2 % there, the fastest on-demand system, as long as that is within the 10 %, too.
-    None where nothing fits."""
+    """Recommend the smallest size at which some system takes at most 10 % longer than the fastest that fits, and the fastest
+    system at that size. If prefetching gains less than 2 % there, recommend the fastest on-demand system, provided that it is
+    also within the 10 %. None if nothing fits."""
     real = [row for row in rows if row["system"] not in LIMITS and np.isfinite(row["tpot_s"])]
     if not (fitting := [row for row in real if row["fits"]]):
         return None
@@ -59,12 +59,12 @@ def recommended(rows: Sequence[Row]) -> Recommendation | None:
 
 
 def prefetch_rows(rows: Sequence[Row], reports: Reports, seed: int = 0) -> list[dict[str, Any]]:
-    """What prefetching is worth at every size: the fastest prefetching system over the fastest on-demand system.
+    """The benefit of prefetching at every size: the fastest prefetching system over the fastest on-demand system.
 
     Returns:
         Rows (slots, expert_memory, on_demand, prefetching, ratio, low, high, verdict): ratio of decode times of the same requests
-        with its 95 % interval over them; verdict "pays" or "costs" where the interval lies below or above 1, "makes no
-        difference" where it lies within 2 % of 1, else "cannot be told", as with fewer than 5 requests.
+        with its 95 % interval over requests; verdict is "pays" or "costs" if the interval is entirely below or above 1, "makes no
+        difference" if it is within 2 % of 1, otherwise "cannot be told", as with fewer than 5 requests.
     """
     found = []
     for slots in sorted({row["slots"] for row in rows}):
@@ -92,11 +92,11 @@ def prefetch_rows(rows: Sequence[Row], reports: Reports, seed: int = 0) -> list[
 
 
 def cliff(curve: HitCurve, num_layers: int, top_k: int) -> dict[str, Any]:
-    """Where LRU begins to hit: at one token's cycle, for a layer's experts are only asked for again when all others have run.
+    """Where LRU begins to hit: at one token's cycle, because a layer's experts are reused only after all other layers have run.
 
     Returns:
-        cycle: L·K slots; hit_rate_at: LRU's with that many; hit_rate_before: with the slots of one layer less, K fewer, 0 where
-        none are left.
+        cycle: L·K slots; hit_rate_at: LRU's hit rate with that many; hit_rate_before: with the slots of one layer less, K fewer;
+        0 if none are left.
     """
     cycle = num_layers * top_k
     at, before = (float(np.interp(size, curve.slots, curve.hit_rates, left=0.0)) for size in (cycle, cycle - top_k))
@@ -104,11 +104,11 @@ def cliff(curve: HitCurve, num_layers: int, top_k: int) -> dict[str, Any]:
 
 
 def knee(curve: HitCurve, slots: np.ndarray) -> int:
-    """The size after which the curve is flatter than on average: where it is highest above the line between its ends (Satopää et
+    """The size beyond which the curve is flatter than on average: where it is highest above the line between its ends (Satopää et
     al., Finding a "kneedle" in a haystack, 2011).
 
     Args:
-        slots: the sizes that are considered, whatever else the curve has.
+        slots: the sizes to consider; the curve may have others.
     """
     is_considered = np.isin(curve.slots, slots)
     sizes, rates = curve.slots[is_considered], curve.hit_rates[is_considered]
@@ -117,7 +117,7 @@ def knee(curve: HitCurve, slots: np.ndarray) -> int:
 
 
 def limits_at(rows: Sequence[Row], slots: int) -> dict[str, float]:
-    """What to compare with: the times of a perfect predictor d layers ahead with so many slots, and of all experts resident."""
+    """Times for comparison: a perfect predictor d layers ahead with the same slots, and all experts resident."""
     times = {row["system"]: row["tpot_s"] for row in rows if row["slots"] == slots or row["system"] == RESIDENT}
     return {name: times[name] for name in (ORACLE, RESIDENT) if name in times}
 

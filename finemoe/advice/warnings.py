@@ -1,4 +1,4 @@
-"""What a trace is too short to show."""
+"""Warnings about what a trace is too short to show."""
 
 import numpy as np
 
@@ -13,11 +13,11 @@ _MOST_GROWTH, _MOST_COLD, _WIDEST = 0.02, 0.2, 0.2
 
 
 def warnings_of(trace: RoutingTrace, served: RoutingTrace, curve: HitCurve, advice: Recommendation | None) -> list[str]:
-    """In words, each with its number.
+    """The warnings that apply, as sentences with numbers.
 
     Args:
-        curve: of any rule, whose largest cache holds everything, so that what it misses is demanded for the first time.
-        advice: what was recommended, if anything.
+        curve: of any rule; its largest cache holds everything, so its misses are first demands.
+        advice: the recommendation, if there is one.
     """
     found = [_about_requests(served), _about_steps(trace), _about_growth(trace), _about_cold(curve, advice), _about_width(advice)]
     return [text for text in found if text]
@@ -47,7 +47,7 @@ def _about_growth(trace: RoutingTrace) -> str:
 
 
 def _about_cold(curve: HitCurve, advice: Recommendation | None) -> str:
-    """First demands are missed by every cache; where they are many of all misses, a longer run would look better."""
+    """Every cache misses first demands; if they are many of all misses, a longer run would have a better hit rate."""
     if advice is None:
         return ""
     first = float(curve.accesses.sum() - curve.hits[:, -1].sum())

@@ -178,7 +178,7 @@ def test_sizes_that_are_asked_for():
         ({"seed": -1}, "seed is -1"),
         ({"served_rows": 0}, "served_rows is 0"),
         ({"prefetch_distance": 99}, "the trace has 32 layers"),
-        ({"context": 10}, "say on which with hardware"),
+        ({"context": 10}, "name the machine with hardware"),
     ],
 )
 def test_bad_input_is_one_line(trace, told, message):
