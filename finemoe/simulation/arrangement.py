@@ -1,6 +1,6 @@
-"""How recorded requests meet a server: one after the other, in batches, or as they arrive, with the lengths that they have there.
+"""How a server runs recorded requests: one after the other, in batches, or as they arrive, with the lengths that they have there.
 
-Batches and long requests are made of recorded iterations, never of invented ones.
+Batches and long requests are assembled from recorded iterations, never invented.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Arrangement:
     """Requests in the order in which a server runs them.
 
     Attributes:
-        trace: their routing; a batch counts as one request. contexts: [T] tokens that each row attends to.
-        arrivals_s: [R] when each arrives, ascending; a request starts no earlier.
+        trace: their routing; a batch counts as one request. contexts: [T] number of tokens that each row attends to.
+        arrivals_s: [R] arrival time of each request, ascending; a request starts no earlier.
     """
 
     trace: RoutingTrace
@@ -27,19 +27,19 @@ class Arrangement:
 
     @classmethod
     def one_by_one(cls, trace: RoutingTrace) -> "Arrangement":
-        """As recorded."""
+        """Requests one after the other, as recorded."""
         return cls(trace, _contexts(trace.offsets), np.zeros(trace.num_requests))
 
     @classmethod
     def side_by_side(cls, trace: RoutingTrace, batch_size: int) -> "Arrangement":
-        """Batches of consecutive requests, whose first iterations run together, then their second ones, and so on; who is done
-        leaves the batch (static batching).
+        """Batches of consecutive requests. Their first iterations run together, then their second ones, and so on; a finished
+        request leaves the batch (static batching).
 
         Raises:
-            FinemoeError: the batch size is no positive whole number.
+            FinemoeError: the batch size is not a positive whole number.
         """
         if not (is_whole(batch_size) and batch_size >= 1):
-            raise FinemoeError(f"batch_size is {batch_size!r}; it is a whole number, at least 1")
+            raise FinemoeError(f"batch_size is {batch_size!r}; it must be a whole number, at least 1")
         requests = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
         order = np.lexsort((requests, trace.step, requests // batch_size))
         ends = np.append(np.arange(0, trace.num_requests, batch_size), trace.num_requests)
@@ -50,19 +50,19 @@ class Arrangement:
     def arriving(
         cls, trace: RoutingTrace, arrivals_s: np.ndarray, prompt_tokens: np.ndarray, new_tokens: np.ndarray, seed: int = 0
     ) -> "Arrangement":
-        """Requests of given arrivals and lengths, made of a shorter trace's iterations.
+        """Requests with given arrivals and lengths, assembled from the iterations of a shorter trace.
 
         Args:
-            trace: recorded requests with prefills. A new request takes the prompt tokens of one of them and of those after it, as
-                many as it needs, and likewise its decode iterations.
-            arrivals_s: [R] when each request arrives, ascending. prompt_tokens, new_tokens: [R] how many it brings and gets.
-            seed: draws the recorded request that each begins with.
+            trace: recorded requests with prefills. A new request takes as many prompt tokens as it needs from one of them and
+                those after it, and likewise for its decode iterations.
+            arrivals_s: [R] arrival times, ascending. prompt_tokens, new_tokens: [R] tokens of each prompt and output.
+            seed: draws the recorded request that each new request starts from.
         Raises:
             FinemoeError: the trace has no prompt tokens or no decode iterations.
         """
         is_prompt = trace.phase == PREFILL
         if is_prompt.all() or not is_prompt.any():
-            raise FinemoeError("the trace needs prompt tokens and decode iterations, to make longer requests of them")
+            raise FinemoeError("the trace needs prompt tokens and decode iterations to assemble longer requests from them")
         firsts = np.random.default_rng(seed).integers(0, trace.num_requests, len(arrivals_s))
         pieces, lengths = [], []
         for first, num_prompt, num_new in zip(trace.offsets[firsts], prompt_tokens, new_tokens, strict=True):
@@ -77,13 +77,13 @@ class Arrangement:
 
 
 def _contexts(offsets: np.ndarray) -> np.ndarray:
-    """A row attends to its request up to itself."""
+    """Number of tokens that each row attends to: its request up to and including itself."""
     lengths = np.diff(offsets)
     contexts: np.ndarray = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + 1
     return contexts
 
 
 def _following(is_wanted: np.ndarray, first: int, count: int) -> np.ndarray:
-    """`count` wanted rows from row `first` on, beginning again after the last."""
+    """`count` wanted rows starting at row `first`, wrapping around at the end."""
     wanted = np.flatnonzero(is_wanted)
     return wanted[(np.searchsorted(wanted, first) + np.arange(count)) % len(wanted)]

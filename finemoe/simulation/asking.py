@@ -1,8 +1,8 @@
-"""Asks a policy about a block of recorded routing: what it predicts, and what its own work reads.
+"""Ask a policy about a block of recorded routing: what it predicts, and how many bytes its own work reads.
 
-Predictions never depend on what is resident, so that a policy can be heard first and caches of any size be run afterwards; and
-where what it knows is frozen, it may answer for the whole block at once (`Policy.predict_block`). What its work reads is asked
-while it works, for a store that fills takes longer to search from iteration to iteration.
+Predictions never depend on what is resident. A policy can therefore be asked first, and caches of any size simulated afterwards;
+if its knowledge is fixed, it may answer for the whole block at once (`Policy.predict_block`). The bytes are asked during the run,
+because a growing store takes longer to search from iteration to iteration.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ def ask(
     """The policy's predictions for every iteration of a block, and the bytes it reads for them.
 
     Args:
-        begins, demanded: what the block's events demand (`demanded_sets`). hidden_size: of the model meant, see
-            `Policy.read_bytes`; None where nobody asks for the bytes.
+        begins, demanded: what the block's events demand (`demanded_sets`). hidden_size: h of the simulated model, see
+            `Policy.read_bytes`; None if the bytes are not needed.
     Returns:
         predictions; read_bytes [n, 1 + L] at every iteration's start and gates.
     """
@@ -36,7 +36,7 @@ def ask(
 
 
 class Notes:
-    """Takes down what a policy answers, call by call.
+    """Collects a policy's answers, call by call.
 
     Args:
         num_experts: J.
@@ -50,7 +50,7 @@ class Notes:
         self._experts: list[np.ndarray] = []
 
     def add(self, moment: int, answer: list[Prediction]) -> None:
-        """What it answered at a moment (numbered as in Predictions)."""
+        """Add the answer at a moment (numbered as in Predictions)."""
         for prediction in answer:
             self._moments.append(moment)
             self._layers.append(prediction.layer)
@@ -58,7 +58,7 @@ class Notes:
             self._experts.append(prediction.experts)
 
     def predictions(self) -> Predictions:
-        """All of it."""
+        """All answers together."""
         if not self._moments:
             return Predictions.none(self._num_experts)
         selected = np.zeros((len(self._moments), self._num_experts), dtype=np.bool_)
@@ -71,10 +71,10 @@ class Notes:
 def _step_by_step(
     policy: Policy, block: Block, sets: list[np.ndarray], hidden_size: int | None
 ) -> tuple[Predictions, np.ndarray | None]:
-    """As `ask`, in the order of a live run: start, every gate, end, iteration after iteration.
+    """Like `ask`, in the order of a live run: start, every gate, end, iteration after iteration.
 
     Args:
-        sets: what every event demands, for who needs the future.
+        sets: what every event demands, for policies that need the future.
     """
     num_layers, notes, read_bytes = policy.setup.num_layers, Notes(policy.setup.num_experts), []
     ahead = np.stack([block.lookahead(stride) for stride in policy.lookahead]) if policy.lookahead else None
@@ -85,7 +85,7 @@ def _step_by_step(
         embeddings = None if block.embeddings is None else block.embeddings[begin:end]
         context = Context(embeddings, bool(block.is_prefill[number]), bool(block.starts_request[number]), end - begin)
         notes.add(2 * first_event, checked(policy.start_iteration(context), policy.setup))
-        if hidden_size is not None:  # now, for what it knows may grow from iteration to iteration
+        if hidden_size is not None:  # asked now, because what the policy knows may grow from iteration to iteration
             read_bytes.append(policy.read_bytes(block.num_rows[number : number + 1], hidden_size))
         for layer in range(num_layers):
             lookahead = None if ahead is None else ahead[:, begin:end, layer]
@@ -96,7 +96,7 @@ def _step_by_step(
 
 
 def _whole_layers(policy: Policy, num_iterations: int) -> Predictions:
-    """Every layer brings in all of its experts as soon as its gate has spoken."""
+    """Predictions that load all experts of every layer as soon as its gate has fired."""
     num_layers, num_experts = policy.setup.num_layers, policy.setup.num_experts
     events = np.arange(num_iterations * num_layers)
     shape = (len(events), num_experts)

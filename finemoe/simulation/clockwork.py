@@ -1,10 +1,10 @@
-"""The expert cache and its links in virtual time, compiled: layer events in order, with the live engine's rules (DESIGN 5 and 6).
+"""The expert cache and its links in virtual time, compiled: layer events in order, under the live engine's rules (DESIGN 5, 6).
 
-Every device has its own slots and its own link. A link moves one expert at a time; a prefetch is chosen when the link is free, by
-probability / (layer - running layer), and is dropped once its layer has come. A demanded expert that is missing is loaded at
-once: it waits for the chunk that is being moved, then prefetching pauses until all demanded ones are there. Experts are computed
-on their own device, each as soon as it is there: in ascending order, or those that are there first. Nothing is random: same
-inputs, same times.
+Every device has its own slots and its own link. A link moves one expert at a time. When it is free, it takes the prefetch with
+the highest priority, probability / (layer - running layer); a prefetch is dropped once its layer runs. A missing demanded expert
+is loaded at once: it waits for the chunk in flight, and prefetching pauses until all demanded experts are resident. Experts are
+computed on their own device as soon as they are resident: in ascending order, or in order of arrival. Nothing is random: equal
+inputs give equal times.
 """
 
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ forget_stale_kernels(__file__, *(module.__file__ for module in _SOURCES))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a block of events, E of them.
+    """The results of a block of E events.
 
     Attributes:
-        counts: [E, 5] hits, late, loads on demand, loads ahead, and prefetched experts evicted unused.
-        starts, ends: [E] when the layer's turn began and when its output was there. stalls: [E] waiting for weights in between.
+        counts: [E, 5] hits, late, loads on demand, prefetch loads, and prefetched experts evicted unused.
+        starts, ends: [E] when the layer started and when its output was complete. stalls: [E] time waiting for weights.
     """
 
     counts: np.ndarray
@@ -47,14 +47,14 @@ class Clockwork:
     """Caches and links of all devices under one eviction rule.
 
     Args:
-        owners: [L, J] each expert's device. num_slots: of every device.
-        load_s: one expert over its link on demand, latency included. chunk_s: one chunk of a prefetch, which a demanded load may
-            have to wait for. prefetch_s: one expert ahead of demand, chunk by chunk; None: as on demand.
-        waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s, resume_s: what it takes to go on after waiting for a demanded load, and for
-            loads ahead of demand.
-        hand_over_s: inference itself does what the policy does in less time, unless earlier work of the policy's goes on beside
-            it. hits_first: a device computes its experts in the order in which they are there, ascending among equals, unless one
-            must wait for another's slot; otherwise always in ascending order. least_gain: see policies.base.Policy.
+        owners: [L, J] each expert's device. num_slots: number of slots of every device.
+        load_s: on-demand load of one expert over its link, including latency. chunk_s: one chunk of a prefetch, for which a
+            demanded load may have to wait. prefetch_s: prefetch of one expert, chunk by chunk; None: as on demand.
+        waits: BESIDE, AT_GATE or AFTER_LAYER. wake_s, resume_s: time to resume after waiting for a demanded load, and for
+            prefetches.
+        hand_over_s: inference itself does policy work that is shorter than this, unless earlier work of the policy is still
+            running in parallel. hits_first: a device computes its experts in order of arrival, ascending among equals, unless
+            one must wait for another's slot; otherwise always in ascending order. least_gain: see policies.base.Policy.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Clockwork:
         self._machine = idle_machine(rule, owners, num_devices, num_slots, waits, bool(hits_first), least_gain, *seconds)
 
     def hold(self, experts: np.ndarray) -> None:
-        """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""
+        """Put experts (flat ids) into free slots of their devices before the run; this does not count as loads."""
         hold_on_devices(self._machine, experts)
 
     def foresee(self, first_uses: np.ndarray) -> None:
-        """When every expert is demanded first, [L·J] event numbers."""
+        """Set when every expert is demanded first, [L·J] event numbers."""
         self._machine.caches.stats.next_use[:] = first_uses
 
     def run(self, events: Events, durations: Durations) -> Outcome:
-        """Go through a block of events."""
+        """Simulate a block of events."""
         num_events = len(events.layers)
         counts, times = np.zeros((num_events, 5), dtype=np.int64), np.zeros((num_events, 3))
         said, ends = np.empty((2 * num_events, 2)), np.zeros(2, dtype=np.int64)
@@ -95,19 +95,19 @@ class Clockwork:
 
     @property
     def num_useful(self) -> int:
-        """Prefetched experts that were demanded while resident or on their way."""
+        """Prefetched experts that were demanded while resident or in flight."""
         return int(self._machine.caches.counts[:, USEFUL].sum())
 
     @property
     def num_unused(self) -> int:
-        """Prefetched experts that hold a slot and were not demanded so far."""
+        """Prefetched experts that hold a slot and have not been demanded."""
         return int(np.count_nonzero(self._machine.caches.undemanded))
 
 
 @borrowing
 def run(machine, events, durations, said, ends, counts, times):  # type: ignore[no-untyped-def]
-    """The loop over events. What the policy answers waits in a queue until its work is done: `said` holds (time, moment), `ends`
-    where the queue begins and ends."""
+    """The loop over events. Answers of the policy are queued until its work is done: `said` holds (time, moment), `ends` the
+    bounds of the queue."""
     for event in range(events.layers.shape[0]):
         ahead, wasted = _total(machine, PREFETCH_LOADS), _total(machine, WASTED)
         if events.is_start[event]:
@@ -130,7 +130,7 @@ def run(machine, events, durations, said, ends, counts, times):  # type: ignore[
         counts[event, 3] = _total(machine, PREFETCH_LOADS) - ahead
         counts[event, 4] = _total(machine, WASTED) - wasted
         times[event, 0], times[event, 1] = begin, end
-        own = machine.clock[2]  # is no waiting for weights
+        own = machine.clock[2]  # this is not waiting for weights
         times[event, 2] = end - begin - durations.before[event] - longest - durations.after[event] - own
     _hear_all(machine, events, said, ends)
 
@@ -153,8 +153,8 @@ def _greatest(values):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _start_iteration(machine, events, event, durations, said, ends):  # type: ignore[no-untyped-def]
-    """What earlier iterations asked for is forgotten, and what they were waiting for; answers that come too late for their
-    iteration are still what the policy expects."""
+    """Forget what earlier iterations requested and waited for. Answers that arrive after their iteration still count as the
+    policy's expectation."""
     now = max(machine.clock[0], durations.earliest[event])
     machine.clock[0] = now
     _pass_time(machine, events, now, said, ends)
@@ -165,7 +165,7 @@ def _start_iteration(machine, events, event, durations, said, ends):  # type: ig
 
 @borrowing
 def _publish(machine, events, durations, moment, now, waits, said, ends):  # type: ignore[no-untyped-def]
-    """The policy is told something; it answers once its own work is done. Returns when inference goes on."""
+    """Notify the policy, which answers once its own work is done; returns when inference continues."""
     search_s = durations.search[moment]
     is_at_once = machine.clock[1] <= now and search_s < machine.hand_over_s
     answered = max(now, machine.clock[1]) + search_s
@@ -186,7 +186,7 @@ def _publish(machine, events, durations, moment, now, waits, said, ends):  # typ
 
 @borrowing
 def _pass_time(machine, events, until, said, ends):  # type: ignore[no-untyped-def]
-    """Links work and answers arrive up to a time."""
+    """Let links work and answers arrive until a given time."""
     while ends[0] < ends[1] and said[ends[0], 0] <= until:
         for d in range(machine.link_s.shape[0]):
             advance(machine, d, said[ends[0], 0])
@@ -200,7 +200,7 @@ def _pass_time(machine, events, until, said, ends):  # type: ignore[no-untyped-d
 
 @borrowing
 def _hear_all(machine, events, said, ends):  # type: ignore[no-untyped-def]
-    """Whatever answers are still to come; nothing is loaded for them."""
+    """Process all remaining answers without loading anything for them."""
     while ends[0] < ends[1]:
         _hear(machine, events, int(said[ends[0], 1]))
         ends[0] += 1
@@ -221,7 +221,7 @@ def _post(machine, wanted):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-def]
-    """The demanded set is judged at the gate, and what is missing begins to load."""
+    """Classify the demanded set at the gate and start loading what is missing."""
     layer, begin = events.layers[event], events.begins[event]
     experts, next_use = events.demanded[begin : events.begins[event + 1]], events.next_use[begin : events.begins[event + 1]]
     base = layer * machine.caches.stats.num_experts
@@ -243,7 +243,7 @@ def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-de
 
 @borrowing
 def _compute(machine, events, event, durations, start, counts):  # type: ignore[no-untyped-def]
-    """Every device computes its experts as they come; returns when all are done, and the longest device's own work."""
+    """Compute experts on every device as they arrive; returns when all are done, and the work of the slowest device."""
     layer, begin, ends_s, work_s = events.layers[event], events.begins[event], machine.ends_s, machine.work_s
     experts = events.demanded[begin : events.begins[event + 1]]
     for d in range(machine.link_s.shape[0]):
@@ -252,7 +252,7 @@ def _compute(machine, events, event, durations, start, counts):  # type: ignore[
             if machine.ready[index] < 0:
                 load_in_turn(machine, d, index, layer, now, experts)
                 counts[event, 2] += 1
-            if machine.ready[index] > now:  # waits for it, and wakes up
+            if machine.ready[index] > now:  # waits for the expert, then wakes up
                 now = machine.ready[index] + machine.wake_s
             now += durations.expert[begin + index]
             own += durations.expert[begin + index]
@@ -262,14 +262,14 @@ def _compute(machine, events, event, durations, start, counts):  # type: ignore[
 
 @borrowing
 def _line_up(machine, d, layer, experts):  # type: ignore[no-untyped-def]
-    """Fill `places` with one device's part of the demanded set, in the order in which it computes it; returns how many."""
+    """Fill `places` with one device's part of the demanded set in its order of computation; returns the number of experts."""
     base, places, count, is_sorted = layer * machine.caches.stats.num_experts, machine.places, 0, machine.hits_first
     for index in range(experts.shape[0]):
         if machine.owners[base + experts[index]] == d:
             is_sorted = is_sorted and machine.ready[index] >= 0
             places[count] = index
             count += 1
-    for end in range(1, count if is_sorted else 0):  # a stable sort: hardly any is out of order
+    for end in range(1, count if is_sorted else 0):  # a stable insertion sort, since almost nothing is out of order
         place, at = places[end], end
         while at and machine.ready[places[at - 1]] > machine.ready[place]:
             places[at] = places[at - 1]

@@ -1,7 +1,7 @@
-"""The paper's systems side by side on recorded routing: hit rates with intervals over an instant link, and every byte beside.
+"""The paper's systems compared on recorded routing: hit rates with intervals over an instant link, and the bytes they move.
 
-A free link flatters whoever loads most, so each row carries what it moved: experts loaded per expert demanded, on demand and
-ahead, and how much of the latter was evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
+A free link favours systems that load much. Each row therefore shows what the system moved: experts loaded per expert demanded, on
+demand and by prefetching, and how many prefetches were evicted unused (Figs. 4, 14a, 14b and the comparison of systems).
 """
 
 import itertools
@@ -30,11 +30,11 @@ def system_reports(
     progress: bool = False,
     **machine: Any,
 ) -> dict[tuple[str, float], Report]:
-    """Every system at every memory size; systems that the trace cannot serve are left out (`left_out` says why).
+    """Replay every system at every memory size; systems that the trace cannot drive are left out (`left_out` gives the reason).
 
     Args:
-        history: what a system knows beforehand, as requests or worked out already (with the same options), None for nothing;
-            served: other requests, replayed over one cache, cold at the start.
+        history: what a system knows beforehand, as requests or as prepared knowledge (with the same options), or None.
+        served: other requests, replayed over one cache that is empty at the start.
         expert_memories: shares of all routed experts. prefetch_distance: d, layers. store_capacity: C, maps.
         progress: show bars. machine: hardware, model and arrangement as in `sweep`, for virtual time.
     Returns:
@@ -56,7 +56,7 @@ def system_reports(
 
 
 def comparison_rows(reports: Mapping[tuple[str, float], Report], seed: int = 0, expert_bytes: int = 1) -> list[dict[str, Any]]:
-    """What `system_reports` found, a row for each.
+    """The results of `system_reports`, one row each.
 
     Args:
         expert_bytes: size of one expert in the reports; 1 where they count experts.
@@ -68,7 +68,7 @@ def comparison_rows(reports: Mapping[tuple[str, float], Report], seed: int = 0, 
 
 
 def _heard_alike(names: list[str], systems: Mapping[str, System]) -> list[list[str]]:
-    """Systems that differ in their eviction rule only: their policy is heard once."""
+    """Groups of systems that differ only in their eviction rule: their policy is asked once."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(f"{systems[name].policy} {sorted(systems[name].options.items())}", []).append(name)

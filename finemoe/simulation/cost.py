@@ -1,7 +1,7 @@
-"""How long a model's parts take on a testbed: a roofline per layer, from the model's configuration alone (DESIGN 6).
+"""Duration of a model's parts on a testbed: a roofline per layer, from the model's configuration alone (DESIGN 6).
 
-A part takes the longer of its arithmetic and of reading its weights (and the cache of keys and values), plus what the framework
-adds. Weights other than experts are on the first device; nothing overlaps within a layer but loads.
+A part takes the longer of its arithmetic and of reading its weights (and keys and values), plus the framework's overhead.
+Non-expert weights are on the first device. Within a layer, only loads overlap with anything.
 """
 
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ from finemoe.simulation.published_sizes import known_size
 from finemoe.simulation.testbed import Testbed
 from finemoe.suggestions import suggestion
 
-PUBLISHED = {"mixtral-mini": "mixtral-8x7b", "qwen-mini": "qwen1.5-moe-a2.7b", "phi-mini": "phi-3.5-moe"}  # of each miniature
+PUBLISHED = {"mixtral-mini": "mixtral-8x7b", "qwen-mini": "qwen1.5-moe-a2.7b", "phi-mini": "phi-3.5-moe"}  # miniature: original
 _BYTES = 2  # bf16
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model weighs, in parameters of two bytes but for experts that are packed.
+    """A model's sizes, with parameters of two bytes except for packed experts.
 
-    Those wait, move and lie in slots as they are packed. That they are unpacked before a layer computes with them is not
-    modelled: it takes no time here, and the room for one of them no memory.
+    Packed experts are stored, transferred and held in slots in packed form. Unpacking them before a layer computes is not
+    modelled: it takes no time here, and the buffer for unpacked experts takes no memory.
 
     Attributes:
         name; num_layers, num_experts, top_k: L, J, K; hidden_size: h.
-        expert_params: of one routed expert. layer_params: of a decoder layer without its routed experts (attention, norms,
-            router, shared experts; the mean over all layers, dense ones included). head_params: of the output layer.
-        total_params: of all.
+        expert_params: parameters of one routed expert. layer_params: of a decoder layer without its routed experts (attention,
+            norms, router, shared experts; the mean over all layers, including dense ones). head_params: of the output layer.
+        total_params: of the whole model.
         attention_width: query heads x head size. kv_bytes: keys and values of one token in one layer.
-        packed_bytes: of one routed expert as it is packed, the largest where layers differ; None where experts are in bf16.
+        packed_bytes: bytes of one packed routed expert, the largest if layers differ; None if experts are in bf16.
     """
 
     name: str
@@ -53,12 +53,12 @@ class ModelSize:
 
     @property
     def expert_bytes(self) -> int:
-        """Of one expert as it waits, moves and lies in a slot."""
+        """Bytes of one expert as it is stored, transferred and held in a slot."""
         return self.unpacked_bytes if self.packed_bytes is None else self.packed_bytes
 
     @property
     def unpacked_bytes(self) -> int:
-        """Of one expert as a layer computes with it."""
+        """Bytes of one expert in the form that a layer computes with."""
         return _BYTES * self.expert_params
 
     @property
@@ -71,12 +71,12 @@ class ModelSize:
 
     @property
     def resident_bytes(self) -> int:
-        """All weights but the routed experts, in bf16."""
+        """Bytes of all weights except the routed experts, in bf16."""
         return _BYTES * (self.total_params - self.num_layers * self.num_experts * self.expert_params)
 
     @classmethod
     def from_config(cls, source: Any, name: str = "") -> "ModelSize":
-        """Sizes from a configuration, as `Geometry.from_config` takes it."""
+        """Sizes from a configuration, which may be anything that `Geometry.from_config` accepts."""
         from finemoe.models.geometry import Geometry, config_of
         from finemoe.models.packed_sizes import PLAIN
 
@@ -85,7 +85,7 @@ class ModelSize:
         embeddings = head if text.tie_word_embeddings else 2 * head
         rest = geometry.total_params - geometry.num_layers * geometry.num_experts * geometry.expert_params - embeddings
         attention_width, kv_width = _attention_widths(text)
-        if latent := getattr(text, "kv_lora_rank", None):  # multi-head latent attention keeps one vector for all heads
+        if latent := getattr(text, "kv_lora_rank", None):  # multi-head latent attention stores one vector for all heads
             kv_width = latent + text.qk_rope_head_dim
         return cls(
             name=name or geometry.name,
@@ -104,7 +104,7 @@ class ModelSize:
 
     @classmethod
     def known(cls, num_layers: int, num_experts: int, top_k: int) -> "ModelSize":
-        """The published model of these sizes whose configuration comes with the project.
+        """The published model of these sizes whose configuration is included in the project.
 
         Raises:
             FinemoeError: there is none.
@@ -114,13 +114,13 @@ class ModelSize:
             if (size.num_layers, size.num_experts, size.top_k) == (num_layers, num_experts, top_k):
                 return size
         raise FinemoeError(
-            f"no published configuration of {num_layers} layers x {num_experts} experts / {top_k} comes with the project; "
-            "say which model is meant: model='config.json', a folder or a hub id"
+            f"no published configuration of {num_layers} layers x {num_experts} experts / {top_k} is included; "
+            "name the model: model='config.json', a folder or a hub id"
         )
 
 
 def _attention_widths(text: Any) -> tuple[int, int]:
-    """Of the queries, and of keys and values, of all heads: means over the layers, whose heads may differ (Gemma 4's do)."""
+    """Widths of queries, and of keys and values, over all heads: means over the layers, since heads may differ (Gemma 4)."""
     layers = list(text.per_layer_config)
     sizes = [getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads for layer in layers]
     queries = sum(layer.num_attention_heads * size for layer, size in zip(layers, sizes, strict=True))
@@ -130,65 +130,65 @@ def _attention_widths(text: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds that the parts of a model take on a testbed."""
+    """Duration in seconds of a model's parts on a testbed."""
 
     size: ModelSize
     testbed: Testbed
 
     def cache_bytes(self, expert_memory: float | int | str) -> int:
-        """What the expert caches of all devices take."""
+        """Bytes of the expert caches of all devices."""
         size, devices = self.size, self.testbed.devices
         slots = slots_per_device(expert_memory, size.expert_bytes, size.num_layers * size.num_experts, devices)
         return slots * devices * size.expert_bytes
 
     def fullest_bytes(self, expert_memory: float | int | str) -> int:
-        """What the first device holds: its share of the expert caches, and all other weights."""
+        """Bytes on the first device: its share of the expert caches, and all other weights."""
         return self.cache_bytes(expert_memory) // self.testbed.devices + self.size.resident_bytes
 
     def fits(self, expert_memory: float | int | str) -> bool:
-        """Whether caches of that size have room beside the other weights."""
+        """Whether caches of that size fit in addition to the other weights."""
         return self.fullest_bytes(expert_memory) <= self.testbed.memory_bytes
 
     def before_experts(self, num_rows: np.ndarray, context: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Attention, norms, router and shared experts of one layer, [n].
 
         Args:
-            num_rows: [n] tokens computed side by side. context: [n] tokens attended to, summed over rows. kept: [n] tokens whose
-                keys and values are read, each once.
+            num_rows: [n] tokens computed together. context: [n] tokens attended to, summed over rows. kept: [n] tokens whose keys
+                and values are read, each once.
         """
         flops = 2.0 * num_rows * self.size.layer_params + 4.0 * self.size.attention_width * context
         moved = _BYTES * self.size.layer_params + self.size.kv_bytes * kept
         return self.testbed.layer_overhead_s + self._roofline(flops, moved)
 
     def expert(self, num_tokens: np.ndarray) -> np.ndarray:
-        """One routed expert over the tokens that selected it, [n]; it is read unpacked."""
+        """One routed expert for the tokens that selected it, [n]; its weights are read unpacked."""
         flops = 2.0 * num_tokens * self.size.expert_params
         return self.testbed.expert_overhead_s + self._roofline(flops, np.full(len(num_tokens), float(self.size.unpacked_bytes)))
 
     def exchange(self, num_rows: np.ndarray) -> np.ndarray:
-        """Activations to the devices that hold a layer's experts and back, [n]; nothing on one device."""
+        """Transfer of activations to the devices that hold a layer's experts and back, [n]; 0 on one device."""
         if self.testbed.devices == 1:
             return np.zeros(len(num_rows))
         moved = 2.0 * _BYTES * num_rows * self.size.hidden_size
         return self.testbed.interconnect_latency_s + moved / self.testbed.interconnect_bytes_per_s
 
     def head(self) -> float:
-        """The output layer for one token; reading its weights outlasts the arithmetic of a few more."""
+        """The output layer for one token; reading its weights takes longer than the arithmetic of a few tokens."""
         moved = np.array([float(_BYTES * self.size.head_params)])
         return float(self._roofline(np.array([2.0 * self.size.head_params]), moved)[0])
 
     def load(self) -> float:
-        """One expert over a device's link, in one copy."""
+        """Transfer of one expert over a device's link, in one copy."""
         return self.testbed.link_latency_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
 
     def prefetch(self, chunk_bytes: int) -> float:
-        """One expert over a device's link, chunk by chunk; the last one counts as a whole one, however short it is."""
+        """Transfer of one expert over a device's link, chunk by chunk; the last chunk counts as a full one."""
         num_chunks = -(-self.size.expert_bytes // chunk_bytes)
         each_s = self.testbed.link_latency_s + self.testbed.chunk_overhead_s
         return num_chunks * each_s + self.size.expert_bytes / self.testbed.load_bytes_per_s
 
     def search(self, read_bytes: np.ndarray) -> np.ndarray:
-        """A policy's own work that reads so many bytes, [n]; none where it reads nothing."""
+        """A policy's own work that reads the given bytes, [n]; 0 if it reads nothing."""
         return np.where(read_bytes > 0, self.testbed.search_overhead_s + read_bytes / self.testbed.search_bytes_per_s, 0.0)
 
     def _roofline(self, flops: np.ndarray, moved_bytes: np.ndarray) -> np.ndarray:
@@ -198,7 +198,7 @@ class CostModel:
 
 @cache
 def size_named(model: str) -> ModelSize:
-    """The published model behind a name: a miniature's, or that of a configuration in data/models/configs."""
+    """The published model for a name: that of a miniature, or of a configuration in data/models/configs."""
     name = PUBLISHED.get(model, model)
     config = MODEL_CONFIGS / f"{name}.json"
     known = known_size(config)
@@ -206,11 +206,10 @@ def size_named(model: str) -> ModelSize:
 
 
 def size_of(model: "str | Path | ModelSize | None", num_layers: int, num_experts: int, top_k: int) -> ModelSize:
-    """The sizes of the model meant, or of the published one with these layers and experts; sizes made in code are taken as they
-    are.
+    """The sizes of the given model, or of the published one with these layers and experts; a ModelSize is returned unchanged.
 
     Raises:
-        FinemoeError: the model has other layers or experts, or none is known.
+        FinemoeError: the model has other layers or experts, or no such model is known.
     """
     if model is None:
         return ModelSize.known(num_layers, num_experts, top_k)
@@ -228,7 +227,7 @@ def model_size(model: str | Path) -> ModelSize:
     """The sizes of a model by its published name, a folder, a config.json or a hub id.
 
     Raises:
-        FinemoeError: it is not known.
+        FinemoeError: the model is unknown.
     """
     known = sorted({path.stem for path in MODEL_CONFIGS.glob("*.json")} | set(PUBLISHED))
     is_elsewhere = isinstance(model, Path) or "/" in str(model) or Path(model).exists()

@@ -1,4 +1,4 @@
-"""Hit rates of caches of many sizes, of many rules, where experts are loaded on demand: one pass over a trace."""
+"""Hit rates of on-demand caches of many sizes under many rules, in one pass over a trace."""
 
 import itertools
 import threading
@@ -23,11 +23,11 @@ from finemoe.traces import RoutingTrace
 
 @dataclass(frozen=True)
 class HitCurve:
-    """What one rule's caches hit, in a cache of each size.
+    """Hits of one rule's caches, one for each size.
 
     Attributes:
-        rule; slots: [S] sizes in experts, ascending. hits: [R, S] demanded experts that were there, by request. accesses: [R] all
-            demanded experts.
+        rule; slots: [S] sizes in experts, ascending. hits: [R, S] demanded experts that were resident, per request.
+        accesses: [R] all demanded experts.
     """
 
     rule: str
@@ -37,20 +37,20 @@ class HitCurve:
 
     @property
     def hit_rates(self) -> np.ndarray:
-        """[S] over all requests."""
+        """[S] hit rates over all requests."""
         rates: np.ndarray = self.hits.sum(axis=0) / self.accesses.sum()
         return rates
 
 
 def hit_curves(trace: RoutingTrace, rules: Sequence[str], slots: Sequence[int] | np.ndarray) -> dict[str, HitCurve]:
-    """Replay a trace on demand over one cache, cold at the start, for every rule and size, as `sweep` would.
+    """Replay a trace with on-demand loading over one cache, empty at the start, for every rule and size, like `sweep`.
 
-    One pass (stack.py) yields all sizes that hold the largest demanded set. Every smaller size is replayed by itself.
+    One pass (stack.py) gives all sizes that hold the largest demanded set. Every smaller size is replayed separately.
 
     Args:
-        rules: names of eviction rules, Belady's included. slots: sizes in experts.
+        rules: names of eviction rules, including Belady's. slots: sizes in experts.
     Raises:
-        FinemoeError: a rule is unknown, or a size is no whole number from 1 to all experts.
+        FinemoeError: a rule is unknown, or a size is not a whole number from 1 to all experts.
     """
     sizes = _checked(trace, slots)
     passes = {name: _Pass(name, trace, sizes) for name in rules}
@@ -60,7 +60,7 @@ def hit_curves(trace: RoutingTrace, rules: Sequence[str], slots: Sequence[int] |
 
 
 def _curve(trace: RoutingTrace, one: "_Pass", sizes: np.ndarray, below: int) -> HitCurve:
-    """What a pass found; the sizes before `below` it says nothing of."""
+    """The results of a pass; it does not cover the sizes before `below`."""
     hits = one.hits
     if below:
         hits[:, :below] = _replayed(trace, one.name, sizes[:below])
@@ -70,12 +70,12 @@ def _curve(trace: RoutingTrace, one: "_Pass", sizes: np.ndarray, below: int) -> 
 def _checked(trace: RoutingTrace, slots: Sequence[int] | np.ndarray) -> np.ndarray:
     sizes, most = np.unique(np.asarray(slots)), trace.num_layers * trace.num_experts
     if not len(sizes) or sizes.dtype.kind not in "iu" or sizes[0] < 1 or sizes[-1] > most:
-        raise FinemoeError(f"sizes of caches are whole numbers of experts from 1 to {most}, not {list(slots)}")
+        raise FinemoeError(f"sizes of caches must be whole numbers of experts from 1 to {most}, not {list(slots)}")
     return sizes.astype(np.int64)
 
 
 class _Pass:
-    """One rule's stack, and what was found in it."""
+    """One rule's stack and the hits counted in it."""
 
     def __init__(self, name: str, trace: RoutingTrace, sizes: np.ndarray) -> None:
         rule = rule_named(name, is_replay=True)
@@ -103,7 +103,7 @@ class _Pass:
 
 
 def _run(trace: RoutingTrace, passes: list[_Pass]) -> int:
-    """All rules over all blocks, side by side; the size of the largest demanded set."""
+    """Run all rules over all blocks in parallel; returns the size of the largest demanded set."""
     largest, threads = 0, set[int]()
     passes = sorted(passes, key=lambda one: not one.learns)  # the longest first
     title = f"one of the eviction rules {', '.join(one.name for one in passes)}"
@@ -129,7 +129,7 @@ def _demands(trace: RoutingTrace, block: Block, future: Future) -> Demands:
 
 
 def _replayed(trace: RoutingTrace, rule: str, sizes: np.ndarray) -> np.ndarray:
-    """Hits [R, sizes] of caches that serve some sets in turns."""
+    """Hits [R, sizes] of caches that serve some demanded sets in turns."""
     memories: list[Any] = [f"{size}B" for size in sizes]
     reports = sweep(trace, "on-demand", memories, [rule], expert_bytes=1)
     return np.array([[request.hits for request in report.requests] for report in reports]).T

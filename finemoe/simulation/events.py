@@ -1,4 +1,4 @@
-"""A routing trace as layer events: what every iteration demands at every layer, as unions over its rows (DESIGN 4)."""
+"""A routing trace as layer events: the experts that each iteration demands in each layer, as unions over its rows (DESIGN 4)."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ import numpy as np
 from finemoe.policies.block import Block
 from finemoe.traces import PREFILL, RoutingTrace
 
-_MOST_ROWS, _MOST_VALUES = 512, 1 << 20  # of a block: rows, and gate values in them
+_MOST_ROWS, _MOST_VALUES = 512, 1 << 20  # limits of a block: rows, and gate values in them
 
 
 def block_rows(trace: RoutingTrace) -> int:
-    """How many rows a block may have, so that memory stays bounded however long a trace is and however wide its model."""
+    """Number of rows of a block, chosen such that memory stays bounded for any length of trace and width of model."""
     return max(64, min(_MOST_ROWS, _MOST_VALUES // (trace.num_layers * trace.num_experts)))
 
 
 def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Block]:
-    """The trace's iterations in order, in blocks of about `block_rows` rows (an iteration is never split). Memory that a
-    mapped trace took for a block is given back before the next."""
+    """The trace's iterations in order, in blocks of about `block_rows` rows (an iteration is never split). Memory that a mapped
+    trace took for a block is freed before the next."""
     owners = np.repeat(np.arange(trace.num_requests), np.diff(trace.offsets))
     is_first = np.ones(trace.num_rows, dtype=np.bool_)
     is_first[1:] = (np.diff(owners) != 0) | (np.diff(trace.step) != 0)
@@ -40,7 +40,7 @@ def iteration_blocks(trace: RoutingTrace, block_rows: int) -> Iterator[Block]:
 
 
 def demanded_sets(trace: RoutingTrace, block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """What every event of a block demands, iteration by iteration and layer by layer.
+    """The experts that every event of a block demands, iteration by iteration and layer by layer.
 
     Returns:
         begins [n·L + 1] and demanded: ascending expert ids, those of event e at demanded[begins[e]:begins[e + 1]].
@@ -48,7 +48,7 @@ def demanded_sets(trace: RoutingTrace, block: Block) -> tuple[np.ndarray, np.nda
     num_layers, num_experts = trace.num_layers, trace.num_experts
     ids = trace.expert_ids[block.rows].astype(np.int64)
     owners = np.repeat(np.arange(block.num_iterations), np.diff(block.starts))
-    if len(owners) == block.num_iterations:  # one row an iteration, as in decode: its experts are the set
+    if len(owners) == block.num_iterations:  # one row per iteration, as in decode: its experts are the set
         demanded = np.sort(ids.reshape(-1, ids.shape[2]), axis=1)
         return np.arange(len(demanded) + 1) * ids.shape[2], demanded.reshape(-1)
     events = owners[:, None] * num_layers + np.arange(num_layers)[None]
@@ -60,9 +60,9 @@ def demanded_sets(trace: RoutingTrace, block: Block) -> tuple[np.ndarray, np.nda
 
 
 def tokens_of(trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray) -> np.ndarray:
-    """How many rows selected each demanded expert, one entry per entry of `demanded`."""
+    """Number of rows that selected each demanded expert, one entry per entry of `demanded`."""
     if len(demanded) == block.num_iterations * trace.num_layers * trace.top_k and block.starts[-1] == block.num_iterations:
-        return np.ones(len(demanded), dtype=np.int64)  # one row an iteration, as in decode
+        return np.ones(len(demanded), dtype=np.int64)  # one row per iteration, as in decode
     ids = trace.expert_ids[block.rows].astype(np.int64)
     owners = np.repeat(np.arange(block.num_iterations), np.diff(block.starts))
     events = owners[:, None] * trace.num_layers + np.arange(trace.num_layers)[None]
@@ -73,6 +73,6 @@ def tokens_of(trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: n
 
 
 def contexts_of(contexts: np.ndarray, block: Block) -> np.ndarray:
-    """Tokens that each iteration attends to, summed over its rows, [n]; contexts: [T] of every row of the trace."""
+    """Number of tokens that each iteration attends to, summed over its rows, [n]; contexts: [T] of every row of the trace."""
     sums: np.ndarray = np.add.reduceat(contexts[block.rows], block.starts[:-1])
     return sums

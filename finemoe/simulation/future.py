@@ -1,4 +1,4 @@
-"""What only Belady's rule knows: when every expert is demanded next."""
+"""When every expert is demanded next, which Belady's rule needs to know."""
 
 import os
 import tempfile
@@ -26,14 +26,14 @@ class FutureUses:
 
     @property
     def first_uses(self) -> np.ndarray:
-        """The earliest event that demands each expert, among the blocks seen so far, [L·J]; NEVER where none does."""
+        """The earliest event that demands each expert among the blocks seen so far, [L·J]; NEVER if none does."""
         return self._next
 
     def before(self, begins: np.ndarray, demanded: np.ndarray, first_event: int) -> np.ndarray:
         """For each demanded expert of a block's events, the number of the next event that demands it, or NEVER.
 
         Args:
-            begins, demanded: of the block that comes before those seen so far. first_event: number of its first event.
+            begins, demanded: of the block that precedes those seen so far. first_event: number of its first event.
         """
         events = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
         flat = (events % self._num_layers) * self._num_experts + demanded
@@ -49,11 +49,11 @@ class FutureUses:
 
 
 class Future:
-    """When every demanded expert is demanded next, found from the trace's end to its beginning and kept on disk meanwhile: the
-    future of a long trace does not fit into memory.
+    """When every demanded expert is demanded next. It is computed from the trace's end to its beginning and kept on disk, because
+    the future of a long trace does not fit in memory.
 
     Args:
-        is_known: whether anybody asks; else nothing is computed.
+        is_known: whether it is needed; otherwise nothing is computed.
     """
 
     def __init__(self, trace: RoutingTrace, is_known: bool) -> None:

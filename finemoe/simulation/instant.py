@@ -1,7 +1,7 @@
-"""A replay's caches where loads take no time: exact accounting of hits and loads (DESIGN 4).
+"""A replay's caches with loads that take no time: exact accounting of hits and loads (DESIGN 4).
 
-An expert is absent or resident, and nothing is late. State is kept between blocks of events, which bounds memory however long a
-trace is.
+An expert is absent or resident, and nothing is late. State is kept between blocks of events, which bounds memory for traces of
+any length.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ class InstantCache:
     Args:
         eviction: the rule's name.
     Attributes:
-        needs_future: whether the rule must be told the future (`foresee`).
+        needs_future: whether the rule needs to know the future (`foresee`).
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class InstantCache:
                 device.hold(np.flatnonzero(self._owners == number))
 
     def foresee(self, first_uses: np.ndarray) -> None:
-        """When every expert is demanded first, [L·J] event numbers."""
+        """Set when every expert is demanded first, [L·J] event numbers."""
         for device in self._devices:
             device.foresee(first_uses)
 
     def run(self, block: Block, events: Events, durations: Durations | None = None) -> None:
-        """Go through a block of events; nothing takes time."""
+        """Simulate a block of events; nothing takes time."""
         is_one = len(self._devices) == 1
         parts = [events] if is_one else [events.part(self._owners == number) for number in range(len(self._devices))]
         with failures_raised(f"eviction rule {self._eviction!r}"):
@@ -93,18 +93,18 @@ class InstantDevice:
         self._found = np.zeros(num_experts, dtype=np.uint8)
 
     def hold(self, experts: np.ndarray) -> None:
-        """Put experts (flat ids) into free slots, before anything runs; that counts as no load."""
+        """Put experts (flat ids) into free slots before the run; this does not count as loads."""
         hold(self._arrays, experts)
 
     def foresee(self, first_uses: np.ndarray) -> None:
-        """When every expert is demanded first, [L·J] event numbers."""
+        """Set when every expert is demanded first, [L·J] event numbers."""
         self._arrays.stats.next_use[:] = first_uses
 
     def run(self, events: Events) -> np.ndarray:
-        """Go through a block of events.
+        """Simulate a block of events.
 
         Returns:
-            [E, 4]: hits, loads on demand, loads ahead, and prefetched experts evicted unused, of each event.
+            [E, 4]: hits, loads on demand, prefetch loads, and prefetched experts evicted unused, for each event.
         """
         outcome = np.zeros((len(events.layers), 4), dtype=np.int64)
         run(self._arrays, events, self._found, *self._pointers, outcome)
@@ -117,7 +117,7 @@ class InstantDevice:
 
     @property
     def num_unused(self) -> int:
-        """Prefetched experts that are resident and were not demanded so far."""
+        """Prefetched experts that are resident and have not been demanded."""
         return int(np.count_nonzero(self._arrays.undemanded))
 
 
@@ -144,7 +144,7 @@ def run(cache, events, found, weigh, visit, outcome):  # type: ignore[no-untyped
 
 @borrowing
 def _listen(cache, events, moment, weigh):  # type: ignore[no-untyped-def]
-    """What is predicted at a moment is heard, and all that is asked for is loaded."""
+    """Process the predictions of a moment and load everything that they request."""
     for update in range(events.update_begins[moment], events.update_begins[moment + 1]):
         hear(cache, events.update_layers[update], events.rows[events.update_rows[update]])
     post_prefetches(cache, events.prefetches[events.prefetch_begins[moment] : events.prefetch_begins[moment + 1]])
@@ -156,7 +156,7 @@ def _listen(cache, events, moment, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _load_missing(cache, layer, experts, weigh):  # type: ignore[no-untyped-def]
-    """On demand, in ascending order; a set larger than the cache streams through (DESIGN 4)."""
+    """Load on demand, in ascending order; a set larger than the cache streams through (DESIGN 4)."""
     base = layer * cache.stats.num_experts
     for expert in experts:
         if cache.presence[base + expert] == ABSENT and not _load(cache, base + expert, False, weigh):
@@ -172,7 +172,7 @@ def _load_missing(cache, layer, experts, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _load(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
-    """Bring an absent expert in; False where every slot holds an expert that must stay."""
+    """Load an absent expert; returns False if every slot holds an expert that must stay."""
     slot, _, _ = admit(cache, flat, is_prefetch, weigh)
     if slot >= 0:
         complete(cache, flat)
@@ -181,7 +181,7 @@ def _load(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _give_up_last(cache, base, ahead):  # type: ignore[no-untyped-def]
-    """The hit that is needed last may go."""
+    """Allow the hit that is needed last to be evicted."""
     for place in range(ahead.shape[0] - 1, -1, -1):
         if cache.presence[base + ahead[place]] == RESIDENT:
             cache.running[base + ahead[place]] = False

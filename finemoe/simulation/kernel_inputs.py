@@ -1,4 +1,4 @@
-"""A block of layer events as compiled replays take it."""
+"""A block of layer events in the form that compiled replays take."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ class Events(NamedTuple):
     """Layer events in order, E of them.
 
     Attributes:
-        layers: [E] which MoE layer runs. is_start: [E] whether it begins an iteration.
+        layers: [E] the MoE layer of each event. is_start: [E] whether it begins an iteration.
         begins, demanded: the demanded experts of event e are demanded[begins[e]:begins[e + 1]], ascending ids within the layer.
         next_use: for each entry of `demanded`, the number of the next event that demands it (only Belady reads it).
-        update_begins, update_layers, update_rows, rows: predictions that come to be known before (2e) and after (2e + 1) the
-            demand of event e: of layer update_layers[u] the distribution rows[update_rows[u]], for u in
-            update_begins[2e]:update_begins[2e + 1].
-        prefetch_begins, prefetches: flat ids (layer·J + expert) asked for then, in order.
+        update_begins, update_layers, update_rows, rows: predictions that become known before (2e) and after (2e + 1) the demand
+            of event e. For u in update_begins[2e]:update_begins[2e + 1], the distribution rows[update_rows[u]] predicts layer
+            update_layers[u].
+        prefetch_begins, prefetches: flat ids (layer·J + expert) requested at those moments, in order.
     """
 
     layers: np.ndarray
@@ -31,7 +31,7 @@ class Events(NamedTuple):
     prefetches: np.ndarray
 
     def part(self, is_mine: np.ndarray) -> "Events":
-        """What of it concerns one device; is_mine: [L·J] whether an expert is that device's."""
+        """The part that concerns one device; is_mine: [L·J] whether an expert belongs to that device."""
         num_experts = self.rows.shape[1]
         owners = np.repeat(np.arange(len(self.layers)), np.diff(self.begins))
         demanded = is_mine[self.layers[owners] * num_experts + self.demanded]
@@ -46,14 +46,14 @@ class Events(NamedTuple):
 
 
 class Durations(NamedTuple):
-    """How long things take in a block of events, in seconds.
+    """Durations in a block of events, in seconds.
 
     Attributes:
-        before: [E] from the end of the layer before to the gate: attention, norms, router, overhead.
-        expert: for every entry of `Events.demanded`, its computation. after: [E] what follows the experts, and after the last
-            layer the head.
-        search: [2E] the policy's own work before what it asks for at a moment (numbered as in `Events`) can be loaded.
-        earliest: [E] an iteration that starts with this event does so no earlier.
+        before: [E] from the end of the previous layer to the gate: attention, norms, router, overhead.
+        expert: computation of each entry of `Events.demanded`. after: [E] what follows the experts, including the head after the
+            last layer.
+        search: [2E] the policy's own work at a moment (numbered as in `Events`), before the experts it requests can be loaded.
+        earliest: [E] earliest start of an iteration that begins with this event.
     """
 
     before: np.ndarray
@@ -64,5 +64,5 @@ class Durations(NamedTuple):
 
 
 def _counted(flags: np.ndarray) -> np.ndarray:
-    """How many flags are set before each place and at the end, [n + 1]."""
+    """Number of set flags before each position and at the end, [n + 1]."""
     return np.concatenate([[0], np.cumsum(flags)]).astype(np.int64)

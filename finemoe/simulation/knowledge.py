@@ -1,4 +1,4 @@
-"""What a history teaches each system beforehand, worked out once for all runs over it."""
+"""What each system learns from a history beforehand, computed once for all runs that use it."""
 
 import functools
 from typing import Any
@@ -12,10 +12,10 @@ _MAKERS = {"finemoe": store_from, "finemoe-plus": forecaster_from}
 
 
 class Knowledge:
-    """What `replay` takes as a system's history.
+    """Prepared histories for `replay`.
 
     Args:
-        history: other requests. served: whose model's sizes are meant. options: as `replay_setup` takes them.
+        served: the trace to replay, which determines the model's sizes. history: other requests. options: see `replay_setup`.
     """
 
     def __init__(self, served: RoutingTrace, history: RoutingTrace | None, **options: Any) -> None:
@@ -24,7 +24,7 @@ class Knowledge:
         self._known: dict[str, Any] = {}
 
     def of(self, policy: str) -> Any:
-        """FineMoE's store, filled; finemoe-plus' forecaster, taught; for others the history itself."""
+        """FineMoE's filled store; finemoe-plus' trained forecaster; for others the history itself."""
         if policy not in _MAKERS or self._history is None:
             return self._history
         if policy not in self._known:

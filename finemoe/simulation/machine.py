@@ -1,4 +1,4 @@
-"""What a machine in virtual time is: the caches of its devices, their links, and the clock (see clockwork.py)."""
+"""The state of a machine in virtual time: the caches of its devices, their links, and the clock (see clockwork.py)."""
 
 from typing import Any, NamedTuple
 
@@ -12,18 +12,18 @@ BESIDE, AT_GATE, AFTER_LAYER = 0, 1, 2  # inference does not wait for prefetches
 
 
 class Machine(NamedTuple):
-    """Everything that changes, and what it is told: D devices of S slots, N = L·J experts by flat id.
+    """All state and inputs of a machine: D devices of S slots, N = L·J experts by flat id.
 
     Attributes:
         weigh, visit: the eviction rule.
         waits, load_s, prefetch_s, chunk_s, wake_s, resume_s, hand_over_s, hits_first: see Clockwork.
         owners: [N] each expert's device. caches: of all devices.
-        link_s: [D] up to when a link's work is known. rest_s: [D] what its transfer in flight still takes. flying: [D] the expert
-            in flight, or NOTHING.
-        clock: [3] when the last layer ended, when the matcher is free, and how much of the running layer was the policy's work.
-        ready: [J] when each demanded expert of the running layer is there, by its place in the set; see transfers.py.
-        found, mine, places: [J] room for one device's part of a demanded set: where each was, its id, its place in the set.
-        ends_s, work_s: [D] room for when each device has computed, and what of that was work.
+        link_s: [D] time up to which a link has been simulated. rest_s: [D] remaining time of its transfer in flight. flying: [D]
+            the expert in flight, or NOTHING.
+        clock: [3] end of the last layer, time at which the matcher is free, and the policy's share of the running layer's time.
+        ready: [J] when each demanded expert of the running layer is resident, by its place in the set; see transfers.py.
+        found, mine, places: [J] scratch for one device's part of a demanded set: state of each expert, its id, its place.
+        ends_s, work_s: [D] scratch for the end of each device's computation, and how much of it was work.
     """
 
     weigh: Any
@@ -65,7 +65,7 @@ def idle_machine(
     resume_s: float,
     hand_over_s: float,
 ) -> Machine:
-    """A machine that nothing has happened to; arguments as in Clockwork."""
+    """A machine in its initial state; arguments as in Clockwork."""
     num_layers, num_experts = owners.shape
     weigh, visit = rule.pointers()
     own = rule.own(num_experts)
@@ -96,6 +96,6 @@ def idle_machine(
 
 
 def hold_on_devices(machine: Machine, experts: np.ndarray) -> None:
-    """Put experts (flat ids) into free slots of their devices, before anything runs; that counts as no load."""
+    """Put experts (flat ids) into free slots of their devices before the run; this does not count as loads."""
     for device in range(len(machine.link_s)):
         hold(machine.caches, experts[machine.owners[experts] == device], device)

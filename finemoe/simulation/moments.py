@@ -1,4 +1,4 @@
-"""What is demanded and what is predicted, moment by moment (see Predictions), as compiled replays and the recall take it."""
+"""Demands and predictions, moment by moment (see Predictions), in the form that compiled replays and the recall take."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from finemoe.simulation.kernel_inputs import Events
 
 
 def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:
-    """The event that each prediction is about, [n], or -1 where it came no earlier than that event's gate."""
+    """The event that each prediction is for, [n], or -1 if it came no earlier than that event's gate."""
     events = predictions.moments // 2
     targets = events - events % num_layers + predictions.layers
     return np.where(2 * targets + 1 > predictions.moments, targets, -1)
@@ -17,9 +17,9 @@ def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:
 def events_of(
     num_layers: int, begins: np.ndarray, demanded: np.ndarray, next_use: np.ndarray, predictions: Predictions
 ) -> Events:
-    """A block's layer events, with what is predicted between them.
+    """A block's layer events with the predictions between them.
 
-    Prefetches of a moment are ordered by priority, equal ones as they were asked for (section 4.5).
+    Prefetches of a moment are ordered by priority, equal ones in the order of the request (section 4.5).
 
     Args:
         begins, demanded, next_use: as in Events.
@@ -48,5 +48,5 @@ def events_of(
 
 
 def _begins(moments: np.ndarray, num_moments: int) -> np.ndarray:
-    """Where what belongs to each moment begins among things ordered by moment, and the end, [num_moments + 1]."""
+    """Where the items of each moment begin in a list ordered by moment, and the end, [num_moments + 1]."""
     return np.concatenate([[0], np.cumsum(np.bincount(moments, minlength=num_moments))]).astype(np.int64)

@@ -1,5 +1,5 @@
-"""The sizes of the published models as a table that comes with the project: what `ModelSize.from_config` makes of their
-configurations takes Transformers five seconds. `python -m finemoe.simulation.published_sizes` writes it.
+"""A table of the published models' sizes, included because computing them with `ModelSize.from_config` takes Transformers five
+seconds. `python -m finemoe.simulation.published_sizes` writes it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from finemoe.paths import MODEL_CONFIGS, PUBLISHED_SIZES
 
 
 def known_size(config: Path) -> dict[str, Any] | None:
-    """The fields of a configuration's `ModelSize`; None where the table is of another content of the file, or has none."""
+    """The fields of a configuration's `ModelSize`; None if the table has no entry, or one for other contents of the file."""
     if not PUBLISHED_SIZES.is_file():
         return None
     row = json.loads(PUBLISHED_SIZES.read_text(encoding="utf-8")).get(config.stem)
@@ -22,7 +22,7 @@ def known_size(config: Path) -> dict[str, Any] | None:
 
 
 def write_table() -> None:
-    """Work out the size of every configuration in data/models/configs."""
+    """Compute the size of every configuration in data/models/configs and write the table."""
     from finemoe.simulation.cost import ModelSize
 
     rows = {

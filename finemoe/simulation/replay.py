@@ -1,6 +1,6 @@
-"""`finemoe.replay`: a policy on recorded routing (DESIGN 3, 4 and 6).
+"""`finemoe.replay`: run a policy on recorded routing (DESIGN 3, 4 and 6).
 
-With an instant link it is exact accounting of hits and bytes; on a described testbed it takes virtual time.
+With an instant link, it counts hits and bytes exactly. On a described testbed, it simulates virtual time.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from finemoe.simulation.timed import ModelledPace, Pace, TimedCache
 from finemoe.traces import RoutingTrace
 from finemoe.units import is_whole
 
-_COMPARED_ROWS = 64  # that tell two requests of one name apart
+_COMPARED_ROWS = 64  # compared to distinguish two requests of one name
 
 
 def replay(
@@ -45,19 +45,21 @@ def replay(
     """Replay a trace under a policy.
 
     Args:
-        trace: recorded routing; its requests run one after the other over one cache, cold at the start.
-        policy: a system of the paper, "on-demand", "no-offload", "oracle", or one of your own (docs/add_a_system.md).
-        eviction: overrides its rule, "belady" included.
-        expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a text with a unit) where the size
+        trace: recorded routing; its requests run one after the other over one cache, which is empty at the start.
+        policy: a system of the paper, "on-demand", "no-offload", "oracle", or your own (docs/add_a_system.md).
+        expert_memory: a share in (0, 1] of all routed experts, or bytes per device (an int or a string with a unit) if the size
             of an expert is known.
-        hardware: a testbed's name in data/hardware, the path of a YAML file, or a Testbed, for virtual time; None, an instant
-            link.
-        history: a RoutingTrace (or, for finemoe, an ExpertMapStore; for finemoe-plus, a Forecaster) of other requests; None
-            learns online.
-        options: as in `sweep`.
+        hardware: for virtual time, the name of a testbed in data/hardware, the path of a YAML file, or a Testbed; None for an
+            instant link.
+        history: a RoutingTrace (or, for finemoe, an ExpertMapStore; for finemoe-plus, a Forecaster) of other requests; None to
+            learn online.
+        eviction: an eviction rule instead of the policy's own, "belady" included.
+        options: see `sweep`.
+    Returns:
+        The report with hits, bytes and, with hardware, times.
     Raises:
-        FinemoeError: a name is unknown, an option is out of range, the trace lacks what the policy reads, or the testbed has not
-            the memory.
+        FinemoeError: a name is unknown, an option is out of range, the trace lacks what the policy reads, or the testbed has too
+            little memory.
     """
     return sweep(trace, policy, [expert_memory], [eviction], history, hardware=hardware, **options)[0]
 
@@ -83,20 +85,20 @@ def sweep(
     progress: bool = False,
     **policy_options: Any,
 ) -> list[Report]:
-    """As `replay` at every memory size under every eviction rule (None: the policy's own), sizes first; the policy is heard once
-    for all of them.
+    """Like `replay`, at every memory size under every eviction rule (None: the policy's own), sizes first. The policy is asked
+    once for all of them.
 
     Args:
-        model: with hardware, whose sizes are meant (a published configuration's name, a folder, config.json or a hub id, or a
-            `ModelSize`); None: the published model that has the trace's layers and experts.
+        model: with hardware, the model that supplies sizes (name of a published configuration, a folder, config.json or a hub id,
+            or a `ModelSize`); None: the published model with the trace's layers and experts.
         prefetch_distance, store_capacity, seed: as in `finemoe.offload`.
-        devices: how many share the experts, round-robin; by default one, or as many as the testbed has.
-        expert_bytes: without hardware, the size of one expert; by default bytes in the report are counted in experts.
-        link, host_memory: of the live engine only; a testbed describes its own.
-        batch_size: how many consecutive requests run side by side; a batch counts as one request.
-        arrangement: in what order, when and how long requests run, instead of `batch_size`; `trace` is then its trace.
-        progress: show a bar.
-        policy_options: the system's own, such as promoe's `predictor`.
+        devices: number of devices that share the experts, round-robin; by default one, or as many as the testbed has.
+        expert_bytes: without hardware, the size of one expert; by default, bytes in the report are counted in experts.
+        link, host_memory: only for the live engine; a testbed describes its own.
+        batch_size: number of consecutive requests that run together; a batch counts as one request.
+        arrangement: order, arrival and length of requests, instead of `batch_size`; `trace` is then its trace.
+        progress: show a progress bar.
+        policy_options: options of the policy, such as promoe's `predictor`.
     """
     if not isinstance(trace, RoutingTrace):
         raise FinemoeError(f"replay takes a RoutingTrace, not {type(trace).__name__}; RoutingTrace.load reads one from a file")
@@ -111,7 +113,7 @@ def sweep(
         (memory, eviction or system.default_eviction) for memory, eviction in itertools.product(expert_memories, evictions)
     ]
     for _, eviction in choices:
-        rule_named(eviction, is_replay=True)  # or there is none
+        rule_named(eviction, is_replay=True)  # raises if there is none
     if hardware is None:
         num_devices = 1 if devices is None else devices
         caches = [InstantCache(trace, system, memory, rule, num_devices, expert_bytes) for memory, rule in choices]
@@ -141,7 +143,7 @@ def paced(
     """Replay in virtual time at a given pace, for every choice of (expert memory, eviction rule).
 
     Args:
-        first_held: experts (flat ids) of which every cache holds from the start as many as it can, the first ones; on one device.
+        first_held: experts (flat ids) to hold from the start: as many of the first ones as fit; only for one device.
     """
     caches = [TimedCache(trace, policy, memory, rule, pace, first_held) for memory, rule in choices]
     return _run(trace, name, policy, caches, pace, progress)
@@ -154,7 +156,7 @@ def replay_setup(
     store_capacity: int = 1000,
     seed: int = 0,
 ) -> PolicySetup:
-    """What a policy is told about a trace's model."""
+    """The `PolicySetup` for a trace's model."""
     return PolicySetup(
         num_layers=trace.num_layers,
         num_experts=trace.num_experts,
@@ -171,26 +173,26 @@ def replay_setup(
 def _require_sensible(devices: int | None, expert_bytes: int | None, link: str | None, host_memory: int | str | None) -> None:
     for name, value in (("devices", devices), ("expert_bytes", expert_bytes)):
         if value is not None and not (is_whole(value) and value >= 1):
-            raise FinemoeError(f"{name} is {value!r}; in a replay it is a whole number, at least 1")
+            raise FinemoeError(f"{name} is {value!r}; in a replay it must be a whole number, at least 1")
     if link is not None or host_memory is not None:
         raise FinemoeError("link and host_memory belong to the live engine; a replay has an instant link, or that of hardware=")
 
 
 def _require_effect(hardware: Any, model: Any, expert_bytes: int | None) -> None:
     if hardware is None and model is not None:
-        raise FinemoeError("model says whose sizes hardware= means; give both")
+        raise FinemoeError("model selects the sizes for hardware=; give both")
     if hardware is not None and expert_bytes is not None:
         raise FinemoeError("expert_bytes is for an instant link; with hardware= the size comes from the model's configuration")
 
 
 def _require_others(history: Any, trace: RoutingTrace) -> None:
-    """Served requests never contribute to a history (DESIGN 4); they are known by name, where they have one, and routing."""
+    """Refuse served requests in the history (DESIGN 4); requests are identified by name, if they have one, and by routing."""
     if isinstance(history, RoutingTrace) and history.model == trace.model:
         known = {name: number for number, name in enumerate(history.request_ids)}
         for number, name in enumerate(trace.request_ids):
             if name in known and _begins_alike(history, known[name], trace, number):
                 raise FinemoeError(
-                    f"request {name!r} is served and in the history, which must be of other requests; take "
+                    f"request {name!r} is served and in the history, which must have other requests; use "
                     "trace.split('history') and trace.split('served')"
                 )
 

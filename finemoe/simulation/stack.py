@@ -1,13 +1,13 @@
 """Caches of every size at once, as one stack (Mattson et al., Evaluation techniques for storage hierarchies, 1970).
 
-The worth that a rule gives an expert depends on what was demanded, never on what a cache holds. So when experts are loaded on
-demand, a larger cache holds everything that a smaller one holds, and the experts can be ordered such that the first S of them
-are the content of a cache of S slots: an expert is a hit in every cache that is larger than its place in this order.
+A rule's weight for an expert depends on what was demanded, never on the content of a cache. With on-demand loading, a larger
+cache therefore holds everything that a smaller one holds, and the experts can be ordered such that the first S of them are the
+content of a cache of S slots: an expert is a hit in every cache that is larger than its place in this order.
 
-Sets are accessed as a whole (DESIGN 4): after an event with the set A, a cache of S slots holds A and the S - |A| worthiest
-experts of the rest of its content. One walk down the stack computes this for all S: experts that do not fit into a cache wait
-in a *pool*, and the next larger cache keeps the best of it. The walk does not apply to caches smaller than A, which serve A in
-turns.
+Sets are accessed as a whole (DESIGN 4): after an event with the set A, a cache of S slots holds A and, of the rest of its
+content, the S - |A| experts with the highest weight. One walk down the stack computes this for all S: experts that do not fit in
+a cache wait in a *pool*, and the next larger cache keeps the best of them. The walk does not apply to caches smaller than A,
+which serve A in turns.
 """
 
 from typing import NamedTuple
@@ -22,16 +22,17 @@ from finemoe.compiling import borrowing, njit
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__)
-_WEIGHED_AT_ONCE = 64  # experts: what is asked of a rule beyond the deepest hit is asked in vain
+_WEIGHED_AT_ONCE = 64  # experts; weights computed beyond the deepest hit are not needed
 
 
 class Stack(NamedTuple):
     """N = L·J experts by flat id.
 
     Attributes:
-        stats: what the rule reads. order: [N] the experts demanded so far, the first S of which a cache of S slots holds.
-        place: [N] where each is in it, or -1. length: [1] how many there are. worth: [N] of those in `order`, by place.
-        running: [N] whether the layer that runs demands it. pool, pool_worth: [J + 1] what waits for a larger cache.
+        stats: what the rule reads. order: [N] the experts demanded so far; a cache of S slots holds the first S.
+        place: [N] index of each expert in `order`, or -1. length: [1] number of experts in `order`. worth: [N] weights of the
+            experts in `order`, by place. running: [N] whether the running layer demands it. pool, pool_worth: [J + 1] experts
+            that wait for a larger cache.
     """
 
     stats: Statistics
@@ -59,7 +60,7 @@ class Demands(NamedTuple):
 
 
 def empty_stack(rule: EvictionRule, num_layers: int, num_experts: int) -> Stack:
-    """One that no expert has entered."""
+    """A stack without experts."""
     count = num_layers * num_experts
     return Stack(
         stats=empty_state(num_layers, num_experts, 1, rule.own(num_experts)).stats,
@@ -75,11 +76,12 @@ def empty_stack(rule: EvictionRule, num_layers: int, num_experts: int) -> Stack:
 
 @njit(cache=True, nogil=True, _nrt=False)
 def run(stack, demands, weigh, visit, smallest, found):  # type: ignore[no-untyped-def]
-    """Go through a block of events.
+    """Process a block of events.
 
     Args:
-        smallest: [N + 1] by place (the last of what was never demanded), the number of the smallest cache that has it.
-        found: [requests, sizes + 1] to which the demanded experts are added, by request and that number.
+        smallest: [N + 1] for each place (the last entry is for experts never demanded), the index of the smallest cache that
+            includes it.
+        found: [requests, sizes + 1] counts of demanded experts by request and that index; this function adds to it.
     """
     for event in range(demands.layers.shape[0]):
         layer, owner = demands.layers[event], demands.owners[event]
@@ -96,7 +98,7 @@ def run(stack, demands, weigh, visit, smallest, found):  # type: ignore[no-untyp
 
 @borrowing
 def _restack(stack, layer, experts, weigh):  # type: ignore[no-untyped-def]
-    """The set goes first; what it pushes out of a cache comes in the next that has room for it."""
+    """Put the set first; experts that it pushes out of a cache move to the next cache with room for them."""
     base, count, length = layer * stack.stats.num_experts, experts.shape[0], stack.length[0]
     for expert in experts:
         stack.running[base + expert] = True
@@ -129,7 +131,7 @@ def _restack(stack, layer, experts, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _wait(stack, layer, place, waiting):  # type: ignore[no-untyped-def]
-    """What is at a place of the stack joins those that wait, the best of whom is the last."""
+    """Add the expert at a place of the stack to the pool, whose last entry is the best."""
     index = waiting
     while index > 0 and not _is_kept(stack, layer, place, index - 1):
         stack.pool[index], stack.pool_worth[index] = stack.pool[index - 1], stack.pool_worth[index - 1]
@@ -139,7 +141,7 @@ def _wait(stack, layer, place, waiting):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _is_kept(stack, layer, place, index):  # type: ignore[no-untyped-def]
-    """Whether what is at a place of the stack is kept rather than what waits at one of the pool."""
+    """Whether to keep the expert at a place of the stack rather than one in the pool."""
     worth, other_worth = stack.worth[place], stack.pool_worth[index]
     if worth != other_worth:
         return worth > other_worth

@@ -1,8 +1,8 @@
-"""Routing of models that nobody recorded: synthetic gates whose statistics match recorded ones.
+"""Routing of models for which no recording exists: synthetic gates whose statistics match recorded ones.
 
-A gate's logits are a sum of three parts with unit variance in all: what is popular everywhere, what its request prefers, and what
-the token wants, which moves slowly from token to token. The last two are projections of a few numbers that all layers share, so
-that early gates tell something about late ones, as in a real model. Four settings are fitted to four statistics.
+A gate's logits are a sum of three parts with unit variance in total: what is popular everywhere, what the request prefers, and
+what the token prefers, which changes slowly from token to token. The last two are projections of a few numbers shared by all
+layers, so early gates predict late ones to some degree, as in a real model. Four settings are fitted to four statistics.
 """
 
 from bisect import bisect_left
@@ -23,12 +23,12 @@ _PAIRS = 4000
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a trace's decode iterations are like.
+    """Statistics of a trace's decode iterations.
 
     Attributes:
-        reuse, within, across: share of a token's experts that the token before it activates too, a token drawn from its request,
-            a token drawn from all of them (either may be the token itself). recall: recall_at_k of trajectory maps three layers
-            ahead, C = 1000.
+        reuse, within, across: share of a token's experts that are also activated by the previous token, by a random token of its
+            request, and by a random token of the trace (either may be the token itself). recall: recall_at_k of trajectory maps
+            three layers ahead, C = 1000.
     """
 
     reuse: float
@@ -43,7 +43,7 @@ class Recipe:
 
     Attributes:
         popular, requested: variance of these two parts; the token's part has the rest. persistence: correlation of the token's
-            part from one token to the next. rank: how many numbers all layers share.
+            part between successive tokens. rank: number of values shared by all layers.
     """
 
     popular: float
@@ -53,7 +53,7 @@ class Recipe:
 
 
 def statistics_of(trace: RoutingTrace, recall: float | None = None, seed: int = 0) -> Statistics:
-    """Statistics of a trace that has the splits history and served; recall: where it is known already."""
+    """Statistics of a trace with the splits history and served; recall: pass it if it is already known."""
     served = trace.split("served").decode()
     owners, rng = np.repeat(np.arange(served.num_requests), np.diff(served.offsets)), np.random.default_rng(seed)
     follows = np.flatnonzero(owners[1:] == owners[:-1]) + 1
@@ -71,7 +71,7 @@ def statistics_of(trace: RoutingTrace, recall: float | None = None, seed: int = 
 
 
 def fitted(wanted: Statistics, num_layers: int, num_experts: int, top_k: int, seed: int = 0) -> Recipe:
-    """The recipe whose routing, at these sizes, has the wanted statistics as nearly as it can."""
+    """The recipe whose routing, at these sizes, has statistics as close as possible to the wanted ones."""
     across, within, reuse = (_correlation(share, num_experts, top_k) for share in (wanted.across, wanted.within, wanted.reuse))
     within, reuse = max(within, across), min(max(reuse, within), 0.999)
     settings = {"popular": across, "requested": within - across, "persistence": (reuse - within) / (1 - within)}
@@ -81,7 +81,7 @@ def fitted(wanted: Statistics, num_layers: int, num_experts: int, top_k: int, se
         trace = synthetic_trace(Recipe(**settings, rank=rank), num_layers, num_experts, top_k, 30, 60, seed)
         return replay(trace.split("served"), "finemoe", 0.25, history=trace.split("history")).recall_at_k
 
-    # The more numbers all layers share, the less early gates tell: two neighbours around what is wanted are found by halving.
+    # The more numbers all layers share, the less early gates predict: bisection finds two neighbours around the wanted recall.
     above = bisect_left(_RANKS, -wanted.recall, lo=1, hi=len(_RANKS) - 1, key=lambda rank: -recall(rank))
     return Recipe(**settings, rank=min(_RANKS[above - 1 : above + 1], key=lambda rank: abs(recall(rank) - wanted.recall)))
 
@@ -89,7 +89,7 @@ def fitted(wanted: Statistics, num_layers: int, num_experts: int, top_k: int, se
 def synthetic_trace(
     recipe: Recipe, num_layers: int, num_experts: int, top_k: int, num_requests: int, tokens_per_request: int, seed: int = 0
 ) -> RoutingTrace:
-    """Decode iterations of so many requests, 7 of 10 in the split history, the others served."""
+    """Decode iterations of `num_requests` requests, 7 of 10 in the split history, the others served."""
     rng = np.random.default_rng(seed)
     popular = rng.standard_normal((num_layers, num_experts)) * np.sqrt(recipe.popular)
     projections = rng.standard_normal((num_layers, recipe.rank, num_experts)) / np.sqrt(recipe.rank)
@@ -117,7 +117,7 @@ def synthetic_trace(
 
 
 def _walk(rng: np.random.Generator, num_tokens: int, recipe: Recipe) -> np.ndarray:
-    """The token's numbers, [tokens, rank], each step correlated with the one before."""
+    """The token's numbers, [tokens, rank]; each step is correlated with the one before."""
     noise = rng.standard_normal((num_tokens, recipe.rank))
     states = noise.copy()
     for token in range(1, num_tokens):
@@ -126,12 +126,12 @@ def _walk(rng: np.random.Generator, num_tokens: int, recipe: Recipe) -> np.ndarr
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean share of the experts [n, L, K] that are among the others."""
+    """Mean share of the experts [n, L, K] that are also among the others."""
     return float((first[..., :, None] == second[..., None, :]).any(axis=-1).mean())
 
 
 def _correlation(share: float, num_experts: int, top_k: int) -> float:
-    """The correlation of two Gaussian gates whose top K overlap by a share."""
+    """The correlation of two Gaussian gates whose top K overlap by the given share."""
     rng = np.random.default_rng(0)
     one, other = rng.standard_normal((2, _PAIRS, num_experts))
 

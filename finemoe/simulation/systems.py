@@ -1,4 +1,4 @@
-"""The paper's systems as its figures name them: a policy, an eviction rule, and what a trace must hold for both."""
+"""The paper's systems under the names in its figures: a policy, an eviction rule, and what a trace must hold for both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class System:
     """One line of a comparison: a policy with its options under an eviction rule (None: the policy's own).
 
     Attributes:
-        needs_embeddings, needs_gates, needs_weights: whether it says nothing where a trace holds no semantic embeddings, only the
+        needs_embeddings, needs_gates, needs_weights: whether it predicts nothing if a trace has no semantic embeddings, only the
             K activated experts' probabilities (top-k traces, DESIGN 4), or no probabilities at all.
     """
 
@@ -27,7 +27,7 @@ class System:
     needs_weights: bool = False
 
     def strides(self, prefetch_distance: int) -> tuple[int, ...]:
-        """The lookahead strides that a trace must hold for it."""
+        """The lookahead strides that a trace must have for this system."""
         is_speculative = self.options.get("predictor") == "speculative"
         return (prefetch_distance,) if is_speculative else policy_named(self.policy, is_replay=True).lookahead
 
@@ -46,13 +46,13 @@ SYSTEMS = {
 
 
 def left_out(trace: RoutingTrace, systems: Mapping[str, System], prefetch_distance: int) -> dict[str, str]:
-    """Systems that this trace cannot serve, and why."""
+    """Systems that this trace cannot drive, with the reason."""
     reasons = {name: _reason(trace, system, prefetch_distance) for name, system in systems.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 def chosen_systems(names: Sequence[str]) -> dict[str, System]:
-    """The systems of those names, in the order given.
+    """The systems of the given names, in the given order.
 
     Raises:
         FinemoeError: a name is unknown.

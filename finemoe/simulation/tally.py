@@ -1,4 +1,4 @@
-"""Counts of a replay, by layer and by request, and the report made of them."""
+"""Counts of a replay, per layer and per request, and the report made from them."""
 
 import numpy as np
 
@@ -10,21 +10,21 @@ _NAN = float("nan")
 
 
 class Recall:
-    """recall_at_k of DESIGN 4: the share of demanded experts among as many that the last prediction before the gate ranks
-    highest, over the layers predicted."""
+    """recall_at_k of DESIGN 4: the share of demanded experts that the last prediction before the gate ranks among as many top
+    experts, over the predicted layers."""
 
     def __init__(self) -> None:
         self._recalled = self._ranked = 0
 
     def add(self, begins: np.ndarray, demanded: np.ndarray, targets: np.ndarray, probabilities: np.ndarray) -> None:
-        """A block's demanded sets, and its predictions: the event that each is about (`targets_of`), [n], and what it says,
+        """Add a block's demanded sets and predictions: the event that each is for (`targets_of`), [n], and its distribution,
         [n, J]."""
         predictions = np.flatnonzero(targets >= 0)
         if not len(predictions):
             return
         counts = np.diff(begins)
         last = np.full(len(counts), -1, dtype=np.int64)
-        last[targets[predictions]] = predictions  # the later of equal targets stays
+        last[targets[predictions]] = predictions  # of equal targets, the later one stays
         owners = np.repeat(np.arange(len(counts)), counts)
         known = last[owners] >= 0
         ranks = _ranks(probabilities)[last[owners[known]], demanded[known]]
@@ -33,7 +33,7 @@ class Recall:
 
     @property
     def value(self) -> float:
-        """NaN where nothing was predicted."""
+        """NaN if nothing was predicted."""
         return self._recalled / self._ranked if self._ranked else _NAN
 
 
@@ -45,11 +45,11 @@ class Tally:
         self._hits, self._late, self._accesses = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         self._moved = np.zeros((trace.num_requests, 3), dtype=np.int64)  # on demand, ahead, evicted unused
         self._steps = np.zeros((trace.num_requests, 2), dtype=np.int64)  # prefills, decode steps
-        self._seconds = np.full((trace.num_requests, 2), _NAN)  # of them
+        self._seconds = np.full((trace.num_requests, 2), _NAN)  # their durations
         self._stalls = np.zeros(trace.num_requests)
 
     def add(self, block: Block, begins: np.ndarray, counts: np.ndarray) -> None:
-        """A block's counts [E, 5]: hits, late, loads on demand, loads ahead, and evicted unused, of each event."""
+        """Add a block's counts [E, 5]: hits, late, loads on demand, prefetch loads, and evicted unused, of each event."""
         shape = (block.num_iterations, self._hits.shape[1])
         np.add.at(self._hits, block.requests, counts[:, 0].reshape(shape))
         np.add.at(self._late, block.requests, counts[:, 1].reshape(shape))
@@ -58,7 +58,7 @@ class Tally:
         np.add.at(self._steps, (block.requests, np.where(block.is_prefill, 0, 1)), 1)
 
     def add_times(self, block: Block, durations_s: np.ndarray, stalls_s: np.ndarray) -> None:
-        """How long each iteration of a block took, and how much of it was waiting for weights, [n] each."""
+        """Add the duration of each iteration of a block, and how much of it was waiting for weights, [n] each."""
         places = (block.requests, np.where(block.is_prefill, 0, 1))
         self._seconds[places] = np.nan_to_num(self._seconds[places])
         np.add.at(self._seconds, places, durations_s)
@@ -74,7 +74,7 @@ class Tally:
         num_useful: int,
         num_unused_resident: int,
     ) -> Report:
-        """Everything counted, with bytes = experts x expert_bytes; times are NaN where none were added."""
+        """The report of all counts, with bytes = experts x expert_bytes; times are NaN if none were added."""
         seconds, steps = np.nansum(self._seconds, axis=0), self._steps.sum(axis=0)
         is_timed = not np.isnan(self._seconds).all()
         return Report(
@@ -119,7 +119,7 @@ class Tally:
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:
-    """Place of every expert in each row's order by descending probability, equal ones by id, [n, J]."""
+    """Rank of every expert in its row by descending probability, equal ones by id, [n, J]."""
     order = np.argsort(-rows, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(rows.shape[1])[None], axis=1)

@@ -22,17 +22,17 @@ class Testbed:
     """One machine; rates are sustained ones, not peaks.
 
     Attributes:
-        title: in words. devices: how many. memory_bytes: of each.
+        title: description. devices: number of devices. memory_bytes: of each.
         flops_per_s, memory_bytes_per_s: of each device, at the model's precision.
-        link_bytes_per_s, link_latency_s: of each device's way to the host. host_bytes_per_s: that all links share.
+        link_bytes_per_s, link_latency_s: of each device's link to the host. host_bytes_per_s: shared by all links.
         interconnect_bytes_per_s, interconnect_latency_s: between devices.
-        layer_overhead_s, expert_overhead_s: what the framework takes per decoder layer and per expert computed.
-        search_bytes_per_s, search_overhead_s: how fast a policy reads what it searches, and what a search takes at least.
-        chunk_overhead_s: what a chunk of a prefetch takes beyond its bytes and the link's latency.
-        hand_over_s: what a search must take to be worth a thread of its own; inference itself does what takes less.
-        hits_first: 1 if a layer's experts are computed in the order in which they are there, 0 if in ascending order.
-        A file may leave the last three out, which are 0 then: copies that are issued in time cost nothing beyond their bytes, and
-        the paper's system searches beside inference and computes in the model's own order.
+        layer_overhead_s, expert_overhead_s: overhead of the framework per decoder layer and per computed expert.
+        search_bytes_per_s, search_overhead_s: rate at which a policy reads what it searches, and the minimum time of a search.
+        chunk_overhead_s: overhead of a chunk of a prefetch beyond its bytes and the link's latency.
+        hand_over_s: minimum duration of a search that is handed to a separate thread; shorter ones run in the inference thread.
+        hits_first: 1 if a layer's experts are computed in order of arrival, 0 if in ascending order.
+        A file may omit the last three, which are then 0: copies that are issued in time cost nothing beyond their bytes, and the
+        paper's system searches in parallel with inference and computes in the model's own order.
     Raises:
         FinemoeError: a value is out of range.
     """
@@ -67,15 +67,15 @@ class Testbed:
 
     @property
     def load_bytes_per_s(self) -> float:
-        """What a device's link moves while all of them are busy."""
+        """Rate of a device's link while all links are busy."""
         return min(self.link_bytes_per_s, self.host_bytes_per_s / self.devices)
 
     @classmethod
     def load(cls, name: "str | Path | Testbed") -> "Testbed":
-        """A profile by its name in data/hardware, or by the path of a YAML file; one made in code is taken as it is.
+        """Load a testbed by its name in data/hardware, or from a YAML file; a Testbed is returned unchanged.
 
         Raises:
-            FinemoeError: there is no such profile, a constant or its source is missing, or a value is out of range.
+            FinemoeError: there is no such testbed, a constant or its source is missing, or a value is out of range.
         """
         import yaml
 
@@ -98,7 +98,7 @@ class Testbed:
 
 
 def known_testbeds() -> list[str]:
-    """The profiles that come with the project."""
+    """Names of the testbeds included in the project."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -113,10 +113,10 @@ def _values(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def sourced(entry: Any, name: str, path: Path) -> Any:
-    """The value of a constant written {value: NUMBER, source: TEXT} in a file.
+    """The value of a constant written as {value: NUMBER, source: TEXT} in a file.
 
     Raises:
-        FinemoeError: it is written otherwise.
+        FinemoeError: it is not written this way.
     """
     if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not str(entry["source"]).strip():
         raise FinemoeError(f"{path}: {name} must be written {{value: NUMBER, source: WHERE IT COMES FROM}}")
@@ -131,6 +131,6 @@ def _require_in_range(name: str, value: Any) -> None:
     if not value and name not in _MAY_BE_ZERO:
         raise FinemoeError(f"{name} must be positive")
     if name == "devices" and not is_whole(value):
-        raise FinemoeError(f"devices is {value!r}; it is a whole number")
+        raise FinemoeError(f"devices is {value!r}; it must be a whole number")
     if name == "hits_first" and value not in (0, 1):
-        raise FinemoeError(f"hits_first is {value!r}; it is 1 or 0")
+        raise FinemoeError(f"hits_first is {value!r}; it must be 1 or 0")

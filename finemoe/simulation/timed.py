@@ -1,4 +1,4 @@
-"""A replay's caches in virtual time: what the clockwork is told of a trace, a policy and a testbed."""
+"""A replay's caches in virtual time: prepares the clockwork's inputs from a trace, a policy and a testbed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,23 +27,23 @@ from finemoe.units import format_bytes
 
 
 def waits_of(policy: Policy) -> int:
-    """When inference waits for what a policy loads ahead."""
+    """When inference waits for a policy's prefetches."""
     if not policy.is_synchronous:
         return BESIDE
     return AFTER_LAYER if policy.lookahead or policy.loads_whole_layers else AT_GATE
 
 
 def prefetch_time_s(cost: CostModel) -> float:
-    """One expert ahead of demand, chunk by chunk."""
+    """Prefetch of one expert, chunk by chunk."""
     return cost.prefetch(CHUNK_BYTES)
 
 
 class Pace(Protocol):
-    """How fast a machine is, for one model and policy.
+    """The speed of a machine for one model and policy.
 
     Attributes:
-        num_devices; expert_bytes: of one expert; load_s, prefetch_s: one expert over a link, on demand and chunk by chunk ahead;
-        chunk_s: one chunk; wake_s, resume_s, hand_over_s, hits_first: see Clockwork. hidden_size: h of the model meant.
+        num_devices; expert_bytes: of one expert; load_s, prefetch_s: transfer of one expert on demand, and as a prefetch in
+            chunks; chunk_s: one chunk; wake_s, resume_s, hand_over_s, hits_first: see Clockwork. hidden_size: h of the model.
     """
 
     @property
@@ -79,20 +79,20 @@ class Pace(Protocol):
     def durations(
         self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
-        """Of every event of a block; begins, demanded: its demanded sets; read_bytes: by the policy's own work (`ask`)."""
+        """For every event of a block. begins, demanded: its demanded sets. read_bytes: read by the policy's own work (`ask`)."""
 
 
 @dataclass(frozen=True)
 class ModelledPace:
-    """From a cost model.
+    """The speed according to a cost model.
 
     Args:
-        cost: the model on its testbed. arrangement: what is served.
+        cost: the model on its testbed. arrangement: the served requests.
     """
 
     cost: CostModel
     arrangement: Arrangement
-    wake_s = resume_s = 0.0  # a device waits for an event without anybody waking up
+    wake_s = resume_s = 0.0  # a device waits for an event, so no thread has to wake up
 
     @property
     def num_devices(self) -> int:
@@ -129,10 +129,10 @@ class ModelledPace:
         return self.cost.size.hidden_size
 
     def require_room(self, expert_memory: float | int | str) -> None:
-        """Refuse a cache that does not fit beside the model's other weights.
+        """Refuse a cache that does not fit in addition to the model's other weights.
 
         Raises:
-            FinemoeError: it does not.
+            FinemoeError: it does not fit.
         """
         size, testbed = self.cost.size, self.cost.testbed
         if not self.cost.fits(expert_memory):
@@ -145,12 +145,12 @@ class ModelledPace:
     def durations(
         self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
-        """Of every event of a block."""
+        """For every event of a block."""
         num_layers, num_rows = trace.num_layers, np.diff(block.starts).astype(float)
         contexts = contexts_of(self.arrangement.contexts, block).astype(float)
         kept = np.where(
             block.is_prefill, num_rows, contexts
-        )  # a prompt reads its own tokens' once, a decoded token its context's
+        )  # a prompt reads its own tokens' keys and values once, a decoded token those of its context
         before = self.cost.before_experts(num_rows, contexts, kept)
         after = np.repeat(self.cost.exchange(num_rows), num_layers)
         after[num_layers - 1 :: num_layers] += self.cost.head()
@@ -169,10 +169,10 @@ class TimedCache:
     """The caches and links of a machine under one rule, at one size, with their counts and times.
 
     Args:
-        eviction: the rule's name. first_held: experts (flat ids) of which the first ones are there from the start, as many as
-            have a slot, which counts as no load; on one device.
+        eviction: the rule's name. first_held: experts (flat ids), of which as many of the first ones as fit are resident from the
+            start without counting as loads; only for one device.
     Attributes:
-        needs_future: whether the rule must be told the future (`foresee`).
+        needs_future: whether the rule needs to know the future (`foresee`).
     """
 
     def __init__(
@@ -201,11 +201,11 @@ class TimedCache:
         self._clockwork.hold(np.asarray(first_held, dtype=np.int64)[: slots * num_devices])
 
     def foresee(self, first_uses: np.ndarray) -> None:
-        """When every expert is demanded first, [L·J] event numbers."""
+        """Set when every expert is demanded first, [L·J] event numbers."""
         self._clockwork.foresee(first_uses)
 
     def run(self, block: Block, events: Events, durations: Durations | None) -> None:
-        """Go through a block of events."""
+        """Simulate a block of events."""
         assert durations is not None
         with failures_raised(f"eviction rule {self._eviction!r}"):
             outcome = self._clockwork.run(events, durations)

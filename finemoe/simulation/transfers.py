@@ -1,6 +1,6 @@
-"""What a device's link does in virtual time, compiled: prefetches when it is free, demanded loads at once (see clockwork.py).
+"""A device's link in virtual time, compiled: prefetches when it is free, demanded loads at once (see clockwork.py).
 
-`ready` of the machine says when each demanded expert of the running layer is there, ABSENT_YET while it has no slot, or HAS_SLOT
+The machine's `ready` holds when each demanded expert of the running layer is resident: ABSENT_YET while it has no slot, HAS_SLOT
 until its load is put on the link.
 """
 
@@ -19,7 +19,7 @@ ABSENT_YET, HAS_SLOT = -1.0, -2.0
 
 @borrowing
 def advance(machine, d, until):  # type: ignore[no-untyped-def]
-    """Let a device's link work up to a time."""
+    """Simulate a device's link up to a given time."""
     link_s, rest_s, flying = machine.link_s, machine.rest_s, machine.flying
     while link_s[d] < until:
         if flying[d] >= 0:
@@ -35,7 +35,7 @@ def advance(machine, d, until):  # type: ignore[no-untyped-def]
 
 @borrowing
 def drain(machine, d):  # type: ignore[no-untyped-def]
-    """Let a device's link load all that waits; returns when it is idle."""
+    """Let a device's link load everything in its queue; returns when it is idle."""
     while True:
         if machine.flying[d] >= 0:
             _finish_flight(machine, d)
@@ -58,7 +58,7 @@ def _land(machine, d):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _take_off(machine, d):  # type: ignore[no-untyped-def]
-    """Begin the most urgent prefetch that a slot can be had for; False when none is left."""
+    """Start the most urgent prefetch for which a slot is available; False if none is left."""
     cache = device_of(machine.caches, d)
     flat = take_most_urgent(cache)
     while flat != NOTHING:
@@ -72,8 +72,8 @@ def _take_off(machine, d):  # type: ignore[no-untyped-def]
 
 @borrowing
 def load_missing(machine, d, base, mine, places):  # type: ignore[no-untyped-def]
-    """On-demand loads of one device, as many as get a slot at the gate; returns how many. A prefetch in flight pauses after its
-    chunk, and continues first if it is demanded too (late).
+    """Start on-demand loads on one device, as many as get a slot at the gate; returns their number. A prefetch in flight pauses
+    after its chunk; it continues first if it is demanded too (late).
 
     Args:
         base: flat id of the layer's first expert. mine, places: the device's part of the demanded set, and its places in it.
@@ -93,7 +93,7 @@ def load_missing(machine, d, base, mine, places):  # type: ignore[no-untyped-def
             count += 1
     if count:
         finish_chunk(machine, d)
-    if late >= 0 and machine.flying[d] < 0:  # that was its last chunk
+    if late >= 0 and machine.flying[d] < 0:  # the chunk was its last
         ready[late] = link_s[d]
     for place in places:
         if ready[place] == HAS_SLOT:
@@ -107,8 +107,8 @@ def load_missing(machine, d, base, mine, places):  # type: ignore[no-untyped-def
 
 @borrowing
 def finish_chunk(machine, d):  # type: ignore[no-untyped-def]
-    """The chunk that is being moved ends before anything else can go over the link."""
-    chunks = (machine.prefetch_s - machine.rest_s[d]) / machine.chunk_s  # moved so far
+    """Finish the chunk in flight, before anything else can use the link."""
+    chunks = (machine.prefetch_s - machine.rest_s[d]) / machine.chunk_s  # number moved so far
     if machine.flying[d] < 0 or abs(chunks - np.round(chunks)) < 1e-9:
         return
     rest = min(machine.rest_s[d], (np.ceil(chunks) - chunks) * machine.chunk_s)
@@ -121,8 +121,8 @@ def finish_chunk(machine, d):  # type: ignore[no-untyped-def]
 
 @borrowing
 def load_in_turn(machine, d, index, layer, now, experts):  # type: ignore[no-untyped-def]
-    """Load a demanded expert for which there was no slot at the gate, the set being larger than the cache: those already computed
-    may go, or the prefetch in flight is waited for, or the hit needed last is given up (DESIGN 4)."""
+    """Load a demanded expert that got no slot at the gate because the set is larger than the cache: evict experts that are
+    already computed, or wait for the prefetch in flight, or give up the hit that is needed last (DESIGN 4)."""
     cache, base = device_of(machine.caches, d), layer * machine.caches.stats.num_experts
     flat = base + experts[index]
     release(cache, layer, experts[:index])

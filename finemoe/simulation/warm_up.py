@@ -1,6 +1,6 @@
-"""Compiles kernels of store, forecaster, cache and clock once, into the cache on disk: `python -m finemoe.simulation.warm_up`.
+"""Compile the kernels of store, forecaster, cache and clock once, into the cache on disk: `python -m finemoe.simulation.warm_up`.
 
-Without it the first processes that need them compile them all, each for itself.
+Otherwise the first processes that need them each compile them all.
 """
 
 from finemoe.cache.expert_cache import ExpertCache
@@ -11,11 +11,11 @@ from finemoe.simulation.curves import hit_curves
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 
-_SIZES = (32, 8, 2)  # of a published model, so that it has a size on a testbed
+_SIZES = (32, 8, 2)  # those of a published model, which has sizes for a testbed
 
 
 def warm_up() -> None:
-    """Replay a little made-up routing with an instant link and in virtual time, and make a live cache under every rule."""
+    """Replay a short synthetic trace with an instant link and in virtual time, and create a live cache under every rule."""
     warm_up_forecasts()
     trace = synthetic_trace(Recipe(0.2, 0.3, 0.4, 8), *_SIZES, num_requests=4, tokens_per_request=3)
     history, served = trace.split("history"), trace.split("served")

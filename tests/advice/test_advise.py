@@ -191,7 +191,7 @@ def test_sizes_that_nobody_knows_need_a_model():
     ids = np.zeros((6, 2, 1), dtype=int)
     strange = RoutingTrace.from_topk(ids, np.ones(ids.shape), [0, 3, 6], 5)
     assert finemoe.advise(strange).trace["expert_bytes"] is None
-    with pytest.raises(FinemoeError, match="say which model is meant"):
+    with pytest.raises(FinemoeError, match="name the model"):
         finemoe.advise(strange, hardware="rtx4090")
 
 

@@ -52,7 +52,7 @@ def test_the_paper_s_testbeds_are_there():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("devices: {value: 1, ", "devices: {value: 1.5, "), "it is a whole number"),
+        (("devices: {value: 1, ", "devices: {value: 1.5, "), "it must be a whole number"),
         (("memory_bytes: {value: 24.0e+9", "memory_bytes: {value: 24e9"), "memory_bytes is '24e9', not a number of its unit"),
         (("link_bytes_per_s: {value: 26.0e+9", "link_bytes_per_s: {value: 0"), "link_bytes_per_s must be positive"),
         (("link_latency_s", "link_latencies"), "unknown constant 'link_latencies'"),
@@ -82,7 +82,7 @@ def test_a_profile_says_how_its_engine_works(tmp_path):
     assert Machine.load(path) == replace(Machine.load("rtx3090"), hand_over_s=1e-4, hits_first=1)
     assert {(one.hand_over_s, one.hits_first) for one in map(Machine.load, known_testbeds())} == {(0.0, 0)}
     path.write_text(text + "hits_first: {value: 2, source: its engine}\n")
-    with pytest.raises(FinemoeError, match="hits_first is 2; it is 1 or 0"):
+    with pytest.raises(FinemoeError, match="hits_first is 2; it must be 1 or 0"):
         Machine.load(path)
 
 

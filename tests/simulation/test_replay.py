@@ -169,7 +169,7 @@ def test_hit_rates_computed_elsewhere_on_gpt_oss(share, lru, lfu, belady):
         ({"expert_memory": True}, "must be a share"),
         ({"hardware": "7x-rtx3090"}, r"no testbed '7x-rtx3090'; did you mean '6x-rtx3090'\? known: 6x-rtx3090"),
         ({"hardware": "6x-rtx3090"}, "no published configuration of 3 layers x 6 experts / 2"),
-        ({"devices": 0}, "devices is 0; in a replay it is a whole number, at least 1"),
+        ({"devices": 0}, "devices is 0; in a replay it must be a whole number, at least 1"),
         ({"devices": 2.5}, r"devices is 2\.5"),
         ({"expert_bytes": 0}, "expert_bytes is 0"),
         ({"host_memory": "8GiB"}, "link and host_memory belong to the live engine"),
