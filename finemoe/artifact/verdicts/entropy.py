@@ -25,9 +25,12 @@ def peak_tests(shares: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"fine": fine.share, "coarse": coarse.share, "apart": fine.low > coarse.high})
 
 
-def peak_claim(shares: pd.DataFrame) -> Claim:
-    """Single iterations are peaked, a request's sum is flat."""
-    tests = peak_tests(shares)
+def peak_claim(tests: pd.DataFrame) -> Claim:
+    """Single iterations are peaked, a request's sum is flat.
+
+    Args:
+        tests: as `peak_tests` returns them.
+    """
     return Claim.judged(
         [Statement.of("a model's intervals apart", "miniatures", tests.apart)],
         id="F3a",
@@ -65,9 +68,12 @@ def entropy_tests(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def entropy_claim(table: pd.DataFrame) -> Claim:
-    """Coarse entropy is significantly higher than fine."""
-    tests = entropy_tests(table)
+def entropy_claim(tests: pd.DataFrame) -> Claim:
+    """Coarse entropy is significantly higher than fine.
+
+    Args:
+        tests: as `entropy_tests` returns them.
+    """
     counts = tests.loc["counts"]
     low, high = counts.information_bits.min(), counts.information_bits.max()
     return Claim.judged(
@@ -109,9 +115,12 @@ def running_tests(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(PANEL)
 
 
-def running_claim(table: pd.DataFrame) -> Claim:
-    """Entropy rises while iterations are summed, plateaus after about 10, and is ordered by model."""
-    tests = running_tests(table)
+def running_claim(tests: pd.DataFrame) -> Claim:
+    """Entropy rises while iterations are summed, plateaus after about 10, and is ordered by model.
+
+    Args:
+        tests: as `running_tests` returns them.
+    """
     final = tests.final_bits.unstack("dataset").reindex(list(REPORTED_ORDER)).dropna()
     statements = [
         Statement.of("rises", "miniatures", tests.rises),

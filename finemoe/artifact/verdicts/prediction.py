@@ -56,9 +56,12 @@ def prediction_tests(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def prediction_claim(table: pd.DataFrame) -> Claim:
-    """Fine prediction hits more than coarse at every distance, and falls with it."""
-    by_distance, tests = distance_tests(table), prediction_tests(table)
+def prediction_claim(tests: pd.DataFrame, by_distance: pd.DataFrame) -> Claim:
+    """Fine prediction hits more than coarse at every distance, and falls with it.
+
+    Args:
+        tests: as `prediction_tests` returns them. by_distance: as `distance_tests` returns them.
+    """
     real = by_distance.loc[REAL]
     trends = {"fine above coarse at a distance": by_distance.fine_above_coarse, "fine falls with distance": tests.fine_falls}
     return Claim.judged(
@@ -73,7 +76,7 @@ def prediction_claim(table: pd.DataFrame) -> Claim:
         executor="recorded",
         why=f"Maps lie above both coarse methods at every distance in {int(tests.fine_above_coarse.sum())} of {len(tests)} "
         f"panels and fall with distance in {int(tests.fine_falls.sum())}, with equally many experts named. On real routing "
-        f"the paper's store (replacement by RDY) is above at distances {_where(real.fine_above_coarse)} of {_range_of(table)}; "
+        f"the paper's store (replacement by RDY) is above at distances {_where(real.fine_above_coarse)} of {_range_of(real)}; "
         f"the same search over as many maps drawn at random from the history at {_where(real.random_above_coarse)}: a likely "
         "reason, not tested here, is that replacing what is redundant thins out the common maps.",
     )
@@ -90,6 +93,6 @@ def _where(flags: "pd.Series[bool]") -> str:
     return ", ".join(str(distance) for distance in flags[flags].index.get_level_values("distance")) or "none"
 
 
-def _range_of(table: pd.DataFrame) -> str:
-    tested = table.distance[table.distance.notna()]
-    return f"{tested.min():g} to {tested.max():g}"
+def _range_of(by_distance: pd.DataFrame) -> str:
+    distances = by_distance.index.get_level_values("distance")
+    return f"{distances.min()} to {distances.max()}"

@@ -33,13 +33,13 @@ def similarity_tests(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def similarity_claim(table: pd.DataFrame, sentence_model: str, skipped: str = "") -> Claim:
+def similarity_claim(tests: pd.DataFrame, sentence_model: str, skipped: str = "") -> Claim:
     """The hit rate rises with semantic and with trajectory similarity.
 
     Args:
-        sentence_model: its name. skipped: why the miniatures have no sentence embeddings; "" if they have.
+        tests: as `similarity_tests` returns them. sentence_model: its name.
+        skipped: why the miniatures have no sentence embeddings; "" if they have.
     """
-    tests = similarity_tests(table)
     paper = _of_the_paper(tests)
     real = paper[_is_real(paper)]
     return Claim.judged(
@@ -84,13 +84,13 @@ def correlation_tests(table: pd.DataFrame) -> pd.DataFrame:
     return tests.assign(is_positive=tests.pearson > 0, is_clear=tests.low > 0)
 
 
-def correlation_claim(table: pd.DataFrame, skipped: str = "") -> Claim:
+def correlation_claim(tests: pd.DataFrame, skipped: str = "") -> Claim:
     """Similarity and hit rate correlate positively for every model, dataset and search.
 
     Args:
+        tests: as `correlation_tests` returns them.
         skipped: why the miniatures have no sentence embeddings; "" if they have.
     """
-    tests = correlation_tests(table)
     paper, means = _of_the_paper(tests), tests.pearson[~_is_real(tests)].groupby(level="search", sort=False).mean()
     return Claim.judged(
         [
@@ -102,8 +102,8 @@ def correlation_claim(table: pd.DataFrame, skipped: str = "") -> Claim:
         claim="Similarity and hit rate correlate positively for every model, dataset and search",
         reported="positive everywhere; no number",
         reproduced="; ".join(
-            f"{row.model}/{row.dataset} {row.search} {row.pearson:.2f} [{row.low:.2f}, {row.high:.2f}]"
-            for row in table.itertuples()
+            f"{model}/{dataset} {search} {row.pearson:.2f} [{row.low:.2f}, {row.high:.2f}]"
+            for (search, model, dataset), row in entries_of(tests)
         ),
         panel=_PANEL,
         executor="recorded",
