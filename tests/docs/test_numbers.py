@@ -44,11 +44,19 @@ def test_marks_are_filled_in_sentences_and_cells():
     assert list(marked_names(page)) == [("hits", 1), ("time", 5)]
 
 
+def test_a_number_that_begins_a_line_of_a_paragraph_is_moved():
+    page = "A rate of\n<!--n:hits-->1<!--/n-->, and\n<!--n:time-->2<!--/n--> more.\n"
+    moved = "A rate of <!--n:hits-->61 %<!--/n-->,\nand <!--n:time-->47 ms<!--/n-->\nmore.\n"
+    assert renewed_numbers(page, NUMBERS, "page.md") == moved
+    assert renewed_numbers(moved, NUMBERS, "page.md") == moved
+
+
 @pytest.mark.parametrize(
     ("page", "message"),
     [
         ("a\nb <!--n:hit-->1<!--/n-->", r"page.md, line 2: no generated number 'hit'; did you mean 'hits'\? .*--list"),
-        ("a\n<!--n:hits-->1<!--/n--> b", r"page.md, line 2: a generated number begins the line; put a word before it"),
+        ("# a\n<!--n:hits-->1<!--/n--> b", r"page.md, line 2: a generated number begins the line; put a word before it"),
+        ("a\n\n<!--n:hits-->1<!--/n--> b", r"page.md, line 3: a generated number begins the line"),
         ("a\n\n- <!--n:hits-->1<!--/n--> b", r"page.md, line 3: a generated number begins the line"),
         ("a <!--n:hits-->1 b", r"page.md, line 1: <!--n:hits--> has no partner"),
         ("a\nb <!--/n--> c", r"page.md, line 2: <!--/n--> has no partner"),

@@ -1,7 +1,8 @@
 """Generated numbers in a page's text: `<!--n:NAME-->60.8 %<!--/n-->`, of which a reader sees "60.8 %".
 
 Both GitHub and the site hide the comments, in sentences as in table cells. Where such a comment begins a line or a list item,
-Markdown takes the whole line as HTML and shows its asterisks and links as they are typed: that is refused.
+Markdown takes the whole line as HTML and shows its asterisks and links as they are typed. In a paragraph such a number is moved to the
+end of the line before; elsewhere it is refused.
 """
 
 import re
@@ -12,6 +13,10 @@ from finemoe.errors import FinemoeError
 
 MARK = re.compile(r"<!--n:(?P<name>[\w.-]+)-->(?P<text>.*?)<!--/n-->", re.DOTALL)
 _STRAY = re.compile(r"<!--\s*/?n\b[^>]*>")
+_MOVABLE = re.compile(
+    r"^(?P<before>(?![ \t]*[#|>]|[ \t]*$).*\S)[ \t]*\n[ \t]*(?P<mark><!--n:[\w.-]+-->[^\n]*?<!--/n-->\S*)[ \t]*(?=\S)",
+    re.MULTILINE,
+)
 _BEGINS_A_LINE = re.compile(r"^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?<!--n:", re.MULTILINE)
 
 
@@ -23,6 +28,7 @@ def renewed_numbers(page: str, numbers: Mapping[str, str], where: str) -> str:
     Raises:
         FinemoeError: a name is unknown, a mark is not closed, or a mark begins a line.
     """
+    page = _MOVABLE.sub("\\g<before> \\g<mark>\\n", page)
     if found := _BEGINS_A_LINE.search(page):
         raise FinemoeError(f"{where}, line {_line(page, found)}: a generated number begins the line; put a word before it")
     stray = _STRAY.search(MARK.sub(lambda mark: "x" * len(mark.group()), page))
