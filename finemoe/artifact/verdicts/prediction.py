@@ -62,7 +62,7 @@ def prediction_claim(tests: pd.DataFrame, by_distance: pd.DataFrame) -> Claim:
     Args:
         tests: as `prediction_tests` returns them. by_distance: as `distance_tests` returns them.
     """
-    real = by_distance.loc[REAL]
+    real = by_distance[by_distance.index.get_level_values("model") == REAL]
     trends = {"fine above coarse at a distance": by_distance.fine_above_coarse, "fine falls with distance": tests.fine_falls}
     return Claim.judged(
         [Statement.of(text, name, part) for text, flags in trends.items() for name, part in _kinds_of(flags)],
