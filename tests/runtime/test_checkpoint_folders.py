@@ -52,7 +52,7 @@ def test_equal_or_refused(kind, family, dtype, tmp_path):
         ("link_to_no_file", r"model\.safetensors there is not a file, or is a broken link"),
         ("index_that_names_a_file_of_pickles", r"/pytorch_model-00001\.bin: finemoe.load reads safetensors files only; load the"),
         ("ties_in_words", r"Validation error for field 'tie_word_embeddings': TypeError: .*expected bool"),
-        ("variant_alone", r"it holds model\.fp16\.safetensors, but neither"),
+        ("variant_alone", r"it contains model\.fp16\.safetensors, but neither"),
         ("bin", r"pytorch_model\.bin.*save_pretrained"),
         ("adapter_beside", r"adapter_config\.json.*merge_and_unload"),
         ("quantised_by_bitsandbytes", "quantised"),
