@@ -1,8 +1,8 @@
 """Generated numbers in a page's text: `<!--n:NAME-->60.8 %<!--/n-->`, of which a reader sees "60.8 %".
 
 Both GitHub and the site hide the comments, in sentences as in table cells. Where such a comment begins a line or a list item,
-Markdown takes the whole line as HTML and shows its asterisks and links as they are typed. In a paragraph such a number is moved to the
-end of the line before; elsewhere it is refused.
+Markdown takes the whole line as HTML and shows its asterisks and links as they are typed. In a paragraph such a number is moved
+to the end of the line before; elsewhere it is refused.
 """
 
 import re
@@ -28,7 +28,8 @@ def renewed_numbers(page: str, numbers: Mapping[str, str], where: str) -> str:
     Raises:
         FinemoeError: a name is unknown, a mark is not closed, or a mark begins a line.
     """
-    page = _MOVABLE.sub("\\g<before> \\g<mark>\\n", page)
+    while _MOVABLE.search(page):
+        page = _MOVABLE.sub("\\g<before> \\g<mark>\\n", page)
     if found := _BEGINS_A_LINE.search(page):
         raise FinemoeError(f"{where}, line {_line(page, found)}: a generated number begins the line; put a word before it")
     stray = _STRAY.search(MARK.sub(lambda mark: "x" * len(mark.group()), page))
