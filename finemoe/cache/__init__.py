@@ -1,1 +1,1 @@
-"""The expert cache and the rules by which it evicts (section 4.5): accounting only, no weights, no clock, no thread."""
+"""The expert cache and its eviction rules (section 4.5): accounting only, without weights, clock or threads."""

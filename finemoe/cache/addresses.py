@@ -1,4 +1,4 @@
-"""A device's cache by address, for compiled code that is handed one number instead of its 25 arrays."""
+"""A device's cache by address, for compiled code that takes one number instead of its 25 arrays."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ _SIZES = 4  # N, S, L, R, before the addresses
 
 
 def addresses_of(cache: CacheState) -> np.ndarray:
-    """What `cache_at` finds the cache by, [n] int64; valid as long as the cache's arrays live."""
+    """The addresses that `cache_at` needs to find the cache, [n] int64; valid as long as the cache's arrays exist."""
     stats = cache.stats
     sizes = len(cache.presence), len(cache.held), len(stats.turns), len(stats.own)
     arrays = [array for array in (*cache, *stats) if isinstance(array, np.ndarray)]
@@ -24,7 +24,7 @@ def addresses_of(cache: CacheState) -> np.ndarray:
 
 @njit(cache=True)
 def cache_at(table):  # type: ignore[no-untyped-def]
-    """The cache whose `addresses_of` these are."""
+    """The cache for a table made by `addresses_of`."""
     num_experts, num_slots, num_layers, num_rows = table[0], table[1], table[2], table[3]
     at = table[_SIZES:]
     stats = Statistics(

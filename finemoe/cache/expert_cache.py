@@ -1,7 +1,7 @@
-"""The expert cache of one device, live: which experts are resident, who goes when another must come, and which prefetch is next.
+"""The live expert cache of one device: which experts are resident, which to evict for another, and which prefetch is next.
 
-What changes it are the compiled transitions that a replay runs (`cache.kernels`, `cache.prefetch_queue`), so that both decide
-alike; here Python looks at what they left.
+Its state is changed by the same compiled transitions that a replay runs (`cache.kernels`, `cache.prefetch_queue`), so both decide
+alike; the Python code here reads the result.
 """
 
 import numpy as np
@@ -24,12 +24,12 @@ class ExpertCache:
     """Slots of one device, filled by demand and prefetch, emptied by an eviction rule.
 
     Args:
-        rule: who goes. num_layers, num_experts: L, J. num_slots: capacity in experts, at least 1. least_gain: see
+        rule: the eviction rule. num_layers, num_experts: L, J. num_slots: capacity in experts, at least 1. least_gain: see
             policies.base.Policy.
     Attributes:
         state: [L, J] uint8 ABSENT, LOADING or RESIDENT. slot_of: [L, J] the slot of each expert, or -1.
-        expected: [L, J] float32 the last prediction heard of each layer, 1/J before there is any.
-        running: [L, J] what the running layer demands and still needs. Others only read these.
+        expected: [L, J] float32 the last prediction received for each layer, 1/J before there is any.
+        running: [L, J] what the running layer demands and still needs. All of these are read-only for callers.
     Raises:
         FinemoeError: there is no slot.
     """
@@ -49,24 +49,24 @@ class ExpertCache:
 
     @property
     def arrays(self) -> CacheState:
-        """What compiled transitions change."""
+        """The state that compiled transitions change."""
         return self._arrays
 
     def rule_failure(self) -> EngineError:
-        """What to raise when the eviction rule has failed in compiled code: what it raises of the cache as it is now."""
+        """The error to raise when the eviction rule failed in compiled code: what it raises for the cache's current state."""
         stats, nobody = self._arrays.stats, np.empty(0, dtype=np.int64)
         try:
             self.rule.weigh(stats, self._arrays.held, self._arrays.worth.copy())
             self.rule.visit(stats, max(self.layer, 0), nobody)
         except Exception as error:
-            failure = EngineError(f"the eviction rule failed: {type(error).__name__}: {error}; the engine cannot go on, close it")
+            failure = EngineError(f"the eviction rule failed: {type(error).__name__}: {error}; close the engine, it cannot go on")
             failure.__cause__ = error
             return failure
-        return EngineError("the eviction rule failed; the engine cannot go on, close it")
+        return EngineError("the eviction rule failed; close the engine, it cannot go on")
 
     @property
     def layer(self) -> int:
-        """The layer that runs, -1 before the first of an iteration."""
+        """The running layer, -1 before the first of an iteration."""
         return int(self._counts[LAYER])
 
     @property
@@ -76,26 +76,26 @@ class ExpertCache:
 
     @property
     def num_resident(self) -> int:
-        """Experts whose load has ended."""
+        """Experts whose load has finished."""
         return int(self._counts[NUM_RESIDENT])
 
     @property
     def num_admitted(self) -> int:
-        """Slots given so far."""
+        """Number of slots given out so far."""
         return int(self._counts[ADMITTED])
 
     @property
     def num_evicted(self) -> int:
-        """Experts that lost their slot so far."""
+        """Number of experts evicted so far."""
         return int(self._counts[EVICTED])
 
     @property
     def num_pending(self) -> int:
-        """Prefetches that wait, stale ones among them."""
+        """Prefetches in the queue, including stale ones."""
         return int(self._counts[NUM_PENDING])
 
     @property
     def num_unused(self) -> np.ndarray:
-        """Prefetched experts that hold a slot and were not demanded so far, by layer, [L]."""
+        """Number of prefetched experts that hold a slot and have not been demanded, by layer, [L]."""
         counts: np.ndarray = self._undemanded.sum(axis=1)
         return counts

@@ -1,7 +1,7 @@
-"""What may happen to a device's cache, each transition said once: replays and the live engine run these (section 4.5).
+"""The transitions of a device's cache, each defined once and used by replays and the live engine (section 4.5).
 
 Accounting only: a slot is a number. Access is event-atomic (DESIGN 4): the union of a layer's demanded experts is accessed at
-once, hits are judged before anything is admitted, and none of the set can be a victim while the layer runs.
+once, hits are determined before anything is admitted, and no member of the set can be evicted while the layer runs.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ forget_stale_kernels(__file__, prefetch_queue.__file__, state.__file__)
 
 @borrowing
 def start_iteration(cache):  # type: ignore[no-untyped-def]
-    """No layer runs; nothing that an earlier iteration asked for waits or is awaited any more."""
+    """Reset to the start of an iteration: no layer runs, and requests of an earlier iteration are no longer queued or awaited."""
     end_layer(cache)
     cache.counts[LAYER] = -1
     for place in range(cache.counts[HELD]):
@@ -47,7 +47,7 @@ def start_iteration(cache):  # type: ignore[no-untyped-def]
 
 @borrowing
 def end_layer(cache):  # type: ignore[no-untyped-def]
-    """What the running layer demanded may be evicted."""
+    """Allow eviction of what the running layer demanded."""
     layer, num_experts = cache.counts[LAYER], cache.stats.num_experts
     if layer >= 0:
         for flat in range(layer * num_experts, (layer + 1) * num_experts):
@@ -56,10 +56,10 @@ def end_layer(cache):  # type: ignore[no-untyped-def]
 
 @borrowing
 def access(cache, layer, experts, found):  # type: ignore[no-untyped-def]
-    """A layer's demanded set is judged and marked, then counted. The rule has learned from it before (see `demand`).
+    """Classify, mark and count a layer's demanded set. The rule has already learned from it (see `demand`).
 
     Args:
-        experts: [n] distinct ids. found: [n] uint8, filled with where each was.
+        experts: [n] distinct ids. found: [n] uint8, filled with the state of each expert.
     """
     end_layer(cache)
     base = layer * cache.stats.num_experts
@@ -78,7 +78,7 @@ def access(cache, layer, experts, found):  # type: ignore[no-untyped-def]
 
 @borrowing
 def count_visit(stats, layer, experts):  # type: ignore[no-untyped-def]
-    """A layer's demanded set enters the statistics."""
+    """Add a layer's demanded set to the statistics."""
     stats.clock[TIME] += 1
     stats.turns[layer] += 1
     stats.clock[PASS] += layer <= stats.clock[LAST_LAYER]
@@ -93,14 +93,14 @@ def count_visit(stats, layer, experts):  # type: ignore[no-untyped-def]
 
 @borrowing
 def demand(cache, layer, experts, found, visit):  # type: ignore[no-untyped-def]
-    """A layer demands its set: the rule learns from it (`visit`, which sees the statistics without it), and it is accessed."""
+    """Demand a layer's set: the rule learns from it (`visit`, which sees the statistics without it), then it is accessed."""
     visit(cache.stats, layer, experts)
     access(cache, layer, experts, found)
 
 
 @borrowing
 def foresee(cache, layer, experts, next_use):  # type: ignore[no-untyped-def]
-    """When each of a layer's experts is demanded next, [n] event numbers."""
+    """Set when each of a layer's experts is demanded next, [n] event numbers."""
     for index in range(experts.shape[0]):
         cache.stats.next_use[layer * cache.stats.num_experts + experts[index]] = next_use[index]
     cache.counts[IS_WEIGHED] = False
@@ -108,7 +108,7 @@ def foresee(cache, layer, experts, next_use):  # type: ignore[no-untyped-def]
 
 @borrowing
 def hear(cache, layer, probabilities):  # type: ignore[no-untyped-def]
-    """A layer's distribution is predicted, [J], for its next turn."""
+    """Store the predicted distribution of a layer, [J], for its next turn."""
     base = layer * cache.stats.num_experts
     for expert in range(cache.stats.num_experts):
         cache.stats.expected[base + expert] = probabilities[expert]
@@ -118,17 +118,17 @@ def hear(cache, layer, probabilities):  # type: ignore[no-untyped-def]
 
 @borrowing
 def release(cache, layer, experts):  # type: ignore[no-untyped-def]
-    """Experts of the running set that have been used in this call and may now be victims."""
+    """Mark experts of the running set as used, so that they may be evicted."""
     for expert in experts:
         cache.running[layer * cache.stats.num_experts + expert] = False
 
 
 @borrowing
 def admit(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
-    """Give an absent expert a slot, as `give_slot`; the rule weighs the held experts first, if that is needed and was not done
-    since something changed their worth. A prefetch that must gain something is weighed, too: a free slot is worth nothing, and of
-    the others it takes none that is worth as much as itself, less the gain (after the third rule of Cao et al., A study of
-    integrated prefetching and caching strategies, 1995: never let go what is needed before what is brought)."""
+    """Give an absent expert a slot, like `give_slot`; the rule first weighs the held experts if their weights are outdated. With
+    a minimum gain, a prefetch is weighed too: a free slot is worth nothing, and an occupied one is taken only if its expert is
+    worth less than the prefetched one minus the gain (after the third rule of Cao et al., A study of integrated prefetching and
+    caching strategies, 1995: never evict a block that is needed before the one to be fetched)."""
     price = np.inf
     if is_prefetch and cache.counts[LEAST_GAIN] != ANY_GAIN:
         price = _worth(cache, flat, weigh) - cache.counts[LEAST_GAIN] / 1000
@@ -145,8 +145,8 @@ def admit(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _worth(cache, flat, weigh):  # type: ignore[no-untyped-def]
-    """What the rule says an absent expert would be worth. It is weighed in the first slot's place, for nothing can be allocated
-    here, and that has its own back afterwards."""
+    """The worth of an absent expert according to the rule. It is weighed in the place of the first slot, whose value is restored
+    afterwards, because nothing can be allocated here."""
     held, worth = cache.held[0], cache.worth[0]
     cache.held[0] = flat
     weigh(cache.stats, cache.held[:1], cache.worth[:1])
@@ -157,13 +157,13 @@ def _worth(cache, flat, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def give_slot(cache, flat, is_prefetch, price=np.inf):  # type: ignore[no-untyped-def]
-    """Give an absent expert a slot, evicting the least worthy if none is free; it is LOADING from then on.
+    """Give an absent expert a slot, evicting the least worthy expert if none is free; its state is LOADING from then on.
 
     Args:
-        price: what whoever goes must be worth less than; a free slot is worth nothing.
+        price: the evicted expert must be worth less than this; a free slot is worth nothing.
     Returns:
-        (slot, evicted expert or -1, whether that had been prefetched and was never demanded); slot -1 where every slot holds an
-        expert that must stay or is worth the price.
+        (slot, evicted expert or -1, whether that one had been prefetched and never demanded); the slot is -1 if every slot holds
+        an expert that must stay or is worth at least the price.
     """
     counts, evicted, is_wasted = cache.counts, -1, False
     slot = counts[HELD]
@@ -204,11 +204,11 @@ def _evict(cache, flat):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _weakest(cache):  # type: ignore[no-untyped-def]
-    """Slot of the least worthy expert that may go, or -1: not awaited if any such is left."""
+    """Slot of the least worthy expert that may be evicted, or -1; awaited experts are chosen only if no other is left."""
     best, least, is_best_awaited = -1, 0.0, True
     for slot in range(cache.held.shape[0]):
         worth = cache.worth[slot]
-        if worth > least and not is_best_awaited:  # most of them, awaited or not
+        if worth > least and not is_best_awaited:  # true for most of them, awaited or not
             continue
         flat = cache.held[slot]
         is_awaited = cache.awaiting[flat]
@@ -231,8 +231,8 @@ def _is_movable(cache, flat):  # type: ignore[no-untyped-def]
 
 @borrowing
 def goes_first(stats, layer, flat, other):  # type: ignore[no-untyped-def]
-    """Which of two equally worthy experts goes while a layer runs: the less frequent, else that of the layer farther away, else
-    the lower id."""
+    """Which of two equally worthy experts is evicted while a layer runs: the less frequent one, then the one of the layer farther
+    away, then the lower id."""
     frequency, layer_of, num_layers = stats.frequency, stats.layer_of, stats.turns.shape[0]
     if frequency[flat] != frequency[other]:
         return frequency[flat] < frequency[other]
@@ -244,7 +244,7 @@ def goes_first(stats, layer, flat, other):  # type: ignore[no-untyped-def]
 
 @borrowing
 def can_evict(cache):  # type: ignore[no-untyped-def]
-    """Whether any held expert may be a victim."""
+    """Whether any held expert may be evicted."""
     for place in range(cache.counts[HELD]):  # noqa: SIM110 - no generators in compiled code
         if _is_movable(cache, cache.held[place]):
             return True
@@ -253,20 +253,20 @@ def can_evict(cache):  # type: ignore[no-untyped-def]
 
 @borrowing
 def complete(cache, flat):  # type: ignore[no-untyped-def]
-    """The expert's load has ended."""
+    """Mark the load of an expert as finished."""
     settle(cache.presence, cache.counts, flat)
 
 
 @borrowing
 def settle(presence, counts, flat):  # type: ignore[no-untyped-def]
-    """As `complete`, of the arrays that it changes: a call from Python takes a time that grows with what it hands over."""
+    """Like `complete`, with only the arrays that it changes: the time of a call from Python grows with what it passes."""
     presence[flat] = RESIDENT
     counts[NUM_RESIDENT] += 1
 
 
 @borrowing
 def reset(cache):  # type: ignore[no-untyped-def]
-    """Forget what the slots hold: every expert is absent, and what was held counts as evicted. The rule keeps its memory."""
+    """Clear all slots: every expert is absent, and held experts count as evicted. The rule keeps what it learned."""
     counts = cache.counts
     for place in range(counts[HELD]):
         flat = cache.held[place]

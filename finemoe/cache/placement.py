@@ -1,4 +1,4 @@
-"""Expert parallelism: which device every expert belongs to, round-robin over all layers (section 5)."""
+"""Expert parallelism: assignment of experts to devices, round-robin over all layers (section 5)."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def owners_of(counts: Sequence[int], num_devices: int) -> np.ndarray:
-    """Index of each expert's device, [L, J] (J of the widest layer); counts: experts of every layer."""
+    """Index of each expert's device, [L, J] (J of the widest layer); counts: number of experts of every layer."""
     owners = np.zeros((len(counts), max(counts)), dtype=np.int64)
     numbers = np.arange(sum(counts)) % num_devices
     first = 0

@@ -1,4 +1,4 @@
-"""The prefetches that wait for a device's link: who is next, and who waits in vain (section 4.5)."""
+"""The queue of prefetches for a device's link: which one is next, and which are stale (section 4.5)."""
 
 import numpy as np
 
@@ -13,14 +13,14 @@ NOTHING = -1
 
 @borrowing
 def prefetch_priority(probability, layer, running):  # type: ignore[no-untyped-def]
-    """p / (l - l_now); `running` is the layer that runs, -1 before the first. A running layer's own experts come as the next
-    layer's do."""
+    """p / (l - l_now); `running` is the running layer, -1 before the first. Experts of the running layer get the priority of the
+    next layer's."""
     return probability / max(layer - running, 1)
 
 
 @njit(cache=True)
 def prefetch_priorities(probabilities, layers, running):  # type: ignore[no-untyped-def]
-    """The same of many, [n] each."""
+    """`prefetch_priority` of many, [n] each."""
     priorities = np.empty(len(layers))
     for index in range(len(layers)):
         priorities[index] = prefetch_priority(probabilities[index], layers[index], running[index])
@@ -29,8 +29,8 @@ def prefetch_priorities(probabilities, layers, running):  # type: ignore[no-unty
 
 @borrowing
 def post_prefetches(cache, wanted):  # type: ignore[no-untyped-def]
-    """Let absent experts wait, [n] flat ids in the order asked for, as probable as they are expected to be; those that are here
-    or on their way are awaited instead. Whatever waits already keeps its place."""
+    """Queue absent experts, [n] flat ids in the order requested, with their expected probability; those that are resident or
+    loading are marked as awaited instead. Experts that are already queued keep their place."""
     for flat in wanted:
         if _is_late(cache, flat):
             continue
@@ -46,14 +46,14 @@ def post_prefetches(cache, wanted):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _is_late(cache, flat):  # type: ignore[no-untyped-def]
-    """Whether the expert's layer has come."""
+    """Whether the expert's layer is running or over."""
     return cache.stats.layer_of[flat] < cache.counts[LAYER] + cache.counts[AHEAD]
 
 
 @borrowing
 def take_most_urgent(cache):  # type: ignore[no-untyped-def]
-    """Take the prefetch of highest priority, the first asked for among equals, out of the queue, and those that are stale;
-    returns its flat id, or NOTHING."""
+    """Remove the prefetch with the highest priority, the earliest request among equals, and all stale ones; returns its flat id,
+    or NOTHING."""
     pending, urgency = cache.pending, cache.urgency
     kept, best, best_priority = 0, NOTHING, -1.0
     for place in range(cache.counts[NUM_PENDING]):

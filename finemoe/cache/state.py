@@ -1,6 +1,6 @@
-"""What the expert cache of one device is: arrays that compiled transitions change (`cache.kernels`, `cache.prefetch_queue`).
+"""The state of one device's expert cache: arrays that compiled transitions change (`cache.kernels`, `cache.prefetch_queue`).
 
-Experts go by flat id, layer·J + expert, of which there are N = L·J; a slot is a number below S.
+Experts are identified by flat id, layer·J + expert, of which there are N = L·J; a slot is a number below S.
 """
 
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ import numpy as np
 from finemoe.compiling import borrowing
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
-# Places in `CacheState.counts`: the slots in use; the layer that runs; whether `worth` is up to date, but for this one slot; how
-# many layers ahead of the running one a prefetch must be; how many prefetches wait; by how many thousandths a prefetch must be
-# worth more than whoever goes for it, or ANY_GAIN; and what happened so far.
+# Places in `CacheState.counts`: the number of slots in use; the running layer; whether `worth` is up to date, except for one
+# slot; that slot; the minimum number of layers between a prefetch and the running layer; the number of queued prefetches; the
+# minimum gain of a prefetch over the expert it evicts, in thousandths, or ANY_GAIN; and totals so far.
 HELD, LAYER, IS_WEIGHED, UNWEIGHED, AHEAD, NUM_PENDING, NUM_RESIDENT, LEAST_GAIN = range(8)
 ADMITTED, EVICTED, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_COUNTS = range(8, 15)
 ANY_GAIN = -1
@@ -20,18 +20,18 @@ TIME, PASS, LAST_LAYER = range(3)  # places in `Statistics.clock`
 
 
 class Statistics(NamedTuple):
-    """What eviction rules read of a device's experts.
+    """What eviction rules can read about a device's experts.
 
     Attributes:
         num_experts: J. layer_of: [N] each expert's layer. frequency: [N] 1 + all demand visits so far, kept across evictions.
-        last_visit: [N] the event of the last one, 0 before there is any. last_pass, last_turn: [N] likewise the pass through the
-            layers, and the turn of the expert's own layer; -1 before.
-        turns: [L] how often each layer ran. clock: events so far; passes so far (one begins when a layer runs that is not behind
-            the last one); the layer that ran last, or -1.
+        last_visit: [N] event of the last visit, 0 before there is any. last_pass, last_turn: [N] number of the pass through the
+            layers, and of the turn of the expert's layer, at the last visit; -1 before.
+        turns: [L] how often each layer ran. clock: number of events so far; number of passes so far (a pass starts when a layer
+            runs that does not come after the last one); the layer that ran last, or -1.
         expected: [N] float32 probability in the last prediction of the expert's layer, 1/J before there is any.
-        foretold: [L] the turn of the layer, counted from 0, that it is about; -1 before.
-        next_use: [N] number of the next event that demands it; only a replay knows.
-        own: [R, N] float64 what the rule keeps for itself.
+        foretold: [L] the turn of the layer, counted from 0, that this prediction is for; -1 before.
+        next_use: [N] number of the next event that demands it; only a replay knows it.
+        own: [R, N] float64 data of the rule itself.
     """
 
     num_experts: int
@@ -53,10 +53,10 @@ class CacheState(NamedTuple):
 
     Attributes:
         presence: [N] uint8 ABSENT, LOADING or RESIDENT. slot_of: [N] its slot, or -1. held: [S] the expert in each slot.
-        undemanded: [N] prefetched and not demanded since. awaiting: [N] prefetched for a layer that has not come yet.
+        undemanded: [N] prefetched and not demanded since. awaiting: [N] prefetched for a layer that has not run yet.
         running: [N] demanded by the running layer and still needed.
-        worth: [S] what the rule says each held expert is worth. counts: [NUM_COUNTS] see the constants.
-        pending: [N] the prefetches that wait, as they were asked for. urgency: [N] probability of what waits, else -1.
+        worth: [S] worth of each held expert according to the rule. counts: [NUM_COUNTS] see the constants.
+        pending: [N] queued prefetches in the order of their requests. urgency: [N] probability of queued experts, else -1.
         stats: what the rule reads.
     """
 
@@ -82,12 +82,12 @@ def empty_state(
     least_gain: float | None = None,
     num_devices: int | None = None,
 ) -> CacheState:
-    """A cache that nothing has happened to.
+    """A cache in its initial state.
 
     Args:
-        own: with what each of the rule's own rows begins. may_fetch_running: whether prefetches may still bring other experts of
-            the layer that runs. least_gain: see policies.base.Policy. num_devices: None for one device's cache, without the
-            leading axis.
+        own: initial value of each of the rule's own rows. may_fetch_running: whether prefetches may still load other experts of
+            the running layer. least_gain: see policies.base.Policy. num_devices: None for one device's cache, without the leading
+            axis.
     """
     lead = () if num_devices is None else (num_devices,)
     experts, slots = (*lead, num_layers * num_experts), (*lead, num_slots)
@@ -129,7 +129,7 @@ def empty_state(
 
 @borrowing
 def device_of(caches, device):  # type: ignore[no-untyped-def]
-    """One device's cache out of those of several."""
+    """One device's cache out of several."""
     stats = caches.stats
     return CacheState(
         caches.presence[device],
@@ -160,7 +160,7 @@ def device_of(caches, device):  # type: ignore[no-untyped-def]
 
 
 def hold(cache: CacheState, experts: np.ndarray, device: Any = ...) -> None:
-    """Put experts (flat ids) into a device's free slots, before anything runs; that counts as no load."""
+    """Put experts (flat ids) into a device's free slots before the run; this does not count as loads."""
     cache.held[device][: len(experts)] = experts
     cache.slot_of[device][experts] = np.arange(len(experts))
     cache.presence[device][experts] = RESIDENT

@@ -1,1 +1,1 @@
-"""Expert maps and everything decided from them: geometry, store, search, selection (sections 4.1-4.4)."""
+"""Expert maps and what is computed from them: geometry, store, search, selection (sections 4.1-4.4)."""

@@ -1,8 +1,8 @@
 """Expert maps: one iteration's gate distributions over all experts, layer by layer (section 4.1).
 
-A map is an array [L, J]; a row is the gate's distribution over all J routed experts *before* top-K and before any
-renormalisation, so a row sums to 1: the softmax of the logits, made to rank as the router selects (`ranking`). Several maps
-stack to [n, L, J]. Shared experts are not in a map.
+A map is an array [L, J]. A row is the gate's distribution over all J routed experts *before* top-K and before any
+renormalisation, so it sums to 1: the softmax of the logits, rearranged to rank as the router selects (`ranking`). Several maps
+stack to [n, L, J]. A map does not include shared experts.
 """
 
 import numpy as np
@@ -16,13 +16,13 @@ _SLACK = 1e-2
 def from_logits(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, in float32: gate logits [..., J] to map rows [..., J]."""
     logits = np.asarray(logits, dtype=np.float32)
-    powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))  # in every layer: the methods take twice as long
+    powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))  # runs in every layer; methods take twice as long
     powers /= np.add.reduce(powers, axis=-1, keepdims=True)
     return powers
 
 
 def require_distribution(probs: np.ndarray, layer: int) -> None:
-    """Refuse a gate output that is not a distribution (a router that emits NaN must not pass in silence).
+    """Refuse a gate output that is not a distribution, so that NaN from a router is never ignored.
 
     Args:
         probs: [B, J]; layer: index of the MoE layer, for the message.
@@ -34,14 +34,14 @@ def require_distribution(probs: np.ndarray, layer: int) -> None:
 
 
 def no_distribution(probs: np.ndarray, layer: int) -> EngineError:
-    """What to raise of such a gate output."""
+    """The error for such a gate output."""
     worst = probs.sum(axis=-1).min()
     return EngineError(f"the router of MoE layer {layer} emitted NaN or no distribution (row sum {worst:.3g})")
 
 
 @njit(cache=True, nogil=True)
 def are_distributions(probs):  # type: ignore[no-untyped-def]
-    """Whether every row [B, J] sums to 1, all but one in a hundred; NaN does not."""
+    """Whether every row [B, J] sums to 1 within one in a hundred; NaN does not."""
     for row in range(probs.shape[0]):
         total = 0.0
         for value in probs[row]:
@@ -54,7 +54,7 @@ def are_distributions(probs):  # type: ignore[no-untyped-def]
 def activation_counts(maps: np.ndarray, top_k: int) -> np.ndarray:
     """Coarse counts [L, J] that the maps [n, L, J] generalise: the top K of every row, summed over iterations (4.1)."""
     if not 1 <= top_k <= maps.shape[-1]:
-        raise FinemoeError(f"top_k is {top_k}, must lie in 1..{maps.shape[-1]}")
+        raise FinemoeError(f"top_k is {top_k}; it must be in 1..{maps.shape[-1]}")
     activated = np.argsort(-maps, axis=-1, kind="stable")[..., :top_k]
     counts = np.zeros(maps.shape, dtype=np.int64)
     np.put_along_axis(counts, activated, 1, axis=-1)
@@ -62,7 +62,7 @@ def activation_counts(maps: np.ndarray, top_k: int) -> np.ndarray:
 
 
 def keep_top(probs: np.ndarray, count: int) -> np.ndarray:
-    """The `count` greatest entries of each row [..., J] where they are, zeros elsewhere; equal ones: the lower id is kept."""
+    """Keep the `count` largest entries of each row [..., J], zeros elsewhere; of equal entries the lower id is kept."""
     if count >= probs.shape[-1]:
         return probs
     ids = top_ids(probs, count)
@@ -72,10 +72,10 @@ def keep_top(probs: np.ndarray, count: int) -> np.ndarray:
 
 
 def top_ids(probs: np.ndarray, count: int) -> np.ndarray:
-    """Ids of the `count` greatest entries along the last axis, by descending value, equal ones by id."""
-    return np.argsort(-probs, axis=-1, kind="stable")[..., :count].copy()  # else the ids of all entries are kept with them
+    """Ids of the `count` largest entries along the last axis, by descending value, equal ones by id."""
+    return np.argsort(-probs, axis=-1, kind="stable")[..., :count].copy()  # a view would keep the ids of all entries alive
 
 
 def lookahead_width(num_experts: int, top_k: int) -> int:
-    """How many experts are kept of a distribution that a router applied ahead gives: twice those that a token activates."""
+    """Number of experts recorded of a distribution from a router applied ahead: twice those that a token activates."""
     return min(num_experts, 2 * top_k)

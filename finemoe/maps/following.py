@@ -1,7 +1,7 @@
-"""Trajectory search over one iteration (section 4.2.2, Eq. 5), by which each of its gates tells what a layer ahead will do.
+"""Trajectory search over one iteration (section 4.2.2, Eq. 5): each gate predicts a layer ahead.
 
-Each gate is one compiled call that is handed a table of addresses: in an engine every array that Python hands over costs as much
-as a short search.
+Each gate is one compiled call that takes a table of addresses: in an engine, every array passed from Python costs as much as a
+short search.
 """
 
 import functools
@@ -19,11 +19,11 @@ from finemoe.native import float32_at, function_addresses, uint16_at
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__, kernels.__file__, selection.__file__)
-OUT_OF_PLACE = -2  # instead of a number of predictions: it is no gate of this iteration's
-# Where the table says what. Addresses of: the store's codes [L, J, capacity] and norms [L, capacity]; dots [B, C] and squares
-# [B], which are extended in place; the gates heard so far [L, B, J], 0 where nobody keeps them.
+OUT_OF_PLACE = -2  # returned instead of a number of predictions if a gate does not belong to this iteration
+# Layout of the table. Addresses of: the store's codes [L, J, capacity] and norms [L, capacity]; dots [B, C] and squares [B],
+# which are extended in place; the gates seen so far [L, B, J], 0 if they are not kept.
 _CODES, _NORMS, _DOTS, _SQUARES, _GATES = range(5)
-# Sizes; d, K, whether a poor match selects more (Eq. 6); and how many gates have been heard.
+# Sizes; d, K, whether a poor match selects more (Eq. 6); and the number of gates seen.
 _NUM_LAYERS, _NUM_EXPERTS, _CAPACITY, _NUM_RECORDS, _NUM_ROWS, _DISTANCE, _TOP_K, _IS_SIMILARITY_AWARE, _NUM_HEARD = range(5, 14)
 
 
@@ -31,13 +31,13 @@ class Following:
     """One iteration over a store that does not change meanwhile.
 
     Args:
-        store: the records searched, perhaps none.
+        store: the records to search; may be empty.
         num_rows: B, rows of the iteration (one per sequence in decode, one per token in prefill).
-        distance: d, how many layers ahead a gate tells something. top_k: K.
+        distance: d, how many layers ahead a gate predicts. top_k: K.
         is_similarity_aware: whether a poor match selects more than K experts (Eqs. 6-8).
-        keeps_gates: whether they are wanted afterwards.
+        keeps_gates: whether to keep the gates for use after the iteration.
     Attributes:
-        table: [n] int64, what `follow_gate` is handed; valid as long as this lives.
+        table: [n] int64, the argument of `follow_gate`; valid as long as this object exists.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Following:
         )
 
     def hear(self, layer: int, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The gate of a layer has spoken, [B, J]; they do so in order.
+        """Take in the gate of a layer, [B, J]; layers come in order.
 
         Returns:
-            (probabilities [J] float32, the maximum over rows; ids of the experts that any row selects, ascending) of the layer d
-            ahead, or None where there is no such layer, or no record.
+            (probabilities [J] float32, the maximum over rows; ids of the experts that any row selects, ascending) for the layer d
+            ahead, or None if there is no such layer, or no record.
         Raises:
             FinemoeError: it is not this layer's turn, or the shape is wrong.
         """
@@ -83,25 +83,25 @@ class Following:
         found = follow_gate(self.table, layer, gate, selected, layers, probabilities, counts, experts)
         if found == OUT_OF_PLACE:
             raise FinemoeError(
-                f"the gate of layer {layer} spoke after {self.table[_NUM_HEARD]} others, {probs.shape}; they speak in order, and "
-                f"each of {self._shape} rows and experts"
+                f"the gate of layer {layer} came after {self.table[_NUM_HEARD]} others, with shape {probs.shape}; gates must "
+                f"come in order, each of {self._shape} rows and experts"
             )
         return (probabilities[0], experts[0, : counts[0]]) if found else None
 
     @property
     def maps(self) -> np.ndarray | None:
-        """The iteration's maps [B, L, J], float32, once all gates have spoken, if they were to be kept."""
+        """The iteration's maps [B, L, J], float32, after all gates, if they are kept; otherwise None."""
         is_whole = len(self._gates) > 0 and self.table[_NUM_HEARD] == len(self._gates)
         return np.ascontiguousarray(self._gates.transpose(1, 0, 2)) if is_whole else None
 
 
 @njit(cache=True, nogil=True)
 def follow_gate(table, layer, probs, selected, layers, probabilities, counts, experts):  # type: ignore[no-untyped-def]
-    """A layer extends the prefix, the nearest map says what the layer d ahead is expected to do, and that selects experts.
+    """Extend the prefix by a layer; the nearest map predicts the layer d ahead, from which experts are selected.
 
     Args:
-        table: see Following. probs: [B, J] float32 of the layer; selected: of no use here.
-        layers, probabilities, counts, experts: as `GateStep` says, of which the first is filled in.
+        table: see Following. probs: [B, J] float32 of the layer; selected: not used.
+        layers, probabilities, counts, experts: see `GateStep`; only the first entry is filled in.
     Returns:
         1, or 0 if nothing is predicted, or OUT_OF_PLACE.
     """
@@ -131,7 +131,7 @@ def follow_gate(table, layer, probs, selected, layers, probabilities, counts, ex
 
 @njit(cache=True, nogil=True)
 def _codes_at(table, layer):  # type: ignore[no-untyped-def]
-    """[J, capacity] of a layer."""
+    """Codes of a layer, [J, capacity]."""
     num_experts, capacity = table[_NUM_EXPERTS], table[_CAPACITY]
     size = num_experts * capacity
     return uint16_at(table[_CODES] + 2 * layer * size, size).reshape(num_experts, capacity)
@@ -139,7 +139,7 @@ def _codes_at(table, layer):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _unite(rows, selected, probabilities, experts):  # type: ignore[no-untyped-def]
-    """Fill in the maximum over rows, and what any of them selects; returns how many."""
+    """Fill in the maximum over rows and the union of what they select; returns the number of selected experts."""
     n = np.int64(0)
     for expert in range(rows.shape[1]):
         probabilities[expert], is_selected = rows[0, expert], selected[0, expert]
@@ -154,7 +154,7 @@ def _unite(rows, selected, probabilities, experts):  # type: ignore[no-untyped-d
 
 @functools.cache
 def follow_gate_address() -> int:
-    """Where `follow_gate` lies as compiled, for code that calls functions by address."""
+    """Address of the compiled `follow_gate`, for code that calls functions by address."""
     numbers, singles = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
     examples = numbers, 1, singles[None], numbers[None], numbers, singles[None], numbers, numbers[None]
     return function_addresses(follow_gate, *examples)[0]

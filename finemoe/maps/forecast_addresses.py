@@ -1,4 +1,4 @@
-"""A forecaster by address, for compiled code that is handed one table instead of its 59 arrays."""
+"""A forecaster by address, for compiled code that takes one table instead of its 59 arrays."""
 
 import functools
 
@@ -22,14 +22,14 @@ from finemoe.native import bool_at, float32_at, int64_at, uint16_at
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, native.compiled.__file__, forecast_state.__file__)
-# L, J, H, N, A, M, S, E; inputs of all networks, and of one at most; of how many layers something is kept; F, V, K; then the
-# addresses.
+# L, J, H, N, A, M, S, E; inputs of all networks, and the most of any one; number of layers whose outputs are kept; F, V, K; then
+# the addresses.
 _SIZES = 14
-_made = functools.partial(njit, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # of addresses
+_made = functools.partial(njit, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # makes arrays from addresses
 
 
 def addresses_of(state: ForecastState) -> np.ndarray:
-    """What `state_at` finds the forecaster by, [n] int64; valid as long as the state's arrays live."""
+    """The addresses that `state_at` needs to find the forecaster, [n] int64; valid as long as the state's arrays exist."""
     networks, memory, answers = state.networks, state.memory, state.answers
     sizes = (
         *networks.demands.shape,
@@ -53,7 +53,7 @@ def addresses_of(state: ForecastState) -> np.ndarray:
 
 @_made
 def state_at(table):  # type: ignore[no-untyped-def]
-    """The forecaster whose `addresses_of` these are."""
+    """The forecaster for a table made by `addresses_of`."""
     at = table[_SIZES:]
     return ForecastState(
         int64_at(at[0], NUM_COUNTERS),

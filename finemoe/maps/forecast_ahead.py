@@ -1,4 +1,4 @@
-"""The compiled ear of a forecaster for the model's own routers, applied ahead of their turn."""
+"""Compiled input of a forecaster from the model's own routers, applied ahead of their turn."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, forecast_rows.__file__, forecast_state.__file__)
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_FARTHEST = np.float32(4.0)  # in log odds from the K-th expert, what a router applied ahead can say
+_FARTHEST = np.float32(4.0)  # clip, in log odds relative to the K-th expert, for a router applied ahead
 
 
 @inner
 def read_ahead(state, layer, row, ahead, scores):  # type: ignore[no-untyped-def]
-    """Add what the routers applied ahead say: by how much each expert's log probability is above the K-th's."""
+    """Add the evidence of the routers applied ahead: each expert's log probability relative to the K-th expert's."""
     num_layers, num_experts = state.networks.demands.shape
     told = state.answers.ahead[layer, row].reshape(len(state.networks.strides) * num_experts)
     for place in range(len(told)):
@@ -31,7 +31,7 @@ def read_ahead(state, layer, row, ahead, scores):  # type: ignore[no-untyped-def
 
 @inner
 def _first_output(state, index):  # type: ignore[no-untyped-def]
-    """Where the outputs begin that are of the layer that a stride leads to, or NONE."""
+    """Where the outputs begin for the layer that a stride leads to, or NONE."""
     for place in range(len(state.networks.distances)):
         if state.networks.distances[place] == state.networks.strides[index]:
             return place * state.networks.demands.shape[1]

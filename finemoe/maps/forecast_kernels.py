@@ -1,4 +1,4 @@
-"""The compiled steps of a forecaster: an iteration starts, a gate speaks, networks learn once all that they foretold has come."""
+"""The compiled steps of a forecaster: start an iteration, process a gate, train networks once their forecast layers have run."""
 
 import functools
 
@@ -54,12 +54,12 @@ _SOURCES_OF_ROWS = forecast_rows, forecast_state, forecast_tokens
 forget_stale_kernels(__file__, *(one.__file__ for one in (*_SOURCES, *_SOURCES_OF_ROWS)))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
-_entry = functools.partial(njit, cache=True, nogil=True)  # what Python calls, see `addresses_of`
+_entry = functools.partial(njit, cache=True, nogil=True)  # called from Python, see `addresses_of`
 
 
 @_entry
 def start_request(table):  # type: ignore[no-untyped-def]
-    """Learn what is left to learn of the last request, and forget its rows, and what it taught where that is not to last."""
+    """Finish learning from the last request, then forget its rows, and what it taught if that is not to last."""
     state = state_at(table)
     settle(state)
     forget_rows(state.counters, state.memory.before, state.memory.after)
@@ -69,8 +69,8 @@ def start_request(table):  # type: ignore[no-untyped-def]
 
 @_entry
 def start_iteration(table, num_rows, is_prefill, tokens, forecast):  # type: ignore[no-untyped-def]
-    """Foretell the first layers, before any gate has spoken, as those gates did that spoke of them last, and as the rows' tokens
-    did elsewhere; tokens [B], or [0] where they are not known; forecast [F, J]."""
+    """Forecast the first layers before any gate has fired: from the gates that last forecast them, and from what the rows' tokens
+    demanded elsewhere; tokens [B], or [0] if unknown; forecast [F, J]."""
     state = state_at(table)
     if not continues(state.counters, num_rows, is_prefill):
         settle(state)
@@ -81,10 +81,10 @@ def start_iteration(table, num_rows, is_prefill, tokens, forecast):  # type: ign
 
 @_entry
 def hear_gate(table, layer, probs, experts, ahead, forecast):  # type: ignore[no-untyped-def]
-    """Take in a gate: probs [B, J], experts [B, K], ahead [A, B, J] or [0, 0, 0]; foretell layers ahead, forecast [H, J].
+    """Process a gate: probs [B, J], experts [B, K], ahead [A, B, J] or [0, 0, 0]; forecast layers ahead, forecast [H, J].
 
     Returns:
-        Whether it is one of the iteration that has started: of its next layer, with no fewer rows.
+        Whether the gate belongs to the current iteration: to its next layer, with at least as many rows.
     """
     state = state_at(table)
     if not _is_in_place(state, layer, probs, experts):
@@ -106,10 +106,10 @@ def hear_gate(table, layer, probs, experts, ahead, forecast):  # type: ignore[no
 
 @_entry
 def run_block(table, gates, experts, tokens, starts, is_prefill, starts_request, at_starts, at_gates):  # type: ignore[no-untyped-def]
-    """Iterations one after the other, as `start_iteration` and `hear_gate` would do them.
+    """Run consecutive iterations, with the results of `start_iteration` and `hear_gate`.
 
     gates [L, T, J], experts [L, T, K], tokens [T] or [0], starts [n + 1], is_prefill and starts_request [n] -> at_starts [n, F,
-    J], at_gates [n, L, H, J]; or [1, ...] where nobody wants them.
+    J], at_gates [n, L, H, J]; or [1, ...] if the results are not needed.
     """
     no_gates = float32_at(0, 0).reshape(0, 0, 0)
     for iteration in range(len(starts) - 1):
@@ -149,7 +149,7 @@ def _copy(source, target):  # type: ignore[no-untyped-def]
 
 @inner
 def _foretell_first(state, forecast):  # type: ignore[no-untyped-def]
-    """Of every row as the token before it foretold, or what is popular where there is none; all rows of the iteration united."""
+    """Forecast of every row by the token before it, or the popular experts if there is none; all rows of the iteration united."""
     num_layers, num_asked = len(state.networks.demands), state.counters[NUM_ASKED]
     was_whole, power = state.counters[LAST_LAYER] == num_layers - 1, state.counters[NUM_ROWS] / max(num_asked, 1)
     probs, left = state.scratch.own, state.scratch.left
@@ -169,7 +169,7 @@ def _foretell_first(state, forecast):  # type: ignore[no-untyped-def]
 
 @inner
 def _recall(state, layer, origin, probs):  # type: ignore[no-untyped-def]
-    """What a row of the last iteration foretold of a layer of its next token, or how often that layer's experts are demanded: K
+    """What a row of the last iteration forecast for a layer of its next token, or how often that layer's experts are demanded: K
     of J before anything is known; probs [J]."""
     num_layers, num_experts = state.networks.demands.shape
     if origin >= 0:
@@ -196,7 +196,7 @@ def _answer(state, layer, forecast):  # type: ignore[no-untyped-def]
 
 @inner
 def _gather_inputs(state, layer, row):  # type: ignore[no-untyped-def]
-    """What a layer's network is given: this token's gates up to it, and the token before's at the layers foretold."""
+    """Collect the inputs of a layer's network: this token's gates up to it, and the previous token's at the forecast layers."""
     num_layers, num_experts = state.networks.demands.shape
     count, slot = 0, state.memory.asked[row]
     for source in range(layer + 1):
@@ -245,8 +245,8 @@ def _run(state, layer, row, ahead):  # type: ignore[no-untyped-def]
 
 @inner
 def _unite(state, layer, index, forecast):  # type: ignore[no-untyped-def]
-    """The probability that any of the iteration's rows demands an expert: 1 - prod (1 - p) over the rows asked about, to the
-    power of rows for each of them; of what follows a prefill, the last row's. Forecast [J], that of a layer's network at a
+    """The probability that any of the iteration's rows demands an expert: 1 - prod (1 - p) over the sampled rows, to the power of
+    the rows that each represents; for what follows a prefill, the last row's. Forecast [J], that of a layer's network at a
     distance."""
     num_asked = state.counters[NUM_ASKED]
     is_beyond = layer + state.networks.distances[index] >= len(state.networks.demands)

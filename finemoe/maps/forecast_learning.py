@@ -1,4 +1,4 @@
-"""The compiled learning of a forecaster: once all that a network foretold has come, it takes one step down the gradient."""
+"""The compiled learning of a forecaster: once all layers that a network forecast have run, it takes one gradient step."""
 
 import functools
 
@@ -16,13 +16,13 @@ forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _RELIANCE_RATE, _LEAST_RELIANCE, _MOST_RELIANCE = np.float32(3e-4), np.float32(0.2), np.float32(2.0)
 
-inlined = functools.partial(inner, inline="always")  # what would be compiled again with all that it calls
+inlined = functools.partial(inner, inline="always")  # otherwise compiled again with everything that it calls
 
 
 @inlined
 def teach_one(state, layer):  # type: ignore[no-untyped-def]
-    """The network whose farthest layer foretold has just spoken learns, if it has not: that of `layer`, or, where this is below
-    0, that of the last iteration."""
+    """Train the network whose farthest forecast layer has just run, if it has not been trained: that of `layer`, or, if this is
+    below 0, that of the last iteration."""
     if layer >= 0:
         if state.answers.is_pending[layer]:
             _teach(state, layer, state.memory.asked, state.memory.asked)
@@ -32,7 +32,7 @@ def teach_one(state, layer):  # type: ignore[no-untyped-def]
 
 @inlined
 def settle(state):  # type: ignore[no-untyped-def]
-    """Networks that wait for an iteration that does not come learn from what has."""
+    """Train networks that wait for an iteration that does not come, with what is known."""
     for layer in range(len(state.networks.demands)):
         if state.answers.is_pending[layer]:
             _teach(state, layer, state.memory.asked, state.scratch.nowhere)
@@ -40,7 +40,7 @@ def settle(state):  # type: ignore[no-untyped-def]
 
 @inner
 def _teach(state, layer, slots, followers):  # type: ignore[no-untyped-def]
-    """slots, followers: [S] where the rows are remembered that the network was asked about, and their next tokens."""
+    """slots, followers: [S] slots of the rows that the network was run on, and of their next tokens."""
     num_experts = state.networks.demands.shape[1]
     state.answers.is_pending[layer] = False
     is_whole = state.counters[LEARNS] == ALWAYS
@@ -74,7 +74,7 @@ def _teach(state, layer, slots, followers):  # type: ignore[no-untyped-def]
 
 @inner
 def _errors(state, target, slot, follower, probs, errors):  # type: ignore[no-untyped-def]
-    """By how much each probability was too great; 0 where the layer has not spoken."""
+    """The error of each probability, positive if it was too high; 0 if the layer has not run."""
     num_layers = len(state.networks.demands)
     source = slot if target < num_layers else follower
     target -= num_layers if target >= num_layers else 0
@@ -88,7 +88,7 @@ def _errors(state, target, slot, follower, probs, errors):  # type: ignore[no-un
 
 @inner
 def _learn_reliance(state, source, gains, votes, errors):  # type: ignore[no-untyped-def]
-    """One step down the gradient for what scales all votes of a source at a distance; gains, votes, errors [Q]."""
+    """One gradient step for the factor that scales all votes of a source at a distance; gains, votes, errors [Q]."""
     num_experts = state.networks.demands.shape[1]
     for index in range(len(state.networks.distances)):
         slope, reliance = _ZERO, state.outputs.reliance[source, index]

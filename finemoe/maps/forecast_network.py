@@ -1,7 +1,7 @@
 """The compiled arithmetic of a forecaster's networks: two layers, from the few entries kept of each gate to the experts ahead.
 
-Every sum is made in one order: loops over many values add to as many sums, `out[q] += x * weights[q]`, or to one at a time. So
-bits depend neither on how wide a machine's registers are, nor on how many rows are asked about at once.
+Every sum has a fixed order: loops over many values add to as many sums, `out[q] += x * weights[q]`, or to one at a time. Results
+therefore depend neither on the width of a machine's registers nor on the number of rows computed at once, to the last bit.
 """
 
 import math
@@ -12,14 +12,14 @@ from finemoe.compiling import borrowing
 from finemoe.maps.forecast_state import inner
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_SMALL = np.float32(2e-3)  # an error of probability below which nothing is learned
+_SMALL = np.float32(2e-3)  # smaller errors of a probability are ignored in learning
 
 
 @inner
 def add_weighted(weights, places, factors, size, sums):  # type: ignore[no-untyped-def]
-    """sums += factors[i] * weights[places[i]] for the first `size` i, one after the other; weights [., n], sums [n]."""
+    """sums += factors[i] * weights[places[i]] for the first `size` i, in order; weights [., n], sums [n]."""
     i = 0
-    while i + 4 <= size:  # four rows a pass: a quarter of the traffic on the sums, added in the same order
+    while i + 4 <= size:  # four rows a pass: a quarter of the memory traffic on the sums, added in the same order
         x0, x1, x2, x3 = factors[i], factors[i + 1], factors[i + 2], factors[i + 3]
         w0, w1, w2, w3 = weights[places[i]], weights[places[i + 1]], weights[places[i + 2]], weights[places[i + 3]]
         for n in range(len(sums)):
@@ -43,7 +43,7 @@ def take_steps(weights, places, factors, size, steps):  # type: ignore[no-untype
 
 @inner
 def nonzero(values, places, found):  # type: ignore[no-untyped-def]
-    """Where values are other than 0, ascending, and these values: places and found [n or more] -> how many."""
+    """Find the nonzero values and their indices, ascending: places and found [n or more] -> their number."""
     count = 0
     for n in range(len(values)):
         if values[n] != _ZERO:
@@ -74,7 +74,7 @@ def run_network(  # type: ignore[no-untyped-def]
 
 @borrowing
 def to_probabilities(scores):  # type: ignore[no-untyped-def]
-    """Log odds as probabilities, in place."""
+    """Convert log odds to probabilities, in place."""
     for q in range(len(scores)):
         scores[q] = np.float32(1.0 / (1.0 + math.exp(-max(min(float(scores[q]), 30.0), -30.0))))
 
@@ -83,7 +83,7 @@ def to_probabilities(scores):  # type: ignore[no-untyped-def]
 def teach_network(  # type: ignore[no-untyped-def]
     inputs, places, factors, size, hidden_bias, outputs, output_bias, gains, votes, hidden, errors, rate, is_whole, scratch
 ):
-    """One step down the gradient of the cross-entropy, by the errors of the probabilities, [Q] (changed); the rest as in
+    """One gradient step on the cross-entropy, from the errors of the probabilities, [Q] (changed); other arguments as in
     `run_network`. Only a whole step changes the first layer."""
     for q in range(len(errors)):
         errors[q] = rate * errors[q] if abs(errors[q]) >= _SMALL else _ZERO
@@ -103,11 +103,11 @@ def teach_network(  # type: ignore[no-untyped-def]
 
 @inner
 def _blame(outputs, active, count, wrong, steps, num_wrong, blame):  # type: ignore[no-untyped-def]
-    """What each unit above 0 has done to the errors: sum_q steps[q] * outputs[n, wrong[q]], in order; blame [N], else 0."""
+    """Gradient of each active unit: sum_q steps[q] * outputs[n, wrong[q]], in order; blame [N], 0 for other units."""
     for n in range(len(blame)):
         blame[n] = _ZERO
     i = 0
-    while i + 4 <= count:  # four sums a pass, for each alone would wait for itself
+    while i + 4 <= count:  # four sums a pass, since a single sum would wait for its own previous addition
         w0, w1, w2, w3 = outputs[active[i]], outputs[active[i + 1]], outputs[active[i + 2]], outputs[active[i + 3]]
         sum0 = sum1 = sum2 = sum3 = _ZERO
         for place in range(num_wrong):

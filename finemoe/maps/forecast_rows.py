@@ -1,4 +1,4 @@
-"""The compiled memory of a forecaster: the rows of the running request, and what those that resemble the present one demanded."""
+"""The compiled memory of a forecaster: the rows of the running request, and what those similar to the current one demanded."""
 
 import math
 
@@ -27,18 +27,18 @@ from finemoe.maps.forecast_state import (
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, forecast_state.__file__)
-_FADING = np.float32(0.9)  # of an affinity from layer to layer: what was said last counts most
-_CARRIED = np.float32(0.3)  # of the affinity of the tokens before
-_SHARPNESS = np.float32(8.0)  # a row remembered weighs exp(sharpness x affinity)
-_NEGLIGIBLE = np.float32(-7.0)  # weights below exp(-7) of the greatest are left out
-_LEAST, _GREATEST = 0.02, 0.98  # of votes: below and above they say the same
+_FADING = np.float32(0.9)  # decay of an affinity per layer: the latest gates count most
+_CARRIED = np.float32(0.3)  # share of the previous tokens' affinity that is carried over
+_SHARPNESS = np.float32(8.0)  # a remembered row has weight exp(sharpness x affinity)
+_NEGLIGIBLE = np.float32(-7.0)  # weights below exp(-7) of the largest are skipped
+_LEAST, _GREATEST = 0.02, 0.98  # clip for the shares of votes
 _LEAST_ODDS = math.log(_LEAST / (1 - _LEAST))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 @inner
 def forget_rows(counters, before, after):  # type: ignore[no-untyped-def]
-    """Another request begins."""
+    """Start another request with an empty memory."""
     for place in (NEXT_SLOT, FILLED, NUM_KEPT, NUM_ASKED, NUM_ROWS, IS_PREFILL, CONTINUES):
         counters[place] = 0
     counters[LAST_LAYER] = NONE
@@ -48,14 +48,14 @@ def forget_rows(counters, before, after):  # type: ignore[no-untyped-def]
 
 @inner
 def continues(counters, num_rows, is_prefill):  # type: ignore[no-untyped-def]
-    """Whether the rows of a new iteration follow those of the last one, each its own: decode after decode of as many rows."""
+    """Whether the rows of a new iteration follow those of the last one, row by row: consecutive decode steps of equal size."""
     return counters[NUM_ROWS] == num_rows and not is_prefill and not counters[IS_PREFILL]
 
 
 @inner
 def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
-    """Give the rows of a new iteration their slots, the oldest ones' first: of a prefill the last rows, as many as leave alone
-    the slots of the last iteration; of other iterations those that are asked about."""
+    """Assign slots to the rows of a new iteration, the oldest slots first: for a prefill the last rows, as many as leave the
+    slots of the last iteration untouched; for other iterations the sampled rows."""
     counters = state.counters
     most_asked, num_slots = len(state.memory.asked), len(state.memory.slots)
     _find_origins(state, num_rows, is_prefill)
@@ -79,13 +79,13 @@ def place_rows(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
 
 @inner
 def place_asked(counters, row):  # type: ignore[no-untyped-def]
-    """Which of this iteration's rows remembered a row asked about is: they are evenly spaced, and the last is one of them."""
+    """Which of this iteration's remembered rows a sampled row is: they are evenly spaced and include the last one."""
     return (row + 1) * counters[NUM_KEPT] // counters[NUM_ASKED] - 1
 
 
 @inner
 def _find_origins(state, num_rows, is_prefill):  # type: ignore[no-untyped-def]
-    """Which row of the last iteration each row asked about follows: its own in decode, the last one of a prefill, or none."""
+    """Which row of the last iteration each sampled row follows: its own in decode, the last one of a prefill, or none."""
     counters, num_before = state.counters, state.counters[NUM_ASKED]
     counters[CONTINUES] = continues(counters, num_rows, is_prefill)
     for row in range(len(state.memory.asked)):
@@ -118,7 +118,7 @@ def _link(state, slot, follower):  # type: ignore[no-untyped-def]
 
 @inner
 def _start_affinities(state):  # type: ignore[no-untyped-def]
-    """What this iteration's rows have in common with those remembered before any gate: their predecessors' affinity."""
+    """Initial affinities of this iteration's rows to those remembered, before any gate: those of their predecessors."""
     counters = state.counters
     last, own = state.memory.affinities[counters[TABLE]], state.memory.affinities[1 - counters[TABLE]]
     counters[TABLE] = 1 - counters[TABLE]
@@ -134,7 +134,7 @@ def _start_affinities(state):  # type: ignore[no-untyped-def]
 
 @inner
 def remember_gate(state, layer, probs, experts):  # type: ignore[no-untyped-def]
-    """Write down what a gate said of this iteration's rows; probs [B, J], experts [B, K]."""
+    """Store the gate output of this iteration's rows; probs [B, J], experts [B, K]."""
     top_k = min(state.counters[TOP_K], experts.shape[1])
     for place in range(state.counters[NUM_KEPT]):
         slot, number = state.memory.slots[place], state.memory.numbers[place]
@@ -151,7 +151,7 @@ def remember_gate(state, layer, probs, experts):  # type: ignore[no-untyped-def]
 
 @inner
 def _demanded(experts, top_k, num_experts, ids):  # type: ignore[no-untyped-def]
-    """Write down the ids of the experts among the first `top_k`; others are of no expert, for a token may skip the layer."""
+    """Store the ids of the experts among the first `top_k`; other ids are not experts, because a token may skip the layer."""
     count = 0
     for place in range(top_k):
         if 0 <= experts[place] < num_experts:
@@ -162,10 +162,10 @@ def _demanded(experts, top_k, num_experts, ids):  # type: ignore[no-untyped-def]
 
 @borrowing
 def keep_entries(probs, count, ids, values, left):  # type: ignore[no-untyped-def]
-    """The experts demanded, then the most probable others, as many as there is room for.
+    """Keep the demanded experts, then the most probable others, up to the available number of entries.
 
-    probs [J], the first `count` ids -> ids, values [F]; left [J] to work in. Of equally probable ones the lower comes first; what
-    follows those of probability 0 has value 0.
+    probs [J], the first `count` ids -> ids, values [F]; left [J] is scratch. Of equally probable experts the lower id comes
+    first; entries with probability 0 have value 0.
     """
     for expert in range(len(probs)):
         left[expert] = probs[expert]
@@ -188,7 +188,7 @@ def keep_entries(probs, count, ids, values, left):  # type: ignore[no-untyped-de
 
 @inner
 def resemble(state, layer, row):  # type: ignore[no-untyped-def]
-    """Add to a row's affinities what a layer's gate has in common with each row remembered: sum_j sqrt(p_j q_j), at most 1."""
+    """Add to a row's affinities the similarity of a layer's gate to each remembered row: sum_j sqrt(p_j q_j), at most 1."""
     ids, values, slot = state.memory.ids[layer], state.memory.values[layer], state.memory.asked[row]
     affinities, own = state.memory.affinities[state.counters[TABLE], row, : state.counters[FILLED]], state.scratch.own
     for expert in range(len(own)):
@@ -204,8 +204,8 @@ def resemble(state, layer, row):  # type: ignore[no-untyped-def]
 
 @inner
 def count_votes(state, layer, row, votes):  # type: ignore[no-untyped-def]
-    """What the rows that resemble the present one most demanded of the layers ahead: log odds of their weighted share, 0 where
-    that is least; votes [Q]."""
+    """What the rows most similar to the current one demanded of the layers ahead: log odds of their weighted share, 0 at the
+    minimum share; votes [Q]."""
     num_layers, num_experts = state.networks.demands.shape
     totals = state.scratch.totals
     for index in range(len(totals)):
@@ -241,8 +241,7 @@ def _cast_votes(state, layer, slot, weight, votes, totals, num_layers, num_exper
 
 @borrowing
 def share_to_odds(votes, total, reliance):  # type: ignore[no-untyped-def]
-    """Sums of votes, [J], as log odds of their shares of a total, 0 where that is least, scaled by how far they are relied on; in
-    place."""
+    """Convert sums of votes, [J], to log odds of their shares of a total, 0 at the minimum, scaled by reliance; in place."""
     for expert in range(len(votes)):
         if votes[expert] > _ZERO:
             share = min(max(float(votes[expert] / total), _LEAST), _GREATEST)

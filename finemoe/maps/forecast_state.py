@@ -1,8 +1,8 @@
-"""What a forecaster of experts knows: arrays that compiled steps change (`maps.forecast_kernels`).
+"""The state of an expert forecaster: arrays that compiled steps change (`maps.forecast_kernels`).
 
-Letters in shapes: L layers, J experts, K of them a token; H distances in layers at which it foretells, Q = H·J; N units of a
-layer's network; E entries kept of each gate; M rows remembered, S of an iteration asked about at most; A strides at which routers
-are applied ahead; F layers foretold before any gate; V tokens known, and R of what each demanded.
+Letters in shapes: L layers, J experts, K of them per token; H distances in layers of the forecasts, Q = H·J; N units of a layer's
+network; E entries kept of each gate; M remembered rows, S sampled rows of an iteration at most; A strides at which routers are
+applied ahead; F layers forecast before any gate; V known tokens, and R occurrences kept of each.
 """
 
 import functools
@@ -12,32 +12,32 @@ import numpy as np
 
 from finemoe.compiling import borrowing
 
-# Places in `ForecastState.counters`: the slot that the next row takes; how many slots were taken so far; how many rows of this
-# iteration are remembered, and how many asked about; B; whether it is a prefill; whether it continues the one before, row by row;
-# which of the two tables of affinities is its own; K; the layer heard last, or NONE; when anything is learned.
+# Places in `ForecastState.counters`: the slot for the next row; the number of slots filled so far; the number of this iteration's
+# rows that are remembered, and that are sampled; B; whether it is a prefill; whether it continues the previous iteration row by
+# row; which of the two tables of affinities it uses; K; the last layer seen, or NONE; when to learn.
 NEXT_SLOT, FILLED, NUM_KEPT, NUM_ASKED, NUM_ROWS, IS_PREFILL = range(6)
 CONTINUES, TABLE, TOP_K, LAST_LAYER, LEARNS, NUM_COUNTERS = range(6, 12)
 ROWS, TOKENS = range(2)  # in `Outputs.reliance`
 ALWAYS, WITHIN_REQUESTS, NEVER = range(3)
-MOST_EXPERTS = (1 << 16) - 1  # of a layer: their ids are kept in 16 bits
-NOBODY = np.uint16(MOST_EXPERTS)  # no expert's id
+MOST_EXPERTS = (1 << 16) - 1  # of a layer, since ids are stored in 16 bits
+NOBODY = np.uint16(MOST_EXPERTS)  # not an expert's id
 OCCURRENCES = 8  # R
-NONE = -1  # for a slot, a row, a layer or a token that there is not
-NEWEST = -2  # less its place, for a token that has just come in there
-UNUSABLE = np.float32(-1e30)  # the affinity to a slot that holds no row of an earlier iteration
+NONE = -1  # no slot, row, layer or token
+NEWEST = -2  # minus its place: a token that has just been added there
+UNUSABLE = np.float32(-1e30)  # affinity to a slot that holds no row of an earlier iteration
 
-inner = functools.partial(borrowing, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only compiled code calls
+inner = functools.partial(borrowing, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called only from compiled code
 
 
 class Networks(NamedTuple):
-    """The networks but for what comes out of them.
+    """The networks without their output layers.
 
     Attributes:
-        rates: [2] float32 steps of learning: always; within requests only.
+        rates: [2] float32 learning rates: permanent; within requests only.
         first_input: [L] where the inputs of each layer's network begin in `inputs`: J for every layer up to its own, then J for
-            every layer that it foretells (of the token before).
+            every layer that it forecasts (of the previous token).
         inputs: [., N], hidden_bias: [L, N]. distances: [H], strides: [A] in layers, ascending.
-        demands: [L, J] how many rows demanded each expert. num_heard: [L] of how many.
+        demands: [L, J] number of rows that demanded each expert. num_heard: [L] number of rows in total.
     """
 
     rates: np.ndarray
@@ -51,13 +51,13 @@ class Networks(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """How log odds are made of the networks' units and of what else is known.
+    """How log odds are computed from the networks' units and from other evidence.
 
     Attributes:
         weights: [L, N, Q], bias: [L, Q].
-        vote_gains: [L, Q] how much it counts what similar rows demanded, token_gains: [L, Q] what the same token did elsewhere.
-        ahead_gains: [L, A, J] likewise routers applied ahead.
-        reliance: [2, H] how far similar rows, and tokens, are to be trusted at a distance, whatever the layer and the expert.
+        vote_gains: [L, Q] weight of what similar rows demanded, token_gains: [L, Q] of what the same token demanded elsewhere.
+        ahead_gains: [L, A, J] weight of routers applied ahead.
+        reliance: [2, H] weight of similar rows, and of tokens, at a distance, for all layers and experts.
     """
 
     weights: np.ndarray
@@ -69,16 +69,16 @@ class Outputs(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Rows of the running request, the latest M.
+    """The latest M rows of the running request.
 
     Attributes:
-        ids: [L, M, E] of each the experts demanded, then the most probable others; values: [L, M, E] square roots of their
-            probabilities, 0 where there are fewer; demanded: [L, M] how many of them were demanded.
+        ids: [L, M, E] for each row the demanded experts, then the most probable others; values: [L, M, E] square roots of their
+            probabilities, 0 for unused entries; demanded: [L, M] number of demanded experts.
         before, after: [M] slots of the neighbouring tokens of the sequence, or NONE.
         slots: [M] of this iteration's rows; numbers: [M] which rows of the gates they are.
-        asked: [S] slots of those asked about; previous: [S] of the tokens before them, or NONE; origins: [S] the row of the last
-            iteration that each follows, or NONE.
-        affinities: [2, S, M] how similar each row is to each remembered.
+        asked: [S] slots of the sampled rows; previous: [S] slots of the tokens before them, or NONE; origins: [S] the row of the
+            last iteration that each follows, or NONE.
+        affinities: [2, S, M] similarity of each sampled row to each remembered row.
     """
 
     ids: np.ndarray
@@ -95,14 +95,14 @@ class Memory(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What tokens demanded where they occurred, in whatever request.
+    """What tokens demanded where they occurred, in any request.
 
     Attributes:
-        heard: [V] how often each has occurred. experts: [V, R, L, K] what it demanded of late, NOBODY for the rest of what was
-            fewer, and where it is not known (yet).
-        known: [M] of this iteration's rows remembered the token, or NONE; places: [M] which of R this occurrence is.
-        asked: [S] tokens of the rows asked about, or NONE.
-        votes, probs: [F, S, J] what these said of the first layers, and what was made of that; gains: [F, J] how much it counts.
+        heard: [V] number of occurrences of each token. experts: [V, R, L, K] what it demanded in the latest ones, NOBODY for
+            unused entries and if not (yet) known.
+        known: [M] tokens of this iteration's remembered rows, or NONE; places: [M] which of R this occurrence is.
+        asked: [S] tokens of the sampled rows, or NONE.
+        votes, probs: [F, S, J] their votes for the first layers, and the resulting forecast; gains: [F, J] weight of the votes.
     """
 
     heard: np.ndarray
@@ -116,12 +116,12 @@ class Tokens(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What each layer's network was last asked, of each row.
+    """Inputs and outputs of the last run of each layer's network, per row.
 
     Attributes:
-        num_inputs: [L, S], input_rows, input_values: [L, S, (L + H)·E] what it was given; votes, token_votes: [L, S, Q] and
-            ahead: [L, S, A, J] beside. hidden: [L, S, N], probs: [L, S, Q] what it made of that.
-        is_pending: [L] whether it has not learned from it yet.
+        num_inputs: [L, S], input_rows, input_values: [L, S, (L + H)·E] the inputs; votes, token_votes: [L, S, Q] and ahead:
+            [L, S, A, J] the other evidence. hidden: [L, S, N], probs: [L, S, Q] the results.
+        is_pending: [L] whether the network has not learned from it yet.
     """
 
     num_inputs: np.ndarray
@@ -136,11 +136,11 @@ class Answers(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room to work in, of which nothing lasts: what is compiled makes no arrays of its own, and counts nobody's references.
+    """Scratch arrays without lasting content: compiled code allocates no arrays and counts no references.
 
     Attributes:
         left, own: [J]. totals: [H]. active, active_values: [N] units above 0. wrong, steps, errors: [Q]. blame: [N]. nowhere: [S]
-            for as many rows NONE, always.
+            always filled with NONE.
     """
 
     left: np.ndarray
@@ -156,11 +156,11 @@ class Scratch(NamedTuple):
 
 
 class ForecastState(NamedTuple):
-    """One forecaster.
+    """The state of one forecaster.
 
     Attributes:
         counters: [NUM_COUNTERS] int64, see the constants.
-        kept: the outputs that every request begins with, where it is learned within requests only; else of no layers.
+        kept: the outputs that every request starts with, if learning is within requests only; otherwise without layers.
     """
 
     counters: np.ndarray
@@ -199,7 +199,7 @@ class Sizes(NamedTuple):
 
 
 def new_state(sizes: Sizes, seed: int) -> ForecastState:
-    """A forecaster that has heard nothing, its weights drawn at random."""
+    """A forecaster without any data, with random initial weights."""
     rng = np.random.default_rng(seed)
     counters = np.zeros(NUM_COUNTERS, dtype=np.int64)
     counters[TOP_K], counters[LAST_LAYER] = sizes.top_k, NONE
@@ -225,7 +225,7 @@ def _new_networks(sizes: Sizes, rng: np.random.Generator) -> Networks:
 
 
 def _new_outputs(sizes: Sizes, rng: np.random.Generator) -> Outputs:
-    """At first every expert is demanded as often as any, and a vote is taken at its word."""
+    """Initially, all experts are equally likely, and votes have full weight."""
     shape = sizes.num_layers, sizes.num_distances * sizes.num_experts
     share = min(sizes.top_k / sizes.num_experts, 0.9)
     return Outputs(

@@ -1,4 +1,4 @@
-"""A gate answered by a forecaster in one compiled call, for executors that would rather not ask Python in every layer."""
+"""One compiled call that answers a gate with a forecaster, for executors that avoid calling Python in every layer."""
 
 import functools
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from finemoe.stale_kernels import forget_stale_kernels
 _SOURCES = native.compiled, following, forecast_addresses, forecast_ahead, forecast_kernels, forecast_learning
 _SOURCES_OF_ROWS = forecast_network, forecast_rows, forecast_state, forecast_tokens
 forget_stale_kernels(__file__, *(one.__file__ for one in (*_SOURCES, *_SOURCES_OF_ROWS)))
-# Where the table says what. Addresses of: `hear_gate`, the forecaster's own table, distances, the least probability.
+# Layout of the table. Addresses of: `hear_gate`, the forecaster's own table, distances, the least probability.
 _HEAR, _FORECASTER, _DISTANCES, _LEAST = range(4)
 _LENGTH, _NUM_DISTANCES, _NUM_LAYERS, _FARTHEST = range(4, 8)  # of the forecaster's table; H; L; see ForecastStep
 
@@ -36,15 +36,15 @@ _hear_at, _ = function_types(True, *_HEARD)
 
 
 class ForecastStep:
-    """What a forecaster says at gates.
+    """The compiled answer of a forecaster to gates.
 
     Args:
-        forecaster: its table, see `forecast_addresses`; owner: whatever keeps that alive.
-        distances: [H] its own. num_layers: L.
-        least: the probability from which on an expert is wanted. farthest: how many layers ahead, at most, any is.
+        forecaster: its table, see `forecast_addresses`. owner: keeps the table alive.
+        distances: [H] of the forecaster. num_layers: L.
+        least: minimum probability of an expert to prefetch. farthest: maximum number of layers ahead to prefetch.
     Attributes:
-        table: [n] int64, what `foretell_gate` is handed; valid as long as this lives. least: [1] float64, as NumPy compares it
-            with single precision.
+        table: [n] int64, the argument of `foretell_gate`; valid as long as this object exists. least: [1] float64, in the
+            precision in which NumPy compares it with single precision.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class ForecastStep:
 
 @njit(cache=True, nogil=True)
 def foretell_gate(table, layer, probs, selected, layers, probabilities, counts, experts):  # type: ignore[no-untyped-def]
-    """As `GateStep` says: of every layer foretold its probabilities, and the experts of those that are near enough to be loaded,
-    in this iteration."""
+    """The function of `GateStep`: for every forecast layer its probabilities, and the experts to prefetch if the layer is near
+    enough, in this iteration."""
     forecaster, no_gates = int64_at(table[_FORECASTER], table[_LENGTH]), float32_at(0, 0).reshape(0, 0, 0)
     if not _hear_at(table[_HEAR])(forecaster, layer, probs, selected, no_gates, probabilities):
         return np.int64(OUT_OF_PLACE)
@@ -78,12 +78,12 @@ def foretell_gate(table, layer, probs, selected, layers, probabilities, counts, 
 
 @functools.cache
 def hear_address() -> int:
-    """Where `hear_gate` lies as compiled."""
+    """Address of the compiled `hear_gate`."""
     return function_addresses(hear_gate, *_HEARD)[0]
 
 
 @functools.cache
 def foretell_gate_address() -> int:
-    """Where `foretell_gate` lies as compiled, for code that calls functions by address."""
+    """Address of the compiled `foretell_gate`, for code that calls functions by address."""
     examples = _NUMBERS, 1, _GATE, _NUMBERS[None], _NUMBERS, _GATE, _NUMBERS, _NUMBERS[None]
     return function_addresses(foretell_gate, *examples)[0]

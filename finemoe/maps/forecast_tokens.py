@@ -1,4 +1,4 @@
-"""The compiled memory of what tokens demanded wherever they occurred: a token's own experts are known before any gate speaks."""
+"""The compiled memory of what tokens demanded wherever they occurred: it predicts a token's experts before any gate fires."""
 
 import math
 
@@ -23,14 +23,14 @@ from finemoe.maps.forecast_state import (
 from finemoe.stale_kernels import forget_stale_kernels
 
 forget_stale_kernels(__file__, forecast_rows.__file__, forecast_state.__file__)
-_DOUBT = np.float32(0.5)  # of an occurrence: how much is thought of what was not heard
+_DOUBT = np.float32(0.5)  # in occurrences: pseudo-count for what has not been seen
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_SURE = 1e-6  # from 0 or 1, the nearest that a probability's odds are taken
+_SURE = 1e-6  # minimum distance of a probability from 0 and 1 when its odds are taken
 
 
 @inner
 def place_tokens(state, tokens):  # type: ignore[no-untyped-def]
-    """Note which tokens the rows of a new iteration are; tokens [B] as `TokenDirectory.places` gives them, or [0]."""
+    """Record the tokens of a new iteration's rows; tokens [B] as `TokenDirectory.places` gives them, or [0]."""
     counters, mine = state.counters, state.tokens
     for row in range(len(tokens)):
         if tokens[row] <= NEWEST:
@@ -49,7 +49,7 @@ def place_tokens(state, tokens):  # type: ignore[no-untyped-def]
 
 @borrowing
 def forget_occurrence(experts):  # type: ignore[no-untyped-def]
-    """Nothing is known of it; experts [L, K]."""
+    """Clear an occurrence; experts [L, K]."""
     for layer in range(experts.shape[0]):
         for place in range(experts.shape[1]):
             experts[layer, place] = NOBODY
@@ -57,7 +57,7 @@ def forget_occurrence(experts):  # type: ignore[no-untyped-def]
 
 @inner
 def remember_tokens(state, layer):  # type: ignore[no-untyped-def]
-    """Write down what this iteration's tokens have just demanded of a layer."""
+    """Store what this iteration's tokens have just demanded of a layer."""
     mine = state.tokens
     for place in range(state.counters[NUM_KEPT] if state.counters[LEARNS] == ALWAYS else 0):
         if mine.known[place] >= 0:
@@ -70,7 +70,7 @@ def remember_tokens(state, layer):  # type: ignore[no-untyped-def]
 
 @inner
 def count_token_votes(state, layer, row):  # type: ignore[no-untyped-def]
-    """What a row's token says of the layers ahead that it is still to pass, as log odds like those of `count_votes`."""
+    """Votes of a row's token for the layers ahead that it has yet to pass, as log odds like those of `count_votes`."""
     num_layers, num_experts = state.networks.demands.shape
     votes, token = state.answers.token_votes[layer, row], state.tokens.asked[row]
     for place in range(len(votes)):
@@ -84,7 +84,7 @@ def count_token_votes(state, layer, row):  # type: ignore[no-untyped-def]
 
 @inner
 def tell_token(state, token, layer, reliance, votes):  # type: ignore[no-untyped-def]
-    """Log odds of what a token demanded of a layer, 0 where that is least, as far as they are relied on; votes [J], zeros."""
+    """Log odds of what a token demanded of a layer, 0 at the minimum, scaled by their reliance; votes [J], zeros on entry."""
     mine, total = state.tokens, _ZERO
     for place in range(min(mine.heard[token], mine.experts.shape[1])):
         experts = mine.experts[token, place, layer]
@@ -101,7 +101,7 @@ def tell_token(state, token, layer, reliance, votes):  # type: ignore[no-untyped
 
 @inner
 def learn_token_gains(state, layer, row, errors, rate):  # type: ignore[no-untyped-def]
-    """One step down the gradient by the errors of the probabilities, [Q]."""
+    """One gradient step from the errors of the probabilities, [Q]."""
     gains, votes = state.outputs.token_gains[layer], state.answers.token_votes[layer, row]
     for place in range(len(gains)):
         gains[place] -= rate * errors[place] * votes[place]
@@ -109,7 +109,7 @@ def learn_token_gains(state, layer, row, errors, rate):  # type: ignore[no-untyp
 
 @inner
 def foretell_by_token(state, layer, row, probs):  # type: ignore[no-untyped-def]
-    """Change what is foretold of one of the first layers, [J], by what the row's token demanded of it before."""
+    """Update the forecast of one of the first layers, [J], with what the row's token demanded of it before."""
     votes, made, token = state.tokens.votes[layer, row], state.tokens.probs[layer, row], state.tokens.asked[row]
     for expert in range(len(votes)):
         votes[expert] = _ZERO
@@ -125,7 +125,7 @@ def foretell_by_token(state, layer, row, probs):  # type: ignore[no-untyped-def]
 
 @inner
 def learn_first_gains(state, layer, rate):  # type: ignore[no-untyped-def]
-    """One of the first layers has spoken: what was foretold of it, [S, J], becomes errors, and gains go down the gradient."""
+    """After one of the first layers has run, turn its forecast, [S, J], into errors and take a gradient step on the gains."""
     for row in range(state.counters[NUM_ASKED] if state.counters[LEARNS] == ALWAYS else 0):
         slot = state.memory.asked[row]
         for place in range(state.memory.demanded[layer, slot]):

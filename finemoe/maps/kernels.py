@@ -1,8 +1,7 @@
 """The compiled inner loops of store and search.
 
-Stored vectors are fixed-point (16 bits) and lie component-major, [n, C]: one component of all C records is contiguous, so
-every loop below runs along the records and needs no horizontal sums. A loop touches two bytes per stored value, which is
-what bounds it at large C.
+Stored vectors are 16-bit fixed-point, component-major, [n, C]: one component of all C records is contiguous, so every loop below
+runs along the records and needs no horizontal sums. A loop reads two bytes per stored value, which limits its speed at large C.
 """
 
 import numpy as np
@@ -20,9 +19,9 @@ def accumulate_dots(codes, weights, size, dots):  # type: ignore[no-untyped-def]
     num_components = weights.shape[0]
     sums = dots[:size]
     j = 0
-    while j + 4 <= num_components:  # four components a pass: a quarter of the traffic on the sums
+    while j + 4 <= num_components:  # four components a pass: a quarter of the memory traffic on the sums
         w0, w1, w2, w3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        if w0 != 0 or w1 != 0 or w2 != 0 or w3 != 0:  # of a sparse distribution most are; zeros add nothing to any bit
+        if w0 != 0 or w1 != 0 or w2 != 0 or w3 != 0:  # sparse distributions are mostly zeros, which change no bit of the sums
             k0, k1, k2, k3 = codes[j, :size], codes[j + 1, :size], codes[j + 2, :size], codes[j + 3, :size]
             for c in range(size):
                 sums[c] += w0 * np.float32(k0[c]) + w1 * np.float32(k1[c]) + w2 * np.float32(k2[c]) + w3 * np.float32(k3[c])
@@ -36,8 +35,8 @@ def accumulate_dots(codes, weights, size, dots):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _accumulate_four(codes, weights, size, dots):  # type: ignore[no-untyped-def]
-    """As `accumulate_dots` for four rows, weights [4, n] and dots [4, C], which share what is read and converted; each row's sums
-    are made in the same order, so that they are the same bits."""
+    """Like `accumulate_dots` for four rows, weights [4, n] and dots [4, C], which share reading and conversion. Each row's sums
+    have the same order, and hence the same bits."""
     num_components = weights.shape[1]
     s0, s1, s2, s3 = dots[0, :size], dots[1, :size], dots[2, :size], dots[3, :size]
     j = 0
@@ -60,7 +59,7 @@ def _accumulate_four(codes, weights, size, dots):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def accumulate_dots_of_rows(codes, weights, size, dots):  # type: ignore[no-untyped-def]
-    """As `accumulate_dots` for every row, weights [B, n] and dots [B, C]: the same bits, whichever rows are beside a row."""
+    """Like `accumulate_dots` for every row, weights [B, n] and dots [B, C]: the same bits, independent of the other rows."""
     row = 0
     while row + 4 <= weights.shape[0]:
         _accumulate_four(codes, weights[row : row + 4], size, dots[row : row + 4])
@@ -72,10 +71,10 @@ def accumulate_dots_of_rows(codes, weights, size, dots):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True, fastmath=True)
 def nearest_neighbour(dots, inverse_norms, size):  # type: ignore[no-untyped-def]
-    """(neighbour, value) of the greatest dots[c] * inverse_norms[c]; the first one where several tie.
+    """(neighbour, value) of the largest dots[c] * inverse_norms[c]; the first one if several tie.
 
-    Both loops compare whole numbers, which a compiler can do for many records at once: the greatest of floating-point numbers
-    waits for each comparison, and a loop that ends at the first match looks at one record after the other.
+    Both loops compare integers, which a compiler can vectorise over many records: a floating-point maximum waits for each
+    comparison, and a loop that ends at the first match handles one record at a time.
     """
     if not size:
         return 0, np.float32(0.0)
@@ -90,8 +89,8 @@ def nearest_neighbour(dots, inverse_norms, size):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def _ranked(value):  # type: ignore[no-untyped-def]
-    """A whole number for a float32, greater where that is greater: its bits, and of a negative one, whose bits count its size,
-    less that size."""
+    """An integer for a float32 with the same order: its bits, or, for a negative value, whose bits encode its magnitude, minus
+    that magnitude."""
     bits = np.float32(value).view(np.int32)
     sign = np.int32(bits >> _ALL_BUT_ONE)  # 0 or -1
     return np.int32(np.int32(bits ^ np.int32(sign & _ALL_BUT_THE_SIGN)) - sign)
@@ -145,6 +144,6 @@ def follow_prefix(codes, inverse_norms, probs, dots, squares, neighbours, scores
 
 @njit(cache=True, nogil=True)
 def gather_layers(codes, first, neighbours, rows):  # type: ignore[no-untyped-def]
-    """As `gather_rows` for layers one after the other from `first` on; codes [L, J, C], neighbours [n, B], rows [n, B, J]."""
+    """Like `gather_rows` for consecutive layers from `first` on; codes [L, J, C], neighbours [n, B], rows [n, B, J]."""
     for layer in range(neighbours.shape[0]):
         gather_rows(codes[first + layer], neighbours[layer], rows[layer])

@@ -1,4 +1,4 @@
-"""Records on their way into an Expert Map Store, in the fixed point in which it keeps them (`maps.store`)."""
+"""Records to be added to an Expert Map Store, in its fixed-point format (`maps.store`)."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from finemoe.maps.kernels import EMBEDDING_SCALE, MAP_SCALE, accumulate_dots_of_
 
 @dataclass(frozen=True)
 class Records:
-    """Maps and unit embeddings, n of them, beside what a store writes down of each.
+    """n maps and unit embeddings, with the values that a store keeps for each.
 
     Attributes:
-        maps: [n, L, J]; units: [n, h]. norms: [n] lengths of the maps.
-        map_codes: [n, L, J] uint16; inverse_prefix_norms: [n, L] of what they stand for, up to each layer.
-        embedding_codes: [n, h] int16; inverse_embedding_norms: [n], 0 where an embedding is zero.
+        maps: [n, L, J]; units: [n, h]. norms: [n] norms of the maps.
+        map_codes: [n, L, J] uint16; inverse_prefix_norms: [n, L] of the encoded maps, up to each layer.
+        embedding_codes: [n, h] int16; inverse_embedding_norms: [n], 0 for a zero embedding.
     """
 
     maps: np.ndarray
@@ -27,8 +27,8 @@ class Records:
 
     @classmethod
     def of(cls, maps: np.ndarray, units: np.ndarray) -> "Records":
-        """From maps [n, L, J] and unit embeddings [n, h], float32."""
-        codes = np.rint(np.minimum(maps, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may be a little more than 1
+        """Encode maps [n, L, J] and unit embeddings [n, h], float32."""
+        codes = np.rint(np.minimum(maps, 1.0) / MAP_SCALE).astype(np.uint16)  # rounded probabilities may slightly exceed 1
         squares = np.square(codes.astype(np.float32) * MAP_SCALE).sum(axis=2)
         embedding_codes = np.rint(units / EMBEDDING_SCALE).astype(np.int16)
         lengths = _lengths(embedding_codes.astype(np.float32) * EMBEDDING_SCALE)
@@ -40,16 +40,16 @@ class Records:
         return len(self.maps)
 
     def own_map_dots(self) -> np.ndarray:
-        """Products of their maps with each other as a store would keep them, [n, n]: of map i with record k."""
+        """Dot products of the maps with each other as a store computes them, [n, n]: of map i with record k."""
         return _dots(self.map_codes, self.maps * MAP_SCALE)
 
     def own_embedding_dots(self) -> np.ndarray:
-        """The same of their embeddings."""
+        """Dot products of the embeddings with each other, likewise."""
         return _dots(self.embedding_codes, self.units * EMBEDDING_SCALE)
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
-    """Of vectors [n, ...], as `np.linalg.norm` computes them one by one, [n] float32."""
+    """Norms of vectors [n, ...] as `np.linalg.norm` computes them one by one, [n] float32."""
     rows = (np.ravel(vector) for vector in vectors)
     return np.sqrt(np.array([row.dot(row) for row in rows], dtype=np.float32))
 

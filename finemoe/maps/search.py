@@ -1,7 +1,7 @@
 """Trajectory search (section 4.2.2, Eq. 5) with incremental prefix cosines.
 
 Eq. 5 compares the observed prefix P_1..P_m with the same prefix of all C stored maps. Each layer only adds its own product to
-running dots [B, C], so a layer's search costs one [B, J] x [J, C] product however long the prefix is.
+running dots [B, C], so the search at a layer costs one [B, J] x [J, C] product for any length of the prefix.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ class TrajectorySearch:
         advance_prefix(self._codes[layer], probs, self._dots, self._squares)
 
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eq. 5: the stored map with the most similar prefix for each row, and that cosine: neighbours [B], scores [B].
+        """Eq. 5: the stored map with the most similar prefix for each row, and its cosine: neighbours [B], scores [B].
 
         Raises:
             FinemoeError: nothing was observed, or the store is empty.
@@ -56,7 +56,7 @@ class TrajectorySearch:
 
 
 def follow(store: ExpertMapStore, gates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. 5 after each of the first n layers at once: what a `TrajectorySearch` that observes them finds after each.
+    """Eq. 5 after each of the first n layers at once: the results of a `TrajectorySearch` that observes them one by one.
 
     Args:
         gates: [n, B, J] float32, contiguous.
@@ -77,12 +77,12 @@ def follow(store: ExpertMapStore, gates: np.ndarray) -> tuple[np.ndarray, np.nda
 def follow_block(
     store: ExpertMapStore, gates: np.ndarray, embeddings: np.ndarray | None, distance: int
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """The stored maps that guide the layers of many rows: by their embeddings the first `distance`, by Eq. 5 the others.
+    """The stored maps that predict the layers of many rows: the first `distance` by their embeddings, the others by Eq. 5.
 
     Args:
         gates: [L, B, J] float32. embeddings: [B, h], or None.
     Returns:
-        From which layer on anything is known (L where nothing is), and from there on neighbours [m, B] and scores [m, B].
+        The first layer with a prediction (L if there is none), and from there on neighbours [m, B] and scores [m, B].
     """
     num_layers, num_rows = gates.shape[:2]
     if not len(store):
@@ -96,7 +96,7 @@ def follow_block(
 
 
 def guides(store: ExpertMapStore, neighbours: np.ndarray, first: int) -> np.ndarray:
-    """P_l of the stored maps, for layers one after the other from `first` on: neighbours [n, B] -> [n, B, J] float32."""
+    """P_l of the stored maps, for consecutive layers from `first` on: neighbours [n, B] -> [n, B, J] float32."""
     rows = np.empty((*neighbours.shape, store.num_experts), dtype=np.float32)
     gather_layers(store.map_codes, first, neighbours, rows)
     return rows

@@ -12,7 +12,7 @@ def threshold_of(scores: np.ndarray) -> np.ndarray:
 
 
 def thresholds_of(scores: np.ndarray | None, num_rows: int) -> np.ndarray:
-    """Eq. 6 for rows with scores [B]; where they have none, what K experts always reach."""
+    """Eq. 6 for rows with scores [B]; for None, a threshold that K experts always reach."""
     return np.zeros(num_rows) if scores is None else threshold_of(scores)
 
 
@@ -20,7 +20,7 @@ def select_experts(probs: np.ndarray, thresholds: np.ndarray, top_k: int) -> np.
     """Eqs. 7-8: the smallest set of most probable experts whose summed probability reaches the threshold, at least K.
 
     The expert that crosses the threshold is in the set. Beyond K, experts of probability 0 are never added (in top-k traces
-    they are unknown, DESIGN 4). Equal probabilities: the lower expert first.
+    they are unknown, DESIGN 4). Of equal probabilities, the lower expert comes first.
 
     Args:
         probs: [B, J] searched distributions; thresholds: [B] delta of each row; top_k: K.
@@ -30,7 +30,7 @@ def select_experts(probs: np.ndarray, thresholds: np.ndarray, top_k: int) -> np.
         FinemoeError: K is not in 1..J.
     """
     if not 1 <= top_k <= probs.shape[1]:
-        raise FinemoeError(f"top_k is {top_k}, must lie in 1..{probs.shape[1]}")
+        raise FinemoeError(f"top_k is {top_k}; it must be in 1..{probs.shape[1]}")
     selected = np.zeros(probs.shape, dtype=np.bool_)
     select_rows(np.ascontiguousarray(probs, dtype=np.float32), np.asarray(thresholds, dtype=np.float64), top_k, selected)
     return selected
@@ -41,7 +41,7 @@ def select_rows(probs, thresholds, top_k, selected):  # type: ignore[no-untyped-
     """Eqs. 7-8 for every row: probs [B, J], thresholds [B] -> selected [B, J] bool (all False on entry)."""
     num_experts = probs.shape[1]
     for row in range(probs.shape[0]):
-        total = np.float64(0.0)  # which a sum with float32 stays, compiled or not
+        total = np.float64(0.0)  # a sum with float32 stays float64, compiled or not
         for count in range(num_experts):
             best = -1
             for j in range(num_experts):

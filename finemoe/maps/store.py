@@ -1,7 +1,7 @@
 """Expert Map Store: up to C records of an expert map and a semantic embedding (section 4.4, Fig. 5).
 
-Maps are kept as 16-bit fixed point (step 1/65535) and unit embeddings as signed 16 bits: a cosine changes by less than 1e-4 and
-a record takes 2·(L·J + h) bytes, and 4·(L + 1) for its norms: prefix norms are kept per layer, which makes a search incremental
+Maps are stored as 16-bit fixed point (step 1/65535) and unit embeddings as signed 16 bits, which changes a cosine by less than
+1e-4. A record takes 2·(L·J + h) bytes, and 4·(L + 1) for its norms: prefix norms are stored per layer for incremental search
 (search.py).
 """
 
@@ -20,7 +20,7 @@ _KIND = "expert-map-store"
 _VERSION = 1
 _MAP_CODE, _EMBEDDING_CODE = np.dtype(np.uint16), np.dtype(np.int16)
 _Count = TypeVar("_Count", int, np.ndarray)
-_TOGETHER = 32  # rows whose similarities are computed together
+_TOGETHER = 32  # number of rows whose similarities are computed together
 
 
 class ExpertMapStore:
@@ -28,8 +28,8 @@ class ExpertMapStore:
 
     Args:
         num_layers, num_experts: L and J of the model.
-        embedding_dim: h, or 0 where no embeddings exist (top-k traces): redundancy then rests on the maps alone.
-        capacity: C, the most records held.
+        embedding_dim: h, or 0 without embeddings (top-k traces): redundancy then uses only the maps.
+        capacity: C, the maximum number of records.
         prefetch_distance: d, which weighs semantic against trajectory similarity in RDY.
         model: identity of the model whose maps these are; checked on loading.
     Raises:
@@ -49,7 +49,7 @@ class ExpertMapStore:
         embedding_dim, capacity = whole_number("embedding_dim", embedding_dim, least=0), whole_number("capacity", capacity)
         prefetch_distance, model = whole_number("prefetch_distance", prefetch_distance, least=0), text("model", model)
         if not 1 <= prefetch_distance <= num_layers:
-            raise FinemoeError(f"prefetch_distance is {prefetch_distance}, must lie in 1..{num_layers} (the number of layers)")
+            raise FinemoeError(f"prefetch_distance is {prefetch_distance}; it must be in 1..{num_layers} (the number of layers)")
         self.num_layers, self.num_experts, self.embedding_dim = num_layers, num_experts, embedding_dim
         self.capacity, self.prefetch_distance, self.model = capacity, prefetch_distance, model
         try:
@@ -57,8 +57,8 @@ class ExpertMapStore:
             self.embedding_codes = np.zeros((embedding_dim, capacity), dtype=_EMBEDDING_CODE)
             self.inverse_prefix_norms = np.zeros((num_layers, capacity), dtype=np.float32)
             self.inverse_embedding_norms = np.zeros(capacity, dtype=np.float32)
-        except (MemoryError, ValueError) as error:  # the latter where NumPy cannot even count the bytes
-            raise FinemoeError(f"capacity is {capacity}: no memory for so many maps ({error}); choose a smaller one") from error
+        except (MemoryError, ValueError) as error:  # ValueError if NumPy cannot even represent the size
+            raise FinemoeError(f"capacity is {capacity}: not enough memory for so many maps ({error}); choose less") from error
         self._size = 0
 
     def __len__(self) -> int:
@@ -79,12 +79,12 @@ class ExpertMapStore:
         return self.embedding_codes[:, : len(self)].T.astype(np.float32) * EMBEDDING_SCALE
 
     def add(self, maps: np.ndarray, embeddings: np.ndarray | None = None) -> None:
-        """Enter records one after the other; at capacity each replaces the record it is most redundant with (4.4).
+        """Add records one after the other; at capacity, each replaces the record it is most redundant with (4.4).
 
         Args:
             maps: [n, L, J]; embeddings: [n, h], or None in a store without embeddings. Arrays, or any sequences of numbers.
         Raises:
-            FinemoeError: they are no such arrays, shapes differ from the store's, or a map row is no distribution.
+            FinemoeError: they cannot be converted, shapes differ from the store's, or a map row is not a distribution.
         """
         maps = _single("maps", maps)
         self._check_maps(maps)
@@ -109,10 +109,10 @@ class ExpertMapStore:
         Returns:
             neighbours [B] int64 and scores [B] float32.
         Raises:
-            FinemoeError: the store is empty, or the embeddings are not of its size.
+            FinemoeError: the store is empty, or the embeddings have another size than the store's.
         """
         if not len(self):
-            raise FinemoeError("the store is empty, so that no record is nearest; add records first")
+            raise FinemoeError("the store is empty, so there is no nearest record; add records first")
         embeddings = _single("embeddings", embeddings)
         units = self._unit_embeddings(embeddings, len(embeddings) if embeddings.ndim else 1)
         neighbours = np.empty(len(units), dtype=np.int64)
@@ -168,9 +168,9 @@ class ExpertMapStore:
         if embeddings.shape != (num_rows, self.embedding_dim):
             raise FinemoeError(f"embeddings must be {(num_rows, self.embedding_dim)}, not {embeddings.shape}")
         if not np.isfinite(embeddings).all():
-            raise FinemoeError("embeddings hold NaN, infinity or what overflows 32 bits; they must be finite")
+            raise FinemoeError("embeddings hold NaN, infinity or values that overflow 32 bits; they must be finite")
         _, exponents = np.frexp(np.abs(embeddings).max(axis=-1, keepdims=True, initial=0.0))
-        embeddings = np.ldexp(embeddings, -exponents)  # exact: their squares neither overflow nor vanish
+        embeddings = np.ldexp(embeddings, -exponents)  # exact, so that squares neither overflow nor underflow
         return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-20)
 
     def _check_maps(self, maps: np.ndarray) -> None:
@@ -178,15 +178,15 @@ class ExpertMapStore:
             raise FinemoeError(f"maps must be [n, {self.num_layers}, {self.num_experts}], not {maps.shape}")
         if not (np.abs(maps.sum(axis=-1) - 1) < 0.02).all() or (maps < 0).any():
             raise FinemoeError(
-                "a map row is no distribution (not negative, sum 1); maps hold the gate's distribution over all experts"
+                "a map row is not a distribution (not negative, sum 1); maps hold the gate's distribution over all experts"
             )
 
     def _map_dots(self, maps: np.ndarray) -> np.ndarray:
-        """Products of maps [n, L, J] with every stored one, [n, len(self)] float32."""
+        """Dot products of maps [n, L, J] with every stored one, [n, len(self)] float32."""
         return self._dots(self.map_codes.reshape(-1, self.capacity), maps.reshape(len(maps), -1) * MAP_SCALE)
 
     def _embedding_dots(self, units: np.ndarray) -> np.ndarray:
-        """Products of unit embeddings [n, h] with every stored one, [n, len(self)] float32."""
+        """Dot products of unit embeddings [n, h] with every stored one, [n, len(self)] float32."""
         return self._dots(self.embedding_codes, np.asarray(units, dtype=np.float32) * EMBEDDING_SCALE)
 
     def _dots(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -211,7 +211,7 @@ class ExpertMapStore:
         self._size += len(records)
 
     def _replace(self, records: Records) -> None:
-        """Let each record take the place of the one it is most redundant with, in order: those before it may be such a one."""
+        """Replace, for each record in order, the most redundant one, which may be a record added just before."""
         map_dots, embedding_dots = self._map_dots(records.maps), self._embedding_dots(records.units)
         own_map_dots, own_embedding_dots = records.own_map_dots(), records.own_embedding_dots()
         for number in range(len(records)):
@@ -225,16 +225,16 @@ class ExpertMapStore:
 
 
 def semantic_search_bytes(num_maps: _Count, embedding_dim: int) -> _Count:
-    """What Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`) of stores with so many maps: every stored embedding."""
+    """Bytes that Eq. 4 reads for one row (`ExpertMapStore.nearest_embeddings`) in a store of `num_maps`: all embeddings."""
     return num_maps * embedding_dim * _EMBEDDING_CODE.itemsize
 
 
 def trajectory_search_bytes(num_maps: _Count, num_experts: int) -> _Count:
-    """What Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`) of such stores: that layer of every stored map."""
+    """Bytes that Eq. 5 reads for one row at one layer (`TrajectorySearch.observe`): that layer of every stored map."""
     return num_maps * num_experts * _MAP_CODE.itemsize
 
 
 def _single(name: str, values: np.ndarray) -> np.ndarray:
-    """As an array in single precision; what overflows it is left to the checks."""
+    """Convert to a single-precision array; overflows are left for the checks to report."""
     with np.errstate(over="ignore"):
         return plain_array(name, values).astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""Which tokens are known, by their embeddings: wherever a token occurs, its embedding has the same bits."""
+"""Recognise tokens by their embeddings: every occurrence of a token has the same embedding, bit for bit."""
 
 import numpy as np
 import xxhash
@@ -7,16 +7,16 @@ from finemoe.maps.forecast_state import NEWEST, NONE
 
 
 def identities(embeddings: np.ndarray) -> np.ndarray:
-    """A number for each row, the same for the same embedding: [B] int64; embeddings [B, h] with the precision of a trace."""
+    """A number for each row, equal for equal embeddings: [B] int64; embeddings [B, h] in a trace's precision."""
     rows = np.ascontiguousarray(embeddings, dtype=np.float16)
     return np.array([xxhash.xxh3_64_intdigest(row.data) for row in rows], dtype=np.uint64).view(np.int64)
 
 
 class TokenDirectory:
-    """Places for V tokens; where all are taken, the one that has been there longest makes room.
+    """Places for V tokens; if all are taken, the oldest one is replaced.
 
     Attributes:
-        keys: [V] int64 identities of those known. count: [1] int64 how many have come in.
+        keys: [V] int64 identities of the known tokens. count: [1] int64 number of tokens added so far.
     """
 
     def __init__(self, num_tokens: int) -> None:
@@ -24,16 +24,16 @@ class TokenDirectory:
         self._places: dict[int, int] = {}
 
     def places(self, tokens: np.ndarray, lets_in: bool) -> np.ndarray:
-        """Of tokens one after the other, [B] identities: [B] int64.
+        """Places of consecutive tokens, [B] identities: [B] int64.
 
         Args:
-            lets_in: whether tokens that are not known come in, as NEWEST less their place; they are NONE otherwise.
+            lets_in: whether to add unknown tokens, which are returned as NEWEST minus their place; otherwise they are NONE.
         """
         of = self._come if lets_in else self._known
         return np.fromiter(map(of, tokens.tolist()), dtype=np.int64, count=len(tokens))
 
     def restored(self) -> None:
-        """Keys and count were read from elsewhere."""
+        """Rebuild the index after keys and count were read from elsewhere."""
         known = min(int(self.count[0]), len(self.keys))
         self._places = {key: place for place, key in enumerate(self.keys[:known].tolist())}
 

@@ -1,4 +1,4 @@
-"""Compiles what searches, selects, ranks and forecasts, before anybody waits for it."""
+"""Compile the kernels that search, select, rank and forecast, before inference needs them."""
 
 import functools
 
@@ -21,7 +21,7 @@ from finemoe.maps.selection import select_rows
 
 
 def warm_up() -> None:
-    """Compile every kernel (or load it from the cache on disk), so that the first search does not wait for it."""
+    """Compile every kernel (or load it from the cache on disk), so that the first search does not have to."""
     codes, embeddings = np.zeros((4, 8), dtype=np.uint16), np.zeros((4, 8), dtype=np.int16)
     probs, squares = np.full((1, 4), 0.25, dtype=np.float32), np.zeros(1, dtype=np.float32)
     dots, neighbours, scores = np.zeros((1, 8), dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
@@ -43,7 +43,7 @@ def warm_up() -> None:
 
 @functools.cache
 def warm_up_forecasts() -> None:
-    """Likewise all that a forecaster does from one gate to the next; blocks, as of a history, are their own first users'."""
+    """Compile all kernels that a forecaster uses between gates; those for blocks, as of a history, compile on first use."""
     forecaster = Forecaster(1, 2, 1)
     forecaster.start()
     forecaster.hear(0, np.full((1, 2), 0.5, dtype=np.float32), np.zeros((1, 1), dtype=np.int64))

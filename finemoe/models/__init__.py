@@ -1,1 +1,1 @@
-"""What is known of models before one runs: their MoE layers, their sizes, and the names of those that are shipped."""
+"""What can be known about a model without running it: its MoE layers, its sizes, and the names of shipped models."""

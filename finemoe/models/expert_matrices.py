@@ -1,4 +1,4 @@
-"""Which matrices of a checkpoint make an expert's parameters: gate and up are one parameter, and mostly two matrices there."""
+"""Which matrices of a checkpoint make up an expert's parameters: gate and up are one parameter, but mostly two matrices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from finemoe.models.layers import MoELayer
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """A matrix or vector of an expert as a checkpoint has it.
+    """A matrix or vector of an expert as stored in a checkpoint.
 
     Attributes:
-        parameter: that it is a part of, or all of; parts follow each other row by row.
-        name: of its module in the checkpoint, as "gate_proj", where that is one for each expert, else of the parameter.
-        shape: without an axis of experts. is_transposed: its first axis is the layer's input.
-        is_down: whether it leads back to the hidden size.
+        parameter: the parameter that it is, or is part of; parts are concatenated row by row.
+        name: name of its module in the checkpoint, e.g. "gate_proj", if each expert has one, otherwise of the parameter.
+        shape: without an axis of experts. is_transposed: whether its first axis is the layer's input.
+        is_down: whether it maps back to the hidden size.
     """
 
     parameter: str
@@ -26,7 +26,7 @@ class ExpertMatrix:
 
 
 def expert_matrices(model: Any, layer: MoELayer) -> list[ExpertMatrix]:
-    """What makes up one of a layer's experts, by Transformers' own conversions of the family's checkpoints."""
+    """The parts of one of a layer's experts, from Transformers' own conversions for the family's checkpoints."""
     is_transposed = bool(layer.experts.is_transposed)
     found = []
     for parameter, weight in layer.expert_parameters().items():
@@ -39,7 +39,7 @@ def expert_matrices(model: Any, layer: MoELayer) -> list[ExpertMatrix]:
 
 
 def _stacked_below(model: Any, target: str) -> list[str]:
-    """Names of the modules whose weights, expert by expert, are stacked to a parameter; none where it is fused in checkpoints."""
+    """Names of the modules whose weights are stacked into a parameter, expert by expert; none if checkpoints store it fused."""
     for sources, end in _conversions(model):
         if target.endswith(end):
             return [source.split(".")[-2] for source in sources]
@@ -47,7 +47,7 @@ def _stacked_below(model: Any, target: str) -> list[str]:
 
 
 def _conversions(model: Any) -> Iterator[tuple[list[str], str]]:
-    """Patterns of weights that are stacked, and the end of the name of what they make."""
+    """Patterns of weights that are stacked, and the suffix of the name of the result."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 

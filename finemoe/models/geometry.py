@@ -1,7 +1,7 @@
-"""A model's MoE geometry from its configuration alone: built on the meta device, so that no weight is ever allocated.
+"""A model's MoE geometry from its configuration alone: built on the meta device, so no weights are allocated.
 
-Experts are found through Transformers' experts seam, without per-family code. A parameter is active for a token unless it belongs
-to one of the J - K routed experts the token does not visit; embeddings count as active (so counts the paper's Table 1).
+Experts are found through Transformers' experts interface, without per-family code. A parameter is active for a token unless it
+belongs to one of the J - K routed experts that the token does not use; embeddings count as active (as in the paper's Table 1).
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Geometry:
         name: family of the configuration. num_layers: L, MoE layers. num_experts: J, routed experts a layer.
         experts_per_token: K. hidden_size: h. dense_layers: decoder layers without routed experts.
         expert_params: parameters of one routed expert.
-        expert_format: how experts are packed, as "fp8"; "bf16" where the configuration says of no quantisation.
-        expert_bytes: of one expert as it is packed, the record that waits, moves and lies in a slot; of the largest where layers
-            differ. unpacked_expert_bytes: of one in bf16. all_experts_bytes: of all as they are packed.
-        total_params, active_params: of the whole model, and those one token uses.
+        expert_format: how experts are packed, e.g. "fp8"; "bf16" if the configuration states no quantisation.
+        expert_bytes: size of one expert in packed form, as it is stored, transferred and held in a slot; the largest if layers
+            differ. unpacked_expert_bytes: size of one in bf16. all_experts_bytes: size of all in packed form.
+        total_params, active_params: of the whole model, and those that one token uses.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Geometry:
 
     @property
     def idle_share(self) -> float:
-        """Share of the parameters that one token does not use."""
+        """Share of the parameters that a token does not use."""
         return 1 - self.active_params / self.total_params
 
     @classmethod
@@ -50,18 +50,18 @@ class Geometry:
 
         Args:
             source: a Transformers config object, a dict of its fields, a folder with config.json, a JSON file, or a hub id.
-            mix: a name of llama.cpp's, as "Q4_K_M": experts count as if they were in a GGUF file of that mix.
+            mix: a llama.cpp quantisation mix such as "Q4_K_M": compute sizes as in a GGUF file of that mix.
         Raises:
-            FinemoeError: no such file or model type, the model has no routed experts, or what they take cannot be known.
+            FinemoeError: no such file or model type, the model has no routed experts, or their size cannot be determined.
         """
         return cls.of_model(model_on_meta(config_of(source)), mix)
 
     @classmethod
     def of_model(cls, model: Any, mix: str | None = None) -> "Geometry":
-        """The geometry of what `model_on_meta` makes; mix: as in `from_config`.
+        """The geometry of a model made by `model_on_meta`; mix: as in `from_config`.
 
         Raises:
-            FinemoeError: the model has no routed experts, or what they take cannot be known.
+            FinemoeError: the model has no routed experts, or their size cannot be determined.
         """
         from finemoe.models.layers import activated_per_token, find_moe_layers
         from finemoe.models.packed_sizes import expert_records
@@ -92,10 +92,10 @@ class Geometry:
 
 
 def model_on_meta(config: Any) -> Any:
-    """A model without weights, in bf16, the precision models are published in.
+    """A model without weights, in bf16, the precision in which models are published.
 
     Raises:
-        FinemoeError: Transformers has no language model of such a configuration.
+        FinemoeError: Transformers has no language model for such a configuration.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -108,7 +108,7 @@ def model_on_meta(config: Any) -> Any:
 
 
 def config_of(source: Any) -> Any:
-    """The Transformers configuration meant by a config object, a dict of its fields, a folder, a JSON file, or a hub id.
+    """The Transformers configuration for a config object, a dict of its fields, a folder, a JSON file, or a hub id.
 
     Raises:
         FinemoeError: no such file or model type.
@@ -138,7 +138,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FinemoeError(f"{path}: not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise FinemoeError(f"{path}: holds no JSON object; a configuration has its fields by name")
+        raise FinemoeError(f"{path}: not a JSON object; a configuration has its fields by name")
     return fields
 
 

@@ -1,9 +1,9 @@
-"""The MoE layers of a Transformers model, found through the experts seam and without any per-family code.
+"""The MoE layers of a Transformers model, found through the experts interface and without per-family code.
 
 Transformers marks every experts class that dispatches through its registry (attributes set by `use_experts_implementation`). The
-router is the module beside the experts that Transformers calls `gate` or `router`, or else one that holds a matrix with a row per
-expert; that it really is the router is checked whenever it runs, since it hands out the very tensor of indices that the experts
-get.
+router is the sibling module of the experts that Transformers calls `gate` or `router`, or otherwise one with a matrix that has a
+row per expert. Whether it really is the router is checked in every run: it must return the very tensor of indices that the
+experts receive.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class MoELayer:
     Attributes:
         index: its place among the MoE layers, in the order of the model's modules; name: path of the experts module.
         experts: the experts module; num_experts: J.
-        router: the module whose output holds the gate's logits or probabilities, or None where none is recognised.
+        router: the module whose output contains the gate's logits or probabilities, or None if none is recognised.
     """
 
     index: int
@@ -79,7 +79,7 @@ def _require_own_weights(model: nn.Module, layers: list[MoELayer]) -> None:
 
 
 def names_above(name: str) -> list[str]:
-    """Names of all that contain a module, the model itself ("") first: "a.b.c" -> "", "a", "a.b"."""
+    """Names of all modules that contain a module, the model itself ("") first: "a.b.c" -> "", "a", "a.b"."""
     parts = name.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 
@@ -93,14 +93,14 @@ def activated_per_token(model: nn.Module, layers: list[MoELayer]) -> int:
     """K, from the model's configuration or from its routers.
 
     Raises:
-        FinemoeError: neither says.
+        FinemoeError: neither states it.
     """
     for holder in _holders(model, layers):
         for name in _TOP_K_NAMES:
             value = getattr(holder, name, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
-    raise FinemoeError(f"{type(model).__name__} does not say how many experts a token activates")
+    raise FinemoeError(f"{type(model).__name__} does not state how many experts a token activates")
 
 
 def _holders(model: nn.Module, layers: list[MoELayer]) -> Iterator[object]:

@@ -1,6 +1,6 @@
-"""What experts take as they are packed, from a model's configuration alone: the bytes of a record as the runtime lays it out.
+"""Sizes of packed experts from a model's configuration alone: the bytes of a record in the runtime's layout.
 
-A record is what one expert takes in host memory, on disk, over the link, and, for the largest of them, in a slot.
+A record is what one expert takes in host memory, on disk and over the link; a slot holds the largest record.
 """
 
 import re
@@ -16,7 +16,7 @@ from finemoe.packing.gguf_mixes import codec_in_mix, require_mix
 from finemoe.packing.methods import codec_of, method_of
 from finemoe.packing.record import record_bytes
 
-PLAIN = "bf16"  # what experts are in that are not packed
+PLAIN = "bf16"  # format of experts that are not packed
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ExpertRecord:
     """One expert of a layer.
 
     Attributes:
-        format: its name. tensors: what a record holds, without an axis of experts. nbytes: of the record.
-        count: experts of the layer. unpacked_bytes: of an expert in bf16.
+        format: its name. tensors: contents of a record, without an axis of experts. nbytes: size of the record.
+        count: number of experts of the layer. unpacked_bytes: size of an expert in bf16.
     """
 
     format: str
@@ -38,13 +38,13 @@ class ExpertRecord:
 def expert_records(
     model: Any, layers: Sequence[MoELayer], told: Mapping[str, Any] | None = None, mix: str | None = None
 ) -> list[ExpertRecord]:
-    """An expert of every layer.
+    """One expert of every layer.
 
     Args:
         model: on the meta device, in bf16; layers: its MoE layers. told: the configuration's quantisation_config; None if it has
-            none. mix: the name of a GGUF mix; as if the model were quantised so, whatever its configuration says.
+            none. mix: name of a GGUF mix; overrides the configuration's quantisation.
     Raises:
-        FinemoeError: it cannot be known.
+        FinemoeError: the sizes cannot be determined.
     """
     if mix is not None:
         require_mix(mix)
@@ -54,7 +54,7 @@ def expert_records(
 def expert_codecs(
     model: Any, layer: MoELayer, told: Mapping[str, Any] | None = None, mix: str | None = None
 ) -> list[tuple[ExpertMatrix, Codec]]:
-    """Every matrix and vector of a layer's experts, and how it is packed; arguments and errors as `expert_records`."""
+    """Every matrix and vector of a layer's experts with its codec; arguments and errors as in `expert_records`."""
     return [(matrix, _codec(model, layer, matrix, told, mix)) for matrix in expert_matrices(model, layer)]
 
 
@@ -63,7 +63,7 @@ def _record(model: Any, layer: MoELayer, told: Mapping[str, Any] | None, mix: st
     tensors = tuple(tensor for codec in codecs for tensor in codec.tensors)
     unpacked = sum(parameter[0].numel() * parameter.element_size() for parameter in layer.expert_parameters().values())
     packed = [codec.format for codec in codecs if not isinstance(codec, Plain)]
-    if not packed:  # experts that are not packed lie as the layer computes with them
+    if not packed:  # unpacked experts have the layout in which the layer computes
         return ExpertRecord(PLAIN, tensors, unpacked, layer.num_experts, unpacked)
     name = packed[0] if mix is None else f"gguf {mix}"
     return ExpertRecord(name, tensors, record_bytes(tensors), layer.num_experts, unpacked)
@@ -79,19 +79,19 @@ def _codec(model: Any, layer: MoELayer, matrix: ExpertMatrix, told: Mapping[str,
         assert told is not None
         return codec_of(told, (rows, columns), matrix.is_transposed)
     if matrix.is_transposed:
-        raise FinemoeError(f"{model.config.model_type}: no GGUF mix is known of experts whose matrices are transposed")
+        raise FinemoeError(f"{model.config.model_type}: no GGUF mix is known for experts whose matrices are transposed")
     block, num_blocks = _block_number(layer), model.config.get_text_config().num_hidden_layers
     return codec_in_mix(mix, matrix.is_down, block, num_blocks, (rows, columns))
 
 
 def _block_number(layer: MoELayer) -> int:
-    """The decoder layer that a MoE layer lies in, dense ones counted."""
+    """The number of the decoder layer that contains a MoE layer, including dense layers."""
     numbers = [int(part) for part in layer.name.split(".") if part.isdigit()]
     return numbers[0] if numbers else layer.index
 
 
 def _is_left_out(told: Mapping[str, Any], layer: MoELayer, matrix: ExpertMatrix) -> bool:
-    """Whether a configuration takes these weights out of its quantisation."""
+    """Whether a configuration excludes these weights from quantisation."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     if method_of(told) == "compressed-tensors":
@@ -102,5 +102,5 @@ def _is_left_out(told: Mapping[str, Any], layer: MoELayer, matrix: ExpertMatrix)
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """As compressed-tensors takes it: an expression after "re:", else a name."""
+    """Match as compressed-tensors does: a regular expression after "re:", otherwise a name."""
     return re.match(pattern.removeprefix("re:"), module) is not None if pattern.startswith("re:") else pattern == module

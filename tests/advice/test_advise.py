@@ -173,7 +173,7 @@ def test_sizes_that_are_asked_for():
         ({"model": "gpt-oss-20b"}, "24 layers x 32 experts, the trace 32 layers x 8 experts"),
         ({"model": "no-such-model"}, "unknown model"),
         ({"hardware": "no-such-machine"}, "no testbed"),
-        ({"expert_memories": [1.5]}, r"share must lie in \(0, 1\]"),
+        ({"expert_memories": [1.5]}, r"share must be in \(0, 1\]"),
         ({"expert_memories": "0.5"}, "give a list of sizes"),
         ({"seed": -1}, "seed is -1"),
         ({"served_rows": 0}, "served_rows is 0"),

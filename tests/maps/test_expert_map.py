@@ -42,7 +42,7 @@ def test_summing_top_k_gives_the_coarse_counts():
 
 
 def test_top_k_out_of_range_is_named():
-    with pytest.raises(FinemoeError, match=r"top_k is 0, must lie in 1..4"):
+    with pytest.raises(FinemoeError, match=r"top_k is 0; it must be in 1..4"):
         activation_counts(np.ones((1, 1, 4)), 0)
 
 

@@ -55,5 +55,5 @@ def test_threshold_is_one_minus_score_clipped():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(FinemoeError, match=r"top_k is 5, must lie in 1..3"):
+    with pytest.raises(FinemoeError, match=r"top_k is 5; it must be in 1..3"):
         select_experts(np.ones((1, 3), dtype=np.float32) / 3, np.zeros(1), 5)

@@ -145,9 +145,9 @@ def test_a_flipped_bit_is_refused(tmp_path):
     ("change", "message"),
     [
         (lambda maps: maps[:, :3], r"maps must be \[n, 4, 6\]"),
-        (lambda maps: maps * 0.5, "no distribution"),
-        (lambda maps: maps * np.nan, "no distribution"),
-        (lambda maps: maps + np.array([0.5, -0.5, 0, 0, 0, 0]), "no distribution"),
+        (lambda maps: maps * 0.5, "not a distribution"),
+        (lambda maps: maps * np.nan, "not a distribution"),
+        (lambda maps: maps + np.array([0.5, -0.5, 0, 0, 0, 0]), "not a distribution"),
     ],
 )
 def test_bad_maps_are_refused(change, message):
@@ -180,5 +180,5 @@ def test_an_empty_store_has_no_nearest_record():
 
 @pytest.mark.parametrize("capacity", [10**15, 10**30])
 def test_more_records_than_memory_holds_are_refused(capacity):
-    with pytest.raises(FinemoeError, match=r"capacity is 10+: no memory"):
+    with pytest.raises(FinemoeError, match=r"capacity is 10+: not enough memory"):
         ExpertMapStore(32, 64, 64, capacity)

@@ -124,17 +124,17 @@ def test_layers_that_are_dense_count_where_llama_cpp_counts():
     ("fields", "mix", "message"),
     [
         (qwen3_30b_a3b(), "Q4_K_XL", "unknown GGUF mix 'Q4_K_XL'; known: Q4_0"),
-        (gpt_oss_20b(), "Q8_0", "gpt_oss: no GGUF mix is known of experts whose matrices are transposed"),
-        ({**qwen3_30b_a3b(), "moe_intermediate_size": 1400}, "Q4_K_M", "rows of 1400 are no multiple of a block of Q6_K"),
+        (gpt_oss_20b(), "Q8_0", "gpt_oss: no GGUF mix is known for experts whose matrices are transposed"),
+        ({**qwen3_30b_a3b(), "moe_intermediate_size": 1400}, "Q4_K_M", "rows of 1400 are not a multiple of a block of Q6_K"),
         ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "awq"}}, None, "quantised by awq"),
         ({**qwen3_30b_a3b(), "quantization_config": {"load_in_4bit": True}}, None, "quantised by bitsandbytes"),
-        ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "compressed-tensors"}}, None, "of no weights how"),
+        ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "compressed-tensors"}}, None, "describes no group of weights"),
         (
             {**qwen3_30b_a3b(), "quantization_config": {**pack_quantized(8, 32), "format": "int-quantized"}},
             None,
-            "as int-quantized .8-bit int., which Transformers does not unpack",
+            "does not unpack experts quantised by compressed-tensors as int-quantized .8-bit int.",
         ),
-        ({**gpt_oss_20b(), "quantization_config": FP8}, None, "quantised by fp8 whose matrices are transposed"),
+        ({**gpt_oss_20b(), "quantization_config": FP8}, None, "quantised by fp8 with transposed matrices"),
     ],
 )
 def test_what_cannot_be_known_is_refused(fields, mix, message):

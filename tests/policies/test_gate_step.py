@@ -328,7 +328,7 @@ def test_who_looks_ahead_is_asked_and_told_of_the_rows_that_count():
 def test_a_gate_out_of_order_is_named():
     policy = make_policy("finemoe", setup(HISTORY))
     gate = np.full((2, J), 1 / J, dtype=np.float32)
-    with pytest.raises(FinemoeError, match="the gate of layer 1 spoke after 0 others"):
+    with pytest.raises(FinemoeError, match="the gate of layer 1 came after 0 others"):
         policy.on_gate(1, gate, np.zeros((2, K), dtype=np.int64))
     policy.on_gate(0, gate, np.zeros((2, K), dtype=np.int64))
     with pytest.raises(FinemoeError, match="each of"):

@@ -257,7 +257,7 @@ def test_what_a_replay_must_not_be_given():
     finemoe.replay(SERVED, "finemoe", history=replace(HISTORY, request_ids=names))  # the same requests by name only
     with pytest.raises(FinemoeError, match="the history is of 'another', not of"):
         finemoe.replay(SERVED, "promoe", history=replace(HISTORY, model="another"))
-    with pytest.raises(FinemoeError, match="model says whose sizes"):
+    with pytest.raises(FinemoeError, match="model selects the sizes"):
         finemoe.replay(SERVED, "finemoe", model="mixtral-8x7b")
     with pytest.raises(FinemoeError, match="expert_bytes is for an instant link"):
         finemoe.replay(SERVED, "finemoe", hardware="rtx3090", expert_bytes=5)

@@ -163,7 +163,7 @@ def test_hit_rates_computed_elsewhere_on_gpt_oss(share, lru, lfu, belady):
         ({"policy": "magic"}, "unknown policy 'magic'"),
         ({"eviction": "mru"}, r"unknown eviction rule 'mru'; did you mean 'lru'\? known: belady"),
         ({"expert_memory": 1}, "bytes need expert_bytes; write 1.0 for all experts"),
-        ({"expert_memory": 1.5}, r"must lie in \(0, 1\]"),
+        ({"expert_memory": 1.5}, r"must be in \(0, 1\]"),
         ({"expert_memory": "6GiB"}, "bytes need expert_bytes"),
         ({"expert_memory": 5, "expert_bytes": 10}, "one expert takes 10"),
         ({"expert_memory": True}, "must be a share"),

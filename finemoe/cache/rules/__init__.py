@@ -1,7 +1,7 @@
-"""Eviction rules, one a file; the registry by which they are chosen (section 4.5).
+"""Eviction rules, one per file, and the registry that finds them by name (section 4.5).
 
-A rule from elsewhere is chosen like one of these: by a name that `register` or an entry point of the group
-"finemoe.eviction_rules" gave it, or as "module:RULE".
+An external rule is selected like these: by a name given by `register` or by an entry point of the group "finemoe.eviction_rules",
+or as "module:RULE".
 """
 
 from collections.abc import Mapping
@@ -46,30 +46,30 @@ _REGISTRY = Registry("eviction rule", "finemoe.eviction_rules", _require_rule, R
 
 
 def register(name: str, rule: EvictionRule) -> None:
-    """Give an eviction rule from elsewhere a name, in this process.
+    """Give an external eviction rule a name in this process.
 
     Raises:
-        FinemoeError: the name is taken, or it is no `EvictionRule`.
+        FinemoeError: the name is taken, or the rule is not an `EvictionRule`.
     """
     _REGISTRY.register(name, rule)
 
 
 def naming(rules: Mapping[str, EvictionRule]) -> AbstractContextManager[None]:
-    """The same for several, within a block only."""
+    """Register several rules within a block only."""
     return _REGISTRY.naming(rules)
 
 
 def rule_named(name: str, is_replay: bool = False) -> EvictionRule:
-    """The rule of that name, or at "module:RULE".
+    """An eviction rule, by name or as "module:RULE".
 
     Args:
         is_replay: whether the future is known.
     Raises:
-        FinemoeError: no rule has that name, it cannot be loaded, or it must know the future.
+        FinemoeError: there is no such rule, it cannot be loaded, or it needs to know the future and this is not a replay.
     """
     rule = _REGISTRY.find(name)
     if rule is None:
         raise FinemoeError(f"unknown eviction rule {name!r}; {suggestion(name, _REGISTRY.names())}")
     if rule.needs_future and not is_replay:
-        raise FinemoeError(f"eviction rule {name!r} must know the future; it runs in finemoe.replay only")
+        raise FinemoeError(f"eviction rule {name!r} must know the future; it runs only in finemoe.replay")
     return rule

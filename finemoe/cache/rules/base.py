@@ -1,4 +1,4 @@
-"""What an eviction rule is: what each held expert is worth, and what is learned from a demand."""
+"""The interface of an eviction rule: the worth of each held expert, and what the rule learns from a demand."""
 
 import functools
 from collections.abc import Callable
@@ -19,29 +19,29 @@ Visit = Callable[[Statistics, int, np.ndarray], None]
 
 @njit(cache=True)
 def learn_nothing(stats, layer, experts):  # type: ignore[no-untyped-def]
-    """What most rules do of their own at a demand: the statistics are kept for all."""
+    """The default `visit`: nothing in addition to the common statistics."""
 
 
 def keep_nothing(num_experts: int) -> tuple[float, ...]:
-    """What most rules keep for themselves."""
+    """The default `own`: no data."""
     return ()
 
 
 @dataclass(frozen=True)
 class EvictionRule:
-    """A rule by which a full cache chooses who goes: among those that may, the least worthy (ties: the less frequent, then the
-    layer whose turn is farthest away, then the lower id).
+    """A rule by which a full cache selects the expert to evict: the least worthy of those that may be evicted (ties: the less
+    frequent, then the layer whose turn is farthest away, then the lower id).
 
-    Its functions are compiled by this class; they may call nothing but compiled functions and NumPy.
+    This class compiles the rule's functions, which may call only compiled functions and NumPy.
 
     Attributes:
-        weigh: (stats, experts, worth): fill worth [n] float64 with what it is worth to keep each of `experts`, [n] flat ids. It
-            reads `stats` only, and is asked when somebody must go: of any of the held experts, all at once or one alone, so that
-            an expert's worth must not depend on which others it is shown.
-        visit: (stats, layer, experts): a layer demands its set, [n] ids within the layer, once per event; `stats` do not count it
-            yet. A rule that learns something writes into its own rows, `stats.own` [R, N].
-        own: the value that each own row begins with, by the number of experts J.
-        needs_future: whether it reads `stats.next_use`, so that it can only run where the future is known (replay).
+        weigh: (stats, experts, worth): fill worth [n] float64 with the worth of keeping each of `experts`, [n] flat ids. It reads
+            only `stats`. It is called when an expert must be evicted, for all held experts at once or for a single one, so the
+            worth of an expert must not depend on the others in the call.
+        visit: (stats, layer, experts): a layer demands its set, [n] ids within the layer; called once per event, before `stats`
+            count it. A rule that learns writes to its own rows, `stats.own` [R, N].
+        own: initial value of each own row, as a function of the number of experts J.
+        needs_future: whether it reads `stats.next_use`, which only a replay knows.
     """
 
     weigh: Weigh
@@ -58,16 +58,16 @@ class EvictionRule:
 
     @property
     def learns(self) -> bool:
-        """Whether `visit` does anything."""
+        """Whether `visit` has an effect."""
         return self.visit is not learn_nothing
 
     def pointers(self) -> tuple[Any, Any]:
-        """(weigh, visit) as compiled code takes them (`finemoe.compiling.pointer`)."""
+        """(weigh, visit) in the form that compiled code takes (`finemoe.compiling.pointer`)."""
         return _pointers(self)
 
     def addresses(self) -> tuple[int, int]:
-        """Of (weigh, visit) as compiled, for code that finds them by address (`finemoe.native`); valid as long as the rule
-        lives."""
+        """Addresses of the compiled (weigh, visit), for code that calls by address (`finemoe.native`); valid as long as the rule
+        exists."""
         return _addresses(self)
 
 

@@ -1,4 +1,4 @@
-"""Belady's rule: evict the expert whose next demand is farthest away. It must know the future, so only replay has it."""
+"""Belady's rule: evict the expert whose next demand is farthest away. It needs the future, so it is available only in replay."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from finemoe.cache.state import Statistics
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """The executor keeps `next_use` up to date."""
+    """The executor updates `next_use`."""
     for place in range(len(experts)):
         worth[place] = -stats.next_use[experts[place]]
 

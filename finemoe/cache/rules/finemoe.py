@@ -7,7 +7,7 @@ from finemoe.cache.state import Statistics
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """Worth is p · freq: recency is deliberately unused, as in the paper."""
+    """Worth is p · freq; recency is deliberately not used, as in the paper."""
     for place in range(len(experts)):
         flat = experts[place]
         worth[place] = stats.expected[flat] * stats.frequency[flat]

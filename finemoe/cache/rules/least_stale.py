@@ -1,7 +1,7 @@
-"""Least-Stale as SpecMD describes it (Hoang et al., arXiv 2602.03921): what an earlier forward pass left behind goes first.
+"""Least-Stale as SpecMD describes it (Hoang et al., arXiv 2602.03921): evict what is left from an earlier forward pass first.
 
-Layers run in a fixed order, so what this pass has loaded is either past or about to be used, and what an earlier pass left is
-stale. Stale experts go before fresh ones, and of either those whose layer's turn is farthest away.
+Layers run in a fixed order. Experts loaded in the current pass were just used or are about to be used; experts from an earlier
+pass are stale. Stale experts are evicted before fresh ones, and within each group those whose layer's turn is farthest away.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from finemoe.cache.state import LAST_LAYER, PASS, Statistics
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """Fresh or not, then how soon the layer's turn comes."""
+    """Rank by freshness, then by how soon the layer's turn comes."""
     num_layers, next_layer = len(stats.turns), stats.clock[LAST_LAYER] + 1
     for place in range(len(experts)):
         flat = experts[place]

@@ -1,7 +1,8 @@
 """Least-Stale in its other published reading: forecast each expert's next use from its reuse intervals, evict the most distant.
 
-The interval is an exponentially weighted mean of the turns of its layer between two demands; an expert that was not demanded
-twice is expected after J turns. Time is counted in turns of the expert's own layer, which all layers have equally often.
+The interval is an exponentially weighted mean of the number of turns of the layer between two demands; an expert that was
+demanded less than twice is expected after J turns. Time is counted in turns of the expert's own layer; all layers have equally
+many turns.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ INTERVAL = 0  # own row
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """Minus the turns until the forecast next use."""
+    """The negative number of turns until the forecast next use."""
     for place in range(len(experts)):
         flat = experts[place]
         turn, last = stats.turns[stats.layer_of[flat]], stats.last_turn[flat]
@@ -22,7 +23,7 @@ def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
 
 
 def visit(stats: Statistics, layer: int, experts: np.ndarray) -> None:
-    """The mean moves towards the interval that ends with this demand."""
+    """Move the mean towards the interval that ends with this demand."""
     for expert in experts:
         flat = layer * stats.num_experts + expert
         if stats.last_turn[flat] >= 0:
@@ -31,7 +32,7 @@ def visit(stats: Statistics, layer: int, experts: np.ndarray) -> None:
 
 
 def own(num_experts: int) -> tuple[float, ...]:
-    """Every expert is expected after J turns."""
+    """Initially, every expert is expected after J turns."""
     return (float(num_experts),)
 
 

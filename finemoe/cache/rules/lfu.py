@@ -7,7 +7,7 @@ from finemoe.cache.state import Statistics
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """The expert with the fewest demand visits goes."""
+    """Worth is the number of demand visits."""
     for place in range(len(experts)):
         worth[place] = stats.frequency[experts[place]]
 

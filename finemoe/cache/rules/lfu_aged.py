@@ -1,4 +1,4 @@
-"""Least frequently used with aging: a demand visit counts less the longer it is ago (half after 32 turns of its layer)."""
+"""Least frequently used with aging: the weight of a demand visit decays with time (half after 32 turns of its layer)."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ SCORE = 0  # own row
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """The expert of the lowest score goes."""
+    """Worth is the decayed count."""
     for place in range(len(experts)):
         worth[place] = stats.own[SCORE, experts[place]]
 
 
 def visit(stats: Statistics, layer: int, experts: np.ndarray) -> None:
-    """Counts decay once whenever their layer runs, so that layers are compared alike."""
+    """Decay counts once per turn of their layer, which makes layers comparable."""
     base = layer * stats.num_experts
     for flat in range(base, base + stats.num_experts):
         stats.own[SCORE, flat] *= DECAY
@@ -25,7 +25,7 @@ def visit(stats: Statistics, layer: int, experts: np.ndarray) -> None:
 
 
 def own(num_experts: int) -> tuple[float, ...]:
-    """No score."""
+    """Initially, every score is 0."""
     return (0.0,)
 
 

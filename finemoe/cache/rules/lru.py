@@ -1,4 +1,4 @@
-"""Least recently used: the expert whose last demand is longest ago goes (Mixtral-Offloading's rule)."""
+"""Least recently used: evict the expert with the oldest last demand (Mixtral-Offloading's rule)."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from finemoe.cache.state import Statistics
 
 
 def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """Recency is counted in events: experts of one event share one time."""
+    """Worth is the time of the last demand, in events: experts of one event have equal worth."""
     for place in range(len(experts)):
         worth[place] = stats.last_visit[experts[place]]
 
