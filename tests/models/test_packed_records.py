@@ -86,7 +86,7 @@ def test_the_smallest_expert_memory_is_enough_and_no_more(make, options, tmp_pat
     most = 256 * len(engine.records.layouts[0].packing.weights.fields)  # which only the file can tell
     with engine:
         assert smallest - most <= engine.expert_memory_bytes <= smallest
-    with pytest.raises(FinemoeError, match="give at least [0-9]+, or a share"):
+    with pytest.raises(FinemoeError, match=r"give at least [0-9]+, or a share"):
         finemoe.load(tmp_path, smallest - most - 1, "on-demand")
 
 

@@ -128,7 +128,11 @@ def test_layers_that_are_dense_count_where_llama_cpp_counts():
         ({**qwen3_30b_a3b(), "moe_intermediate_size": 1400}, "Q4_K_M", "rows of 1400 are not a multiple of a block of Q6_K"),
         ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "awq"}}, None, "quantised by awq"),
         ({**qwen3_30b_a3b(), "quantization_config": {"load_in_4bit": True}}, None, "quantised by bitsandbytes"),
-        ({**qwen3_30b_a3b(), "quantization_config": {"quant_method": "compressed-tensors"}}, None, "describes no group of weights"),
+        (
+            {**qwen3_30b_a3b(), "quantization_config": {"quant_method": "compressed-tensors"}},
+            None,
+            "describes no group of weights",
+        ),
         (
             {**qwen3_30b_a3b(), "quantization_config": {**pack_quantized(8, 32), "format": "int-quantized"}},
             None,
