@@ -10,7 +10,7 @@ import yaml
 
 from finemoe.artifact.pipeline.config import check, load
 from finemoe.artifact.pipeline.costs import costs_written
-from finemoe.artifact.pipeline.notebook import run_notebook
+from finemoe.artifact.pipeline.notebook import of_files, run_notebook
 from finemoe.artifact.pipeline.notebooks import notebook_named
 from finemoe.artifact.pipeline.warm_parent import WarmParent
 from finemoe.errors import FinemoeError
@@ -95,6 +95,9 @@ class _one_line_errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FinemoeError):
             typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+        if isinstance(error, OSError):
+            typer.echo(f"Error: {of_files(error)}", err=True)
             raise typer.Exit(1) from None
 
 

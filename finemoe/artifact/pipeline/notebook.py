@@ -85,6 +85,13 @@ def run_notebook(
             raise FinemoeError(f"{notebook.name}: {reason}\nThe traceback is in {output}") from error
 
 
+def of_files(error: OSError) -> str:
+    """What went wrong with a file that a run reads or writes, and the remedy."""
+    return (
+        f"{error.filename or 'a file'}: {error.strerror or error}; free some space, or set results and figures to other folders"
+    )
+
+
 def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
     known = parameters_of(notebook)
     for name in parameters:

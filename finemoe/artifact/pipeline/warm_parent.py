@@ -166,7 +166,7 @@ class _Fork(socketserver.BaseRequestHandler):
     def _error_of(self, order: dict[str, Any]) -> str:
         from finemoe.artifact.pipeline.costs import costs_written
         from finemoe.artifact.pipeline.forked_kernel import WaitingKernel
-        from finemoe.artifact.pipeline.notebook import run_notebook
+        from finemoe.artifact.pipeline.notebook import of_files, run_notebook
 
         paths = {name: Path(path) for name, path in order["paths"].items()}
         kernel = WaitingKernel(self.request)
@@ -176,6 +176,8 @@ class _Fork(socketserver.BaseRequestHandler):
                 run_notebook(paths["notebook"], paths["output"], order["parameters"], paths.get("log"), kernel)
         except FinemoeError as error:
             return str(error) or "failed"
+        except OSError as error:
+            return f"{paths['notebook'].name}: {of_files(error)}"
         return ""
 
 

@@ -130,7 +130,7 @@ def test_unknown_parameter_is_an_error_with_a_suggestion(tmp_path):
 
 
 def test_missing_notebook_lists_the_known_ones(tmp_path):
-    with pytest.raises(FinemoeError, match=r"no such notebook; there are .*quickstart"):
+    with pytest.raises(FinemoeError, match=r"no such notebook; known: .*quickstart"):
         run_notebook(tmp_path / "none.ipynb", tmp_path / "done.ipynb", {})
 
 
@@ -172,4 +172,4 @@ def test_command_reports_a_mistake_in_one_line(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip() == "Error: trial.ipynb: no parameter 'y'; it has x"
+    assert done.stderr.strip() == "Error: trial.ipynb: no parameter 'y'; known: x"

@@ -85,8 +85,21 @@ def test_a_failing_cell_is_the_askers_error(nursery, tmp_path):
 
 
 def test_an_unknown_parameter_is_the_askers_error(nursery, tmp_path):
-    with pytest.raises(FinemoeError, match="no parameter 'y'; it has x"):
+    with pytest.raises(FinemoeError, match="no parameter 'y'; known: x"):
         run(tmp_path, "x = 1", y=2)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(nursery, tmp_path):
+    notebook = write_notebook(tmp_path, "x = 1")
+    done = subprocess.run(
+        [*COMMAND, str(notebook), "--output", str(tmp_path / "done.ipynb"), "--costs", "/dev/full/costs.tsv"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Error: trial.ipynb: /dev/full: File exists; free some space, or set results and figures to other folders"
+    ]
 
 
 def test_a_kernel_that_dies_is_an_error(nursery, tmp_path):
