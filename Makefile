@@ -85,7 +85,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check finemoe tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/snakefmt --check Snakefile $(wildcard rules/*.smk)
 	$(BIN)/snakemake --lint
 
 # All pins but pip itself, and but what pip adds to torch on its own where there is CUDA.

@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import finemoe  # noqa: E402 - from this checkout, wherever Sphinx is called
 from finemoe.artifact.docs.notebooks import stage_notebooks  # noqa: E402
+from finemoe.artifact.docs.site import site_links  # noqa: E402
 
 project = "finemoe"
 author = "The finemoe authors"
@@ -60,3 +61,8 @@ def setup(app):
     app.add_config_value("executed_notebooks", "results/notebooks", "", str)
     # Sphinx looks for sources only once its configuration is read.
     app.connect("config-inited", lambda _, config: stage_notebooks(ROOT / config.executed_notebooks))
+    app.connect("source-read", _with_links)
+
+
+def _with_links(app, docname, source):
+    source[0] = site_links(source[0], docname)
