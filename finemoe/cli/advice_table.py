@@ -9,6 +9,7 @@ import typer
 from finemoe.advice.result import Advice
 from finemoe.advice.sentences import sentences
 from finemoe.advice.systems import ALL, RULES
+from finemoe.cli.printing import counted, digits, print_rich, wide_table
 from finemoe.units import format_bytes
 
 _WIDTH = 80
@@ -32,7 +33,7 @@ _SHORT = {  # of systems, so that a name fits before eight sizes
 
 def print_advice(advice: Advice, title: str) -> None:
     """All of it."""
-    typer.echo(f"{title}: {_geometry(advice)}\n")
+    typer.echo(f"{title}\n{_geometry(advice)}\n")
     for text in [*sentences(advice), *(f"Beware: {warning}." for warning in advice.warnings)]:
         typer.echo(textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  "))
     _print_working_set(advice)
@@ -54,16 +55,12 @@ def print_advice(advice: Advice, title: str) -> None:
 def _geometry(advice: Advice) -> str:
     facts, machine = advice.trace, advice.machine
     name = facts["model"] or "a model without a name"
-    sizes = f"{_count(facts['layers'], 'layer')} x {_count(facts['experts'], 'expert')} / {facts['top_k']}"
-    counted = (("requests", "request"), ("tokens", "token"), ("decode_steps", "decode step"))
-    served = ", ".join(_count(facts[name], noun) for name, noun in counted)
+    sizes = f"{counted(facts['layers'], 'layer')} x {counted(facts['experts'], 'expert')} / {facts['top_k']}"
+    parts = (("requests", "request"), ("tokens", "token"), ("decode_steps", "decode step"))
+    served = ", ".join(counted(facts[name], noun) for name, noun in parts)
     each = "" if facts["expert_bytes"] is None else f", {format_bytes(facts['expert_bytes'])} an expert"
     where = "" if machine is None else f"\non {machine['testbed']}"
     return f"{name}, {sizes}{each}\n{served}{where}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _print_working_set(advice: Advice) -> None:
@@ -90,8 +87,8 @@ def _print_concentration(advice: Advice) -> None:
     table = _table("concentration of use in a layer", "", ["mean", "least (layer)", "most (layer)"])
     for name, title in _CONCENTRATION.items():
         values = [row[name] for row in advice.concentration]
-        ends = (f"{_digits(values[layer])} ({layer})" for layer in (values.index(min(values)), values.index(max(values))))
-        table.add_row(title, _digits(sum(values) / len(values)), *ends)
+        ends = (f"{digits(values[layer])} ({layer})" for layer in (values.index(min(values)), values.index(max(values))))
+        table.add_row(title, digits(sum(values) / len(values)), *ends)
     _print(table)
 
 
@@ -124,7 +121,7 @@ def _print_times(advice: Advice) -> None:
         if (name, slots) not in values:  # what holds everything has one size
             return ""
         row = values[name, slots]
-        return f"{_digits(row['tpot_s'] * 1e3)}{'' if row['fits'] else '*'}"
+        return f"{digits(row['tpot_s'] * 1e3)}{'' if row['fits'] else '*'}"
 
     title = "time per token, ms, in virtual time; * does not fit in the memory"
     _print_by_size(advice, title, names, sorted({slots for _, slots in values}), text)
@@ -145,16 +142,11 @@ def _print_by_size(
     chosen = advice.recommendation["slots"] if advice.recommendation else advice.cliff["cycle"]
     shown = _spread(sizes, {chosen, advice.cliff["cycle"]})
     count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
-    heads = [f"{slots / count:.0%}" if each is None else _digits(slots * each / (1 << 30)) for slots in shown]
+    heads = [f"{slots / count:.0%}" if each is None else digits(slots * each / (1 << 30)) for slots in shown]
     table = _table(title, "expert memory" if each is None else "expert memory, GiB", heads)
     for name in names:
         table.add_row(_SHORT.get(name, name), *(text(name, slots) for slots in shown))
     _print(table)
-
-
-def _digits(value: float) -> str:
-    """Three of them, or all before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _spread(sizes: Sequence[int], needed: set[int]) -> list[int]:
@@ -169,17 +161,9 @@ def _spread(sizes: Sequence[int], needed: set[int]) -> list[int]:
 
 
 def _table(title: str, name: str, columns: Sequence[str]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="", padding=(0, 0, 0, 1), show_edge=False)
-    table.add_column(name, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    return wide_table(title, name, columns)
 
 
 def _print(table: Any) -> None:
-    from rich.console import Console
-
     typer.echo("")
-    Console(markup=False, emoji=False).print(table)
+    print_rich(table)

@@ -2,72 +2,132 @@
 
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
-from finemoe.cli.options import AsJson, Distance, Seed, memory_of
+from finemoe.cli.messages import command
+from finemoe.cli.models import is_hub_id, require_source
+from finemoe.cli.options import INPUT, MACHINE, MEMORY, NO_TEXTS, OUTPUT, AsJson, Distance, Seed, memory_of
 from finemoe.cli.printing import print_json
+from finemoe.cli.progress import compiling_shown, is_watched, share_read, stage
 from finemoe.errors import FinemoeError
 from finemoe.extras import module_of_extra
 
-_NONE = list[str]()  # the default of an option that may be given several times
 _HERE, _HERE_FILE = "here", Path("here.yaml")
+_STEPS, _TIMED_STEPS = 2, 1  # announced in addition to the systems: without and with a machine
 
 
+@command
 def advise(
-    trace: Annotated[Path, typer.Argument(help="a trace, or what another project recorded (docs/importing.md)")],
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="A trace file, or the recording of another program (docs/importing.md).")
+    ],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="whose sizes: a name in data/models/configs, a config.json, a folder, a hub id"),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="The model whose sizes count: a name in data/models/configs, a config.json, a folder, or a hub id.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="a testbed in data/hardware, a .yaml file, or 'here' to measure this machine")
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Format of a foreign TRACE. Default: found by its content.", rich_help_panel=INPUT),
     ] = None,
+    experts: Annotated[
+        int | None,
+        typer.Option(help="Experts per layer, if a foreign TRACE lacks them.", min=1, metavar="N", rich_help_panel=INPUT),
+    ] = None,
+    context: Annotated[
+        int, typer.Option(help="Tokens before every request, in the KV cache.", min=0, metavar="N", rich_help_panel=INPUT)
+    ] = 0,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to replay in virtual time, about.", min=1, metavar="N", rich_help_panel=INPUT)
+    ] = 4000,
+    history_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens that learning systems know beforehand, about.", min=1, metavar="N", rich_help_panel=INPUT),
+    ] = 15000,
     expert_memory: Annotated[
-        list[str], typer.Option(help="a size to look at: a share of all experts ('0.25') or bytes a device; again for more")
-    ] = _NONE,
-    context: Annotated[int, typer.Option(help="tokens that stand before every request", min=0)] = 0,
-    expert_bits: Annotated[float | None, typer.Option(help="of a weight of an expert, as 4.25 in MXFP4")] = None,
-    link: Annotated[str | None, typer.Option(help="the link's rate instead of the testbed's, as '24GB/s'")] = None,
-    page: Annotated[Path | None, typer.Option(help="also write one self-contained HTML page to this file")] = None,
-    tokens: Annotated[int, typer.Option(help="about how many tokens are replayed in virtual time", min=1)] = 4000,
-    history_tokens: Annotated[int, typer.Option(help="about how many tokens learning systems know beforehand", min=1)] = 15000,
+        list[str],
+        typer.Option(
+            metavar="SIZE",
+            help="A size to examine: a share of all experts ('0.25') or bytes per device ('6GiB'). Repeatable.",
+            rich_help_panel=MEMORY,
+        ),
+    ] = NO_TEXTS,
+    expert_bits: Annotated[
+        float | None,
+        typer.Option(metavar="BITS", help="Bits per weight of an expert, such as 4.25 in MXFP4.", rich_help_panel=MEMORY),
+    ] = None,
     prefetch_distance: Distance = None,
-    format: Annotated[str | None, typer.Option(help="of a foreign trace, if it is not recognised")] = None,
-    experts: Annotated[int | None, typer.Option(help="of a layer, if a foreign trace does not say how many", min=1)] = None,
     seed: Seed = 0,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A machine in data/hardware, a .yaml file, or 'here' to measure this machine.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Rate of the link instead of the machine's own: '24GB/s'.", rich_help_panel=MACHINE),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write one self-contained HTML page.", rich_help_panel=OUTPUT),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how much expert memory a model needs, under which rule or system, whether loading ahead pays on a machine, and how far
-    that is from the best possible; from a trace, in virtual time."""
-    from finemoe.advice.advise import advise as advise_on
+    """Advise on expert memory, eviction rules and prefetching from a trace.
+
+    Reports how much expert memory a model needs, which system serves it best, whether prefetching pays on a machine, and how far
+    each is from the best possible.
+    """
     from finemoe.cli.advice_table import print_advice
     from finemoe.files import require_place
 
+    is_shown = is_watched(as_json)
     memories = [memory_of(memory) for memory in expert_memory]
     if link is not None and hardware is None:
         raise FinemoeError("--link is the rate of the link of --hardware; give both")
     if page is not None:
         require_place(page)
         drawing()
-    advice = advise_on(
-        _read(trace, format, experts, model),
-        model=model,
-        hardware=_testbed(hardware, link),
-        expert_memories=memories,
-        context=context,
-        expert_bits=expert_bits,
-        prefetch_distance=prefetch_distance,
-        served_rows=tokens,
-        history_rows=history_tokens,
-        seed=seed,
-        say=_say,
-    )
+    if model is not None and is_hub_id(model):
+        require_source(model)
+    with stage("importing NumPy and Numba", is_shown):
+        from finemoe.advice.advise import advise as advise_on
+        from finemoe.importers import read_trace
+    with stage(f"reading {trace}", is_shown, share_read(trace)):
+        recorded = read_trace(trace, format, num_experts=experts, model=model or "")
+    with compiling_shown(is_shown):
+        testbed = _testbed(hardware, link, is_shown)
+        with _steps(hardware is not None, is_shown) as say:
+            advice = advise_on(
+                recorded,
+                model=model,
+                hardware=testbed,
+                expert_memories=memories,
+                context=context,
+                expert_bits=expert_bits,
+                prefetch_distance=prefetch_distance,
+                served_rows=tokens,
+                history_rows=history_tokens,
+                seed=seed,
+                say=say,
+            )
     if page is not None:
-        drawing().write_page(advice, trace.name, page, shlex.join(["finemoe", *sys.argv[1:]]))
+        with stage(f"drawing {page}", is_shown):
+            drawing().write_page(advice, trace.name, page, shlex.join(["finemoe", *sys.argv[1:]]))
     if as_json:
         print_json(advice.to_dict())
         return
@@ -77,21 +137,34 @@ def advise(
 
 
 def drawing() -> ModuleType:
-    """What makes pages.
+    """The module that draws pages.
 
     Raises:
-        FinemoeError: it is not installed.
+        FinemoeError: the extra is not installed.
     """
     return module_of_extra("finemoe.artifact.advice.page", "--page", "page")
 
 
-def _read(path: Path, format: str | None, experts: int | None, model: str | None) -> Any:
-    from finemoe.importers import read_trace
+@contextmanager
+def _steps(is_timed: bool, is_shown: bool) -> Iterator[Callable[[str], None]]:
+    """A bar that moves on whenever the next step is announced."""
+    from tqdm import tqdm
 
-    return read_trace(path, format, num_experts=experts, model=model or "")
+    from finemoe.advice.systems import ALL
+
+    total = _STEPS + (len(ALL) + _TIMED_STEPS) * is_timed
+    with tqdm(total=total, desc="advising", unit="step", leave=False, disable=not is_shown) as bar:
+        announced: list[str] = []
+
+        def say(text: str) -> None:
+            bar.update(len(announced[-1:]))  # the step before is done
+            announced.append(text)
+            bar.set_description(text)
+
+        yield say
 
 
-def _testbed(hardware: str | None, link: str | None) -> Any:
+def _testbed(hardware: str | None, link: str | None, is_shown: bool) -> Any:
     """A testbed, measured if it is this machine, with another link if one is given."""
     from dataclasses import replace
 
@@ -104,18 +177,13 @@ def _testbed(hardware: str | None, link: str | None) -> Any:
         from finemoe.advice.this_machine import write_testbed
 
         if _HERE_FILE.exists():
-            raise FinemoeError(f"{_HERE_FILE} is there already: --hardware {_HERE_FILE} takes it, or remove it to measure anew")
-        _say("measuring this machine")
-        testbed = write_testbed(_HERE_FILE)
-        typer.echo("here.yaml: what was measured of this machine; --hardware here.yaml takes it again", err=True)
+            raise FinemoeError(f"{_HERE_FILE} exists already; use it with --hardware {_HERE_FILE}, or remove it to measure again")
+        with stage("measuring this machine", is_shown):
+            testbed = write_testbed(_HERE_FILE)
+        typer.echo(f"{_HERE_FILE}: the measured machine; --hardware {_HERE_FILE} uses it again", err=True)
     else:
         testbed = Testbed.load(hardware)
     if link is None:
         return testbed
     rate = parse_rate(link)
     return replace(testbed, link_bytes_per_s=rate, host_bytes_per_s=max(rate * testbed.devices, testbed.host_bytes_per_s))
-
-
-def _say(text: str) -> None:
-    """On standard error, where it can be watched and does not mix with what is asked for."""
-    typer.echo(f"... {text}", err=True)

@@ -1,6 +1,7 @@
-"""What commands print: JSON, and tables of names and values."""
+"""Prints JSON and tables."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -21,8 +22,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:
-    """A title, and under it names beside their values."""
-    from rich.console import Console
+    """A title, then names with their values."""
     from rich.table import Table
 
     table = Table(show_header=False)
@@ -31,4 +31,34 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     typer.echo(title)
+    print_rich(table)
+
+
+def wide_table(title: str | None, name: str, columns: Sequence[str]) -> Any:
+    """A table with a column of names and right-aligned columns of numbers, compact enough for 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    style = {"title_justify": "left", "title_style": "", "padding": (0, 0, 0, 1), "show_edge": False}
+    table = Table(title=title, box=SIMPLE_HEAD, **style)  # type: ignore[arg-type]
+    table.add_column(name, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def print_rich(table: Any) -> None:
+    """A table of Rich, its texts taken literally."""
+    from rich.console import Console
+
     Console(markup=False, emoji=False).print(table)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 -> "1 request"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, or all before the point."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"

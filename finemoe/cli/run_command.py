@@ -1,80 +1,173 @@
-"""`finemoe run`: a model generates with part of its experts on the device."""
+"""`finemoe run`: a model generates text with part of its experts on the device."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from finemoe.cli.options import SYSTEMS, AsJson, Capacity, Distance, Model, Seed, loaded_store, memory_of, reach_own
+from finemoe.cli.messages import Interrupted, command
+from finemoe.cli.models import require_model
+from finemoe.cli.options import (
+    INPUT,
+    MACHINE,
+    MEMORY,
+    NO_TEXTS,
+    OUTPUT,
+    OWN,
+    POLICY,
+    SYSTEMS,
+    AsJson,
+    Capacity,
+    Distance,
+    Model,
+    PolicyOption,
+    Seed,
+    loaded_store,
+    memory_of,
+    require_known,
+)
+from finemoe.cli.policy_options import options_by_policy
 from finemoe.cli.printing import print_json, print_table
+from finemoe.cli.progress import compiling_shown, is_watched, stage
 
 
+@command
 def run(
     model: Model,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="the text to continue")],
-    expert_memory: Annotated[str, typer.Option(help="bytes ('6GiB') or a share of all experts ('0.25')")] = "0.25",
-    policy: Annotated[str, typer.Option(help=SYSTEMS)] = "finemoe",
-    eviction: Annotated[str | None, typer.Option(help="lru, lfu, finemoe, ...; default: the policy's own")] = None,
-    store: Annotated[Path | None, typer.Option(help="an Expert Map Store to start from (finemoe); default: learn online")] = None,
-    prefetch_distance: Distance = None,
-    store_capacity: Capacity = 1000,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most", min=1)] = 64,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.", rich_help_panel=INPUT)],
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Tokens to generate at most.", min=1, metavar="N", rich_help_panel=INPUT)
+    ] = 64,
+    expert_memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Share of all experts ('0.25'), or bytes per device ('6GiB').", rich_help_panel=MEMORY),
+    ] = "0.25",
     host_memory: Annotated[
-        str | None, typer.Option(help="'8GiB' of experts in host memory, the rest on disk; default: all")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Experts kept in host memory, such as 8GiB; the rest stays on disk.", rich_help_panel=MEMORY
+        ),
     ] = None,
-    num_devices: Annotated[int, typer.Option("--devices", help="devices (or, without CUDA, pools) that share the experts")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32")] = "auto",
     expert_format: Annotated[
         str | None,
-        typer.Option(help="mxfp4, fp8 or int8: pack the experts of an unpacked model while loading it; loses precision"),
+        typer.Option(
+            metavar="FORMAT", help="Pack the experts while loading: mxfp4, fp8 or int8. Loses precision.", rich_help_panel=MEMORY
+        ),
     ] = None,
-    slots: Annotated[str, typer.Option(help="'unpacked' keeps packed experts unpacked, too, beside their slots")] = "packed",
-    link: Annotated[str | None, typer.Option(help="'paced:24GB/s' imitates a link on a CPU-only machine")] = None,
-    timeline: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto to this .json file")] = None,
+    slots: Annotated[
+        str,
+        typer.Option(metavar="KIND", help="'unpacked' keeps packed experts unpacked in memory as well.", rich_help_panel=MEMORY),
+    ] = "packed",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE", help="bfloat16, float16, float32, or auto: the type of the checkpoint.", rich_help_panel=MEMORY
+        ),
+    ] = "auto",
+    policy: Annotated[str, typer.Option(metavar="NAME", help=f"{SYSTEMS}, {OWN}.", rich_help_panel=POLICY)] = "finemoe",
+    option: PolicyOption = NO_TEXTS,
+    eviction: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="lru, lfu, finemoe, ... Default: the rule of the policy.", rich_help_panel=POLICY),
+    ] = None,
+    prefetch_distance: Distance = None,
+    store_capacity: Capacity = 1000,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Expert Map Store to start from. Default: learn online.", rich_help_panel=POLICY),
+    ] = None,
     seed: Seed = 0,
+    num_devices: Annotated[
+        int,
+        typer.Option(
+            "--devices", metavar="N", help="GPUs that share the experts; without CUDA, memory pools.", rich_help_panel=MACHINE
+        ),
+    ] = 1,
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="LINK", help="'paced:24GB/s' imitates such a link on a CPU.", rich_help_panel=MACHINE),
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a timeline for Perfetto to this .json file.", rich_help_panel=OUTPUT),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate text with only part of the experts on the device, and show what the expert cache did."""
-    from contextlib import nullcontext
-
-    from transformers import TextStreamer
-
-    import finemoe
+    """Generate text with part of the experts on the device, and report what the expert cache did."""
     from finemoe.files import require_place
-    from finemoe.runtime.generation import refusals_in_one_line, sequences_of, tokenizer_option
-    from finemoe.runtime.loading import load_tokenizer
-    from finemoe.runtime.prompts import as_batch, encode
 
+    begin, is_shown = time.monotonic(), is_watched(as_json)
+    memory = memory_of(expert_memory)
     if timeline is not None:
         require_place(timeline)
-    reach_own(policy, eviction)
-    tokenizer = load_tokenizer(model)
-    encoding = encode(tokenizer, [prompt], 0)[0]
+    with stage("importing NumPy and Numba", is_shown):
+        require_known([policy], eviction)
+    require_model(model)
     options: dict[str, Any] = {
-        "policy": policy,
-        "eviction": eviction,
-        "history": loaded_store(store),
-        "link": link,
-        "dtype": dtype,
+        **options_by_policy(option, [policy])[policy],
+        **{"policy": policy, "eviction": eviction, "history": loaded_store(store), "link": link, "dtype": dtype},
+        **{"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance},
+        **{"store_capacity": store_capacity, "seed": seed, "expert_format": expert_format, "slots": slots},
     }
-    options |= {"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance}
-    options |= {"store_capacity": store_capacity, "seed": seed, "expert_format": expert_format, "slots": slots}
-    module, engine = finemoe.load(model, memory_of(expert_memory), progress=not as_json, **options)
+    with stage("importing PyTorch and Transformers", is_shown):
+        import finemoe
+        from finemoe.runtime.generation import refusals_in_one_line
+        from finemoe.runtime.loading import load_tokenizer
+        from finemoe.runtime.prompts import encode
+
+    with stage("loading the tokenizer", is_shown):
+        tokenizer = load_tokenizer(model)
+    encoding = encode(tokenizer, [prompt], 0)[0]
+    with compiling_shown(is_shown):
+        module, engine = finemoe.load(model, memory, progress=is_shown, **options)
+    start_s = time.monotonic() - begin
+    with engine, _timeline(engine, timeline), refusals_in_one_line(module):
+        text, is_streamed = _generated(module, tokenizer, encoding, max_new_tokens, as_json, is_shown)
+        report = engine.report()
+    if as_json:
+        print_json({"text": text, "start_s": start_s, "report": report.to_dict()})
+        return
+    if not is_streamed:
+        typer.echo(text)
+    start = ("start", f"{start_s:.1f} s  (imports, loading, compiling; not part of TTFT)")
+    print_table(f"{model} at {expert_memory} expert memory", [*report.rows(), start])
+    if timeline is not None:
+        typer.echo(f"{timeline}: timeline, for ui.perfetto.dev")
+
+
+@contextmanager
+def _timeline(engine: Any, path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    with engine.timeline(path):
+        yield
+
+
+def _generated(
+    module: Any, tokenizer: Any, encoding: Any, max_new_tokens: int, as_json: bool, is_shown: bool
+) -> tuple[str, bool]:
+    """The text, and whether it was printed as it came."""
+    from finemoe.cli.token_stream import stream_of
+    from finemoe.runtime.generation import sequences_of, tokenizer_option
+    from finemoe.runtime.prompts import as_batch
+
     is_streamed = not as_json and (module.generation_config.num_beams or 1) == 1  # beams are known at the end only
-    with engine, engine.timeline(timeline) if timeline else nullcontext(), refusals_in_one_line(module):
-        output = module.generate(  # type: ignore[operator]
+    stream = stream_of(tokenizer, max_new_tokens, is_streamed, is_shown)
+    try:
+        output = module.generate(
             **as_batch(module, [encoding], tokenizer.pad_token_id).inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            streamer=TextStreamer(tokenizer, skip_special_tokens=True) if is_streamed else None,
+            streamer=stream if is_streamed else None,
             pad_token_id=tokenizer.pad_token_id,
             **tokenizer_option(module, tokenizer, {}),
         )
-        report = engine.report()
-    text = tokenizer.decode(sequences_of(output)[0], skip_special_tokens=True)
-    if as_json:
-        print_json({"text": text, "report": report.to_dict()})
-    else:
-        if not is_streamed:
-            typer.echo(text)
-        print_table(f"{model} at {expert_memory} expert memory", report.rows())
+    except KeyboardInterrupt:
+        stream.close()
+        done = f"after {stream.num_tokens} of at most {max_new_tokens} tokens" if is_streamed else "while generating"
+        raise Interrupted(f"{done}; no file was written") from None
+    return tokenizer.decode(sequences_of(output)[0], skip_special_tokens=True), is_streamed

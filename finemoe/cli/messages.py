@@ -1,0 +1,87 @@
+"""How a command ends early: one line that names options as they are typed, and the exit code that shells expect."""
+
+import errno
+import functools
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+from finemoe.errors import FinemoeError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130  # the exit code of a program that SIGINT ended
+
+_OPTIONS = {  # arguments of the library, and the options that set them
+    "batch_size": "--batch-size",
+    "expert_bits": "--expert-bits",
+    "expert_format": "--expert-format",
+    "expert_memories": "--expert-memory",
+    "expert_memory": "--expert-memory",
+    "history_rows": "--history-tokens",
+    "host_memory": "--host-memory",
+    "max_new_tokens": "--max-new-tokens",
+    "num_experts": "--experts",
+    "num_layers": "--layers",
+    "prefetch_distance": "--prefetch-distance",
+    "prompt_tokens": "--prompt-tokens",
+    "served_rows": "--tokens",
+    "store_capacity": "--store-capacity",
+    "top_k": "--top-k",
+}
+_WORDS = (
+    *("context", "devices", "dtype", "eviction", "hardware", "history", "link", "lookahead", "model", "policy", "seed", "slots"),
+)
+_STRIDES = re.compile(r"\blookahead=\(([\d, ]+)\)")
+_ASSIGNED = re.compile(rf"(?<![\w./'-])({'|'.join((*_OPTIONS, *_WORDS))})=(?:'([^']*)'|([\w./:%]*))")
+_NAMED = re.compile(rf"(?<![\w./'-])({'|'.join(_OPTIONS)})(?![\w./'-])")
+_SUBJECT = re.compile(rf"^({'|'.join(_WORDS)})(?= is )")
+_CALLED = re.compile(r"\bfinemoe\.(replay|record|advise|load)\b(?![.\w])")
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a command that can tell what it keeps; the message completes "interrupted; "."""
+
+
+def command(function: Command) -> Command:
+    """Decorate a command: what a user can mend, or has stopped, ends it with one line."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except FinemoeError as error:
+            raise FinemoeError(as_typed(str(error))) from error
+        except OSError as error:
+            if error.errno not in _UNUSABLE | _FULL or (error.errno in _FULL and error.filename is None):
+                raise
+            raise FinemoeError(_line_of(error)) from error
+        except KeyboardInterrupt as stop:
+            kept = str(stop) if isinstance(stop, Interrupted) else "no file was written"
+            typer.echo(f"{chr(10) if sys.stderr.isatty() else ''}finemoe: interrupted; {kept}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run  # type: ignore[return-value]
+
+
+def as_typed(message: str) -> str:
+    """A message of the library with its arguments named as command-line options."""
+    message = _STRIDES.sub(lambda found: " ".join(f"--lookahead {stride}" for stride in re.findall(r"\d+", found[1])), message)
+    message = message.replace("take trace.split('history') and trace.split('served')", "use --split instead of --history")
+    message = _ASSIGNED.sub(lambda found: f"{_option(found[1])} {found[2] or found[3] or ''}".rstrip(), message)
+    message = _NAMED.sub(lambda found: _option(found[1]), message)
+    message = _SUBJECT.sub(lambda found: _option(found[1]), message)
+    return _CALLED.sub(lambda found: f"`finemoe {found[1].replace('load', 'run')}`", message)
+
+
+def _option(name: str) -> str:
+    return _OPTIONS.get(name, f"--{name}")
+
+
+def _line_of(error: OSError) -> str:
+    remedy = "free some space, or write elsewhere" if error.errno in _FULL else "check the path and its permissions"
+    return f"{error.filename}: {error.strerror}; {remedy}"
