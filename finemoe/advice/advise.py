@@ -267,7 +267,7 @@ def _timed(
     found: dict[str, Any] = {"times": rows, "prefetching": prefetch_rows(rows, reports, seed)}
     chosen = recommended(rows)
     if chosen is not None:
-        say("what changes it")
+        say("sensitivity of the recommendation")
         found |= {
             "recommendation": chosen.to_dict(),
             "limits": limits_at(rows, chosen.slots),

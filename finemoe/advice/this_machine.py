@@ -27,7 +27,7 @@ from finemoe.simulation.testbed import Testbed
 if TYPE_CHECKING:
     import torch
 
-_UNUSED = "not used with one device, so not measured"
+_UNUSED = "not measured, since one device does not use it"
 _FEWEST = 3  # rounds, the minimum for a median
 
 
@@ -148,19 +148,17 @@ def _sources(device: "torch.device", dtype: "torch.dtype") -> dict[str, str]:
     used = f" with {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else ""
     of = f"{_machine(device)}{used}, PyTorch {torch.__version__}, {datetime.date.today()}"
     return {name: f"measured: {how.format(kind=kind)}; {of}" for name, how in _HOW.items()} | {
-        "devices": "one device, as the engine takes by default",
-        "host_bytes_per_s": "as link_bytes_per_s: one link alone was measured",
+        "devices": "one device, the engine's default",
+        "host_bytes_per_s": "as link_bytes_per_s: a single link was measured",
         "interconnect_bytes_per_s": _UNUSED,
         "interconnect_latency_s": _UNUSED,
-        "hits_first": "1: the engine computes what is there while the rest is loaded (docs/design.md, section 5)",
+        "hits_first": "1: the engine computes resident experts while it loads the others (docs/design.md, section 5)",
     }
 
 
 _SIZES = f"{SMALL_BYTES >> 20} and {RECORD_BYTES >> 20} MiB"
 _SHAPES = ", ".join(f"{layers} x {top_k}" for layers, top_k in SHAPES)
-_STEPS = (
-    f"decode steps of tiny models of layers x experts a token {_SHAPES} in the engine, all experts resident and accounted for"
-)
+_STEPS = f"decode steps of tiny models (layers x experts per token: {_SHAPES}) in the engine, with all experts resident"
 _HOW = {
     "memory_bytes": "free when this was measured",
     "flops_per_s": "a large matrix product in {kind}",
@@ -168,11 +166,11 @@ _HOW = {
     "link_bytes_per_s": f"copies of {_SIZES} as the engine makes them, by least squares",
     "link_latency_s": f"copies of {_SIZES} as the engine makes them, by least squares",
     "chunk_overhead_s": f"{RECORD_BYTES >> 20} MiB in the engine's chunks against one copy",
-    "layer_overhead_s": f"{_STEPS}, in {{kind}}; what a step takes once is spread over {TYPICAL_LAYERS} layers",
+    "layer_overhead_s": f"{_STEPS}, in {{kind}}; the overhead per step is spread over {TYPICAL_LAYERS} layers",
     "expert_overhead_s": f"{_STEPS}, in {{kind}}",
     "search_bytes_per_s": "trajectory searches in stores of two sizes, by least squares",
-    "search_overhead_s": f"as layer_overhead_s, FineMoE with {NUM_MAPS} maps against loading on demand, a gate searched at",
-    "hand_over_s": "a dozen trips to a thread and back, from which on the engine hands a search over",
+    "search_overhead_s": f"as layer_overhead_s: FineMoE with {NUM_MAPS} maps against on-demand, per gate with a search",
+    "hand_over_s": "a dozen round trips to a thread; the engine hands longer searches over to it",
 }
 
 

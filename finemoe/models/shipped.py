@@ -1,4 +1,4 @@
-"""Names of the shipped miniatures, and how a model's name becomes something Transformers can load."""
+"""Names of the shipped miniatures, and the conversion of a model's name to something that Transformers can load."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ TITLES = {
 
 
 def resolve(name: str) -> str:
-    """A miniature's folder for its name, an existing path as it is, anything with one slash as a hub id.
+    """The folder of a miniature for its name; an existing path, and a hub id with one slash, are returned unchanged.
 
     Raises:
-        FinemoeError: the name is none of these.
+        FinemoeError: the name is not one of these.
     """
     if name in NAMES:
         folder = MINIATURES / name
