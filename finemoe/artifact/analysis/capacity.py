@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from finemoe.artifact.claims import Claim, Statement
 from finemoe.intervals import bootstrap_mean
 from finemoe.maps.search import TrajectorySearch
 from finemoe.maps.store import ExpertMapStore
@@ -35,49 +34,6 @@ def similarity_table(
             bounds = {"similarity": interval.value, "low": interval.low, "high": interval.high}
             found.append({"search": search, "capacity": capacity, "records": len(store), **bounds})
     return pd.DataFrame(found)
-
-
-def gains_by_doubling(similarity: pd.DataFrame, knee: int = 1000) -> pd.DataFrame:
-    """What a doubling of C adds to the similarity on average, up to the knee and from there on.
-
-    Args:
-        similarity: rows of `similarity_table` with model and dataset.
-    """
-    rows = []
-    for (model, dataset, search), part in similarity.groupby(["model", "dataset", "search"], sort=False):
-        line = part.set_index("capacity").similarity.sort_index()
-        middle = max(capacity for capacity in line.index if capacity <= knee)
-        parts = {"before": line.loc[:middle], "after": line.loc[middle:]}
-        gains = {name: _per_doubling(values) for name, values in parts.items()}
-        rows.append({"model": model, "dataset": dataset, "search": search, **gains})
-    return pd.DataFrame(rows)
-
-
-def capacity_claim(doubling: pd.DataFrame) -> Claim:
-    """Steep to 1 K, flat after."""
-    is_rising, is_flatter = doubling.before > 0, doubling.after <= doubling.before / 2
-    mean = doubling.groupby("search", sort=False)[["before", "after"]].mean()
-    return Claim.judged(
-        [
-            Statement.of("a doubling adds something before 1 K", "miniatures", is_rising),
-            Statement.of("at most half as much after it", "miniatures", is_flatter),
-        ],
-        id="F16a",
-        artefact="Fig. 16a",
-        claim="Similarity of the best match rises steeply with the store's capacity up to 1 K maps and is flat after",
-        reported="steep to 1 K, flat after; no number",
-        reproduced="per doubling of C, before and after 1 K: "
-        + "; ".join(f"{row.Index} {row.before:+.3f} and {row.after:+.3f}" for row in mean.itertuples()),
-        panel="miniatures",
-        executor="recorded",
-        why=f"A doubling adds something before 1 K in {int(is_rising.sum())} of {len(doubling)} series, and at most half as "
-        f"much after it in {int(is_flatter.sum())}. Flat means at most half the slope.",
-    )
-
-
-def _per_doubling(line: "pd.Series[float]") -> float:
-    doublings = np.log2(line.index[-1] / line.index[0]) if len(line) > 1 else 0.0
-    return float((line.iloc[-1] - line.iloc[0]) / doublings) if doublings else float("nan")
 
 
 def _empty_store(history: RoutingTrace, capacity: int, prefetch_distance: int) -> ExpertMapStore:

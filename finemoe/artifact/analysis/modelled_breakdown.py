@@ -4,14 +4,12 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.analysis.latency import LATENCY_SYSTEMS, latency_table
-from finemoe.artifact.claims import Claim, Statement
 from finemoe.maps.store import semantic_search_bytes, trajectory_search_bytes
 from finemoe.simulation.cost import CostModel, size_of
 from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import prefetch_time_s
 from finemoe.traces import DECODE, RoutingTrace
 
-_MOST_MS = 50.0
 # On the critical path, then beside it: column -> (label, colour, hatch).
 CRITICAL = {
     "attention_ms": ("attention, router, head", "#999999", ""),
@@ -54,34 +52,6 @@ def modelled_breakdown(
         "search_ms": 1e3 * _search_s(cost, served, prefetch_distance, store_capacity),
         "prefetching_ms": 1e3 * loads * prefetch_time_s(cost) / testbed.devices,
     }
-
-
-def breakdown_claim(live: pd.DataFrame, modelled: pd.DataFrame, engine_ms: "pd.Series[float]") -> Claim:
-    """The synchronous overhead is below 50 ms and about 1 % of the iteration.
-
-    Args:
-        live, modelled: by model, ms by part. engine_ms: the engine's measured synchronous work of an iteration, by model.
-    """
-    whole = modelled.attention_ms + modelled.experts_ms + modelled.waiting_ms + engine_ms
-    share = engine_ms / whole
-    is_small = engine_ms < _MOST_MS
-    return Claim.judged(
-        [
-            Statement.of(f"below {_MOST_MS:g} ms", "all three models", is_small),
-            Statement.of("at most 1 % of an iteration", "all three models", share <= 0.01),
-        ],
-        id="F17",
-        artefact="Fig. 17",
-        claim="FineMoE's synchronous overhead is small: below 50 ms and 1 % of an iteration",
-        reported="< 50 ms, 1 % of the iteration",
-        reproduced="; ".join(f"{m} {engine_ms[m]:.1f} ms, {share[m]:.0%} of {whole[m]:.0f} ms" for m in modelled.index),
-        panel="measured engine time in the modelled iteration of the paper's sizes",
-        executor="measured and simulated",
-        why=f"Collecting the context and accounting take {live.engine_ms_per_layer.mean() * 1e3:.0f} µs a layer on this CPU, in "
-        f"Python; below 50 ms for {int(is_small.sum())} of {len(share)} models, at most 1 % of the iteration for "
-        f"{int((share <= 0.01).sum())}. No iteration of FineMoE's takes the seconds of which 50 ms "
-        "would be 1 %, in any model of that hardware.",
-    )
 
 
 def _mean_tpot_s(part: pd.DataFrame) -> float:

@@ -11,10 +11,8 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.analysis.arrivals import queued
-from finemoe.artifact.analysis.latency import BASELINES, request_rows
-from finemoe.artifact.claims import Claim, Statement
+from finemoe.artifact.analysis.latency import request_rows
 from finemoe.artifact.progress import progress
-from finemoe.intervals import bootstrap_ratio
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.replay import sweep
 from finemoe.simulation.systems import System, left_out
@@ -69,48 +67,3 @@ def online_summary(requests: pd.DataFrame) -> pd.DataFrame:
     summary = pd.DataFrame({"service_s": groups.service_s.mean(), "waiting_s": groups.waiting_s.mean()})
     summary["latency_p50_s"], summary["latency_p95_s"] = groups.latency_s.median(), groups.latency_s.quantile(0.95)
     return summary.reset_index()
-
-
-def online_claim(requests: pd.DataFrame, seed: int = 0) -> Claim:
-    """FineMoE's latency is left of every baseline's."""
-    rows = []
-    for model, part in requests.groupby("model", sort=False):
-        ours = part[part.system == "FineMoE"]
-        for baseline in BASELINES:
-            theirs = part[part.system == baseline]
-            if len(theirs):
-                gain = bootstrap_ratio(*_paired(theirs.service_s, ours.service_s), seed=seed)
-                is_left = bool((_deciles(ours.latency_s) < _deciles(theirs.latency_s)).all())
-                rows.append({"model": model, "baseline": baseline, "gain": gain.value, "low": gain.low, "is_left": is_left})
-    gains = pd.DataFrame(rows)
-    is_ahead = gains.is_left & (gains.low > 0)
-    mean = gains.groupby("baseline", sort=False).gain.mean()
-    others = "; ".join(f"{row.baseline} on {row.model} ({row.gain:+.0%})" for row in gains[~is_ahead].itertuples())
-    exceptions = f"Not left of: {others}. " if others else ""
-    return Claim.judged(
-        [
-            Statement.of("latency lower than a baseline's at every decile", "miniatures", gains.is_left),
-            Statement.of("service time lower than a baseline's", "miniatures", gains.low > 0),
-        ],
-        id="F11",
-        artefact="Fig. 11",
-        claim="Online, FineMoE's request latency is left of every other system's",
-        reported="FineMoE left of all; no number",
-        reproduced="mean service time against " + ", ".join(f"{name} {-gain:+.0%}" for name, gain in mean.items()),
-        panel="miniatures' routing, one request at a time",
-        executor="simulated",
-        why=f"In {int(is_ahead.sum())} of {len(gains)} comparisons FineMoE's latency is lower at every decile and its service "
-        f"time lower with the whole paired interval. {exceptions}"
-        f"{requests.request.nunique()} requests were served, where the paper has 256. "
-        "At the paper's rate requests queue up, so that latency is mostly waiting and grows with the number of requests. The "
-        "recorded iterations recur, which flatters whoever remembers them.",
-    )
-
-
-def _paired(theirs: "pd.Series[float]", ours: "pd.Series[float]") -> tuple[np.ndarray, np.ndarray]:
-    return theirs.to_numpy() - ours.to_numpy(), theirs.to_numpy()
-
-
-def _deciles(values: "pd.Series[float]") -> np.ndarray:
-    deciles: np.ndarray = np.quantile(values, np.arange(1, 10) / 10)
-    return deciles

@@ -1,12 +1,11 @@
 """Similarity against capacity, the breakdown of an iteration and the explorer, on small routing."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from finemoe.artifact.analysis.capacity import capacity_claim, gains_by_doubling, similarity_table
+from finemoe.artifact.analysis.capacity import similarity_table
 from finemoe.artifact.analysis.exploring import Explorer
-from finemoe.artifact.analysis.modelled_breakdown import breakdown_claim, modelled_breakdown
+from finemoe.artifact.analysis.modelled_breakdown import modelled_breakdown
 from finemoe.artifact.analysis.scale import scale_table, store_table
 from finemoe.maps.store import ExpertMapStore
 from finemoe.paths import HEADLESS
@@ -44,39 +43,10 @@ def test_similarity_is_the_best_cosine_of_whole_prefixes():
     assert table.records["semantic"] == history.num_rows
 
 
-def line(values: list[float]) -> pd.DataFrame:
-    capacities = [250, 500, 1000, 2000, 4000]
-    return pd.DataFrame({"capacity": capacities, "similarity": values, "model": "m", "dataset": "d", "search": "trajectory"})
-
-
-def test_a_knee_is_a_slope_that_halves():
-    steep_then_flat = gains_by_doubling(line([0.5, 0.7, 0.9, 0.91, 0.92]))
-    assert steep_then_flat.before.item() == pytest.approx(0.2)
-    assert steep_then_flat.after.item() == pytest.approx(0.01)
-    assert capacity_claim(steep_then_flat).verdict == "holds"
-    rising = capacity_claim(gains_by_doubling(line([0.5, 0.6, 0.7, 0.8, 0.9])))
-    assert (rising.verdict, rising.reproduced.split(";")[0]) == (
-        "does not hold",
-        "decided by at most half as much after it: 0 of 1 (miniatures)",
-    )
-    mostly = pd.DataFrame({"search": "trajectory", "before": [0.1] * 3, "after": [0.01, 0.01, 0.09]})
-    assert capacity_claim(mostly).verdict == "holds weaker"
-    assert capacity_claim(gains_by_doubling(line([0.9, 0.8, 0.7, 0.6, 0.5]))).verdict == "does not hold"
-
-
 def test_the_parts_of_an_iteration_add_up():
     history, served = MIXTRAL.split("history"), MIXTRAL.split("served")
     parts = modelled_breakdown(history, served, "6x-rtx3090", 0.25, prefetch_distance=3)
     assert all(value > 0 for value in parts.values())
-    modelled = pd.DataFrame([parts], index=["mixtral-mini"])
-    live = pd.DataFrame({"engine_ms_per_layer": [0.1]}, index=["mixtral-mini"])
-    small, large = (pd.Series([ms], index=["mixtral-mini"]) for ms in (0.1, 60.0))
-    assert breakdown_claim(live, modelled, small).verdict == "holds"
-    assert breakdown_claim(live, modelled, large).verdict == "does not hold"
-    tenth = pd.Series([float(modelled.iloc[0][["attention_ms", "experts_ms", "waiting_ms"]].sum()) / 9], index=["mixtral-mini"])
-    short = breakdown_claim(live, modelled, tenth.clip(upper=40.0))  # below 50 ms, and far above 1 %
-    assert short.verdict == "does not hold"
-    assert short.reproduced.startswith("decided by at most 1 % of an iteration: 0 of 1 (all three models); ")
 
 
 def test_a_slider_moves_what_it_names():

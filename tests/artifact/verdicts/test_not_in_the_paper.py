@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from finemoe.artifact.analysis.latency import BOUNDS, OURS, PAPER_SYSTEMS, means
-from finemoe.artifact.analysis.online import online_claim
 from finemoe.artifact.claims import Claim
 from finemoe.artifact.verdicts.batches import batch_claim
 from finemoe.artifact.verdicts.gains import against_on_demand, gains_table
 from finemoe.artifact.verdicts.headline import headline_claim
 from finemoe.artifact.verdicts.memory import cache_limit_claim, footprint_claim
+from finemoe.artifact.verdicts.online import online_claim, online_tests
 from finemoe.artifact.verdicts.systems import high_end_claim, systems_claim
 from tests.artifact.tables import requests
 
@@ -54,7 +54,7 @@ def of_batches(table: pd.DataFrame) -> Claim:
 CLAIMS: dict[str, Callable[[pd.DataFrame], Claim]] = {
     "F1b": of_footprints,
     "F10": of_systems,
-    "F11": online_claim,
+    "F11": lambda table: online_claim(online_tests(table), table.request.nunique()),
     "F12": of_cache_limits,
     "F13": of_high_end,
     "F16b": of_batches,

@@ -1,0 +1,47 @@
+"""The claim on the size of the expert cache (Fig. 12), on made-up gains and on the shipped tables."""
+
+import pandas as pd
+import pytest
+
+from finemoe.artifact.verdicts.gains import against_on_demand
+from finemoe.artifact.verdicts.memory import cache_limit_claim
+from tests.artifact.verdicts.made_up import gains
+from tests.artifact.verdicts.shipped import figure_table, outcome, real_requests, shipped_claim, shipped_gains, shipped_requests
+
+
+def limited(smallest: pd.DataFrame, largest: pd.DataFrame) -> pd.DataFrame:
+    """TPOT gains at 6 and at 48 GB."""
+    both = pd.concat([smallest.assign(cache_limit_gb=6), largest.assign(cache_limit_gb=48)])
+    return both[both.quantity == "tpot_s"]
+
+
+def test_lowest_at_the_smallest_cache_with_gaps_that_close_holds():
+    assert cache_limit_claim(limited(gains(0.5), gains(0.0))).verdict == "holds"
+
+
+def test_one_baseline_ahead_is_not_the_lowest():
+    claim = cache_limit_claim(limited(gains(0.5, ProMoE=-0.1), gains(0.0)))
+    assert claim.verdict == "does not hold"
+    assert claim.reproduced.startswith("decided by TPOT the lowest at 6 GB: 0 of 1 (gpt-oss-20b); ")
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.02, "holds"), (-0.02, "holds"), (0.021, "does not hold")])
+def test_a_gap_of_2_percent_is_closed(gap, verdict):
+    assert cache_limit_claim(limited(gains(0.5), gains(gap))).verdict == verdict
+
+
+def test_cache_limits_are_those_that_every_model_has():
+    tpot = limited(gains(), gains())
+    only_one = tpot[(tpot.model == "gpt-oss-20b") & (tpot.cache_limit_gb == 48)].assign(cache_limit_gb=96)
+    claim = cache_limit_claim(pd.concat([tpot, only_one]))
+    assert "at 6 GB" in claim.reproduced
+    assert "At 48 GB" in claim.why
+
+
+def test_figure_12_is_the_shipped_claim():
+    means, real = figure_table("f12"), real_requests(testbed="6x-rtx3090")
+    real = real[real.cache_limit_gb.notna()]
+    found = shipped_gains(means, real, by=("model", "dataset", "cache_limit_gb"))
+    everything = shipped_requests(means, real)
+    floor = against_on_demand(everything[everything.cache_limit_gb == everything.cache_limit_gb.min()])
+    assert outcome(cache_limit_claim(found[found.quantity == "tpot_s"], floor)) == shipped_claim("F12")
