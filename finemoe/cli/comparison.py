@@ -45,7 +45,8 @@ def compare_systems(
             f"served requests: {setting.served.num_requests}",
         )
         stem = figure.with_suffix("") if figure.suffix in (".pdf", ".png", ".csv") else figure
-        drawing().save_comparison(rows, setting.path.stem, details, stem.resolve())
+        machine = setting.testbed.title if setting.is_timed else ""
+        drawing().save_comparison(rows, setting.path.stem, details, stem.resolve(), machine)
     if as_json:
         print_json(rows)
         return
