@@ -9,10 +9,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from finemoe.artifact.analysis.similarity import SEARCHES, PromptPairs, binned_hit_rate, prompt_pairs
-from finemoe.artifact.figures.panels import in_order, legend_above, whiskers
+from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, whiskers
 from finemoe.artifact.figures.recordings import recordings
-from finemoe.artifact.plotting import model_title, provenance, series_styles, use_style
+from finemoe.artifact.plotting import provenance, series_styles, use_style
 from finemoe.artifact.sentences import embed_sentences, prompt_texts
+from finemoe.importers.request_table import MODEL
 from finemoe.paths import ROOT
 from finemoe.traces import RoutingTrace
 
@@ -91,15 +92,11 @@ def _columns(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What each column of panels shows, by title.
 
     The real model's prompts get a column for each part that is compared: on one axis, the similarities of whole prompts, all
-    above 0.99, would lie on one spot.
+    above 0.99, would share one spot.
     """
-    columns = {}
-    for model in in_order(table.model):
-        found = table[table.model == model]
-        is_real = found.dataset.str.startswith("MMLU").all()
-        for _, part in found.groupby("dataset", sort=False) if is_real else [("", found)]:
-            title = model_title(model).replace(" (", "\n(")
-            columns[f"{title}\n{part.dataset.iloc[0].partition(', ')[2]}" if is_real else title] = part
+    columns = {panel_title(model): table[table.model == model] for model in in_order(table.model) if model != MODEL}
+    for dataset, part in table[table.model == MODEL].groupby("dataset", sort=False):
+        columns[f"{panel_title(MODEL)}\n{str(dataset).removeprefix('MMLU, ')}"] = part
     return columns
 
 

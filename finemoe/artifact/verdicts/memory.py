@@ -15,7 +15,7 @@ def cache_limit_claim(tpot: pd.DataFrame, floor: str = "") -> Claim:
     """At 6 GB FineMoE's TPOT is lowest, and the gaps close as memory grows.
 
     Args:
-        floor: what `against_on_demand` says.
+        floor: what `against_on_demand` returns.
     """
     shared = set.intersection(*(set(part.cache_limit_gb) for _, part in tpot.groupby("model")))
     smallest, largest = min(shared), max(shared)

@@ -7,8 +7,8 @@ import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
 from finemoe.artifact.verdicts.gains import entries_of
+from finemoe.importers.request_table import MODEL as MIXTRAL  # real routing
 
-MIXTRAL = "mixtral-8x7b"  # real routing
 NOT_IN_THE_PAPER = "sentence"
 _SERIES = ["search", "model", "dataset"]
 _PANEL = "miniatures for semantic; for trajectory also Mixtral-8x7B (real routing)"

@@ -52,7 +52,7 @@ def test_one_number_off_holds_weaker_and_is_named(column, value, flag):
 
 @pytest.mark.parametrize(("params", "agrees"), [(41_500_000_001, True), (41_499_999_999, False), (42_499_999_999, True)])
 def test_digits_are_rounded_as_printed(params, agrees):
-    """The paper prints 42 for Phi-3.5-MoE: whatever rounds to it agrees."""
+    """The paper prints 42 for Phi-3.5-MoE, so every count that rounds to 42 agrees."""
     assert geometry_tests(parameter_table(geometry(total_params=params))).total["phi-3.5-moe"] == agrees
 
 

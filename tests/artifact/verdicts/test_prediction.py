@@ -53,7 +53,7 @@ def test_one_distance_of_four_on_real_routing_holds_weaker(last, above):
 
 
 def test_miniatures_do_not_outvote_real_routing():
-    """Half of real routing's distances: not most of them, whatever the miniatures show."""
+    """Half of real routing's distances are not most of them, even if the miniatures show all."""
     claim = claim_of(hit_rates(fine=(0.9, 0.8, 0.4, 0.3)))
     assert claim.verdict == "does not hold"
     assert claim.reproduced.startswith("decided by fine above coarse at a distance: 2 of 4 (gpt-oss-20b); ")
