@@ -74,13 +74,15 @@ def comparison_figure(table: pd.DataFrame, model: str, dataset: str, *details: s
     given = share if isinstance(share, str) else f"{share:.4g} of the experts"
     axes[1].set_title(f"loads at {given}", fontsize=8)
     executor = f"virtual time on {machine}" if machine else "instant link"
-    provenance(fig, f"replay of recorded routing, {executor}", *details, "bands: 95 % over requests")
+    provenance(
+        fig, f"replay of recorded routing, {executor}", *details, f"{'bars' if len(sizes) == 1 else 'bands'}: 95 % over requests"
+    )
     return fig
 
 
 def _draw_lines(axis: "Axes", table: pd.DataFrame, quantity: "_Quantity") -> None:
     for name in dict.fromkeys(table.system):
-        line = table[table.system == name]
+        line = table[table.system == name].sort_values("expert_memory_bytes" if quantity.is_timed else "expert_memory")
         sizes = line.expert_memory_bytes / (1 << 30) if quantity.is_timed else line.expert_memory
         colour, marker, dash = _look(name)
         value, low, high = (quantity.scale * line[column] for column in quantity.columns)
@@ -94,11 +96,15 @@ def _draw_bars(axis: "Axes", table: pd.DataFrame, quantity: "_Quantity") -> None
     """One memory size: a bar for each system, with its interval and its value."""
     value, low, high = (quantity.scale * table[column].to_numpy() for column in quantity.columns)
     errors = np.nan_to_num(np.stack([value - low, high - value]))  # one request has no interval
+    ends = value + errors[1]
+    limit = 1.15 * max(ends[table.system != "DeepSpeed-Inference"], default=1.0) if quantity.is_timed else 1.12
     axis.barh(table.system, value, color=[_look(name)[0] for name in table.system], xerr=errors)
-    for place, (number, end) in enumerate(zip(value, value + errors[1], strict=True)):
-        axis.annotate(f" {number:.3g}", (end, place), va="center", fontsize=7)
-    axis.set(xlabel=quantity.label)
-    axis.set(xscale="log") if quantity.is_timed else axis.set(xlim=(0, 1.12))
+    for place, (number, end) in enumerate(zip(value, ends, strict=True)):
+        if end > limit:
+            axis.annotate(f"{number:.3g} →", (0.98 * limit, place), ha="right", va="center", fontsize=7, backgroundcolor="white")
+        else:
+            axis.annotate(f" {number:.3g}", (end, place), va="center", fontsize=7)
+    axis.set(xlabel=quantity.label, xlim=(0, limit))
     axis.invert_yaxis()
 
 
