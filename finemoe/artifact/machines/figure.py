@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from finemoe.artifact.machines.aims import models_of
-from finemoe.artifact.machines.axes import POLICIES, look_of, say
+from finemoe.artifact.machines.axes import POLICIES, QUANTITIES, look_of, say
 from finemoe.artifact.machines.cells import cells_table, foretold_table
 from finemoe.artifact.machines.foretold import read_foretold
 from finemoe.artifact.machines.machine_panels import draw_machine
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PREDICTED = f"predicted, {NOT_YET}"
+_ALIKE = 0.10  # of a value: predictions that differ by less look the same in a panel
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,33 @@ def _rows_of(machine: Measured | None) -> Iterator[_Row]:
 
 
 def _rows_of_cards(machine: Measured | None, cards: pd.DataFrame) -> Iterator[_Row]:
+    """Predictions of each model; cards with nearly the same predictions share a row, where the first is drawn."""
     if machine is None or not machine.is_gpu:
-        for (card, model), part in cards.groupby(["card", "model"], sort=False):
-            yield _Row(f"{card}, {model}: {PREDICTED}", 3, partial(draw_foretold, said=part))
+        for model, part in cards.groupby("model", sort=False):
+            for names in _alike(part):
+                title = f"{names[0]}, {model}: {PREDICTED}"
+                if len(names) > 1:
+                    title = f"{model}, {' and '.join(names)}, which differ by less than {_ALIKE:.0%}:\n{PREDICTED}"
+                yield _Row(title, 3, partial(draw_foretold, said=part[part.card == names[0]]))
+
+
+def _alike(cards: pd.DataFrame) -> list[list[str]]:
+    """Cards by what is predicted of one model, those together whose predictions are nearly the same."""
+    groups: list[list[str]] = []
+    for name in dict.fromkeys(cards.card):
+        mine = _values(cards, name)
+        for group in groups:
+            theirs = _values(cards, group[0])
+            if mine.index.equals(theirs.index) and bool(((mine - theirs).abs() <= _ALIKE * theirs.abs()).all(axis=None)):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def _values(cards: pd.DataFrame, card: str) -> pd.DataFrame:
+    return cards[cards.card == card].set_index(["policy", "expert_memory"])[list(QUANTITIES)].astype(float).sort_index()
 
 
 def _title(machine: Measured) -> str:
