@@ -7,9 +7,11 @@ _UNITS = (
     r"ms|µs|ns|s|seconds?|minutes?|hours?|%|percent|times|×|(?:[KMGT]i?)?B(?:/s)?"
     r"|bytes|tokens/s|tokens per second|points?|billion|million"
 )
-RESULT = re.compile(rf"(?<![\w.,-])[-+−]?\d[\d,.]*(?: ?(?:{_UNITS})(?![\w/]))")
+# Without a unit: rates, ratios and recalls, which have two decimals or more; versions stand after a name.
+_RATIO = r"(?<!Python )(?<!PyTorch )(?<!Transformers )(?<!version )\d*\.\d\d+"
+RESULT = re.compile(rf"(?<![\w.,-])(?:[-+−]?\d[\d,.]*(?: ?(?:{_UNITS})(?![\w/]))|{_RATIO}(?![\w.]))")
 _HIDDEN = (
-    re.compile(r"^(```|~~~|:::\{).*?^(```|~~~|:::)[ \t]*$", re.MULTILINE | re.DOTALL),  # code
+    re.compile(r"^([ \t]*)(```|~~~|:::\{).*?^\1(```|~~~|:::)[ \t]*$", re.MULTILINE | re.DOTALL),  # code
     re.compile(
         r"<!-- (?P<name>[\w ]+):(?: written by)?.*?-->.*?<!-- (?:end of (?P=name)|(?P=name): end) -->", re.DOTALL
     ),  # blocks
