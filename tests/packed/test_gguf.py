@@ -376,7 +376,7 @@ def test_experts_one_each_of_which_one_is_missing_or_of_another_type(tmp_path):
     content = files.mixtral(everywhere(Type.Q8_0), NARROW, apart=True)
     name = "blk.1.ffn_down.2.weight"
     content.tensors[name] = (Type.Q4_0, files.blocks(np.random.default_rng(0), (96, 160), Type.Q4_0))
-    refused(content.write(tmp_path), f"{name} is Q4_0, but blk.1.ffn_down.0.weight Q8_0")
+    refused(content.write(tmp_path), f"{name} is Q4_0, but blk.1.ffn_down.0.weight is Q8_0")
     del content.tensors[name]
     refused(content.write(tmp_path), f"lacks {name}")
 
@@ -402,7 +402,7 @@ def test_a_model_without_experts(tmp_path):
 def test_a_mixtral_with_more_than_transformers_reads_of_a_llama(tmp_path):
     content = files.mixtral(everywhere(Type.Q8_0), NARROW)
     content.tensors["rope_freqs.weight"] = (Type.F32, np.ones(12, dtype=np.float32))
-    refused(content.write(tmp_path), r"it holds rope_freqs\.weight, for which MixtralForCausalLM has no weight")
+    refused(content.write(tmp_path), r"the file holds rope_freqs\.weight, for which MixtralForCausalLM has no weight")
     del content.tensors["rope_freqs.weight"]
     content.metadata["llama.rope.scaling.type"] = "yarn"
     refused(content.write(tmp_path), "positions are scaled by 'yarn'")
@@ -421,7 +421,7 @@ def test_several_files_and_parts_of_one(content, tmp_path):
 @pytest.mark.parametrize("name", ["gguf", "accelerate"])
 def test_a_package_that_is_not_installed(content, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    refused(content.write(tmp_path), rf"takes {name}.*pip install 'finemoe\[quantised\]'")
+    refused(content.write(tmp_path), rf"needs {name}.*pip install 'finemoe\[quantised\]'")
 
 
 def test_a_folder_with_a_safetensors_checkpoint_is_that(content, tmp_path):
