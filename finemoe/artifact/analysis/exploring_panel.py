@@ -47,14 +47,14 @@ class Panel:
     """
 
     def __init__(self, traces: Mapping[str, Path], explorer: Explorer, testbed: str, num_requests: int, seed: int) -> None:
-        from ipywidgets import HTML, HBox, Image, IntProgress, Label, VBox
+        from ipywidgets import HTML, HBox, Image, IntProgress, VBox
 
         self._traces, self._options = traces, (testbed, num_requests, seed)
         self._explorer, self._before = explorer, pd.DataFrame()
         self.controls = _controls(traces, explorer.systems())
         self.status, self.bar, self.image = HTML(), IntProgress(layout={"width": "300px"}), Image(format="png")
         left = VBox([*self.controls.values(), self.bar, self.status], layout={"width": "330px"})
-        self.widget = HBox([left, VBox([self.image, HTML(_STYLE), Label()])])
+        self.widget = HBox([left, VBox([self.image, HTML(_STYLE)])])
         self.widget.add_class("finemoe-panel")
         for control in self.controls.values():
             control.observe(self._changed, "value")
@@ -81,16 +81,15 @@ class Panel:
         """Replay what the controls say, and draw it over what was there before."""
         values = {name: control.value for name, control in self.controls.items() if name != "trace"}
         systems = values.pop("systems")
+        if not systems:
+            self.status.value = "<b>choose at least one system</b>"
+            return
         with self._working("replaying", len(systems) + 1):
-            try:
-                limits = self._explorer.tpot_limits_ms()
-                table = self._explorer.replay(**values, systems=systems, told=self._told)
-            except FinemoeError as error:
-                self.status.value = f"<b>{error}</b>"
-                return
+            limits = self._explorer.tpot_limits_ms()
+            table = self._explorer.replay(**values, systems=systems, told=self._told)
             self._told("drawing")
             self.image.value = _png(explore_figure(table, self._explorer.title, limits, self._before_of(table)))
-        self._before = table
+            self._before = table
 
     def _before_of(self, table: pd.DataFrame) -> pd.DataFrame | None:
         """The last table, if it had any of these systems."""
@@ -104,6 +103,7 @@ class Panel:
 
     @contextmanager
     def _working(self, what: str, steps: int) -> Iterator[None]:
+        """Shows that something is under way, and in the end that it is done or what was refused."""
         self.bar.max, self.bar.value = max(1, steps), 0
         self.bar.layout.visibility = "visible"
         self.status.value = f'<span style="color:{_BUSY}">⏳ {what} …</span>'
@@ -111,6 +111,8 @@ class Panel:
         try:
             yield
             self.status.value = f'<span style="color:{_READY}">✓ up to date</span>'
+        except FinemoeError as error:
+            self.status.value = f"<b>{error}</b>"
         finally:
             self.bar.layout.visibility = "hidden"
             self.image.remove_class("finemoe-busy")

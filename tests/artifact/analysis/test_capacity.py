@@ -1,14 +1,12 @@
-"""Similarity against capacity, the breakdown of an iteration and the explorer, on small routing."""
+"""Similarity against capacity, the breakdown of an iteration and scale, on small routing."""
 
 import numpy as np
 import pytest
 
 from finemoe.artifact.analysis.capacity import similarity_table
-from finemoe.artifact.analysis.exploring import Explorer
 from finemoe.artifact.analysis.modelled_breakdown import modelled_breakdown
 from finemoe.artifact.analysis.scale import scale_table, store_table
 from finemoe.maps.store import ExpertMapStore
-from finemoe.paths import HEADLESS
 from finemoe.simulation.cost import size_named
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
 from finemoe.traces import RoutingTrace
@@ -47,25 +45,6 @@ def test_the_parts_of_an_iteration_add_up():
     history, served = MIXTRAL.split("history"), MIXTRAL.split("served")
     parts = modelled_breakdown(history, served, "6x-rtx3090", 0.25, prefetch_distance=3)
     assert all(value > 0 for value in parts.values())
-
-
-def test_a_slider_moves_what_it_names():
-    explorer = Explorer(MIXTRAL, "6x-rtx3090", num_requests=3)
-    settings = {"expert_memory": 0.25, "link_gb_per_s": 26.0, "prefetch_distance": 3, "store_capacity": 1000}
-    slow, fast = (explorer.replay(**settings | {"link_gb_per_s": rate}).set_index("system") for rate in (1.0, 100.0))
-    assert (fast.tpot_ms < slow.tpot_ms).all()
-    more = explorer.replay(**settings | {"expert_memory": 0.75}).set_index("system")
-    assert (more.hit_rate > explorer.replay(**settings).set_index("system").hit_rate).all()
-
-
-def test_sliders_are_for_people(monkeypatch):
-    """A front end gets sliders; the pipeline, which waits for an answer that widgets can swallow, a picture."""
-    explorer = Explorer(MIXTRAL, "6x-rtx3090", num_requests=1)
-    monkeypatch.delenv(HEADLESS, raising=False)
-    sliders = explorer.panel().children[0].children
-    assert [slider.value for slider in sliders] == [0.25, 26.0, 3, 1000]
-    monkeypatch.setenv(HEADLESS, "1")
-    assert explorer.panel() is None
 
 
 def test_scale_takes_less_of_the_experts_where_they_do_not_fit():
