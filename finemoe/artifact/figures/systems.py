@@ -48,9 +48,14 @@ def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, measured: pd.Data
     _draw_gains(parts[1], gains, in_order(summary.model))
     if len(measured):
         _draw_measured(parts[2], measured)
-    pairs = f"marks in pairs: {', '.join(in_order(summary.dataset)[:2])}"
-    provenance(fig, "simulated", *settings, pairs, "whiskers: 95 % over requests", CUT)
+    provenance(fig, "simulated", *settings, *_pairs(summary), "whiskers: 95 % over requests", CUT)
     return fig
+
+
+def _pairs(summary: pd.DataFrame) -> list[str]:
+    """Which datasets the two marks of a gain are, in order; nothing where every model has one dataset."""
+    found = {", ".join(in_order(part.dataset)) for _, part in summary.groupby("model") if part.dataset.nunique() > 1}
+    return [f"marks in pairs: {datasets}" for datasets in sorted(found)]
 
 
 def _draw_systems(fig: "SubFigure", summary: pd.DataFrame) -> None:
@@ -61,7 +66,7 @@ def _draw_systems(fig: "SubFigure", summary: pd.DataFrame) -> None:
         column[0].set_title(panel_title(model))
     for axis, label in zip(axes[:, 0], QUANTITIES.values(), strict=True):
         axis.set_ylabel(label)
-    legend_above(fig, [axes[1][0]], ncols=min(5, len(models) + 1))
+    legend_above(fig, [axes[1][0]], ncols=5)
 
 
 def _draw_column(axes: Sequence["Axes"], part: pd.DataFrame, systems: Sequence[str]) -> None:

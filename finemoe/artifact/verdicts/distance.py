@@ -11,8 +11,15 @@ REPORTED_DISTANCES = {"mixtral-mini": 3, "qwen-mini": 6, "phi-mini": 4}
 
 
 def distance_minima(requests: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Where FineMoE's TPOT is least, and whether it is clearly higher at the shortest and at the longest distance; and where its
-    TTFT is least (NaN without prefills)."""
+    """At which distance FineMoE's TPOT and TTFT are lowest, for each model and dataset.
+
+    Args:
+        requests: FineMoE's rows of `analysis.latency.distance_table`, by model and dataset.
+    Returns:
+        Rows (model, dataset, best_distance, reported, below_shortest, below_longest, is_inside, best_ttft_distance, shortest,
+        longest). below_*: by what share TPOT is lower than at the ends; is_inside: with the whole paired interval at both.
+        best_ttft_distance is NaN without prefills.
+    """
     rows = []
     for (model, dataset), part in requests.groupby(["model", "dataset"], sort=False):
         by_distance: dict[int, pd.DataFrame] = {
@@ -65,8 +72,8 @@ def distance_claim(minima: pd.DataFrame) -> Claim:
         reproduced="; ".join(
             f"{row.model}/{row.dataset} TPOT {row.best_distance} "
             f"({row.below_shortest:.0%} below d = 1, {row.below_longest:.0%} below the longest)"
-            + (f", TTFT {row.best_ttft_distance:g}" if told else "")
-            for row, told in zip(minima.itertuples(), has_ttft, strict=True)
+            + (f", TTFT {row.best_ttft_distance:g}" if is_known else "")
+            for row, is_known in zip(minima.itertuples(), has_ttft, strict=True)
         ),
         panel=panel_of(minima),
         executor="simulated",

@@ -1,4 +1,4 @@
-"""FineMoE's gains over every baseline, beside those that the paper reports."""
+"""FineMoE's gains over every baseline, and those that the paper reports."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def gains_table(requests: pd.DataFrame, seed: int = 0, by: Sequence[str] = ("mod
 
 
 def against_on_demand(requests: pd.DataFrame, seed: int = 0) -> str:
-    """FineMoE beside the floor that the paper leaves out, loading on demand with LRU, in words."""
+    """FineMoE compared with the floor that the paper leaves out, loading on demand with LRU, in words."""
     changes = []
     for name, part in panels_of(requests):
         groups = [group for _, group in part.groupby(["model", "dataset"], sort=False)]
@@ -58,7 +58,7 @@ def panel_of(table: pd.DataFrame) -> str:
 
 
 def panels_of(gains: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The miniatures' rows and the real routing's, each with its name; what has none is left out."""
+    """The rows of the miniatures and of real routing, each with its name; a kind without rows is left out."""
     real = gains.model == REAL
     return [(name, part) for name, part in (("miniatures", gains[~real]), ("gpt-oss-20b", gains[real])) if len(part)]
 
@@ -70,7 +70,7 @@ def mean_gains(gains: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def exceptions_in(behind: pd.DataFrame) -> str:
-    """Who is not behind FineMoE, in words."""
+    """Which baselines are not behind FineMoE, in words."""
     if not len(behind):
         return "No exception."
     counts = behind.groupby(["baseline", "quantity", "model"], sort=False).size()

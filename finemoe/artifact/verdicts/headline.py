@@ -31,7 +31,7 @@ def headline_claim(gains: pd.DataFrame) -> Claim:
 
 
 def headline_table(gains: pd.DataFrame) -> pd.DataFrame:
-    """The headline's two means and what they are means of, beside the paper's.
+    """The headline's two means and what they are means of, here and in the paper.
 
     Returns:
         Rows (gain of, panel, share), first the two means.

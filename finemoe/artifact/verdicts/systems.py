@@ -19,7 +19,7 @@ def systems_claim(id_: str, artefact: str, gains: pd.DataFrame, floor: str = "")
     """FineMoE has lower TTFT and TPOT than all baselines and hits more than the last three.
 
     Args:
-        floor: what `against_on_demand` says.
+        gains: as `gains_table` returns them. floor: as `against_on_demand` returns it.
     """
     is_ahead, is_latency = gains.low > 0, gains.quantity != "hit_rate"
     real = gains.model == REAL
@@ -51,7 +51,7 @@ def high_end_claim(both: pd.DataFrame, floor: str = "") -> Claim:
     """On the A100 the gains are smaller, in the same order.
 
     Args:
-        both: gains here (gain, low) and on the paper's testbed (gain_paper_testbed). floor: what `against_on_demand` says.
+        both: gains here (gain, low) and on the paper's testbed (gain_paper_testbed). floor: as `against_on_demand` returns it.
     """
     latency = both[both.quantity != "hit_rate"]
     panels = dict(panels_of(latency))

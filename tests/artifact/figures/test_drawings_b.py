@@ -234,3 +234,6 @@ def test_fewer_models_make_fewer_columns():
     table = miniatures(figure_table("f10"))
     fig = f10.draw(table[table.model == "mixtral-mini"], gains_of("f10"), "6x-rtx3090", 0.25)
     assert len(with_data(fig)) == 4
+    assert "marks in pairs: questions, dialogues" in fig.get_supxlabel().replace("\n", " ")
+    one = table[(table.model == "mixtral-mini") & (table.dataset == "questions")]
+    assert "pairs" not in f10.draw(one, gains_of("f10"), "6x-rtx3090", 0.25).get_supxlabel()
