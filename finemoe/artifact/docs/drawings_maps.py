@@ -61,7 +61,7 @@ def search_drawing(trace: RoutingTrace) -> "Figure":
     served = trace.split("served")
     row = _rows_of_a_request(served)[_STEP]
     observed = served.maps(np.array([row]))[0]
-    stored, score = _nearest(_store_of(history), observed)
+    stored = _nearest(_store_of(history), observed)
     target = _HEARD - 1 + _DISTANCE
     coarse = history.maps(decode_rows(history)).mean(axis=0)
 
@@ -72,7 +72,7 @@ def search_drawing(trace: RoutingTrace) -> "Figure":
     left.set_title(f"this token's map\nafter {_HEARD} layers", fontsize=7.5)
     left.text(30, 16, "not computed yet", ha="center", fontsize=7)
     _heat_map(middle, stored, _DARKEST)
-    middle.set_title(f"nearest of {history.num_rows} stored maps\n(cosine {score:.4f})", fontsize=7.5)
+    middle.set_title(f"the most similar\nof {history.num_rows} stored maps", fontsize=7.5)
     for ax in (left, middle):
         ax.set_xlabel("expert")
         ax.set_ylabel("MoE layer")
@@ -131,13 +131,13 @@ def _store_of(history: RoutingTrace) -> ExpertMapStore:
     return store
 
 
-def _nearest(store: ExpertMapStore, observed: np.ndarray) -> tuple[np.ndarray, float]:
-    """The stored map whose first layers are most like those observed, [L, J], and the cosine (Eq. 5)."""
+def _nearest(store: ExpertMapStore, observed: np.ndarray) -> np.ndarray:
+    """The stored map whose first layers are most like those observed, [L, J] (Eq. 5)."""
     search = TrajectorySearch(store, 1)
     for layer in range(_HEARD):
         search.observe(layer, observed[None, layer])
-    neighbours, scores = search.nearest()
-    return store.maps()[neighbours[0]], float(scores[0])
+    neighbours, _ = search.nearest()
+    return store.maps()[neighbours[0]]
 
 
 def _heat_map(ax: "Axes", values: np.ndarray, darkest: float) -> Any:
