@@ -18,6 +18,8 @@ from finemoe.paths import ROOT
 if TYPE_CHECKING:
     import pandas as pd
 
+_FIXED_SPACE = "\N{NO-BREAK SPACE}"  # keeps "Figure 4" on one line of a narrow column
+_FIXED_SPACE = "\N{NO-BREAK SPACE}"  # keeps "Figure 4" on one line of a narrow column
 VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
 # The rule of `verdict_of`, for the pages that show verdicts.
 RULE = (
@@ -185,7 +187,7 @@ def to_sections(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str])
 def _overview(table: "pd.DataFrame") -> str:
     """The verdicts at a glance."""
     decided = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
-    titles = [f"[{title_of(claim)}]({anchor_of(claim)})" for claim in table.itertuples(index=False)]
+    titles = [f"[{title_of(claim)}]({anchor_of(claim)})".replace(" ", _FIXED_SPACE) for claim in table.itertuples(index=False)]
     shown = table[["claim", "verdict", "executor"]].assign(**{"decided by": decided})
     shown.insert(0, "artefact", titles)
     return pipe_table(shown)

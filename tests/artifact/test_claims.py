@@ -115,7 +115,7 @@ def test_markdown_has_a_section_for_each_claim(tmp_path):
         tmp_path / "f4.json"
     )
     page = to_markdown(collect([tmp_path / "f4.json"]), "what a GPU did\n")
-    assert "| [Figure 4](#figure-4) | fine beats coarse at every distance | holds | recorded | a case: 1 of 1 (p) |" in page
+    assert "| [Figure\u00a04](#figure-4) | fine beats coarse at every distance | holds | recorded | a case: 1 of 1 (p) |" in page
     assert "### Figure 4\n\nfine beats coarse at every distance: **holds**." in page
     assert "- *The paper reports*: fine higher.\n- *Tested on*: gpt-oss-20b (recorded)." in page
     assert "Found (hits):\n\n| panel | fine | coarse |" not in page  # fewer panels than names: names are rows

@@ -44,6 +44,11 @@ def test_marks_are_filled_in_sentences_and_cells():
     assert list(marked_names(page)) == [("hits", 1), ("time", 5)]
 
 
+def test_code_is_left_alone():
+    page = "Write `<!--n:NAME-->` and `<!--/n-->`: <!--n:hits-->61 %<!--/n-->.\n\n```md\n<!--n:NAME-->\n```\n"
+    assert renewed_numbers(page, NUMBERS, "page.md") == page
+
+
 def test_a_number_that_begins_a_line_of_a_paragraph_is_moved():
     page = "A rate of\n<!--n:hits-->1<!--/n-->, and\n<!--n:time-->2<!--/n--> more.\n"
     moved = "A rate of <!--n:hits-->61 %<!--/n-->,\nand <!--n:time-->47 ms<!--/n-->\nmore.\n"

@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from finemoe.errors import FinemoeError
 
 MARK = re.compile(r"<!--n:(?P<name>[\w.-]+)-->(?P<text>.*?)<!--/n-->", re.DOTALL)
+_CODE = re.compile(r"^([ \t]*)```.*?^\1```|(?<!`)`[^`\n]+`(?!`)", re.MULTILINE | re.DOTALL)
+_HIDDEN = "<!\0--"  # a comment's beginning in code, which is shown as it is
 _STRAY = re.compile(r"<!--\s*/?n\b[^>]*>")
 _MOVABLE = re.compile(
     r"^(?P<before>(?![ \t]*[#|>]|[ \t]*$).*\S)[ \t]*\n[ \t]*(?P<mark><!--n:[\w.-]+-->[^\n]*?<!--/n-->\S*)[ \t]*(?=\S)",
@@ -28,6 +30,7 @@ def renewed_numbers(page: str, numbers: Mapping[str, str], where: str) -> str:
     Raises:
         FinemoeError: a name is unknown, a mark is not closed, or a mark begins a line.
     """
+    page = _CODE.sub(lambda code: code.group().replace("<!--", _HIDDEN), page)
     while _MOVABLE.search(page):
         page = _MOVABLE.sub("\\g<before> \\g<mark>\\n", page)
     if found := _BEGINS_A_LINE.search(page):
@@ -43,7 +46,8 @@ def renewed_numbers(page: str, numbers: Mapping[str, str], where: str) -> str:
             close = "".join(f"did you mean {one!r}? " for one in get_close_matches(name, numbers, n=1))
             advice = f"{close}`python -m finemoe.artifact.docs --list` prints all of them"
             raise FinemoeError(f"{where}, line {line}: no generated number {name!r}; {advice}")
-    return MARK.sub(lambda mark: f"<!--n:{mark['name']}-->{numbers[mark['name']]}<!--/n-->", page)
+    filled = MARK.sub(lambda mark: f"<!--n:{mark['name']}-->{numbers[mark['name']]}<!--/n-->", page)
+    return filled.replace(_HIDDEN, "<!--")
 
 
 def marked_names(page: str) -> Iterator[tuple[str, int]]:
