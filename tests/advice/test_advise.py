@@ -254,5 +254,5 @@ def test_more_memory_would_pay_is_said_of_what_does_not_fit(advice):
 
 def test_an_empty_trace_is_refused():
     ids = np.zeros((0, 2, 1), dtype=int)
-    with pytest.raises(FinemoeError, match="holds no tokens"):
+    with pytest.raises(FinemoeError, match="has no tokens"):
         finemoe.advise(RoutingTrace.from_topk(ids, np.ones(ids.shape), [0], 5))

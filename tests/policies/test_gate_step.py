@@ -278,7 +278,7 @@ def test_an_impossible_answer_is_refused(step, num_targets, monkeypatch):
     monkeypatch.setattr(Impossible, "step", step)
     monkeypatch.setattr(Impossible, "num_targets", num_targets)
     model = build("mixtral")
-    refused = pytest.raises(FinemoeError, match="compiled step predicted something impossible when layer 0 had spoken")
+    refused = pytest.raises(FinemoeError, match="compiled step made an impossible prediction after the gate of layer 0")
     engine = finemoe.offload(model, 0.5, f"{__name__}:Impossible", asynchronous=False, prefetch_distance=1)
     with torch.no_grad(), engine, refused:
         model(**padded_batch())
@@ -296,7 +296,7 @@ def test_what_is_possible_is_posted(num_targets, monkeypatch):
 def test_a_gate_that_the_step_takes_for_another_iteration_s_is_named(monkeypatch):
     monkeypatch.setattr(Impossible, "step", out_of_place)
     engine = finemoe.offload(model := build("mixtral"), 0.5, f"{__name__}:Impossible", asynchronous=False)
-    with torch.no_grad(), engine, pytest.raises(FinemoeError, match="takes the gate of layer 0 for none of this iteration's"):
+    with torch.no_grad(), engine, pytest.raises(FinemoeError, match="does not accept the gate of layer 0 as one of this iteration"):
         model(**padded_batch())
 
 
