@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FIXED_SPACE = "\N{NO-BREAK SPACE}"  # keeps "Figure 4" on one line of a narrow column
-_FIXED_SPACE = "\N{NO-BREAK SPACE}"  # keeps "Figure 4" on one line of a narrow column
 VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
 # The rule of `verdict_of`, for the pages that show verdicts.
 RULE = (

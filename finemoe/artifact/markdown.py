@@ -1,5 +1,6 @@
 """Tables and generated parts of Markdown pages."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -38,4 +39,4 @@ def with_blocks(page: str, texts: Mapping[str, str]) -> str:
 
 def one_line(text: str) -> str:
     """A text without line breaks, as a table's cell or a list's item needs it."""
-    return " ".join(text.split())
+    return re.sub(r"\s+", " ", text, flags=re.ASCII).strip(" ")  # spaces that do not break stay
