@@ -8,11 +8,12 @@ import pandas as pd
 
 from finemoe.advice.advise import advise
 from finemoe.advice.result import Advice
-from finemoe.advice.systems import BELADY_RULE, FINEMOE, ORACLE, PLUS, RESIDENT
+from finemoe.advice.systems import ALL, BELADY_RULE, FINEMOE, ORACLE, PLUS, RESIDENT
 from finemoe.artifact.advice.gallery_tables import read_advice
 from finemoe.artifact.advice.looks import RULE_OF
 from finemoe.artifact.advice.memory_figures import draw_hit_rates, draw_prefetching, draw_times, finish_times
 from finemoe.artifact.plotting import provenance, use_style
+from finemoe.artifact.progress import steps
 from finemoe.importers import read_trace
 from finemoe.paths import ROOT
 
@@ -26,6 +27,7 @@ COLUMNS = [
     *("quantity", "unit", "value", "low", "high"),
 ]
 _ROW_INCHES = 1.9
+_NUM_STEPS = 3 + len(ALL)  # hit rates, every system, predictors, and what changes the recommendation
 
 
 def advice_on_traces(traces: Sequence[str], sizes: Sequence[str] = (), **options: Any) -> dict[str, Advice]:
@@ -39,7 +41,9 @@ def advice_on_traces(traces: Sequence[str], sizes: Sequence[str] = (), **options
     found = {}
     for trace, model in zip(traces, named, strict=True):
         path = ROOT / trace
-        found[path.name.removesuffix(".trace")] = advise(read_trace(path), model=model or None, **options)
+        name = path.name.removesuffix(".trace")
+        with steps(name, _NUM_STEPS, "step") as bar:
+            found[name] = advise(read_trace(path), model=model or None, say=bar.advance, **options)
     return found
 
 
