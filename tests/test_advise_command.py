@@ -34,7 +34,7 @@ def called(*arguments) -> tuple[str, str]:
 
 def test_tables_are_eighty_columns_wide(trace):
     out, err = called(trace, "--hardware", "rtx4090", "--expert-memory", "0.1", "--expert-memory", "0.25")
-    assert max(map(len, out.splitlines()[1:])) <= 80
+    assert max(map(len, out.splitlines()[1:])) <= 80  # but the path
     for part in (
         "Give the experts",
         "Cliff",
@@ -46,7 +46,7 @@ def test_tables_are_eighty_columns_wide(trace):
         "left out: Mixtral-Offloading",
     ):
         assert part in out
-    assert "... finemoe-plus" in err
+    assert err == ""  # progress is for terminals
 
 
 def test_json_is_one_object_with_every_part(trace):

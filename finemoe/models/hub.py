@@ -1,4 +1,4 @@
-"""Finds out within seconds, and before anything heavy is imported, whether a model or dataset on the Hugging Face hub can be had."""
+"""Finds out, within seconds and before heavy imports, whether a model or dataset on the Hugging Face hub is available."""
 
 from pathlib import Path
 
