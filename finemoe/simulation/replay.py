@@ -192,7 +192,7 @@ def _require_others(history: Any, trace: RoutingTrace) -> None:
         for number, name in enumerate(trace.request_ids):
             if name in known and _begins_alike(history, known[name], trace, number):
                 raise FinemoeError(
-                    f"request {name!r} is served and in the history, which must have other requests; use "
+                    f"request {name!r} is served and in the history, which must have other requests; take "
                     "trace.split('history') and trace.split('served')"
                 )
 
