@@ -6,10 +6,24 @@ from finemoe.artifact.claims import Claim, Statement
 from finemoe.artifact.verdicts.gains import NAMES, entries_of, exceptions_in
 
 
-def batch_claim(gains: pd.DataFrame) -> Claim:
-    """FineMoE is lowest at most batch sizes."""
+def batch_tests(gains: pd.DataFrame) -> "pd.Series[bool]":
+    """By dataset, quantity and batch size: whether FineMoE is below every baseline with the whole paired interval.
+
+    Args:
+        gains: as `gains_table` by model, dataset and batch_size.
+    """
     latency = gains[gains.quantity != "hit_rate"]
-    lowest = latency.groupby(["dataset", "quantity", "batch_size"], sort=False).low.min() > 0
+    least: pd.Series[float] = latency.groupby(["dataset", "quantity", "batch_size"], sort=False).low.min()
+    return (least > 0).rename("lowest")
+
+
+def batch_claim(gains: pd.DataFrame) -> Claim:
+    """FineMoE is lowest at most batch sizes.
+
+    Args:
+        gains: as `batch_tests` takes them.
+    """
+    latency, lowest = gains[gains.quantity != "hit_rate"], batch_tests(gains)
     won: dict[tuple[str, str], list[str]] = {}
     for (dataset, quantity, batch_size), is_lowest in entries_of(lowest):
         won.setdefault((dataset, quantity), []).extend([str(batch_size)] * is_lowest)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from finemoe.artifact.verdicts.batches import batch_claim
+from finemoe.artifact.verdicts.batches import batch_claim, batch_tests
 from tests.artifact.verdicts.shipped import figure_table, outcome, shipped_claim, shipped_gains
 
 
@@ -29,6 +29,8 @@ def gains(low: dict[int, float]) -> pd.DataFrame:
     ],
 )
 def test_most_batch_sizes_are_more_than_half(low, verdict, sizes):
+    tests = batch_tests(gains(low))
+    assert tests["questions", "tpot_s"].to_dict() == {size: bound > 0 for size, bound in low.items()}
     claim = batch_claim(gains(low))
     assert claim.verdict == verdict
     assert f"questions, TPOT: lowest at {sizes}" in claim.reproduced

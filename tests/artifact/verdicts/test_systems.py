@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from finemoe.artifact.verdicts.gains import against_on_demand
-from finemoe.artifact.verdicts.systems import high_end_claim, systems_claim
+from finemoe.artifact.verdicts.systems import high_end_claim, high_end_tests, systems_claim
 from tests.artifact.verdicts.made_up import gains
 from tests.artifact.verdicts.shipped import figure_table, outcome, real_requests, shipped_claim, shipped_gains, shipped_requests
 
@@ -75,6 +75,20 @@ def test_gains_on_the_a100_are_compared_panel_by_panel():
     losing = [row | {"gain_paper_testbed": -0.1, "gain": -0.2} if row["model"] == "gpt-oss-20b" else row for row in rows]
     lost = high_end_claim(pd.DataFrame(losing))  # a loss that grows is no gain that shrinks
     assert lost.reproduced.startswith("decided by a mean gain, smaller than on the six RTX 3090: 0 of 2 (gpt-oss-20b)")
+
+
+def test_what_is_no_gain_on_the_papers_testbed_cannot_be_a_smaller_one():
+    rows = on_both_testbeds(mixtral_mini=(0.4, 0.7), gpt_oss_20b=(-0.6, -0.7))
+    there = {"MoE-Infinity": -0.5, "ProMoE": -0.4}
+    rows = [row | {"gain_paper_testbed": there[row["baseline"]]} if row["model"] == "gpt-oss-20b" else row for row in rows]
+    tests = high_end_tests(pd.DataFrame(rows))
+    assert tests.is_smaller.to_dict() == {
+        ("miniatures", "tpot_s", "MoE-Infinity"): True,  # 0.4 < 0.5
+        ("miniatures", "tpot_s", "ProMoE"): False,  # 0.7 > 0.6
+        ("gpt-oss-20b", "tpot_s", "MoE-Infinity"): False,
+        ("gpt-oss-20b", "tpot_s", "ProMoE"): False,
+    }
+    assert tests.is_same_order.groupby("panel", sort=False).first().tolist() == [True, False]
 
 
 def test_a_gain_of_the_same_size_is_not_smaller():
