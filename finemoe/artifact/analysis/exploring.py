@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from finemoe.artifact.plotting import log_ticks, provenance, use_style
+from finemoe.artifact.plotting import provenance, use_style
 from finemoe.maps.store import ExpertMapStore
 from finemoe.policies.finemoe import store_from
 from finemoe.simulation.cost import size_of
@@ -35,6 +35,7 @@ SYSTEMS = {  # those that replay a dozen requests within two seconds
     "oracle": System("oracle"),
 }
 FIRST_SYSTEMS = ("on-demand (LRU)", "FineMoE", "oracle")
+_WIDTH = 8.2  # inches, of the picture
 _COLORS = {"FineMoE": "#0072B2", "oracle": "white"}
 
 
@@ -140,16 +141,21 @@ def explore_figure(
         before: the same at the setting before.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     use_style()
-    fig, axes = plt.subplots(1, 2, figsize=(8.2, 0.95 + 0.26 * len(table)), sharey=True)
+    height = 0.95 + 0.26 * len(table)
+    fig, axes = plt.subplots(1, 2, figsize=(_WIDTH, height), sharey=True, layout="none")
+    # Fixed margins, in inches: a layout that makes room for the numbers would move the axes.
+    fig.subplots_adjust(left=1.45 / _WIDTH, right=1 - 1.15 / _WIDTH, bottom=0.62 / height, top=1 - 0.3 / height, wspace=0.62)
     for axis, column, label in zip(axes, ("tpot_ms", "hit_rate"), ("TPOT (ms)", "expert hit rate"), strict=True):
         _draw_values(axis, table, column, before)
         axis.set_xlabel(label)
     low, high = tpot_limits_ms or (table.tpot_ms.min(), table.tpot_ms.max())
     axes[0].set(xscale="log", xlim=(0.8 * low, 1.25 * high))
-    log_ticks(axes[0].xaxis)
-    axes[0].tick_params(axis="x", labelsize=6.5)
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes[0].xaxis.set_major_formatter("{x:,.0f}")
+    axes[0].xaxis.set_minor_locator(NullLocator())
     axes[1].set_xlim(0, 1.02)
     axes[1].set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes[0].set_ylim(len(table) - 0.5, -0.5)

@@ -40,7 +40,7 @@ def explore(trace: Path, testbed: str, num_requests: int, seed: int = 0) -> Any:
 
 
 class Panel:
-    """Controls on the left, the picture on the right; while a setting is replayed, the picture is pale and a bar moves.
+    """Controls above, the picture below; while a setting is replayed, the picture is pale and a bar moves.
 
     Args:
         traces: paths by name; the first is the explorer's. explorer: of the first trace. Others: as in `Explorer`.
@@ -52,9 +52,10 @@ class Panel:
         self._traces, self._options = traces, (testbed, num_requests, seed)
         self._explorer, self._before = explorer, pd.DataFrame()
         self.controls = _controls(traces, explorer.systems())
-        self.status, self.bar, self.image = HTML(), IntProgress(layout={"width": "300px"}), Image(format="png")
-        left = VBox([*self.controls.values(), self.bar, self.status], layout={"width": "330px"})
-        self.widget = HBox([left, VBox([self.image, HTML(_STYLE)])])
+        self.status, self.bar, self.image = HTML(), IntProgress(layout={"width": "260px"}), Image(format="png")
+        trace, systems, *sliders = self.controls.values()
+        left, right = VBox([trace, systems]), VBox([*sliders, HBox([self.bar, self.status])])
+        self.widget = VBox([HBox([left, right]), self.image, HTML(_STYLE)])
         self.widget.add_class("finemoe-panel")
         for control in self.controls.values():
             control.observe(self._changed, "value")
@@ -99,14 +100,14 @@ class Panel:
 
     def _told(self, name: str) -> None:
         self.bar.value += 1
-        self.status.value = f'<span style="color:{_BUSY}">⏳ {name} …</span>'
+        self.status.value = f'<span style="color:{_BUSY}">{name} …</span>'
 
     @contextmanager
     def _working(self, what: str, steps: int) -> Iterator[None]:
         """Shows that something is under way, and in the end that it is done or what was refused."""
         self.bar.max, self.bar.value = max(1, steps), 0
         self.bar.layout.visibility = "visible"
-        self.status.value = f'<span style="color:{_BUSY}">⏳ {what} …</span>'
+        self.status.value = f'<span style="color:{_BUSY}">{what} …</span>'
         self.image.add_class("finemoe-busy")
         try:
             yield
@@ -121,8 +122,8 @@ class Panel:
 def _controls(traces: Mapping[str, Path], systems: list[str]) -> dict[str, Any]:
     from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, IntSlider, SelectionSlider, SelectMultiple
 
-    start, wide = Setting(), {"width": "320px"}
-    look: dict[str, Any] = {"continuous_update": False, "style": {"description_width": "110px"}, "layout": wide}
+    start, wide = Setting(), {"width": "410px"}
+    look: dict[str, Any] = {"continuous_update": False, "style": {"description_width": "130px"}, "layout": wide}
     chosen: dict[str, Any] = {"style": look["style"], "layout": wide}
     shown = [name for name in FIRST_SYSTEMS if name in systems]
     return {
@@ -141,6 +142,7 @@ def _png(fig: Any) -> bytes:
     import matplotlib.pyplot as plt
 
     held = io.BytesIO()
-    fig.savefig(held, format="png", dpi=110)
+    with plt.rc_context({"savefig.bbox": "standard"}):  # all of the canvas, so that every picture has the same margins
+        fig.savefig(held, format="png", dpi=110)
     plt.close(fig)
     return held.getvalue()

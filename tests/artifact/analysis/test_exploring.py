@@ -56,8 +56,8 @@ def test_sliders_are_for_people(trace, monkeypatch):
     monkeypatch.setenv(HEADLESS, "1")
     assert type(explore(trace, *OPTIONS)).__name__ == "Figure"
     monkeypatch.delenv(HEADLESS)
-    controls = explore(trace, *OPTIONS).children[0].children
-    assert [control.value for control in controls[1:6]] == [FIRST_SYSTEMS, 0.25, 26.0, 3, 1000]
+    left, right = explore(trace, *OPTIONS).children[0].children
+    assert [control.value for control in (left.children[1], *right.children[:4])] == [FIRST_SYSTEMS, 0.25, 26.0, 3, 1000]
 
 
 def test_a_changed_slider_changes_the_picture(panel):
