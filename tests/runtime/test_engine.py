@@ -115,7 +115,7 @@ def test_bad_input_gets_one_clear_line():
     model = build("mixtral")
     for memory, message in [
         (1, "one expert takes"),
-        (1.5, r"share must lie in \(0, 1\]"),
+        (1.5, r"share must be in \(0, 1\]"),
         ("6 parsecs", "not a byte count"),
         (True, "expert_memory must be a share"),
     ]:
@@ -127,7 +127,7 @@ def test_bad_input_gets_one_clear_line():
         finemoe.offload(model, 0.5, eviction="mru")
     with pytest.raises(FinemoeError, match="unknown link"):
         finemoe.offload(model, 0.5, link="fast")
-    with pytest.raises(FinemoeError, match=r"prefetch_distance is 9, must lie in 1..4"):
+    with pytest.raises(FinemoeError, match=r"prefetch_distance is 9; it must be in 1..4"):
         finemoe.offload(model, 0.5, prefetch_distance=9)
     with pytest.raises(FinemoeError, match="no experts that dispatch"):
         finemoe.offload(torch.nn.Linear(2, 2), 0.5)

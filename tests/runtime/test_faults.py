@@ -167,9 +167,9 @@ def test_a_router_that_emits_nan_names_the_layer_before_a_token_comes_out(policy
     [
         (0, "one expert takes"),
         (-5, "must not be negative"),
-        (0.0, r"must lie in \(0, 1\]"),
-        (-0.5, r"must lie in \(0, 1\]"),
-        (float("nan"), r"must lie in \(0, 1\]"),
+        (0.0, r"must be in \(0, 1\]"),
+        (-0.5, r"must be in \(0, 1\]"),
+        (float("nan"), r"must be in \(0, 1\]"),
         ("0GiB", "one expert takes"),
         ("-1GiB", "not a byte count"),
         (None, "must be a share in"),
