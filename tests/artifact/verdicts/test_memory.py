@@ -4,13 +4,17 @@ import pandas as pd
 import pytest
 
 from finemoe.artifact.verdicts.gains import against_on_demand
-from finemoe.artifact.verdicts.memory import cache_limit_claim
+from finemoe.artifact.verdicts.memory import cache_limit_claim, cache_limit_tests
 from tests.artifact.verdicts.made_up import gains
 from tests.artifact.verdicts.shipped import figure_table, outcome, real_requests, shipped_claim, shipped_gains, shipped_requests
 
 
 def limited(smallest: pd.DataFrame, largest: pd.DataFrame) -> pd.DataFrame:
-    """TPOT gains at 6 and at 48 GB."""
+    """Tests of TPOT gains at 6 and at 48 GB."""
+    return cache_limit_tests(at_limits(smallest, largest))
+
+
+def at_limits(smallest: pd.DataFrame, largest: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat([smallest.assign(cache_limit_gb=6), largest.assign(cache_limit_gb=48)])
     return both[both.quantity == "tpot_s"]
 
@@ -31,9 +35,11 @@ def test_a_gap_of_2_percent_is_closed(gap, verdict):
 
 
 def test_cache_limits_are_those_that_every_model_has():
-    tpot = limited(gains(), gains())
+    tpot = at_limits(gains(), gains())
     only_one = tpot[(tpot.model == "gpt-oss-20b") & (tpot.cache_limit_gb == 48)].assign(cache_limit_gb=96)
-    claim = cache_limit_claim(pd.concat([tpot, only_one]))
+    tests = cache_limit_tests(pd.concat([tpot, only_one, tpot[tpot.cache_limit_gb == 6].assign(cache_limit_gb=12)]))
+    assert set(tests.cache_limit_gb) == {6, 48}
+    claim = cache_limit_claim(tests)
     assert "at 6 GB" in claim.reproduced
     assert "At 48 GB" in claim.why
 
@@ -44,4 +50,5 @@ def test_figure_12_is_the_shipped_claim():
     found = shipped_gains(means, real, by=("model", "dataset", "cache_limit_gb"))
     everything = shipped_requests(means, real)
     floor = against_on_demand(everything[everything.cache_limit_gb == everything.cache_limit_gb.min()])
-    assert outcome(cache_limit_claim(found[found.quantity == "tpot_s"], floor)) == shipped_claim("F12")
+    tests = cache_limit_tests(found[found.quantity == "tpot_s"])
+    assert outcome(cache_limit_claim(tests, floor)) == shipped_claim("F12")

@@ -8,9 +8,10 @@ import pytest
 from finemoe.artifact.analysis.latency import BOUNDS, OURS, PAPER_SYSTEMS, means
 from finemoe.artifact.claims import Claim
 from finemoe.artifact.verdicts.batches import batch_claim
+from finemoe.artifact.verdicts.footprint import footprint_claim
 from finemoe.artifact.verdicts.gains import against_on_demand, gains_table
 from finemoe.artifact.verdicts.headline import headline_claim
-from finemoe.artifact.verdicts.memory import cache_limit_claim, footprint_claim
+from finemoe.artifact.verdicts.memory import cache_limit_claim, cache_limit_tests
 from finemoe.artifact.verdicts.online import online_claim, online_tests
 from finemoe.artifact.verdicts.systems import high_end_claim, systems_claim
 from tests.artifact.tables import requests
@@ -34,7 +35,7 @@ def of_systems(table: pd.DataFrame) -> Claim:
 def of_cache_limits(table: pd.DataFrame) -> Claim:
     limited = pd.concat([table.assign(cache_limit_gb=limit) for limit in (6, 48)])
     gains = gains_table(limited, by=(*PANEL, "cache_limit_gb"))
-    return cache_limit_claim(gains[gains.quantity == "tpot_s"], against_on_demand(table))
+    return cache_limit_claim(cache_limit_tests(gains[gains.quantity == "tpot_s"]), against_on_demand(table))
 
 
 def of_high_end(table: pd.DataFrame) -> Claim:
