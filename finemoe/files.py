@@ -26,6 +26,7 @@ _PIECE_BYTES = 1 << 20
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success flush it to disk and rename it into place, otherwise remove it."""
     path = Path(path)
+    _require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -43,17 +44,24 @@ def require_place(path: str | Path) -> None:
     """Check that a file can be written to `path`, before the work that produces its content.
 
     Raises:
-        FinemoeError: `path` is a folder or cannot be written.
+        FinemoeError: `path` is a folder or a device, or cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FinemoeError(f"{path}: is a folder; name a file to write")
+    _require_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise FinemoeError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+
+
+def _require_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of anything else: a folder, or a device such as /dev/null."""
+    if path.is_dir():
+        raise FinemoeError(f"{path}: is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise FinemoeError(f"{path}: is not a regular file; name a file to write")
 
 
 def _flush(path: Path) -> None:
@@ -137,6 +145,8 @@ def _opened(path: Path, kind: str, version: int) -> Iterator[tuple[Any, dict[str
     """The safetensors file and its header; errors of the open file become one line."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise FinemoeError(f"{path}: is a folder; name a {kind} file")
     if not path.is_file():
         raise FinemoeError(f"{path}: no such {kind} file; check the path, or create the file first")
     try:

@@ -29,7 +29,7 @@ def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None,
     if expert_bytes is None:
         raise FinemoeError(f"expert_memory is {expert_memory!r}: bytes need expert_bytes; write 1.0 for all experts")
     if num_bytes < expert_bytes:
-        hint = "; write 1.0 for all experts" if num_bytes == 1 else ""
+        hint = "; write 1.0 for all experts" if num_bytes == 1 else "; give more, or a share such as 0.25"
         raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {expert_bytes}{hint}")
     return min(most, num_bytes // expert_bytes)
 
