@@ -7,7 +7,22 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from finemoe.artifact.docs.drawings import IMAGES, draw_all
-from finemoe.artifact.docs.drawings_timeline import last_step
+from finemoe.artifact.docs.drawings_timeline import TIMELINE, last_step, layer_states
+from finemoe.paths import ROOT
+
+
+def test_the_page_describes_the_layers_of_the_recorded_step() -> None:
+    import pandas as pd
+
+    states = layer_states(pd.read_csv(TIMELINE))
+    of = {kind: [layer for layer, state in states.items() if state == kind] for kind in ("hit", "late", "miss")}
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+
+    assert [*states] == list(range(8, 20))
+    assert (of["hit"], of["miss"]) == ([11, 15, 16, 18], [12, 17])
+    assert {8, 9, 10} <= set(of["late"])
+    for sentence in ("Layers 11, 15, 16 and 18 hit", "Layers 12 and 17 miss", "In layers 8, 9 and 10 the prefetch was right"):
+        assert sentence in page, f"engine.md describes another recording: {states}"
 
 
 @pytest.mark.slow

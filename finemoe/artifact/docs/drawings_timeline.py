@@ -79,6 +79,15 @@ def last_step(events: list[dict]) -> "pd.DataFrame":
     return pd.DataFrame(within, columns=["track", "name", "begin_ms", "end_ms"]).round(3)
 
 
+def layer_states(table: "pd.DataFrame") -> dict[int, str]:
+    """Of each layer drawn: "hit", "late" or "miss", the last two if it waited for such an expert."""
+    demanded, states = {name.split()[1] for name in table["name"] if name.startswith("demand")}, {}
+    for expert in [name.split()[1] for name in table["name"] if name.startswith("wait")]:
+        layer = int(expert.split(".")[0])
+        states[layer] = "miss" if expert in demanded or states.get(layer) == "miss" else "late"
+    return {layer: states.get(layer, "hit") for layer in _LAYERS}
+
+
 def timeline_drawing(table: "pd.DataFrame") -> "Figure":
     """Some layers of the step, one lane for each thread that works."""
     import matplotlib.pyplot as plt
@@ -88,8 +97,7 @@ def timeline_drawing(table: "pd.DataFrame") -> "Figure":
     shown = layers[layers["what"].isin([str(layer) for layer in _LAYERS])]
     begin_ms, end_ms = float(shown["begin_ms"].min()) - 0.5, float(shown["end_ms"].max()) + 0.5
     spans = spans[(spans["end_ms"] > begin_ms) & (spans["begin_ms"] < end_ms)]
-    demanded = set(spans.loc[spans["kind"] == "demand", "what"])
-    waits = {what.split(".")[0]: "miss" if what in demanded else "late" for what in spans.loc[spans["kind"] == "wait", "what"]}
+    states = layer_states(table)
     fig, ax = plt.subplots(figsize=(7.0, 2.5))
     for kind in _KINDS:  # loads on demand over the prefetches that they interrupt
         for _, span in spans[spans["kind"] == kind].iterrows():
@@ -97,7 +105,7 @@ def timeline_drawing(table: "pd.DataFrame") -> "Figure":
     for _, span in shown.iterrows():
         middle = (span["begin_ms"] + span["end_ms"]) / 2
         ax.text(middle, 1.31, span["what"], ha="center", fontsize=6.5)
-        ax.text(middle, 0.58, waits.get(span["what"], "hit"), ha="center", fontsize=6)
+        ax.text(middle, 0.58, states[int(span["what"])], ha="center", fontsize=6)
     for _, span in spans[spans["kind"].isin(["demand", "prefetch"])].iterrows():
         height = 0.36 if span["kind"] == "demand" else -0.46
         place = (span["begin_ms"] + span["end_ms"]) / 2 if span["kind"] == "demand" else span["begin_ms"] + 1.2
