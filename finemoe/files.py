@@ -8,6 +8,7 @@ with a one-line error.
 import json
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from finemoe.errors import FinemoeError
 
 _HEADER = "finemoe"
 _PIECE_BYTES = 1 << 20
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the library reports a full disk, among others
 
 
 @contextmanager
@@ -79,6 +81,7 @@ def save_arrays(path: str | Path, kind: str, version: int, arrays: Mapping[str, 
         arrays: the arrays by name.
         meta: anything that JSON can represent.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -86,7 +89,13 @@ def save_arrays(path: str | Path, kind: str, version: int, arrays: Mapping[str, 
     header = json.dumps({"kind": kind, "version": version, "arrays": described, "meta": meta}, sort_keys=True)
     with atomic_path(path) as temporary:
         # A single metadata entry, because the library writes several in no fixed order.
-        save_file(contiguous, temporary, metadata={_HEADER: f"{_checksum([header.encode()])} {header}"})
+        try:
+            save_file(contiguous, temporary, metadata={_HEADER: f"{_checksum([header.encode()])} {header}"})
+        except SafetensorError as error:
+            number = _OS_ERROR.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_arrays(path: str | Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], Any]:

@@ -127,6 +127,8 @@ def replay(
 
     is_shown = is_watched(as_json)
     memories = [memory_of(memory) for memory in expert_memory]
+    if history is not None and history.exists() and trace.exists() and history.samefile(trace):
+        raise FinemoeError("--history names TRACE itself, but must hold other requests; use --split, or another file")
     _require_consistent(policy, option, eviction, history, split, compare, figure, hardware, model)
     _require_shares(memories, hardware)
     if figure is not None:
