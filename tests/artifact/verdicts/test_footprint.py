@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from finemoe.artifact.verdicts.memory import footprint_claim, footprint_tests
+from finemoe.artifact.verdicts.footprint import footprint_claim, footprint_tests
 from tests.artifact.tables import requests
 from tests.artifact.verdicts.shipped import figure_table, outcome, shipped_claim
 
