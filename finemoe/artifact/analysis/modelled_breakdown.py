@@ -10,7 +10,7 @@ from finemoe.simulation.testbed import Testbed
 from finemoe.simulation.timed import prefetch_time_s
 from finemoe.traces import DECODE, RoutingTrace
 
-# On the critical path, then beside it: column -> (label, colour, hatch).
+# On the critical path, then at the same time: column -> (label, colour, hatch).
 CRITICAL = {
     "attention_ms": ("attention, router, head", "#999999", ""),
     "experts_ms": ("experts", "#0072B2", ""),
