@@ -81,7 +81,8 @@ def last_step(events: list[dict]) -> "pd.DataFrame":
 
 def layer_states(table: "pd.DataFrame") -> dict[int, str]:
     """Of each layer drawn: "hit", "late" or "miss", the last two if it waited for such an expert."""
-    demanded, states = {name.split()[1] for name in table["name"] if name.startswith("demand")}, {}
+    demanded = {name.split()[1] for name in table["name"] if name.startswith("demand")}
+    states: dict[int, str] = {}
     for expert in [name.split()[1] for name in table["name"] if name.startswith("wait")]:
         layer = int(expert.split(".")[0])
         states[layer] = "miss" if expert in demanded or states.get(layer) == "miss" else "late"
