@@ -10,17 +10,18 @@ from finemoe.paths import is_headless
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], title: str, unit: str = "it", total: int | None = None) -> Iterable[Item]:
+def progress(items: Iterable[Item], title: str, unit: str = "it", total: int | None = None, leave: bool = True) -> Iterable[Item]:
     """Iterate with a progress bar.
 
     Args:
         title: what is being done. unit: what one item is. total: number of items, where `items` has no length.
+        leave: whether the bar stays when all is done; one inside another loop should not.
     """
     if not _has_reader():
         return items
     from tqdm.auto import tqdm
 
-    bar: Iterable[Item] = tqdm(items, desc=title, unit=unit, total=total, leave=None)
+    bar: Iterable[Item] = tqdm(items, desc=title, unit=unit, total=total, leave=leave)
     return bar
 
 
@@ -32,7 +33,7 @@ def steps(title: str, total: int, unit: str = "it") -> Iterator["Steps"]:
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=title, unit=unit, leave=None) as bar:
+    with tqdm(total=total, desc=title, unit=unit) as bar:
         yield Steps(bar)
 
 

@@ -40,7 +40,7 @@ def coverage_table(known: np.ndarray, new: np.ndarray) -> pd.DataFrame:
         store = ExpertMapStore(num_layers, num_experts, 0, len(stored), prefetch_distance=1)
         store.add(stored)
         search = TrajectorySearch(store, len(new))
-        for layer in progress(range(num_layers), f"{len(stored):,} maps", "layer"):
+        for layer in progress(range(num_layers), f"{len(stored):,} maps", "layer", leave=False):
             search.observe(layer, np.ascontiguousarray(new[:, layer]))
         _, best = search.nearest()
         found = {"promised": promised, "wanted": wanted, "stored": len(stored), "median": float(np.median(best))}

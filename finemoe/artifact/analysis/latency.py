@@ -73,7 +73,7 @@ def latency_table(
     cost = CostModel(size_of(model, served.num_layers, served.num_experts, served.top_k), Testbed.load(hardware))
     options |= {"hardware": hardware, "model": model, "batch_size": batch_size}
     tables = []
-    for name, system in progress(systems.items(), "replaying", "system", len(systems)):
+    for name, system in progress(systems.items(), "replaying", "system", len(systems), leave=False):
         memories = _fitting(cost, system, expert_memories)
         if name not in missing and memories:
             known = knowledge.of(system.policy)

@@ -18,15 +18,16 @@ _LITTLE = 0.05  # of the gap from LRU to Belady: less is no visible effect
 def calibration_in_words(points: pd.DataFrame) -> Iterator[str]:
     """For each mode: mean error of the probabilities, and where it is largest among the sure ones."""
     for mode, part in points[points.panel == "calibration"].groupby("series", sort=False):
-        by_quantity = {name: rows.set_index("probability").value for name, rows in part.groupby("quantity")}
+        by_quantity = {str(name): rows.set_index("probability").value for name, rows in part.groupby("quantity")}
         share, apart = by_quantity["share of all forecasts"], by_quantity["share demanded less probability said"]
         error, sure = by_quantity["expected calibration error"].iloc[0], apart[apart.index >= _SURE]
-        worst = sure.abs().idxmax()
-        direction = "too sure" if sure[worst] < 0 else "not sure enough"
+        worst = int(sure.abs().argmax())
+        said, difference = float(sure.index[worst]), float(sure.iloc[worst])
+        direction = "too sure" if difference < 0 else "not sure enough"
         yield (
             f"{mode}: off by {error:.4f} on average; {share[share.index < 0.1].sum():.0%} of all forecasts are below 0.1. From "
-            f"{_SURE} on the largest error is at {worst:.2f}, where {worst + sure[worst]:.2f} came true: {direction} by "
-            f"{abs(sure[worst]):.3f}."
+            f"{_SURE} on the largest error is at {said:.2f}, where {said + difference:.2f} came true: {direction} by "
+            f"{abs(difference):.3f}."
         )
 
 
@@ -40,14 +41,14 @@ def recall_in_words(points: pd.DataFrame) -> Iterator[str]:
     """The best other method three layers ahead, and every mode compared with it."""
     ahead, methods = recall_table(points), points[points.panel == "methods"].set_index("series")
     others = methods[methods.kind == "other method"]
-    best = others.loc[others.value.idxmax()]
+    best = others.iloc[int(others.value.argmax())]
     interval = f"[{best.low:.3f}, {best.high:.3f}]"
     yield f"{DISTANCE} layers ahead the best of the other methods is {best.name}: {best.value:.3f} {interval}."
     for mode, row in methods[methods.kind == "mode"].iterrows():
-        lost, columns = ahead.loc[mode].iloc[0] - ahead.loc[mode].iloc[-1], ahead.columns
+        line, columns = ahead.loc[[str(mode)]].iloc[0], ahead.columns
         yield (
             f"{mode}: {row.value:.3f} [{row.low:.3f}, {row.high:.3f}], {row.value - best.value:+.3f} against it; from "
-            f"{columns[0]:.0f} to {columns[-1]:.0f} layers ahead it loses {lost:.3f}."
+            f"{columns[0]:.0f} to {columns[-1]:.0f} layers ahead it loses {line.iloc[0] - line.iloc[-1]:.3f}."
         )
     frozen, adapting = methods.value["history, frozen"], methods.value["history, adapting"]
     yield f"Adapting to the running request adds {adapting - frozen:+.3f} to the frozen forecasts."
@@ -62,15 +63,15 @@ def eviction_table(points: pd.DataFrame) -> pd.DataFrame:
 def eviction_in_words(points: pd.DataFrame) -> Iterator[str]:
     """For each memory size: the rule, the best other rule, the parts that matter most and least, and the best ceiling."""
     table, named = eviction_table(points), points[(points.panel == "eviction") & (points.series == BEST_RULE)]
-    named = named.set_index("expert_memory")
-    for memory in table.columns:
-        whole, lost = table.loc[("rule", RULE), memory], _lost(table)[memory].sort_values(ascending=False)
+    whole, ceilings = _of_kind(table, "rule").loc[[RULE]].iloc[0], _of_kind(table, "ceiling")
+    for memory, best in zip(named.expert_memory, named.to_dict("records"), strict=True):
+        lost = _lost(table)[memory].sort_values(ascending=False)
         yield (
-            f"{memory:.1%} of the experts: {RULE} closes {whole:.0%} of the gap, the best other rule "
-            f"({named.stands_for[memory]}) {named.value[memory]:.0%}. "
+            f"{memory:.1%} of the experts: {RULE} closes {whole[memory]:.0%} of the gap, the best other rule "
+            f"({best['stands_for']}) {best['value']:.0%}. "
             f"Most is lost by '{lost.index[0]}' ({lost.iloc[0]:.0%} of the gap), "
             f"least by '{lost.index[-1]}' ({lost.iloc[-1]:.1%}). "
-            f"The best informed ceiling closes {table.loc['ceiling', memory].max():.0%}."
+            f"The best informed ceiling closes {ceilings[memory].max():.0%}."
         )
 
 
@@ -112,9 +113,10 @@ def slower_in_words(points: pd.DataFrame) -> Iterator[str]:
     compared = points[points.panel == "tpot"]
     slower = compared[compared.value > 1].sort_values("value", ascending=False)
     yield f"Slower than the other system in {len(slower)} of {len(compared)} comparisons."
-    for row in slower.itertuples():
-        other = row.stands_for if pd.notna(row.stands_for) else row.series
-        yield f"  {row.trace} on {row.testbed} at {row.expert_memory:.1%}: {row.value - 1:.2%} slower than {other}"
+    for row in slower.to_dict("records"):
+        other = row["stands_for"] if isinstance(row["stands_for"], str) else row["series"]
+        place = f"{row['trace']} on {row['testbed']} at {row['expert_memory']:.1%}"
+        yield f"  {place}: {row['value'] - 1:.2%} slower than {other}"
 
 
 def costs_in_words(cells: pd.DataFrame) -> Iterator[str]:
@@ -134,15 +136,19 @@ def costs_in_words(cells: pd.DataFrame) -> Iterator[str]:
 def little_in_words(points: pd.DataFrame) -> Iterator[str]:
     """What better forecasts could still add to the eviction rule, and which parts have no visible effect."""
     table = eviction_table(points)
-    gains = table.loc["ceiling"] - table.loc[("rule", RULE)]
+    gains = _of_kind(table, "ceiling") - _of_kind(table, "rule").loc[[RULE]].iloc[0]
     ranges = "; ".join(f"{name} {row.min():+.1%} to {row.max():+.1%}" for name, row in gains.iterrows())
     yield f"What each ceiling adds to the rule, smallest and largest over memory sizes: {ranges}."
-    small = _lost(table).abs().max(axis=1) < _LITTLE
-    names = "; ".join(small.index[small]) or "none"
+    largest = _lost(table).abs().max(axis=1)
+    names = "; ".join(map(str, largest.index[largest < _LITTLE])) or "none"
     yield f"Parts whose change moves the share by less than {_LITTLE:.0%} at every size: {names}."
 
 
 def _lost(table: pd.DataFrame) -> pd.DataFrame:
     """How much less of the gap is closed with a part left out or changed."""
-    lost: pd.DataFrame = table.loc[("rule", RULE)] - table.loc["ablation"]
-    return lost
+    return -(_of_kind(table, "ablation") - _of_kind(table, "rule").loc[[RULE]].iloc[0])
+
+
+def _of_kind(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The rows of `eviction_table` of one kind, by series."""
+    return table[table.index.get_level_values("kind") == kind].droplevel("kind")

@@ -53,5 +53,5 @@ def _draw_model(axis: "Axes", table: pd.DataFrame, verdicts: pd.DataFrame, seed:
     for bars, hatch in zip(axis.containers, ["", "//"], strict=True):
         plt.setp(bars, hatch=hatch)
     shown = verdicts.set_index("expert_memory").verdict.sort_index()
-    axis.set_xticks(range(len(shown)), [f"{100 * share:g} %\n{verdict}" for share, verdict in shown.items()])
+    axis.set_xticks(range(len(shown)), [f"{float(str(share)):.0%}\n{verdict}" for share, verdict in shown.items()])
     axis.set(xlabel="expert memory (share); FineMoE is", ylabel="")

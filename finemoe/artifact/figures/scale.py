@@ -62,7 +62,8 @@ def limits_in_words(table: pd.DataFrame) -> list[str]:
 
 def _draw_devices(axis: "Axes", table: pd.DataFrame, name: str) -> None:
     look = series_styles(list(dict.fromkeys(table.system)))
-    for system, line in table.groupby("system", sort=False):
+    for system in dict.fromkeys(table.system):
+        line = table[table.system == system]
         marks = {"color": look["palette"][system], "marker": look["markers"][system], "markersize": 4}
         axis.plot(line.devices, line.tpot_ms, label=f"TPOT, {system}", **marks)
     ours = table[table.system == "FineMoE"]
@@ -77,7 +78,8 @@ def _draw_devices(axis: "Axes", table: pd.DataFrame, name: str) -> None:
 
 def _draw_store(axis: "Axes", stores: pd.DataFrame, column: str, models: list[str]) -> None:
     marks = series_styles(models)
-    for name, part in stores.groupby("model", sort=False):
+    for name in models:
+        part = stores[stores.model == name]
         line, theory, color = part[part.kind == "given"], part[part.kind != "given"], marks["palette"][name]
         axis.plot(line.capacity, line[column], color=color, marker=marks["markers"][name], markersize=3.5, label=name)
         axis.plot(theory.capacity, theory[column], color=color, marker="*", markersize=9, linestyle="")

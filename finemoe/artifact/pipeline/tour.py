@@ -1,4 +1,4 @@
-"""Routing for the notebooks of the tour: what the pipeline recorded, or, before it has run, a small recording made at once."""
+"""Routing for the notebooks of the tour: what the pipeline recorded or, before it has run, a small recording made on the spot."""
 
 from pathlib import Path
 
@@ -27,9 +27,7 @@ def recorded(trace: str) -> Path:
         )
     small = _SMALL / path.name
     if not small.exists():
-        print(
-            f"{trace} does not exist yet: `make reproduce` records it. A small one is recorded instead, {_NUM_PROMPTS} requests."
-        )
+        print(f"{trace} does not exist yet; `make reproduce` makes it.\nRecording {_NUM_PROMPTS} requests instead:")
         _record(model, dataset, small)
     print(f"Using the small recording {small.relative_to(ROOT)}.")
     return small
