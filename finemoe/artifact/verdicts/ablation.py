@@ -54,7 +54,7 @@ def ablation_claim(table: pd.DataFrame, steps: pd.DataFrame) -> Claim:
         reported="rising in the last three, hit count worst; no number",
         reproduced="; ".join(f"{model}/{dataset} {_values(mini.loc[model, dataset])}" for model, dataset in mini.index)
         + f"; {REAL} count {real[COUNTS]:.2f}, T {real[TRAJECTORY]:.2f}, LRU on demand {real[FLOOR]:.2f}",
-        panel="miniatures; gpt-oss-20b (real routing) for hit count against Map (T), all that its trace can tell",
+        panel="miniatures; gpt-oss-20b (real routing) for hit count against Map (T), which is all that its trace can test",
         executor="replayed",
         why=f"On the miniatures semantic search adds in {int(semantic.rises.sum())} of {len(semantic)} panels "
         f"({semantic.value.min():+.3f} to {semantic.value.max():+.3f}), δ in {int(delta.rises.sum())} "

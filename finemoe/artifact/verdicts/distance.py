@@ -79,7 +79,7 @@ def distance_claim(minima: pd.DataFrame) -> Claim:
         executor="simulated",
         why=f"TPOT's minimum lies inside, clearly below both ends, in {int(minima.is_inside.sum())} of {len(minima)} panels "
         f"(real routing: {'yes' if _all(minima.is_inside[real]) else 'no'}), within one layer of the reported distance in "
-        f"{int(is_near[~real].sum())} of {int((~real).sum())} miniature panels. TTFT, which real routing does not tell, is "
+        f"{int(is_near[~real].sum())} of {int((~real).sum())} miniature panels. TTFT, which real routing does not give, is "
         f"least at the longest distance scanned in {int(is_longest.sum())} of {int(has_ttft.sum())}. No distance was chosen.",
     )
 

@@ -50,7 +50,7 @@ def eviction_claim(tests: pd.DataFrame) -> Claim:
         reproduced="; ".join(
             f"{model}/{dataset} {_values(row)}, Belady {row.belady:.2f}" for (model, dataset), row in entries_of(tests)
         ),
-        panel="gpt-oss-20b (real routing) and miniatures, each by itself",
+        panel="gpt-oss-20b (real routing) and miniatures, separately",
         executor="replayed",
         why=f"With FineMoE's prefetches the order holds, intervals apart, in {int(holds.sum())} of {len(holds)} panels (LFU "
         f"above LRU in {int(tests.lfu_above_lru.sum())}, FineMoE above LFU in {int(tests.finemoe_above_lfu.sum())}). On real "

@@ -48,13 +48,13 @@ def against_on_demand(requests: pd.DataFrame, seed: int = 0) -> str:
         groups = [group for _, group in part.groupby(["model", "dataset"], sort=False)]
         lower = [reduction(one[one.system == FLOOR], one[one.system == SYSTEM], "tpot_s", seed).value for one in groups]
         changes.append(f"{-np.mean(lower):+.0%} on {name}")
-    return f"Beside loading on demand with LRU, which the paper does not show, FineMoE's TPOT is {', '.join(changes)}."
+    return f"Compared with loading on demand under LRU, which the paper does not show, FineMoE's TPOT changes by {', '.join(changes)}."
 
 
 def panel_of(table: pd.DataFrame) -> str:
     """Which routing a claim was tested on, in words."""
     is_there = (table.model == REAL).any()
-    return "gpt-oss-20b (real routing) where it can tell, and miniatures, each by itself" if is_there else "miniatures only"
+    return "gpt-oss-20b (real routing) where testable, and miniatures, separately" if is_there else "miniatures only"
 
 
 def panels_of(gains: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

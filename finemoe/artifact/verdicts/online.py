@@ -57,7 +57,7 @@ def online_claim(tests: pd.DataFrame, num_requests: int) -> Claim:
         f"time lower with the whole paired interval. {exceptions}"
         f"{num_requests} requests were served, where the paper has 256. "
         "At the paper's rate requests queue up, so that latency is mostly waiting and grows with the number of requests. The "
-        "recorded iterations recur, which flatters whoever remembers them.",
+        "recorded iterations recur, which favours systems that remember them.",
     )
 
 

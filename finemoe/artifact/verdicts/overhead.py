@@ -45,6 +45,6 @@ def overhead_claim(tests: pd.DataFrame) -> Claim:
         executor="measured and simulated",
         why=f"Collecting the context and accounting take {tests.engine_us_per_layer.mean():.0f} µs a layer on this CPU, in "
         f"Python; below 50 ms for {int(tests.is_short.sum())} of {len(tests)} models, at most 1 % of the iteration for "
-        f"{int(tests.is_small_share.sum())}. No iteration of FineMoE's takes the seconds of which 50 ms "
-        "would be 1 %, in any model of that hardware.",
+        f"{int(tests.is_small_share.sum())}. On this hardware no model's iteration takes 5 s, of which 50 ms "
+        "would be 1 %.",
     )

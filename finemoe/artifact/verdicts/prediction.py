@@ -72,7 +72,7 @@ def prediction_claim(tests: pd.DataFrame, by_distance: pd.DataFrame) -> Claim:
         reported="fine higher at every distance; falls with distance; no number",
         reproduced="gain of maps over the better coarse method, 3 layers ahead: "
         + "; ".join(f"{model}/{dataset} {row.gain_at_3:+.2f}" for (model, dataset), row in entries_of(tests)),
-        panel="gpt-oss-20b (real routing) and miniatures, each by itself",
+        panel="gpt-oss-20b (real routing) and miniatures, separately",
         executor="recorded",
         why=f"Maps lie above both coarse methods at every distance in {int(tests.fine_above_coarse.sum())} of {len(tests)} "
         f"panels and fall with distance in {int(tests.fine_falls.sum())}, with equally many experts named. On real routing "

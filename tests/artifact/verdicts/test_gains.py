@@ -29,7 +29,7 @@ def test_gains_of_what_was_not_recorded_have_no_row():
 
 def test_the_floor_is_loading_on_demand():
     table = requests(FineMoE=[0.1] * 3, on_demand=[0.2] * 3).assign(model="gpt-oss-20b", dataset="mixed")
-    assert against_on_demand(table).endswith("FineMoE's TPOT is -50% on gpt-oss-20b.")
+    assert against_on_demand(table).endswith("FineMoE's TPOT changes by -50% on gpt-oss-20b.")
 
 
 def test_real_routing_is_a_panel_where_there_is_any():
