@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.cli.messages import command
+from finemoe.cli.messages import command, writing
 from finemoe.cli.models import is_hub_id, require_source
 from finemoe.cli.options import INPUT, MACHINE, MEMORY, NO_TEXTS, OUTPUT, AsJson, Distance, Seed, memory_of
 from finemoe.cli.printing import print_json
@@ -126,7 +126,7 @@ def advise(
                 say=say,
             )
     if page is not None:
-        with stage(f"drawing {page}", is_shown):
+        with stage(f"drawing {page}", is_shown), writing(page):
             drawing().write_page(advice, trace.name, page, shlex.join(["finemoe", *sys.argv[1:]]))
     if as_json:
         print_json(advice.to_dict())

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from finemoe.cli.messages import writing
 from finemoe.cli.printing import print_json
 from finemoe.cli.replay_setting import Setting
 from finemoe.cli.replay_tables import print_systems, rows_of
@@ -46,7 +47,8 @@ def compare_systems(
         )
         stem = figure.with_suffix("") if figure.suffix in (".pdf", ".png", ".csv") else figure
         machine = setting.testbed.title if setting.is_timed else ""
-        drawing().save_comparison(rows, setting.path.stem, details, stem.resolve(), machine)
+        with writing(stem):
+            drawing().save_comparison(rows, setting.path.stem, details, stem.resolve(), machine)
     if as_json:
         print_json(rows)
         return

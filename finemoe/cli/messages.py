@@ -4,7 +4,9 @@ import errno
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -68,6 +70,24 @@ def command(function: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file if the disk is full; libraries for figures leave it out, or fail otherwise when they clean up.
+
+    Raises:
+        FinemoeError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _FULL):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise FinemoeError(_line_of(cause, path)) from error
+
+
 def as_typed(message: str) -> str:
     """A message of the library with its arguments named as command-line options."""
     message = _STRIDES.sub(lambda found: " ".join(f"--lookahead {stride}" for stride in re.findall(r"\d+", found[1])), message)
@@ -82,6 +102,6 @@ def _option(name: str) -> str:
     return _OPTIONS.get(name, f"--{name}")
 
 
-def _line_of(error: OSError) -> str:
+def _line_of(error: OSError, path: Path | None = None) -> str:
     remedy = "free some space, or write elsewhere" if error.errno in _FULL else "check the path and its permissions"
-    return f"{error.filename}: {error.strerror}; {remedy}"
+    return f"{path or error.filename}: {error.strerror}; {remedy}"

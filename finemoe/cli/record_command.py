@@ -1,5 +1,6 @@
 """`finemoe record`: a model's routing over a prompt set, as a trace file."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,11 +91,11 @@ def record(
         )
     trace = trace if kept is None else joined(kept, trace)
     if trace.num_requests < len(prompts):
-        trace.save(partial)
+        _save(trace, partial)
         raise Interrupted(
             f"{trace.num_requests} of {len(prompts)} requests are kept in {partial}; add --resume to record the rest"
         )
-    trace.save(output)
+    _save(trace, output)
     partial.unlink(missing_ok=True)
     _print(trace, output, as_json)
 
@@ -119,6 +120,20 @@ def _kept(partial: Path, resume: bool, ids: list[str]) -> Any:
             f"{partial}: recorded from other prompts; resume with the same --dataset and --limit, or remove the file"
         )
     return kept
+
+
+def _save(trace: Any, path: Path) -> None:
+    """Write the trace; if the disk is full, write it to the folder for temporary files instead of losing it.
+
+    Raises:
+        FinemoeError: it is there now, or cannot be written at all.
+    """
+    try:
+        trace.save(path)
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="finemoe-")) / path.name
+        trace.save(other)
+        raise FinemoeError(f"{path}: {error.strerror}; the recording is in {other}, move it from there") from error
 
 
 def _print(trace: Any, output: Path, as_json: bool) -> None:

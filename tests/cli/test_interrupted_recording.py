@@ -1,5 +1,8 @@
 """Ctrl-C during `finemoe record` keeps the finished requests, and --resume gives the file that one recording gives."""
 
+import errno
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -73,3 +76,22 @@ def test_parts_of_different_recordings_are_not_joined():
     assert (both.embeddings() == golden.select([0, 1, 2]).embeddings()).all()
     with pytest.raises(FinemoeError, match="differ in lookahead_strides"):
         joined(first, second.with_strides(()))
+
+
+def test_a_recording_outlives_a_full_disk(tmp_path, monkeypatch):
+    save, elsewhere = RoutingTrace.save, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+
+    def save_unless_full(trace, path):
+        if elsewhere not in Path(path).parents:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(trace, path)
+
+    monkeypatch.setattr(RoutingTrace, "save", save_unless_full)
+    done = run(app, ["record", "-m", "mixtral-mini", *OPTIONS, "-o", str(tmp_path / "a.trace")])
+    (kept,) = elsewhere.glob("*/a.trace")
+    assert (
+        str(done.exception) == f"{tmp_path / 'a.trace'}: No space left on device; the recording is in {kept}, move it from there"
+    )
+    assert RoutingTrace.load(kept).num_requests == 10

@@ -5,7 +5,7 @@ import errno
 import pytest
 import typer
 
-from finemoe.cli.messages import Interrupted, as_typed, command
+from finemoe.cli.messages import Interrupted, as_typed, command, writing
 from finemoe.errors import FinemoeError
 
 
@@ -76,3 +76,16 @@ def test_an_interrupt_is_one_line_and_exit_code_130(error, line, capsys):
         ending_with(error)()
     assert caught.value.exit_code == 130
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("cleaning", [None, AttributeError("no attribute")])
+def test_a_full_disk_names_what_was_drawn(cleaning):
+    """Also where the library fails once more when it cleans up."""
+    with pytest.raises(FinemoeError, match=r"^systems: No space left; free some space, or write elsewhere$"), writing("systems"):
+        try:
+            raise OSError(errno.ENOSPC, "No space left")
+        finally:
+            if cleaning is not None:
+                raise cleaning
+    with pytest.raises(AttributeError), writing("systems"):
+        raise AttributeError
