@@ -48,7 +48,8 @@ def against_on_demand(requests: pd.DataFrame, seed: int = 0) -> str:
         groups = [group for _, group in part.groupby(["model", "dataset"], sort=False)]
         lower = [reduction(one[one.system == FLOOR], one[one.system == SYSTEM], "tpot_s", seed).value for one in groups]
         changes.append(f"{-np.mean(lower):+.0%} on {name}")
-    return f"Compared with loading on demand under LRU, which the paper does not show, FineMoE's TPOT changes by {', '.join(changes)}."
+    found = ", ".join(changes)
+    return f"Compared with loading on demand under LRU, which the paper does not show, FineMoE's TPOT changes by {found}."
 
 
 def panel_of(table: pd.DataFrame) -> str:
