@@ -1,4 +1,4 @@
-"""What `finemoe advise` prints: advice in words, and tables 80 columns wide."""
+"""Prints advice in words and as tables that are 80 columns wide."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ _SHORT = {  # of systems, so that a name fits before eight sizes
 
 
 def print_advice(advice: Advice, title: str) -> None:
-    """All of it."""
+    """Print everything that the advice contains."""
     typer.echo(f"{title}\n{_geometry(advice)}\n")
-    for text in [*sentences(advice), *(f"Beware: {warning}." for warning in advice.warnings)]:
+    for text in [*sentences(advice), *(f"Warning: {warning}." for warning in advice.warnings)]:
         typer.echo(textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  "))
     _print_working_set(advice)
     _print_reuse(advice)
@@ -118,7 +118,7 @@ def _print_times(advice: Advice) -> None:
     names = [name for name in ALL if any(system == name for system, _ in values)]
 
     def text(name: str, slots: int) -> str:
-        if (name, slots) not in values:  # what holds everything has one size
+        if (name, slots) not in values:  # a system that holds everything has one size
             return ""
         row = values[name, slots]
         return f"{digits(row['tpot_s'] * 1e3)}{'' if row['fits'] else '*'}"
@@ -150,7 +150,7 @@ def _print_by_size(
 
 
 def _spread(sizes: Sequence[int], needed: set[int]) -> list[int]:
-    """At most so many as fit: the needed ones, and others evenly among them."""
+    """As many sizes as fit: the needed ones, and others spread evenly."""
     if len(sizes) <= _NUM_SIZES:
         return list(sizes)
     evenly = [sizes[round(place * (len(sizes) - 1) / (_NUM_SIZES - 1))] for place in range(_NUM_SIZES)]

@@ -1,4 +1,4 @@
-"""How much expert memory a model should be given, and why."""
+"""Recommends expert memory for a model, with the reason."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ class ExpertMemory:
     """Expert memory on one device.
 
     Args:
-        slot_bytes: of a record in its slot; room_bytes: of an expert that is unpacked, 0 where none needs to be.
-        num_layers, num_experts, top_k: L, J, K. unpacked_to: the type that experts are unpacked to.
+        slot_bytes: size of a record in its slot.
+        room_bytes: size of an unpacked expert; 0 if experts are not packed.
+        num_layers, num_experts, top_k: L, J, K.
+        unpacked_to: the type that experts are unpacked to.
     """
 
     slot_bytes: int
@@ -28,7 +30,7 @@ class ExpertMemory:
 
     @property
     def smallest_bytes(self) -> int:
-        """With less, no expert can be computed."""
+        """The least with which an expert can be computed."""
         return self.slot_bytes + self.room_bytes
 
     @property
@@ -41,7 +43,7 @@ class ExpertMemory:
         return self.recommended_slots * self.slot_bytes + self.room_bytes
 
     def facts(self) -> dict[str, Any]:
-        """What `finemoe info` says of it."""
+        """The rows of `finemoe info`."""
         return {
             "smallest_expert_memory_bytes": self.smallest_bytes,
             "smallest_because": self._smallest_because,
@@ -62,15 +64,15 @@ class ExpertMemory:
         cycle, before = self.num_layers * self.top_k, (self.num_layers - 1) * self.top_k
         activated = f"{_AHEAD:g} x the {cycle} experts that one token activates ({self.num_layers} layers x {self.top_k})"
         if self.recommended_slots == self.num_layers * self.num_experts:
-            return f"all experts, which are no more than {activated}"
+            return f"all experts, at most {activated}"
         return (
-            f"{activated}: up to {before} slots LRU hits nothing at one token a step, since a layer's experts are gone when the "
-            f"next token comes to it; from {cycle} on it hits all that a token shares with the one before; the rest is for "
-            "experts loaded ahead"
+            f"{activated}; with up to {before} slots, LRU hits nothing at one token per step, because a layer's experts are "
+            f"evicted before the next token reaches it; from {cycle} slots, it hits every expert that a token shares with the "
+            "token before; the rest is for prefetched experts"
         )
 
 
 def _as_option(num_bytes: int) -> str:
-    """Rounded up, as `--expert-memory` takes it."""
+    """A value for `--expert-memory`, rounded up."""
     unit, name = (_GIB, "GiB") if num_bytes >= _GIB // 10 else (_MIB, "MiB")
     return f"{math.ceil(num_bytes / unit * 100) / 100:.2f}{name}"

@@ -1,4 +1,4 @@
-"""What `finemoe info` says of a GGUF file, from its header."""
+"""The facts that `finemoe info` reports about a GGUF file, from its header."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -9,10 +9,10 @@ from finemoe.cli.expert_memory import ExpertMemory
 
 
 def gguf_facts(path: Path) -> dict[str, Any]:
-    """Sizes, and types and bytes of experts layer by layer, as the file's records are laid out.
+    """Sizes of the model, and types and bytes of the experts of each layer.
 
     Raises:
-        FinemoeError: it cannot be loaded.
+        FinemoeError: the file cannot be loaded.
     """
     from finemoe.runtime.gguf_file import GgufFile, require_packages
 
@@ -33,7 +33,7 @@ def gguf_facts(path: Path) -> dict[str, Any]:
         config = config_of_gguf(file)
     model = model_on_meta(config)
     geometry = Geometry.of_model(model)
-    layers = find_moe_layers(model.float())  # as it is loaded where nothing else is asked for
+    layers = find_moe_layers(model.float())  # the default type when a GGUF file is loaded
     plain = [ExpertLayout.of(layer) for layer in layers]
     matrices = [GgufCheckpoint(file, torch.float32).matrices(layer) for layer in layers]
     layouts = [
@@ -63,7 +63,7 @@ def gguf_facts(path: Path) -> dict[str, Any]:
 
 
 def _types(matrices: Sequence[Any] | None) -> list[str]:
-    """Names of the types of gate, up and down."""
+    """Names of the types of the gate, up and down projections."""
     from finemoe.packing.codec import Plain
 
     if matrices is None:

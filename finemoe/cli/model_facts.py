@@ -1,4 +1,4 @@
-"""What `finemoe info` says of a model: its geometry, how its experts are packed, and the memory they should have."""
+"""The facts that `finemoe info` reports about a model: geometry, expert format and recommended memory."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ _FILE_ALIGNMENT = 8  # bytes, of tensors in a safetensors file
 
 
 def model_facts(source: str, mix: str | None) -> dict[str, Any]:
-    """Of a configuration, in bf16 where it says of no quantisation.
+    """Facts from a configuration; bf16 is assumed if it states no quantisation.
 
     Args:
-        mix: as if its experts were in a GGUF file of that mix.
+        mix: count the experts as in a GGUF file of this mix.
     Raises:
-        FinemoeError: there is no such configuration, or its weights are quantised in a way that finemoe cannot load.
+        FinemoeError: the configuration does not exist, or finemoe cannot load its quantisation.
     """
     from finemoe.models.geometry import Geometry, config_of, model_on_meta
     from finemoe.models.layers import find_moe_layers
@@ -33,7 +33,7 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     model = model_on_meta(config)
     geometry = Geometry.of_model(model, mix)
     is_packed = geometry.expert_format != PLAIN
-    layers = find_moe_layers(model.float() if mix else model)  # a GGUF is loaded in float32 where nothing else is asked for
+    layers = find_moe_layers(model.float() if mix else model)  # the default type when a GGUF file is loaded
     unpacked = max(ExpertLayout.of(layer, None if mix else _latest_phases(layer, is_packed)).nbytes for layer in layers)
     memory = ExpertMemory(
         slot_bytes=geometry.expert_bytes if is_packed else unpacked,
@@ -47,8 +47,8 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
 
 
 def _latest_phases(layer: "MoELayer", is_packed: bool) -> dict[str, int]:
-    """Where weights begin that take the most room: on the CPU records keep it, and only the checkpoint's file says where (see
-    `runtime.expert_layout`). It is at most 256 bytes a parameter. What is unpacked lies in new memory."""
+    """The phases of the weights that take the most room. On the CPU, records keep the phase that a weight has in the checkpoint's
+    file (see `runtime.expert_layout`), which costs up to 256 bytes per parameter. Unpacked weights are in new memory."""
     from finemoe.runtime.expert_layout import LINE_BYTES
 
     as_in_file = [name for name, one in layer.expert_parameters().items() if not is_packed or one.ndim == 2]  # vectors, as biases

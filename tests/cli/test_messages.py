@@ -81,11 +81,15 @@ def test_an_interrupt_is_one_line_and_exit_code_130(error, line, capsys):
 @pytest.mark.parametrize("cleaning", [None, AttributeError("no attribute")])
 def test_a_full_disk_names_what_was_drawn(cleaning):
     """Also where the library fails once more when it cleans up."""
-    with pytest.raises(FinemoeError, match=r"^systems: No space left; free some space, or write elsewhere$"), writing("systems"):
+
+    def draw() -> None:
         try:
             raise OSError(errno.ENOSPC, "No space left")
         finally:
             if cleaning is not None:
                 raise cleaning
+
+    with pytest.raises(FinemoeError, match=r"^systems: No space left; free some space, or write elsewhere$"), writing("systems"):
+        draw()
     with pytest.raises(AttributeError), writing("systems"):
         raise AttributeError
