@@ -136,13 +136,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def section(found: pd.DataFrame, rounds: int) -> str:
     """What a page says: the machine, and a line for each cell and format."""
-    heads = ("model, policy", "memory, of bf16's", "a bf16 expert's load", "experts in", "time a token, of bf16's", "ms", "hits")
-    heads += ("MB moved a token", "unpacking, at most")
+    heads = ("model, policy", "memory / bf16 experts", "load of a bf16 expert", "experts in", "time per token / bf16", "ms")
+    heads += ("hits", "MB moved per token", "unpacking, at most")
     lines = [
-        f"Miniatures with experts {_TIMES} times as wide (2.4 MB in bf16 on mixtral-mini, 0.6 MB on qwen-mini); the same bytes",
-        f"of expert memory for each format; {rounds} rounds in turn on a {os.cpu_count()}-core {platform.machine()} CPU, one",
-        "thread, a paced link. Time of a token after the first, over bf16's of the same round: medians and 95 % intervals. At",
-        "5 ms an expert the link is the bottleneck.",
+        f"Miniatures with experts {_TIMES} times as wide (2.4 MB in bf16 on mixtral-mini, 0.6 MB on qwen-mini), with the same",
+        f"bytes of expert memory for each format, over a paced link; {rounds} rounds in turn on a {os.cpu_count()}-core",
+        f"{platform.machine()} CPU, one thread. Times are those of a token after the first, divided by bf16's time in the same",
+        "round: medians and 95 % intervals. At 5 ms an expert the link is the bottleneck.",
         "",
         f"| {' | '.join(heads)} |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",

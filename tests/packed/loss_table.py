@@ -191,14 +191,14 @@ def section(found: dict[str, dict[str | None, Measured]]) -> str:
     num_tokens = {source: f"{int(counts.sum()):,}" for source, counts in exact.counts.items()}
     lengths = [len(tokens) for models in found.values() for tokens in models[None].tokens]
     lines = [
-        "All experts on the device, which is a CPU, one thread; torch "
+        "All experts are on the device, a CPU with one thread; torch "
         f"{torch.__version__.split('+')[0]}, bf16. Texts: "
         + " and ".join(f"{NUM_TEXTS[source]} {TEXTS[source]} ({tokens} tokens)" for source, tokens in num_tokens.items())
-        + f" that training held out, at most {MOST_TOKENS} tokens of each. Prompts: {len(exact.tokens)} that are served, none of "
-        f"which was trained on, and {NEW_TOKENS} tokens after them, greedily. *Same next token*: the share of places where the "
-        "model's choice is that of the bf16 model, given what this one wrote until there. *Same beginning*: tokens before the "
-        f"first that differs, each going on from its own, of {np.mean(lengths):.4g}. In brackets: 95 % intervals over texts or "
-        "prompts; those of *above bf16* compare the same texts.",
+        + f" that training held out, at most {MOST_TOKENS} tokens of each. Prompts: {len(exact.tokens)} of the served ones, none "
+        f"of them in the training data, each continued greedily by {NEW_TOKENS} tokens. *Same next token*: the share of "
+        "positions at which the model chooses the same token as the bf16 model, given the bf16 model's text up to there. *Same "
+        f"beginning*: tokens before the first difference, when each model continues its own text, of {np.mean(lengths):.4g}. "
+        "Brackets: 95 % intervals over texts or prompts; those of *above bf16* compare the same texts.",
         "",
         "| model | experts in | expert bytes | of bf16 | "
         + " | ".join(f"perplexity, {source} | above bf16" for source in NUM_TEXTS)

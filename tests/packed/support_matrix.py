@@ -250,26 +250,23 @@ def section(watcher: Watcher) -> str:
     rows = {name: row for name, row in watcher.rows.items() if is_whole(row.outcomes)}
     blocks = {name: outcomes for name, outcomes in watcher.blocks.items() if is_whole(outcomes)}
     lines = [
-        f"{len(rows)} tiny checkpoints with random weights; {sum(row.outcomes['passed'] for row in rows.values())} tests, of "
-        "which one that goes through several checkpoints counts for each; on a CPU, with Transformers "
-        f"{transformers.__version__}, torch {torch.__version__.split('+')[0]} and gguf {version('gguf')}. Whatever a column "
-        "says, outputs are compared bit for bit: the logits of a left-padded batch's prefill, its greedy tokens and all logits "
-        "on the way to them, and those of one prompt alone. *Reference*: what Transformers makes of a checkpoint by dequantising "
-        "it whole, with eager experts (of a GGUF file, told the widths that the file says); or `ours`, Transformers' plain model "
-        "with weights that were unpacked without finemoe, value by value in NumPy, or by the gguf package, where Transformers "
-        "reads them otherwise or makes no model that runs. *Cache*: shares of all experts; `bytes` is room for three and for one "
-        "unpacked. *Types*: of the weights that compute; `auto` is the checkpoint's own. *Policies*: how many.",
+        f"{len(rows)} tiny checkpoints with random weights and {sum(row.outcomes['passed'] for row in rows.values())} tests (a "
+        "test that covers several checkpoints counts once for each), on a CPU with Transformers "
+        f"{transformers.__version__}, torch {torch.__version__.split('+')[0]} and gguf {version('gguf')}. Outputs are always "
+        "compared bit for bit: the logits of a left-padded batch's prefill, its greedy tokens with all their logits, and the "
+        "same for a single prompt. *Reference*: the checkpoint dequantised as a whole by Transformers and run with eager experts "
+        "(for GGUF, with the widths that the file states). `ours` is Transformers' plain model with weights unpacked "
+        "independently of finemoe, value by value in NumPy or by the gguf package; it is used where Transformers reads them "
+        "otherwise or builds no model that runs. *Cache*: shares of all experts; `bytes` has room for three experts and one "
+        "unpacked. *Types*: types of the computing weights; `auto` is the checkpoint's. *Policies*: their number.",
         "",
-        "| checkpoint | family | experts in | details | reference | cache | types | policies | options | compared besides "
-        "| tests |",
+        "| checkpoint | family | experts in | details | reference | cache | types | policies | options | also compared | tests |",
         "|---|---|---|---|---|---|---|---:|---|---|---:|",
         *(_row(name, row) for name, row in rows.items()),
         "",
         *(f"Left out: `{name}`, {_reasons(name, row)}.\n" for name, row in rows.items() if row.reasons),
-        "GGUF's types of blocks, each unpacked alone and compared with what the gguf package makes of it, signs of zeros "
-        "included, in fp32, bf16 and fp16 (tests): "
-        + ", ".join(f"`{name}` ({one['passed']})" for name, one in blocks.items())
-        + ".",
+        "GGUF block types, each unpacked alone and compared with the gguf package's result in fp32, bf16 and fp16, including the "
+        "signs of zeros (number of tests): " + ", ".join(f"`{name}` ({one['passed']})" for name, one in blocks.items()) + ".",
         "",
         *refused(),
     ]
