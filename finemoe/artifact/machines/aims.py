@@ -1,4 +1,4 @@
-"""What is aimed at on a GPU, and what a machine reached of it."""
+"""Targets on a GPU, and what a machine reached."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _OWN_VARIANTS = ("eager", "grouped_mm", "batched_mm")  # Transformers', of which
 
 @dataclass(frozen=True)
 class Aim:
-    """What is aimed at: in words, as a test of the number reached, and how that number is written."""
+    """A target: in words, as a test of the number reached, and how that number is written."""
 
     text: str
     is_met: Callable[[float], bool]
@@ -24,7 +24,7 @@ class Aim:
 
 
 BITS = "steps that differ from eager in any bit"
-COPIED = "prefetches beside inference, over the link's peak"
+COPIED = "rate of prefetches during inference, over the link's peak"
 LINK_USE = "link use while loading on demand, at the smallest memory"
 OVER_LIMIT = "FineMoE's TPOT over its limit, at worst"
 ACCELERATE = "times faster per token than Accelerate, equal device memory"
@@ -42,7 +42,7 @@ AIMS = {
 
 
 def targets_table(machine: Measured) -> pd.DataFrame:
-    """What is aimed at on a GPU and what this machine reached: (model, target, aim, reached, verdict).
+    """Targets on a GPU and what this machine reached: (model, target, aim, reached, verdict).
 
     Bits and the copies' rate are the machine's; the rest goes by model. The link is judged where it is the bottleneck: loading on
     demand at the smallest memory, if the bytes at its peak take most of the limit there.
@@ -110,7 +110,7 @@ def _smallest_on_demand(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bound_models(machine: Measured) -> list[str]:
-    """Models whose bytes at the link's peak take at least half of the limit there, or whose limit nobody has computed."""
+    """Models whose bytes at the link's peak take at least half of the limit there, or whose limit was not computed."""
     cells = cells_table(machine)
     smallest = [_smallest_on_demand(part) for _, part in cells.groupby("model", sort=False)]
     return [str(one.model.iloc[0]) for one in smallest if len(one) and not (one.link_use * one.over_limit).max() < 0.5]

@@ -30,7 +30,7 @@ def machine_lines(machines: Sequence[Measured], cards: pd.DataFrame) -> str:
 
 def _foretold_lines(cards: pd.DataFrame) -> Iterator[str]:
     for (card, model), part in _groups(cards[cards.expert_memory == _QUOTED_SHARE], "card", "model"):
-        yield f"{card}: {model} at {_share(_QUOTED_SHARE)} of its experts is predicted to take {_tpots(part)} a token"
+        yield f"{card}: {model} at {_share(_QUOTED_SHARE)} of its experts is predicted to take {_tpots(part)} per token"
 
 
 def _tpots(cells: pd.DataFrame) -> str:
@@ -46,13 +46,13 @@ def _gpu_line(machine: Measured) -> str:
 
 def _cpu_line(machine: Measured) -> str:
     parts = "; ".join([*_rest(machine), _effort(machine)])
-    return f"`{machine.folder.name}`, {machine.title}, which shows that all of it runs and not how fast a GPU is: {parts}"
+    return f"`{machine.folder.name}`, {machine.title}, which shows that everything runs, not how fast a GPU is: {parts}"
 
 
 def _tpots_by_model(machine: Measured) -> Iterator[str]:
     cells = cells_table(machine)
     for model, part in _groups(cells[cells.expert_memory == _QUOTED_SHARE], "model"):
-        yield f"{model} at {_share(_QUOTED_SHARE)} of its experts takes {_tpots(part)} a token"
+        yield f"TPOT of {model} at {_share(_QUOTED_SHARE)} of its experts: {_tpots(part)}"
     if cells.empty:
         yield f"TPOT {NOT_YET.partition(' on')[0]}"
 
@@ -71,7 +71,7 @@ def _bits(machine: Measured) -> str:
     return (
         f"{different:,} of {steps:,} steps differ from eager"
         if different
-        else f"all {steps:,} steps checked are eager's bit for bit"
+        else f"all {steps:,} steps checked equal eager's bit for bit"
     )
 
 
@@ -92,7 +92,7 @@ def _error_summary(errors: pd.Series) -> str:
     """Of TPOT."""
     size = errors.abs()
     within = f"{int((size <= TPOT_BOUND).sum())} of {len(size)} cells within {_percent(TPOT_BOUND)}"
-    return f"TPOT within {_percent(size.max())}, {_percent(size.mean())} on average, {within}"
+    return f"TPOT off by {_percent(size.mean())} on average and {_percent(size.max())} at most, {within}"
 
 
 def simulator_lines(machines: Sequence[Measured]) -> str:
@@ -137,13 +137,13 @@ def _wide(cells: pd.DataFrame) -> str:
 
 
 def measured_section(machines: Sequence[Measured]) -> str:
-    """For docs/gpu.md: what each machine found, and on a GPU what is aimed at and what became of the predictions."""
+    """For docs/gpu.md: what each machine found, and on a GPU the targets and what became of the predictions."""
     parts = [] if any(one.is_gpu for one in machines) else [f"**{_sentence(NOT_YET)}**\n"]
     return "\n".join([*parts, *(machine_section(one) for one in machines)])
 
 
 def machine_section(machine: Measured) -> str:
-    """What one machine found, also for whoever stands beside it."""
+    """What one machine found; `gpu_bench show` prints it."""
     return "\n".join(_section(machine))
 
 
@@ -154,7 +154,7 @@ def _section(machine: Measured) -> Iterator[str]:
     for model, cells in _groups(cells_table(machine), "model"):
         yield f"{model}: {_wide(cells)}"
     if machine.is_gpu:
-        yield f"What is aimed at:\n\n{pipe_table(_targets(machine))}\n"
+        yield f"Targets:\n\n{pipe_table(_targets(machine))}\n"
         yield from _refuted(machine)
 
 
@@ -172,7 +172,7 @@ def _findings(machine: Measured) -> Iterator[str]:
         seconds = part.groupby("variant", sort=False).seconds_per_token.median()
         if "eager" in seconds:
             ratios = ", ".join(f"{name} {one / seconds['eager']:.2f}" for name, one in seconds.items() if name != "eager")
-            yield f"{model}, every expert resident: eager takes {_ms(seconds['eager'])} a token; in its time: {ratios}."
+            yield f"{model}, every expert resident: eager takes {_ms(seconds['eager'])} per token; relative to it: {ratios}."
     yield from _launched(tables["launches"])
     for one in _rows(tables["baselines"]):
         yield f"{one.model} under {one.system} at {_share(one.expert_memory)} of the experts: TPOT {_ms(one.tpot_s)}."
@@ -203,10 +203,10 @@ def _copied(machine: Measured) -> Iterator[str]:
     for one in _rows(copies[copies["mode"] == PREFETCHED]):
         way = f"chunks of {format_bytes(one.chunk_bytes)}, {one.chunks_in_flight} in flight"
         share = _percent(one.bytes_per_s / link_peak(machine))
-        yield f"Prefetches as the engine makes them ({way}) reach {share} of it while inference is {one.main_thread}."
+        yield f"The engine's prefetches ({way}) reach {share} of it while inference is {one.main_thread}."
     beside = copies[copies.main_thread == LAUNCHING].sort_values("bytes_per_s").tail(1)
     for one in _rows(beside):
-        yield f"The best beside inference: {one.bytes_per_s / 1e9:.1f} GB/s in chunks of {format_bytes(one.chunk_bytes)}."
+        yield f"Best rate during inference: {one.bytes_per_s / 1e9:.1f} GB/s in chunks of {format_bytes(one.chunk_bytes)}."
 
 
 def _targets(machine: Measured) -> pd.DataFrame:
@@ -235,7 +235,8 @@ def _refuted(machine: Measured) -> Iterator[str]:
     if compared.empty:
         yield "Nothing that had been predicted was measured.\n"
         return
-    yield f"Predicted beforehand: {_error_summary(compared.tpot_s_error)}. What was predicted, measured, and the error:\n"
+    summary = _error_summary(compared.tpot_s_error)
+    yield f"Predictions made before the measurement: {summary}. Cells show prediction, measurement, error:\n"
     yield pipe_table(_errors(compared)) + "\n"
     bounds = f"TPOT off by more than {_percent(TPOT_BOUND)}, hit rate or link use by more than {SHARE_BOUND:g}"
     yield f"Refuted ({bounds}): {_wrong(compared)}.\n"
@@ -282,7 +283,7 @@ def _orders(compared: pd.DataFrame) -> Iterator[str]:
 
 
 def claims_section(machines: Sequence[Measured]) -> str:
-    """For claims.md: what is aimed at on a GPU and what became of it."""
+    """For claims.md: the targets on a GPU, and whether they were met."""
     gpus = [one for one in machines if one.is_gpu]
     return (
         "\n".join(f"{one.title} (`data/measured/{one.folder.name}`):\n\n{pipe_table(_targets(one))}\n" for one in gpus)
