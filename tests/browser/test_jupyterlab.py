@@ -186,6 +186,7 @@ def whole_page(page, path: Path) -> None:
     panels = "[...document.querySelectorAll('.jp-NotebookPanel *')].map(part => part.scrollHeight)"
     height = page.evaluate(f"Math.max(...{panels})")
     page.set_viewport_size({"width": 1360, "height": min(int(height) + 160, 12_000)})
+    page.evaluate("document.querySelectorAll('.jp-NotebookPanel *').forEach(part => { part.scrollTop = 0 })")
     time.sleep(1)
     page.screenshot(path=path)
     page.set_viewport_size({"width": 1360, "height": 1000})

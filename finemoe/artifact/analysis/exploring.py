@@ -153,7 +153,7 @@ def explore_figure(
         axis.set_xlabel(label)
     low, high = tpot_limits_ms or (table.tpot_ms.min(), table.tpot_ms.max())
     axes[0].set(xscale="log", xlim=(0.8 * low, 1.25 * high))
-    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 300 * low else (1,)))
     axes[0].xaxis.set_major_formatter("{x:,.0f}")
     axes[0].xaxis.set_minor_locator(NullLocator())
     axes[1].set_xlim(0, 1.02)

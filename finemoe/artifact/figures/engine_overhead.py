@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NAMES = {"default": "Transformers' default", "on-demand": "offloaded, on-demand (LRU)", "finemoe": "offloaded, FineMoE"}
+
 
 def draw(table: pd.DataFrame) -> "Figure":
     """Decode time over eager's, one panel for each batch size.
@@ -43,7 +45,7 @@ def _draw_size(axis: "Axes", table: pd.DataFrame, models: list[str], variants: l
         places = [models.index(model) + offset for model in part.model]
         errors = [(part.ratio - part.low).clip(lower=0), (part.high - part.ratio).clip(lower=0)]
         look = {"color": styles["palette"][variant], "fmt": styles["markers"][variant]}
-        axis.errorbar(places, part.ratio, errors, capsize=3, label=variant, **look)
+        axis.errorbar(places, part.ratio, errors, capsize=3, label=_NAMES.get(variant, variant), **look)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set(xticks=range(len(models)), xlim=(-0.5, len(models) - 0.5))
     axis.set_xticklabels([model_title(model).replace(" miniature (", "\nminiature (") for model in models], fontsize=6.5)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from finemoe.artifact.machines.cells import SYSTEM_NAMES
 from finemoe.artifact.pipeline.noise import FASTER, SLOWER, in_words, judged_pairs
 from finemoe.artifact.plotting import model_title, provenance, series_styles, use_style
 
@@ -37,7 +38,8 @@ def draw(table: pd.DataFrame, seed: int = 0) -> "Figure":
     handles, labels = axes[0][0].get_legend_handles_labels()
     for axis in axes[0]:
         axis.get_legend().remove()
-    fig.legend(handles, labels, loc="outside upper center", ncols=2, title=f"FineMoE: {in_words(verdicts, FASTER, SLOWER)}")
+    names_shown = [SYSTEM_NAMES[label] for label in labels]
+    fig.legend(handles, names_shown, loc="outside upper center", ncols=2, title=f"FineMoE: {in_words(verdicts, FASTER, SLOWER)}")
     served = f"requests served: {table.request.nunique()}, in {table['round'].nunique()} rounds"
     load = f"one expert takes {table.load_ms.iloc[0]:g} ms"
     provenance(fig, "paced", table.machine.iloc[0], load, served, "95 % intervals over both")

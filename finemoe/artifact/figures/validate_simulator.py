@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from finemoe.artifact.machines.cells import SYSTEM_NAMES
 from finemoe.artifact.pipeline.noise import NOT_DECIDED, OUTSIDE, WITHIN, in_words
 from finemoe.artifact.plotting import log_ticks, model_title, provenance, series_styles, use_style
 
@@ -51,8 +52,8 @@ def _draw_model(axis: "Axes", table: pd.DataFrame, policies: list[str]) -> None:
         points = table[table.policy == policy]
         is_open = points.verdict == NOT_DECIDED
         marks: dict[str, Any] = {"linestyle": "", "marker": look["markers"][policy], "color": look["palette"][policy]}
-        _draw_points(axis, points[~is_open], label=policy, fillstyle="full", **marks)
-        _draw_points(axis, points[is_open], label=f"{policy}, {NOT_DECIDED}", fillstyle="none", **marks)
+        _draw_points(axis, points[~is_open], label=SYSTEM_NAMES[policy], fillstyle="full", **marks)
+        _draw_points(axis, points[is_open], label=f"{SYSTEM_NAMES[policy]}, {NOT_DECIDED}", fillstyle="none", **marks)
     axis.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xlabel="measured TPOT (ms)")
     log_ticks(axis.xaxis)
     log_ticks(axis.yaxis)
