@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (no torch needed): on a configuration whose layers differ, such as Gemma 4's with `global_head_dim`, reading `head_dim`
-# raises `AmbiguousGlobalPerLayerAttributeError`, and so do `getattr(config, "head_dim", None)` and `hasattr(config, "head_dim")`: it is
-# a RuntimeError and no AttributeError, so that a default does not help. Code that sizes a cache of keys and values
-# by `getattr(config, "head_dim", None) or hidden_size // num_attention_heads`, as is common, breaks off there. `per_layer_config`
-# says it layer by layer, also for configurations whose layers are all alike.
-# Needs Python 3.10 to 3.14 and 300 MB in the folder for temporary files. Fails if it has changed.
+# Transformers 5.23.0 (no torch needed): on a configuration whose layers differ, such as Gemma 4's with `global_head_dim`, reading
+# `head_dim` raises `AmbiguousGlobalPerLayerAttributeError`. `getattr(config, "head_dim", None)` and `hasattr(config, "head_dim")` raise it
+# too, because it is a RuntimeError and not an AttributeError, so a default does not help. Code that sizes a cache of keys and values by the
+# common `getattr(config, "head_dim", None) or hidden_size // num_attention_heads` therefore fails. `per_layer_config` gives the value
+# layer by layer, also for configurations whose layers are all alike.
+# Needs Python 3.10 to 3.14 and 300 MB in the temporary folder. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

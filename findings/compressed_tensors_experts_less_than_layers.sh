@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (compressed-tensors 0.20.1, torch 2.13.0, CPU): from_pretrained unpacks fewer of compressed-tensors' formats for the
-# experts of a mixture than for layers, although the experts are layers in the checkpoint, and the configuration says "Linear" of all. Of
-# formats that are right in a dense Llama, experts of three raise "issues during automatic conversion", with `dequantize=True` and
-# without: int4 with zero points (`CompressedTensorsDequantize` collects `weight_zero_point` of every expert, then builds a module without
-# it), int8 (it only looks for `weight_packed`, drops all, and hands an empty list on), and FP8 in blocks (it multiplies the weights by
-# the grid of scales as it is: sizes differ). int4 without zero points and FP8 by channel are right.
-# int4 with zero points takes `dequantize=True` in the dense model, too: the modules that compressed-tensors else makes ready for the
-# checkpoint's tensors have the zero points unpacked, eight times the rows, and sizes do not match.
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (compressed-tensors 0.20.1, torch 2.13.0, CPU): from_pretrained unpacks fewer compressed-tensors formats for the
+# experts of a mixture than for layers, although the experts are layers in the checkpoint and the configuration names "Linear" for all.
+# Three formats that are right in a dense Llama raise "issues during automatic conversion" for experts, with and without `dequantize=True`:
+# - int4 with zero points: `CompressedTensorsDequantize` collects `weight_zero_point` of every expert, then builds a module without it;
+# - int8: it looks only for `weight_packed`, drops all tensors, and passes an empty list on;
+# - FP8 in blocks: it multiplies the weights by the grid of scales without expanding it, so the sizes differ.
+# int4 without zero points and FP8 by channel are right.
+# In the dense model, int4 with zero points needs `dequantize=True`, too: otherwise compressed-tensors prepares modules for unpacked zero
+# points, which have eight times the rows of the checkpoint's tensors, and the sizes do not match.
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

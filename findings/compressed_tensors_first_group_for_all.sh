@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (compressed-tensors 0.20.1, torch 2.13.0, CPU): of a checkpoint whose config groups have different numbers of bits,
-# say int4 and int8 for down_proj, from_pretrained makes garbage of the other groups' weights, and says nothing, depending on the order
-# of the groups. `CompressedTensorsDequantize` unpacks all dense layers by the first group (that does not name experts), all experts by
-# one group, whatever the groups' `targets` say. Eight bits read as four come out, of the right shape: the second half is not looked at.
-# With the int8 group first it raises instead, for sizes. For a dense model only `dequantize=True` is wrong, and compressed-tensors' own
-# unpacking at the first forward is right; experts are always unpacked while loading, and so wrong either way. Only a group with
-# "experts" in a regular expression is told from the others. Whoever unpacks experts has to look up each one's own group, as
+# Transformers 5.23.0 (compressed-tensors 0.20.1, torch 2.13.0, CPU): if the config groups of a checkpoint have different numbers of bits,
+# for example int4 in general and int8 for down_proj, from_pretrained unpacks some groups to wrong weights without an error. Which groups
+# depends on their order: `CompressedTensorsDequantize` unpacks all dense layers by the first group (that does not name experts) and all
+# experts by one group, regardless of the groups' `targets`. Eight bits read as four give the right shape, because the second half is not
+# read; with the int8 group first, it raises for sizes instead. In a dense model only `dequantize=True` is wrong, while compressed-tensors'
+# own unpacking at the first forward is right; experts are always unpacked while loading, and therefore wrong either way. Only a group
+# with "experts" in a regular expression is distinguished from the others. Code that unpacks experts must look up the group of each, as
 # compressed-tensors does for layers (`match_named_modules`), or refuse a checkpoint whose groups differ.
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

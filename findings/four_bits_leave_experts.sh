@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (bitsandbytes 0.50.2, torchao 0.18.0, torch 2.13.0, CPU): `load_in_4bit=True` on a mixture of experts leaves all the
-# experts in bf16, and says nothing: of the small Qwen3-MoE below, 96 % experts, a saved file has 98 % of the bytes, where some 30 % would
-# be expected. `load_in_8bit=True`, and torchao's int8 for all layers, do the same. They replace, or look for, `nn.Linear`, and
-# Transformers 5 fuses the experts of a layer into parameters of three dimensions. The configuration that is saved does not tell either:
-# it says "bitsandbytes", and names no experts among what was left out.
+# Transformers 5.23.0 (bitsandbytes 0.50.2, torchao 0.18.0, torch 2.13.0, CPU): `load_in_4bit=True` leaves all experts of a mixture in bf16
+# without a warning. For the small Qwen3-MoE below, 96 % of which are experts, the saved file has 98 % of the bytes, where about 30 % would
+# be expected. `load_in_8bit=True`, and torchao's int8 for all layers, do the same: they replace or search `nn.Linear`, but Transformers 5
+# fuses the experts of a layer into three-dimensional parameters. The saved configuration does not reveal it either: it states
+# "bitsandbytes", and does not list experts among the modules that were left out.
 # finemoe refuses such a checkpoint by the name of its method.
-# Needs Python 3.11 to 3.13 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Needs Python 3.11 to 3.13 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): of a checkpoint in fine-grained FP8 whose weights have rows (or columns) that are no multiple of
-# `weight_block_size`, from_pretrained makes wrong weights, and says nothing. Without a GPU it unpacks to bf16 or float32, by itself.
-# The scales are a grid, one for each block of 128 x 128, the last block smaller: 192 rows have two, for rows 0-127 and 128-191.
-# `Fp8Dequantize` does not look at the block size: it shares the rows evenly among the grid's, here 96 each, so that rows 96-127 get the
-# second block's scale. Where that does not come out even it raises: for 576 rows, a grid of 5, which is `kv_a_proj_with_mqa` of every
-# DeepSeek-V3 in the layout that it is published in (DeepseekV3Config's own kv_lora_rank 512 and qk_rope_head_dim 64): unpacking that
-# model fails, although FP8 of this kind comes from there.
+# Transformers 5.23.0 (torch 2.13.0, CPU): from_pretrained builds wrong weights, without an error, from a checkpoint in fine-grained FP8
+# whose weights have rows (or columns) that are not a multiple of `weight_block_size`. Without a GPU it unpacks to bf16 or float32 by
+# default. The scales are a grid with one scale per block of 128 x 128; the last block is smaller: 192 rows have two, for rows 0-127 and
+# 128-191. `Fp8Dequantize` ignores the block size and divides the rows evenly, here into 96 each, so rows 96-127 get the scale of the
+# second block. If the rows cannot be divided evenly, it raises. That is the case for 576 rows and a grid of 5, which is
+# `kv_a_proj_with_mqa` of every DeepSeek-V3 in its published layout (kv_lora_rank 512 and qk_rope_head_dim 64, the defaults of
+# DeepseekV3Config): unpacking that model fails, although this kind of FP8 originates from it.
 # finemoe unpacks experts by the block size that the checkpoint states (finemoe/packing/fp8.py).
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (gguf 0.19.0, torch 2.13.0, CPU): qwen2moe, qwen3moe and gpt-oss are among the architectures of GGUF files that
-# Transformers lists as supported, and valid files of them are not read.
-# Qwen-MoE: `expert_feed_forward_length` is not mapped, nor the shared expert's, so that `moe_intermediate_size` is the configuration's
-# default whatever the file says: 768 for qwen3moe, Qwen3-30B-A3B's, and 1408 for qwen2moe. A file with another width (Qwen3-235B-A22B has
-# 1536) raises: sizes do not match. `feed_forward_length`, the dense width, is mapped, and used by no layer.
-# gpt-oss: with the keys of YaRN, which both released models have, the configuration cannot be read: a TypeError, since the value is taken from
-# the wrong part of the field, the length of its name. Without these keys nothing raises, and all experts are random: the tensors are looked
-# for as `ffn_gate_projs`, which no file has; llama.cpp and the gguf package call them `ffn_gate_exps`.
-# finemoe sets the widths that the file says (finemoe/runtime/gguf_config.py), and finds experts by the gguf package's names.
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (gguf 0.19.0, torch 2.13.0, CPU): qwen2moe, qwen3moe and gpt-oss are among the GGUF architectures that Transformers
+# lists as supported, but it does not read valid files of them.
+# Qwen-MoE: `expert_feed_forward_length` is not mapped, nor is that of the shared expert, so `moe_intermediate_size` is always the
+# configuration's default: 768 for qwen3moe (that of Qwen3-30B-A3B) and 1408 for qwen2moe. A file with another width (Qwen3-235B-A22B has
+# 1536) raises, because sizes do not match. `feed_forward_length`, the dense width, is mapped, but no layer uses it.
+# gpt-oss: with the keys of YaRN, which both released models have, reading the configuration raises a TypeError, because the value is taken
+# from the wrong part of the field (the length of its name). Without these keys nothing raises, and all experts are random: Transformers
+# looks for tensors named `ffn_gate_projs`, which no file has; llama.cpp and the gguf package call them `ffn_gate_exps`.
+# finemoe sets the widths that the file states (finemoe/runtime/gguf_config.py) and finds experts by the gguf package's names.
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

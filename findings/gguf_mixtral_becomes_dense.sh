@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (gguf 0.19.0, torch 2.13.0, CPU): a GGUF of Mixtral, loaded by `AutoModelForCausalLM.from_pretrained(gguf_file=...)`,
-# becomes a dense Llama whose MLPs are random, other ones each time; nothing raises. llama.cpp calls Mixtral's architecture "llama", with
-# `llama.expert_count` 8; Transformers maps that architecture to Llama and no such key. All the experts and routers of the file are left
-# out, in silence: `unexpected_keys` is empty. The only sign is a report of MISSING parameters, a warning. MixtralForCausalLM, asked for by
-# name, is made with its eight experts and finds the routers, and has random experts. One might have expected a Mixtral, or "not
-# supported yet", which is what a file of an unknown architecture gets.
-# finemoe looks at the number of experts, and makes a Mixtral's configuration itself (finemoe/runtime/gguf_config.py).
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (gguf 0.19.0, torch 2.13.0, CPU): a GGUF file of Mixtral, loaded by `AutoModelForCausalLM.from_pretrained(gguf_file=...)`,
+# becomes a dense Llama whose MLPs are random and differ on every load; nothing raises. llama.cpp calls Mixtral's architecture "llama", with
+# `llama.expert_count` 8; Transformers maps that architecture to Llama and ignores this key. It silently drops all experts and routers of
+# the file: `unexpected_keys` is empty. The only sign is a warning that reports MISSING parameters. MixtralForCausalLM, if named explicitly,
+# is built with its eight experts and finds the routers, but its experts are random. Expected is a Mixtral, or "not supported yet", which is
+# the answer for a file of an unknown architecture.
+# finemoe reads the number of experts and builds a Mixtral configuration itself (finemoe/runtime/gguf_config.py).
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

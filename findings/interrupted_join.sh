@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# CPython 3.11 and 3.12 (seen in 3.11.7 and 3.12.1; gone in 3.13.0): a Thread.join() that a signal handler interrupts with an exception takes
-# the thread for ended. is_alive() is False from then on and every later join() returns at once, although the thread goes on: whoever gives
-# memory back after such a join gives it back under a thread that still uses it. A time limit by SIGALRM is enough, as is Ctrl-C. finemoe's
-# measurements wait for an event that the thread sets last instead (finemoe/artifact/gpu_bench/copies.py), and tests/artifact/gpu_bench/test_copies.py found it.
-# Needs nothing but python3 (PYTHON names another interpreter); fails if the behaviour is not what is said here of the version at hand.
+# CPython 3.11 and 3.12 (seen in 3.11.7 and 3.12.1; gone in 3.13.0): if a signal handler interrupts Thread.join() with an exception, the
+# thread counts as ended. From then on is_alive() is False and every later join() returns at once, although the thread continues: memory that
+# is freed after such a join is freed under a thread that still uses it. A time limit by SIGALRM is enough, as is Ctrl-C. finemoe's measurements
+# wait for an event that the thread sets last instead (finemoe/artifact/gpu_bench/copies.py); tests/artifact/gpu_bench/test_copies.py found
+# this.
+# Needs only python3 (PYTHON names another interpreter). Fails if this interpreter's version does not behave as described.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

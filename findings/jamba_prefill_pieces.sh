@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): Jamba's `generate(prefill_chunk_size=...)` returns other logits than the whole prefill, and says
-# nothing. Pieces should only save memory, as they do in granitemoehybrid (differences of some 1e-6). Of what a Mamba layer caches, the
-# state of the convolution goes on from piece to piece; the state of the scan does not: a forward over several tokens starts the scan from
-# zeros (`mamba_selective_scan`), then overwrites the cached state. What stands in it may be 1000 all over: the logits stay the same to the
-# bit. A piece of one token, which takes another path, is right. finemoe.record takes `prefill_chunk_size` as `generate` does, and so records
-# the experts of the tokens as they were fed: for Jamba not those of one forward over the prompt (docs/metrics.md).
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (torch 2.13.0, CPU): Jamba's `generate(prefill_chunk_size=...)` returns other logits than the whole prefill, without a
+# warning. Pieces should only save memory, as they do in granitemoehybrid (differences of about 1e-6). A Mamba layer caches two states. That of
+# the convolution continues from piece to piece; that of the scan does not: a forward over several tokens starts the scan from zeros
+# (`mamba_selective_scan`), then overwrites the cached state. Even if the cached state is filled with 1000, the logits stay the same to the
+# bit. A piece of one token takes another path and is right. finemoe.record accepts `prefill_chunk_size` as `generate` does and records the
+# experts of the tokens as they were fed: for Jamba, these differ from those of one forward over the prompt (docs/metrics.md).
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): a checkpoint of quant_method "metal" cannot be loaded where there is no Apple GPU by a plain
-# from_pretrained, although a warning says that Transformers "will default to dequantizing the model to the original dtype": right after
-# that it defaults `device_map` to "mps", and torch raises. FP8, which warns in nearly the same words, is loaded. With device_map="cpu" it
-# is as the warning says, and the experts of a mixture, which are fused in the model, are unpacked and fused, too.
+# Transformers 5.23.0 (torch 2.13.0, CPU): without an Apple GPU, a plain from_pretrained cannot load a checkpoint of quant_method "metal",
+# although a warning states that Transformers "will default to dequantizing the model to the original dtype". Right after the warning it
+# sets `device_map` to "mps", and torch raises. FP8, which gives nearly the same warning, is loaded. With device_map="cpu" the warning is
+# right, and the experts of a mixture, which are fused in the model, are unpacked and fused, too.
 # finemoe reads FP8, MXFP4, compressed-tensors and GGUF, and refuses other quantisations by name.
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA; no Apple GPU. Fails if it has
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA; no Apple GPU. Fails if the behaviour has
 # changed.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): beam search on MiniMax (model_type minimax) scores beams by the states of other beams, and says
-# nothing. `reorder_cache` makes the cached rows follow their beams; MiniMaxCache inherits it from DynamicCache, which knows nothing of
-# `linear_cache`, where the linear attention layers keep their states: these stay where they were. The logits by which a returned beam
-# was chosen are then not the model's over its tokens, nor is its score, and another sequence is returned than without a cache.
-# Expected is what comes without a cache, or with a `reorder_cache` that moves these states too. finemoe.record takes `num_beams` as
-# `generate` does, and so records the experts that were selected in these mixed states (docs/metrics.md).
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (torch 2.13.0, CPU): beam search on MiniMax (model_type minimax) scores beams by the states of other beams, without a
+# warning. `reorder_cache` makes the cached rows follow their beams. MiniMaxCache inherits it from DynamicCache, which does not know
+# `linear_cache`, where the linear attention layers keep their states, so these stay in place. The logits that selected a returned beam are
+# then not those of the model over its tokens, nor is its score, and the returned sequence differs from the one without a cache. Expected is
+# the result without a cache, or with a `reorder_cache` that also moves these states. finemoe.record accepts `num_beams` as `generate` does
+# and records the experts that were selected in these mixed states (docs/metrics.md).
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

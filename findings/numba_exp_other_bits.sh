@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11, x86-64): `np.exp` of float32 values gives other bits in a compiled function than in Python, in two
-# of five values: 39,546 of 100,000 between -20 and 0. One might take NumPy's for the right ones. It is Numba's that are rounded correctly
-# (all but 65): NumPy's vectorised exp is off by one unit in the last place, or two, as often as that. Rounded to half precision one of the 100,000
-# still differs. So a softmax that is compiled, line by line as it was, is another softmax, and what is compared with records that Python
-# made, such as the nearest of many stored distributions, may decide otherwise.
-# finemoe has a gate's powers computed by NumPy on both sides, and compiles what is before and after (finemoe/runtime/gates.py).
-# Needs python3 3.11-3.13 on x86-64 and a package index; fails if the behaviour is not what is said here.
+# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11, x86-64): for two of five float32 values, `np.exp` returns other bits in a compiled function than
+# in Python: 39,546 of 100,000 values between -20 and 0. NumPy's results are not the more accurate ones: Numba's are correctly rounded (all
+# but 65), while NumPy's vectorised exp is off by one or two units in the last place just as often. Rounded to half precision, one of the
+# 100,000 still differs. A softmax that is compiled line by line is therefore another softmax, and comparisons with records that Python made,
+# such as the nearest of many stored distributions, may decide differently.
+# finemoe lets NumPy compute a gate's powers on both sides, and compiles what comes before and after (finemoe/runtime/gates.py).
+# Needs python3 3.11-3.13 on x86-64 and a package index. Fails if the behaviour is not as described.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

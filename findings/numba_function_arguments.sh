@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11): a jitted function handed to another one is a type of its own, by its identity. So a function with
-# cache=True that takes one is compiled anew in every process, though it says that it is cached: nothing is ever found on disk, and every run
-# leaves another entry there, without end. Where the caller's signature names a FunctionType instead, the second process finds what the first
-# compiled; but then a call from Python turns the function into a pointer each time, which takes about 100 microseconds: 119 to 135 times as
-# long as calling the function itself (seen; asked for here: more than 5 times).
-# finemoe's eviction rules are such functions: its replays take them by an address that is found once (finemoe/kernel_pointer.py), and its
+# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11): a jitted function that is passed to another one is a separate type, determined by its identity. A
+# function with cache=True that takes such an argument is therefore compiled again in every process, although it counts as cached: nothing is
+# ever found on disk, and every run adds another entry there, without limit. If the caller's signature names a FunctionType instead, the
+# second process finds what the first compiled. But then each call from Python turns the function into a pointer, which takes about 100
+# microseconds: 119 to 135 times as long as calling the function itself (measured; this script asks for more than 5 times).
+# finemoe's eviction rules are such functions: its replays take them by an address that is looked up once (finemoe/kernel_pointer.py), and its
 # live cache calls them from Python directly (finemoe/cache/expert_cache.py).
-# Needs python3 3.11-3.13 and a package index; fails if the behaviour is not what is said here.
+# Needs python3 3.11-3.13 and a package index. Fails if the behaviour is not as described.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11, x86-64): `fastmath=True` lets LLVM add up float32 values side by side, but not find the greatest
-# of them: written with max() or with a branch, the loop compares one value after the other (maxss), each waiting for the one before. The
-# same loop over int32 compares as many at once as a register holds (pmaxsd). A float's bits, with those of negative ones turned round, are
-# whole numbers of the same order, so that looking at them as int32 takes a fraction of the time: seen, on a shared machine, for 10,000 values
-# and with the call from Python: 3 to 4 microseconds against 15 to 17 (asked for here: less than half).
+# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11, x86-64): `fastmath=True` lets LLVM vectorise the sum of float32 values, but not their maximum:
+# written with max() or with a branch, the loop compares one value after the other (maxss), and each comparison waits for the previous one.
+# The same loop over int32 compares as many values at once as a register holds (pmaxsd). The bits of floats, with those of negative ones
+# inverted, are integers of the same order, so comparing them as int32 takes a fraction of the time: 3 to 4 microseconds against 15 to 17 for
+# 10,000 values, including the call from Python, on a shared machine (this script asks for less than half).
 # finemoe's search for the nearest map was such a loop (finemoe/maps/kernels.py).
-# Needs python3 3.11-3.13 on x86-64 and a package index; fails if the behaviour is not what is said here.
+# Needs python3 3.11-3.13 on x86-64 and a package index. Fails if the behaviour is not as described.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

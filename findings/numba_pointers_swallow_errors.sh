@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11): a function handed to a jitted one under a declared FunctionType raises or not by what it is handed as.
-# As a jitted function it raises; the same function as a cfunc, or as an object with an address of its own (WrapperAddressProtocol), does not: what
-# it raises goes to sys.unraisablehook, which prints it, and the caller goes on as if the call had returned, with whatever was written so far. A
-# division by zero in a loop leaves the rest of the array as it was, and the result is wrong with exit status 0.
+# Numba 0.68.1 (NumPy 2.4.6, CPython 3.11): whether an exception in a function that is passed to a jitted one under a declared FunctionType
+# reaches the caller depends on how the function is passed. As a jitted function it raises. As a cfunc, or as an object that provides its
+# address (WrapperAddressProtocol), it does not: the exception goes to sys.unraisablehook, which prints it, and the caller continues as if the
+# call had returned, with whatever was written so far. A division by zero in a loop leaves the rest of the array unchanged, and the result is
+# wrong with exit status 0.
 # finemoe's replays call eviction rules by address; they catch what is reported there and refuse the replay (finemoe.compiling.failures_raised).
-# Needs python3 3.11-3.13 and a package index; fails if the behaviour is not what is said here.
+# Needs python3 3.11-3.13 and a package index. Fails if the behaviour is not as described.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): what `output_router_logits=True` returns as `router_logits` are logits for Mixtral, Qwen3-MoE
-# and most others, and for Gemma 4 the router's probabilities, after its softmax: every row sums to 1. Whoever makes
-# probabilities of them by a softmax, as Transformers' own load_balancing_loss_func does of Mixtral's, gets nearly equal ones: here the
-# most probable of 6 experts falls from about 0.9 to less than 0.4, while which is the most probable stays. The documentation of the
-# outputs speaks of one tensor for each MoE layer and does not say which of the two it holds.
-# finemoe's importer of router logits takes rows that sum to 1 as they are (finemoe/importers/router_logits.py).
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (torch 2.13.0, CPU): `output_router_logits=True` returns logits for Mixtral, Qwen3-MoE and most others, but for Gemma 4
+# the router's probabilities after its softmax: every row sums to 1. A softmax over them, as Transformers' load_balancing_loss_func applies to
+# Mixtral's, gives nearly equal probabilities: here the most probable of 6 experts falls from about 0.9 to less than 0.4, while the order
+# stays. The documentation of the outputs mentions one tensor per MoE layer and does not state which of the two it holds.
+# finemoe's importer of router logits keeps rows that sum to 1 unchanged (finemoe/importers/router_logits.py).
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (bitsandbytes 0.50.2, torch 2.13.0, CPU): after `save_pretrained` a model's `dequantize()` raises "Invalid device
-# string: 'bfloat16'"; before, it works. Saving changes the model that is saved: it leaves `model.config.dtype` as the string "bfloat16"
-# where the type was, and dequantize hands it to `Module.to`, which takes a string for a device. With `dtype=torch.bfloat16` given to
-# dequantize it works again. The weights are those before saving. (Saving any model changes `config.dtype` so, quantised or not.)
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (bitsandbytes 0.50.2, torch 2.13.0, CPU): after `save_pretrained`, a model's `dequantize()` raises "Invalid device
+# string: 'bfloat16'"; before, it works. Saving changes the saved model: it replaces the type in `model.config.dtype` by the string
+# "bfloat16", and dequantize passes it to `Module.to`, which takes a string for a device. With `dtype=torch.bfloat16` passed to dequantize it
+# works again, and the weights equal those before saving. (Saving changes `config.dtype` of any model in this way, quantised or not.)
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Snakemake 9.27.1: every job that ends leaves a clock running. While there are jobs that wait for cores, each pass of the scheduler starts
-# a timer of `--max-jobs-per-timespan` (100/1s by default) whose end causes the next pass; the end of a job causes a pass too, and so adds
-# a timer that never ends. After n jobs the scheduler passes n times a second, each time asking for the size of every input of every job
-# that waits: of 75 minutes that finemoe's pipeline took on two cores, Snakemake's own process used nine. finemoe's Snakefile takes the
-# limit away, which a local run does not need.
-# Needs Python 3.11 or newer; fails if the behaviour has changed.
+# Snakemake 9.27.1: every job that ends leaves a timer running. While jobs wait for cores, each pass of the scheduler starts a timer of
+# `--max-jobs-per-timespan` (100/1s by default) whose end causes the next pass. The end of a job also causes a pass, and thereby adds a timer
+# that never stops. After n jobs the scheduler passes n times a second, and each pass asks for the size of every input of every waiting job:
+# of 75 minutes that finemoe's pipeline took on two cores, Snakemake's own process used nine. finemoe's Snakefile removes the limit, which a
+# local run does not need.
+# Needs Python 3.11 or newer. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): in deepseek_v32 what the model computes of a token can depend on the tokens after it, in one
-# plain forward without a cache: the logits of a prefix are not those of the whole text's same tokens. Sparse attention keeps each token's
-# `index_topk` best keys. An index score passes a ReLU in every index head, so that keys which no head likes all score exactly 0, and
-# `torch.topk` chooses among equals by the length of the row: by the number of keys, with those of later tokens, although these are
-# masked. With ties broken by place the logits are the same. It takes few index heads: with 2, as tiny test models have, a key in four
-# scores 0; with the released model's 64 it did not show. (axk2, dots3_note, glm_moe_dsa, hy_v4 and mistral_large4 score so too.)
+# Transformers 5.23.0 (torch 2.13.0, CPU): in deepseek_v32, the output for a token can depend on later tokens, in one plain forward without a
+# cache: the logits of a prefix differ from those of the same tokens in the whole text. Sparse attention keeps each token's `index_topk` best
+# keys. An index score passes a ReLU in every index head, so keys that no head selects all score exactly 0, and `torch.topk` chooses among
+# equal scores by the length of the row: by the number of keys, including those of later tokens, although these are masked. With ties broken by
+# position, the logits are the same. It takes few index heads: with 2, as in tiny test models, a key in four scores 0; with the released
+# model's 64 it did not occur. (axk2, dots3_note, glm_moe_dsa, hy_v4 and mistral_large4 score in the same way.)
 # finemoe.record records what each forward did: such a model may select other experts for the same token when it is fed in pieces or token
 # by token, which `python -m tests.runtime.recording_matrix` counts as "no reference" (docs/metrics.md).
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# PyTorch 2.11.0 (the CUDA 13.0 build of the package index, Linux x86-64; no GPU is needed to see it): what the CUDA runtime returns through
-# torch.cuda.cudart() is an enumeration that knows the name of success alone. Any error, such as a refused cudaHostRegister, prints as
-# `cudaError.???`, so that a message with the status in it says nothing; its number, and the runtime's own words for it, are there all the
-# same. finemoe prints these two (finemoe/runtime/arena.py).
-# Needs Linux on x86-64, Python 3.10 to 3.14, and 6 GB in the folder for temporary files. Fails if the behaviour has changed.
+# PyTorch 2.11.0 (the CUDA 13.0 build of the package index, Linux x86-64; no GPU needed): torch.cuda.cudart() returns the CUDA runtime's status
+# as an enumeration that names only success. Any error, such as a refused cudaHostRegister, prints as `cudaError.???`, so a message that
+# contains the status is useless. Its number, and the runtime's description of it, are available all the same; finemoe prints these two
+# (finemoe/runtime/arena.py).
+# Needs Linux on x86-64, Python 3.10 to 3.14, and 6 GB in the temporary folder. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

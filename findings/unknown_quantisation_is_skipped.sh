@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Transformers 5.23.0 (torch 2.13.0, CPU): a checkpoint in FP8 by ModelOpt, as NVIDIA publishes them (quant_method "modelopt", weights in
-# float8_e4m3fn, a `weight_scale` for each), is loaded by from_pretrained as if its bytes were the weights: the scales are left out, and
-# every matrix comes out with 448 as its largest value, in the type asked for. Nothing raises: Transformers does not know the method, so it
-# will "skip the quantization", a warning says; another lists the scales as unexpected keys. The FP8 bytes have the weights' own shapes,
-# and so fit. The model answers, with finite logits. One might have expected an error, which is what AutoHfQuantizer.from_config raises
-# for the same configuration ("Unknown quantization type").
-# finemoe refuses a quantisation that it does not know, by name.
-# Needs Python 3.10 to 3.14 and 2 GB in the folder for temporary files, 6 GB where torch comes with CUDA. Fails if it has changed.
+# Transformers 5.23.0 (torch 2.13.0, CPU): from_pretrained loads a checkpoint in ModelOpt's FP8, as published by NVIDIA (quant_method
+# "modelopt", weights in float8_e4m3fn, a `weight_scale` for each), as if its bytes were the weights. The scales are left out, and every
+# matrix has 448 as its largest value, in the requested type. Nothing raises: Transformers does not know the method, and a warning states that
+# it will "skip the quantization"; another lists the scales as unexpected keys. The FP8 bytes fit because they have the shapes of the weights,
+# and the model answers with finite logits. Expected is an error, as AutoHfQuantizer.from_config raises for the same configuration
+# ("Unknown quantization type").
+# finemoe refuses an unknown quantisation by name.
+# Needs Python 3.10 to 3.14 and 2 GB in the temporary folder, 6 GB if torch comes with CUDA. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

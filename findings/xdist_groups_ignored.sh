@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# pytest-xdist 3.8.0 beside pytest 9.2.0: `--dist loadgroup` no longer keeps the tests marked with one `xdist_group` on one worker, and says
-# nothing about it. xdist tells the scheduler of a test's group by rewriting the item's private `_nodeid`, which pytest 9.2 no longer reads;
-# beside pytest 9.0.2 the same file keeps its group. What the tests of a group share (a module's fixture that takes minutes, a port) is then
-# made once on every worker. finemoe's `make test` lets idle workers steal, which needs no group.
-# Needs Python 3.10 or newer; fails if the behaviour has changed.
+# pytest-xdist 3.8.0 with pytest 9.2.0: `--dist loadgroup` no longer keeps the tests of one `xdist_group` on one worker, without a warning.
+# xdist passes a test's group to the scheduler by rewriting the item's private `_nodeid`, which pytest 9.2 no longer reads; with pytest 9.0.2,
+# the same file keeps its group. A resource that the tests of a group share (a module's fixture that takes minutes, a port) is then created
+# once per worker. finemoe's `make test` lets idle workers steal, which needs no group.
+# Needs Python 3.10 or newer. Fails if the behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
