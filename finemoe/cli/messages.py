@@ -39,6 +39,7 @@ _WORDS = (
 _STRIDES = re.compile(r"\blookahead=\(([\d, ]+)\)")
 _ASSIGNED = re.compile(rf"(?<![\w./'-])({'|'.join((*_OPTIONS, *_WORDS))})=(?:'([^']*)'|([\w./:%]*))")
 _NAMED = re.compile(rf"(?<![\w./'-])({'|'.join(_OPTIONS)})(?![\w./'-])")
+_STRIDE_LIST = re.compile(r"^lookahead is \[([\d, ]*)\];([^(]*), such as \([\d, ]+\)")
 _SUBJECT = re.compile(rf"^({'|'.join(_WORDS)})(?= is )")
 _CALLED = re.compile(r"\bfinemoe\.(replay|record|advise|load)\b(?![.\w])")
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG}
@@ -93,6 +94,9 @@ def as_typed(message: str) -> str:
     message = _STRIDES.sub(lambda found: " ".join(f"--lookahead {stride}" for stride in re.findall(r"\d+", found[1])), message)
     message = message.replace("take trace.split('history') and trace.split('served')", "use --split instead of --history")
     message = _ASSIGNED.sub(lambda found: f"{_option(found[1])} {found[2] or found[3] or ''}".rstrip(), message)
+    message = _STRIDE_LIST.sub(
+        lambda found: f"--lookahead is {found[1] or 'empty'};{found[2]}, each by its own --lookahead", message
+    )
     message = _NAMED.sub(lambda found: _option(found[1]), message)
     message = _SUBJECT.sub(lambda found: _option(found[1]), message)
     return _CALLED.sub(lambda found: f"`finemoe {found[1].replace('load', 'run')}`", message)
