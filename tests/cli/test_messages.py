@@ -15,9 +15,9 @@ from finemoe.errors import FinemoeError
         ("no lookahead at stride 1; record it with lookahead=(1,)", "no lookahead at stride 1; record it with --lookahead 1"),
         ("record it with lookahead=(1, 3)", "record it with --lookahead 1 --lookahead 3"),
         (
-            "lookahead is [40]; give strides as ascending whole numbers from 1, such as (1, 2, 3), below the number of layers, 32",
-            "--lookahead is 40; give strides as ascending whole numbers from 1, each by its own --lookahead, below the number of "
-            "layers, 32",
+            "lookahead is [40]; give strides as ascending whole numbers from 1, such as (1, 2, 3), below the number, 32",
+            "--lookahead is 40; give strides as ascending whole numbers from 1, each by its own --lookahead, below the "
+            "number, 32",
         ),
         ("host_memory: 'lots' is not a byte count", "--host-memory: 'lots' is not a byte count"),
         ("whose sizes hardware= means", "whose sizes --hardware means"),
