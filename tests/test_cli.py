@@ -77,6 +77,14 @@ def test_record_reads_the_prompts_from_the_column_named(tmp_path):
     assert "has no column 'prompt'" in str(run(app, [*arguments, "-o", str(tmp_path / "none.trace")]).exception)
 
 
+def test_record_takes_prompts_instead_of_a_dataset(tmp_path):
+    trace = tmp_path / "a.trace"
+    arguments = ["record", "-m", "mixtral-mini", "-p", "Why?", "-p", "User: How?", "--max-new-tokens", "2", "-o", str(trace)]
+    assert json.loads(run(app, [*arguments, "--json"]).stdout)["requests"] == 2
+    assert RoutingTrace.load(trace).request_ids == ("prompt-0", "prompt-1")
+    assert "give one of them" in str(run(app, [*arguments, "--dataset", "dialogues"]).exception)
+
+
 def test_replay_of_several_systems_and_sizes():
     arguments = ["replay", str(GOLDEN), "--split", "--policy", "promoe", "--policy", "oracle", "--expert-memory", "0.25"]
     found = json.loads(run(app, [*arguments, "--expert-memory", "0.5", "--prefetch-distance", "2", "--json"]).stdout)
@@ -222,7 +230,7 @@ def test_info_refuses_what_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(qwen3_30b_a3b() | told))
     refused = run(app, ["info", str(tmp_path / "config.json")])
     assert "its weights are quantised by awq: a checkpoint packs each expert separately" in str(refused.exception)
-    assert "--gguf says how to count a model's experts" in str(run(app, ["info", str(GOLDEN), "--gguf", "Q8_0"]).exception)
+    assert "--gguf counts the experts of a model" in str(run(app, ["info", str(GOLDEN), "--gguf", "Q8_0"]).exception)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_with_fewer_slots_than_a_tokens_cycle_lru_hits_nothing():
 
 @pytest.mark.parametrize(
     ("sizes", "slots", "text"),
-    [((24, 32, 4), 120, "1.25 x the 96 experts"), ((2, 4, 4), 8, "all experts, which are no more than 1.25 x the 8")],
+    [((24, 32, 4), 120, "1.25 x the 96 experts"), ((2, 4, 4), 8, "all experts, at most 1.25 x the 8")],
 )
 def test_a_quarter_more_than_a_token_activates_but_no_more_than_there_are(sizes, slots, text):
     memory = ExpertMemory(1000, 300, *sizes)

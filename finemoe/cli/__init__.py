@@ -33,6 +33,7 @@ app.command(
     epilog=examples(
         "finemoe record -m mixtral-mini -o routing.trace --limit 40",
         "finemoe record -m qwen-mini -o a.trace --dataset prompts.jsonl --lookahead 1",
+        'finemoe record -m mixtral-mini -o a.trace -p "Why is the sea salty?"',
     )
 )(record)
 app.command(

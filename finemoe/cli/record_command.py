@@ -8,12 +8,13 @@ import typer
 
 from finemoe.cli.messages import Interrupted, command
 from finemoe.cli.models import is_hub_id, require_model, require_source
-from finemoe.cli.options import INPUT, OUTPUT, AsJson, Model
+from finemoe.cli.options import INPUT, NO_TEXTS, OUTPUT, AsJson, Model
 from finemoe.cli.printing import print_json, print_table
 from finemoe.cli.progress import compiling_shown, is_watched, stage
 from finemoe.errors import FinemoeError
 
 _NONE = list[int]()  # the default of a repeatable option
+_DATASET = "questions"
 
 
 @command
@@ -22,9 +23,13 @@ def record(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The trace file to write.", rich_help_panel=OUTPUT)
     ],
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt, instead of a dataset. Repeatable.", rich_help_panel=INPUT),
+    ] = NO_TEXTS,
     dataset: Annotated[
         str, typer.Option(metavar="NAME", help="questions, dialogues, a JSONL file, or a hub id.", rich_help_panel=INPUT)
-    ] = "questions",
+    ] = _DATASET,
     column: Annotated[
         str, typer.Option(metavar="NAME", help="The column of the dataset with the prompts.", rich_help_panel=INPUT)
     ] = "prompt",
@@ -66,7 +71,9 @@ def record(
     require_model(model)
     if is_hub_id(dataset):
         require_source(dataset, "dataset")
-    prompts = read_prompts(dataset, limit=limit, column=column)
+    if prompt and (dataset != _DATASET or limit is not None):
+        raise FinemoeError("--prompt and --dataset (or --limit) both name what is recorded; give one of them")
+    prompts = _typed(prompt) if prompt else read_prompts(dataset, limit=limit, column=column)
     kept = _kept(partial, resume, [prompt["id"] for prompt in prompts])
     rest = prompts[0 if kept is None else kept.num_requests :]
     with stage("importing PyTorch and Transformers", is_shown):
@@ -98,6 +105,11 @@ def record(
     _save(trace, output)
     partial.unlink(missing_ok=True)
     _print(trace, output, as_json)
+
+
+def _typed(texts: list[str]) -> list[dict[str, str]]:
+    """Prompts of the command line as rows of a prompt set."""
+    return [{"id": f"prompt-{number}", "prompt": text, "split": "served"} for number, text in enumerate(texts)]
 
 
 def _kept(partial: Path, resume: bool, ids: list[str]) -> Any:
