@@ -258,7 +258,7 @@ def test_the_page_says_what_is_tested(tmp_path):
     assert (OUTSIDE / "repeat_last_twin.py").read_text().endswith(twin)
     assert 'repeat-last = "repeat_last:RepeatLast"' in blocks_of("toml", page)[0]
     hits, misses, ahead, wasted = GOLDEN_COUNTS
-    assert f"`hits` {hits}, `misses` {misses}, `prefetched (experts)` {ahead} and `wasted (experts)` {wasted}" in page
+    assert f"{hits} hits, {misses} misses, {ahead} experts prefetched and {wasted} of them evicted unused" in page
     assert rule == (OUTSIDE / "newest_first.py").read_text()
     (tmp_path / "repeat_last.py").write_text(policy)
     (tmp_path / "newest_first.py").write_text(rule)
