@@ -1,6 +1,7 @@
-"""What a setting does to a model on a machine, fast enough for a slider (notebooks/tour/4_explore.ipynb).
+"""The effect of a setting on a model and machine, fast enough for a slider (notebooks/tour/4_explore.ipynb).
 
-The widgets are in `analysis.exploring_panel`; here are the replay behind them and the picture, a function of its table.
+This module contains the replay and the figure, which is a function of the replay's table; the widgets are in
+`analysis.exploring_panel`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SYSTEMS = {  # those that replay a dozen requests within two seconds
+SYSTEMS = {  # systems that replay a dozen requests within two seconds
     "on-demand (LRU)": System("on-demand"),
     "on-demand (LFU)": System("on-demand", "lfu"),
     "DeepSpeed-Inference": System("deepspeed-inference"),
@@ -35,17 +36,19 @@ SYSTEMS = {  # those that replay a dozen requests within two seconds
     "oracle": System("oracle"),
 }
 FIRST_SYSTEMS = ("on-demand (LRU)", "FineMoE", "oracle")
-_WIDTH = 8.2  # inches, of the picture
+_WIDTH = 8.2  # of the figure, in inches
 _COLORS = {"FineMoE": "#0072B2", "oracle": "white"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the sliders are.
+    """The positions of the sliders.
 
     Attributes:
-        expert_memory: share of all routed experts in the cache. link_gb_per_s: of every device. prefetch_distance: d, layers.
-        store_capacity: C, maps.
+        expert_memory: share of all routed experts in the cache.
+        link_gb_per_s: bandwidth of every device's link.
+        prefetch_distance: d, in layers.
+        store_capacity: C, in maps.
     """
 
     expert_memory: float = 0.25
@@ -62,8 +65,9 @@ class Explorer:
     """A trace's served requests on a testbed, replayed at any setting.
 
     Args:
-        trace: with the splits history and served. testbed: a name in data/hardware, or the path of a YAML file.
-        num_requests: how many served requests are replayed.
+        trace: with the splits history and served.
+        testbed: a name in data/hardware, or the path of a YAML file.
+        num_requests: number of served requests to replay.
     """
 
     def __init__(self, trace: RoutingTrace, testbed: str, num_requests: int, seed: int = 0) -> None:
@@ -75,7 +79,7 @@ class Explorer:
         self.title = f"{self._size.name} on {self._testbed.title}"
 
     def systems(self, prefetch_distance: int = 3) -> list[str]:
-        """Those of SYSTEMS that the trace has what they need for."""
+        """The systems of SYSTEMS for which the trace has the required data."""
         missing = left_out(self._served, SYSTEMS, prefetch_distance)
         return [name for name in SYSTEMS if name not in missing]
 
@@ -86,12 +90,12 @@ class Explorer:
         prefetch_distance: int,
         store_capacity: int,
         systems: Sequence[str] = FIRST_SYSTEMS,
-        told: Callable[[str], None] = lambda name: None,
+        report: Callable[[str], None] = lambda name: None,
     ) -> pd.DataFrame:
         """TTFT, TPOT and hit rate at one setting; every device has its own link to a host that feeds all of them.
 
         Args:
-            systems: names in SYSTEMS. told: called with each name before it is replayed.
+            systems: names in SYSTEMS. report: called with each name before it is replayed.
         Returns:
             Rows (system, ttft_ms, tpot_ms, hit_rate, wasted_share), wasted_share: of what was moved, evicted unused.
         Raises:
@@ -99,12 +103,12 @@ class Explorer:
         """
         setting, rows = Setting(expert_memory, link_gb_per_s, prefetch_distance, store_capacity), []
         for name in systems:
-            told(name)
+            report(name)
             rows.append(self._row(name, setting))
         return pd.DataFrame(rows)
 
     def tpot_limits_ms(self) -> tuple[float, float]:
-        """Between which the TPOT axis reaches at every setting: everything resident, and the slowest system at SLOWEST."""
+        """Limits of the TPOT axis for all settings: everything resident, and the slowest system at SLOWEST."""
         slowest = "DeepSpeed-Inference", "on-demand (LRU)"
         least = self._row("oracle", FASTEST)["tpot_ms"]
         return least, max(self._row(name, SLOWEST)["tpot_ms"] for name in slowest)
@@ -123,7 +127,7 @@ class Explorer:
         return {"system": name, **times, "hit_rate": report.hit_rate, "wasted_share": report.wasted_bytes / moved}
 
     def _filled_store(self, prefetch_distance: int, store_capacity: int) -> ExpertMapStore:
-        """The last maps of the history that fit: filling by the paper's rule takes longer than a slider may."""
+        """A store with the last maps of the history that fit; filling by the paper's rule is too slow for a slider."""
         history = self._history
         rows = slice(max(0, history.num_rows - store_capacity), history.num_rows)
         store = store_from(replay_setup(history, None, prefetch_distance, store_capacity, self._seed))
@@ -134,11 +138,13 @@ class Explorer:
 def explore_figure(
     table: pd.DataFrame, title: str, tpot_limits_ms: tuple[float, float] | None = None, before: pd.DataFrame | None = None
 ) -> "Figure":
-    """TPOT and hit rate of one setting, with the values before the last change as hollow marks.
+    """TPOT and hit rate at one setting, with the values before the last change as hollow marks.
 
     Args:
-        table: as `Explorer.replay` gives it. tpot_limits_ms: of the axis, so that it stays while settings change.
-        before: the same at the setting before.
+        table: as returned by `Explorer.replay`.
+        title: title of the figure.
+        tpot_limits_ms: limits of the axis, which keep it fixed while settings change.
+        before: the same table for the previous setting.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullLocator
@@ -146,7 +152,7 @@ def explore_figure(
     use_style()
     height = 0.95 + 0.26 * len(table)
     fig, axes = plt.subplots(1, 2, figsize=(_WIDTH, height), sharey=True, layout="none")
-    # Fixed margins, in inches: a layout that makes room for the numbers would move the axes.
+    # Fixed margins, in inches: a layout that adapts to the numbers would move the axes.
     fig.subplots_adjust(left=1.45 / _WIDTH, right=1 - 1.15 / _WIDTH, bottom=0.62 / height, top=1 - 0.3 / height, wspace=0.62)
     for axis, column, label in zip(axes, ("tpot_ms", "hit_rate"), ("TPOT (ms)", "expert hit rate"), strict=True):
         _draw_values(axis, table, column, before)
@@ -165,7 +171,7 @@ def explore_figure(
 
 
 def _draw_values(axis: "Axes", table: pd.DataFrame, column: str, before: pd.DataFrame | None) -> None:
-    """A mark for each system, a line to it from where it was, and both numbers at the right."""
+    """Draw a mark for each system, a line to it from its previous position, and both numbers on the right."""
     old = {} if before is None else dict(zip(before.system, before[column], strict=True))
     for row, (system, value) in enumerate(zip(table.system, table[column], strict=True)):
         text = _number(value)

@@ -1,4 +1,4 @@
-"""Sliders, a choice of trace and systems, and the picture that they change (notebooks/tour/4_explore.ipynb)."""
+"""Sliders, a choice of trace and systems, and the figure that they change (notebooks/tour/4_explore.ipynb)."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,18 @@ _READY, _BUSY = "#2E7D32", "#B26A00"
 
 
 def traces_found() -> dict[str, Path]:
-    """Recorded routing by name: what the pipeline made, what was recorded by hand, and what comes with the project."""
+    """Recorded routing by name: recorded by the pipeline, recorded by hand, and shipped with the project."""
     folders = (RESULTS / "traces", *sorted(RESULTS.glob("*/traces")), RESULTS / "by-hand" / "small", DATA / "traces")
     paths = [path for folder in folders for path in sorted(folder.glob("*.trace"))]
     return {str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): path for path in paths}
 
 
 def explore(trace: Path, testbed: str, num_requests: int, seed: int = 0) -> Any:
-    """The panel; where a notebook runs without a front end, the figure of the first setting.
+    """The panel, or the figure of the first setting if the notebook runs without a front end.
 
     Args:
-        trace: the first one shown. testbed, num_requests, seed: as in `Explorer`.
+        trace: the trace shown first.
+        testbed, num_requests, seed: as in `Explorer`.
     """
     explorer = Explorer(RoutingTrace.load(trace), testbed, num_requests, seed)
     if is_headless():
@@ -40,10 +41,12 @@ def explore(trace: Path, testbed: str, num_requests: int, seed: int = 0) -> Any:
 
 
 class Panel:
-    """Controls above, the picture below; while a setting is replayed, the picture is pale and a bar moves.
+    """Controls above, the figure below. While a setting is replayed, the figure is pale and a progress bar moves.
 
     Args:
-        traces: paths by name; the first is the explorer's. explorer: of the first trace. Others: as in `Explorer`.
+        traces: paths by name; the first is the explorer's trace.
+        explorer: explorer of the first trace.
+        testbed, num_requests, seed: as in `Explorer`.
     """
 
     def __init__(self, traces: Mapping[str, Path], explorer: Explorer, testbed: str, num_requests: int, seed: int) -> None:
@@ -70,7 +73,7 @@ class Panel:
         self._show()
 
     def _offer_systems(self) -> None:
-        """Only what the trace can serve, the choice kept as far as possible."""
+        """Offer only systems that the trace supports, and keep the selection as far as possible."""
         control, offered = self.controls["systems"], self._explorer.systems()
         kept = [name for name in control.value if name in offered]
         control.unobserve(self._changed, "value")
@@ -79,7 +82,7 @@ class Panel:
         control.observe(self._changed, "value")
 
     def _show(self) -> None:
-        """Replay what the controls say, and draw it over what was there before."""
+        """Replay the current settings, and draw the result over the previous one."""
         values = {name: control.value for name, control in self.controls.items() if name != "trace"}
         systems = values.pop("systems")
         if not systems:
@@ -87,24 +90,24 @@ class Panel:
             return
         with self._working("replaying", len(systems) + 1):
             limits = self._explorer.tpot_limits_ms()
-            table = self._explorer.replay(**values, systems=systems, told=self._told)
-            self._told("drawing")
+            table = self._explorer.replay(**values, systems=systems, report=self._report)
+            self._report("drawing")
             self.image.value = _png(explore_figure(table, self._explorer.title, limits, self._before_of(table)))
             self._before = table
 
     def _before_of(self, table: pd.DataFrame) -> pd.DataFrame | None:
-        """The last table, if it had any of these systems."""
+        """The previous table, if it contains any of these systems."""
         if self._before.empty:
             return None
         return self._before[self._before.system.isin(table.system)]
 
-    def _told(self, name: str) -> None:
+    def _report(self, name: str) -> None:
         self.bar.value += 1
         self.status.value = f'<span style="color:{_BUSY}">{name} …</span>'
 
     @contextmanager
     def _working(self, what: str, steps: int) -> Iterator[None]:
-        """Shows that something is under way, and in the end that it is done or what was refused."""
+        """Show that work is in progress and, at the end, that it is done or why it was refused."""
         self.bar.max, self.bar.value = max(1, steps), 0
         self.bar.layout.visibility = "visible"
         self.status.value = f'<span style="color:{_BUSY}">{what} …</span>'
@@ -142,7 +145,7 @@ def _png(fig: Any) -> bytes:
     import matplotlib.pyplot as plt
 
     held = io.BytesIO()
-    with plt.rc_context({"savefig.bbox": "standard"}):  # all of the canvas, so that every picture has the same margins
+    with plt.rc_context({"savefig.bbox": "standard"}):  # the whole canvas, so that all figures have the same margins
         fig.savefig(held, format="png", dpi=110)
     plt.close(fig)
     return held.getvalue()

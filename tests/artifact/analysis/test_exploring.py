@@ -70,13 +70,13 @@ def test_a_changed_slider_changes_the_picture(panel):
 
 def test_while_it_works_the_picture_is_pale_and_a_bar_moves(panel, monkeypatch):
     seen = []
-    told = Panel._told
+    report = Panel._report
 
     def note(self, name):
-        told(self, name)
+        report(self, name)
         seen.append((name, self.bar.value, self.bar.layout.visibility, "finemoe-busy" in self.image._dom_classes))
 
-    monkeypatch.setattr(Panel, "_told", note)
+    monkeypatch.setattr(Panel, "_report", note)
     panel.controls["expert_memory"].value = 0.5
     assert [name for name, *_ in seen] == [*FIRST_SYSTEMS, "drawing"]
     assert [value for _, value, *_ in seen] == [1, 2, 3, 4] == [*range(1, panel.bar.max + 1)]
