@@ -3,31 +3,31 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed.stamp
-# Two workers pay on two cores: half of the suite waits on kernels, pipelines and file locks. Tests that
-# share what they are made of stay together until a worker has nothing left to do.
+# Two workers pay off on two cores: half of the suite waits for kernels, pipelines and file locks. Tests that
+# share fixtures stay together until a worker runs out of work.
 JOBS   ?= 2
 
 .PHONY: help install reproduce smoke gpu test docs numbers families bench bench-against reference lint lock clean
 
 help:
-	@echo "make reproduce  install what is needed, then make every figure and table (snakemake --cores all)"
-	@echo "make test       install what is needed, then run the test suite"
+	@echo "make reproduce  install the environment, then make every figure and table (snakemake --cores all)"
+	@echo "make test       install the environment, then run the test suite"
 	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
-	@echo "make gpu        the whole pipeline with config/cuda.yaml: what needs a GPU is measured on this machine's"
-	@echo "make docs       the documentation as a static site, build/docs/index.html; shows notebooks that 'make reproduce' executed"
-	@echo "make numbers    renew every generated number and table in README.md and docs/"
-	@echo "make families   every model family of the installed Transformers against eager; writes the list in docs/models.md"
-	@echo "make bench      the benchmarks (map search, memory of a model larger than its host budget)"
-	@echo "make bench-against REV=...  this checkout's speed and memory beside another revision's, interleaved"
-	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and renew the pages that quote them"
+	@echo "make gpu        the whole pipeline with config/cuda.yaml, which also measures this machine's GPU"
+	@echo "make docs       build the documentation as a static site, build/docs/index.html; includes notebooks executed by 'make reproduce'"
+	@echo "make numbers    update every generated number and table in README.md and docs/"
+	@echo "make families   test every model family of the installed Transformers against eager; writes the list in docs/models.md"
+	@echo "make bench      run the benchmarks (map search, memory of a model larger than its host budget)"
+	@echo "make bench-against REV=...  compare this checkout's speed and memory with another revision's, interleaved"
+	@echo "make reference  ship the tables just made under data/reference/{figures,tables}, and update the pages that quote them"
 	@echo "make lint       ruff, mypy, import-linter, snakefmt, snakemake --lint"
-	@echo "make lock       resolve the ranges of pyproject.toml anew and write requirements.lock"
+	@echo "make lock       resolve the version ranges of pyproject.toml and write requirements.lock"
 	@echo "make clean      remove results and figures, keep the environment"
 
 install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "needs Python 3.11, 3.12 or 3.13; say which with PYTHON=..."'
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "needs Python 3.11, 3.12 or 3.13; choose one with PYTHON=..."'
 	@echo "Installing the pinned environment into $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
@@ -44,7 +44,7 @@ smoke: $(STAMP)
 gpu: $(STAMP)
 	$(BIN)/snakemake --cores all --configfile config/cuda.yaml
 
-# Kernels first, which the tests' own limits of time do not count with.
+# Compile the kernels first: compilation must not count towards the tests' time limits.
 test: $(STAMP)
 	$(BIN)/python -m finemoe.simulation.warm_up
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -66,12 +66,12 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest -q --benchmark-only --benchmark-enable --benchmark-json=results/benchmarks.json tests/benchmarks
 	$(BIN)/python -m tests.benchmarks results/benchmarks.json
 
-# The other revision is checked out and installed below build/against; `--only`, `--rounds` and more are options of the command itself.
+# The other revision is checked out and installed in build/against. For options such as `--only` and `--rounds`, run the command directly.
 bench-against: $(STAMP)
-	@test -n "$(REV)" || { echo "say against which revision: make bench-against REV=8f7ffb7"; exit 2; }
+	@test -n "$(REV)" || { echo "specify the other revision: make bench-against REV=8f7ffb7"; exit 2; }
 	$(BIN)/python -m tests.benchmarks.against $(REV)
 
-# What a reader can compare with: the tables behind the figures as this checkout made them, and the pages that quote them.
+# The tables that a reader can compare with: those behind the figures, as this checkout made them, and the pages that quote them.
 reference: reproduce
 	rm -rf data/reference/figures data/reference/tables
 	mkdir -p data/reference/figures/compare_systems data/reference/tables
@@ -88,7 +88,7 @@ lint: $(STAMP)
 	$(BIN)/snakefmt --check Snakefile $(wildcard rules/*.smk)
 	$(BIN)/snakemake --lint
 
-# All pins but pip itself, and but what pip adds to torch on its own where there is CUDA.
+# All pins except pip itself, and except the packages that pip adds to torch on machines with CUDA.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install -qq --disable-pip-version-check "torch==2.13.0" "setuptools>=77" ".[artifact,dev,docs,quantised]"
@@ -97,7 +97,7 @@ lock:
 		| sed 's/+cpu$$//' | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock
 	$(MAKE) environment.yml
 
-# The same pins for conda, which has no way to read them from a file that Snakemake could move.
+# The same pins for conda, which cannot read them from a file that Snakemake may move.
 environment.yml: requirements.lock
 	printf '%s\n' '# The pins of requirements.lock for conda users; written by `make environment.yml`.' 'name: finemoe' 'channels:' \
 		'  - conda-forge' 'dependencies:' '  - python=3.11' '  - pip' '  - pip:' > $@

@@ -1,6 +1,6 @@
 # Every figure and table of the paper that this project regenerates: `snakemake --cores all`.
-# notebooks/table.yaml lists the notebooks and their files; one generic rule below runs each of them. Settings are in config/,
-# the logic is in the package. rules/ has what is not a notebook: model geometries, measurements of a GPU, training of the miniatures.
+# notebooks/table.yaml lists the notebooks and their files; one generic rule below runs each of them. Settings are in config/, and the
+# logic is in the package. rules/ contains everything that is not a notebook: model geometries, GPU measurements, training of the miniatures.
 import os
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from finemoe.artifact.pipeline.warm_parent import Nursery
 min_version("9.5")
 
 
-# Rules run the Python that runs Snakemake and this checkout's package, whether or not either is activated or installed.
+# Rules run the Python interpreter of Snakemake and the package of this checkout, whether or not either is activated or installed.
 for variable, first in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", workflow.basedir)):
     os.environ[variable] = os.pathsep.join([str(first), os.environ.get(variable, "")]).rstrip(os.pathsep)
 
@@ -45,14 +45,14 @@ wildcard_constraints:
     **{name: "|".join(values) for name, values in EVERY.items()},
 
 
-# Most notebooks are forks of one process that has imported their libraries once.
+# Most notebooks run in forks of one process that has imported their libraries.
 nursery = Nursery()
 
 
 onstart:
     if workflow.local_exec:
-        # Snakemake 9.27 begins one more clock for every job that ends, each of which has it look at every file of every waiting job once
-        # a second: a sixth of all processor time. They keep a limit of jobs a second, which only a cluster needs.
+        # Snakemake 9.27 starts another timer for every job that ends. Each timer makes it check every file of every waiting job once a
+        # second, which costs a sixth of all processor time. The timers implement a limit of jobs per second, which only a cluster needs.
         workflow.scheduler.job_rate_limiter = None
     jobs = [(job.rule.name, job.threads) for job in workflow.dag.needrun_jobs() if job.rule.name != "all"]
     logger.addFilter(Progress(jobs, workflow.cores, Quietness.RULES))

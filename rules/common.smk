@@ -1,4 +1,4 @@
-# What the rules share: the table of notebooks, what the names in it stand for, and the files, logs and parameters of an entry.
+# Shared by the rules: the table of notebooks, the values of the names in it, and the files, logs and parameters of an entry.
 import json
 from pathlib import Path
 
@@ -17,7 +17,7 @@ RESULTS, FIGURES, MINIATURES = config["results"], config["figures"], config["min
 MODELS, DATASETS = config["models"], config["datasets"]
 TESTBEDS = [config["testbed"], config["high_end_testbed"], *config["further_testbeds"]]
 CLAIMED = [name for name, entry in TABLE.items() if entry.claim]
-# Tables of machines that were measured, and of this one where a configuration names models to measure on it.
+# Tables of the measured machines, and of this machine if a configuration names models to measure on it.
 HERE = f"{RESULTS}/measured/here"
 SHIPPED = sorted(str(path.parent) for path in Path("data/measured").glob("[!.]*/machine.json"))
 MACHINES = SHIPPED + ([HERE] if config["gpu_models"] else [])
@@ -26,7 +26,7 @@ MEASURED = (
     + sorted(str(path) for machine in SHIPPED for path in Path(machine).glob("[!.]*.csv"))
     + sorted(str(path) for path in Path("data/measured").glob("predictions-before-*.csv"))
 )
-# What the names in braces of notebooks/table.yaml stand for.
+# The values of the names in braces in notebooks/table.yaml.
 FILLING = Filling(
     config,
     {"results": RESULTS, "figures": FIGURES, "miniatures": MINIATURES},
@@ -48,11 +48,11 @@ FILLING = Filling(
 )
 
 
-EVERY = {"model": MODELS, "dataset": DATASETS, "testbed": TESTBEDS}  # what wildcards may be
+EVERY = {"model": MODELS, "dataset": DATASETS, "testbed": TESTBEDS}  # the allowed values of wildcards
 
 
 def inputs_of(entry):
-    """A notebook's input files by name: the notebook, the code that it reaches, and what the table names."""
+    """A notebook's input files by name: the notebook, the code that it reaches, and the inputs in the table."""
     found = {
         "notebook": str(notebook_named(entry.notebook).relative_to(workflow.basedir)),
         "code": sources_of(entry.notebook, policies=policies_of(entry)),
@@ -65,12 +65,12 @@ def inputs_of(entry):
 
 
 def policies_of(entry):
-    """The policies that the configuration has a notebook run."""
+    """The policies from the configuration that a notebook runs."""
     return config["policies"] if "policies" in parameter_names(entry.notebook) else []
 
 
 def outputs_of(entry):
-    """A notebook's output files by name, with what Snakemake is to do about them: no table may be empty, the report shows pictures."""
+    """A notebook's output files by name, marked for Snakemake: tables must not be empty, and pictures appear in the report."""
     found = FILLING.outputs(entry)
     for name, path in found.items():
         if path.endswith(".csv"):
@@ -86,7 +86,7 @@ def outputs_of(entry):
 
 
 def in_report(entry, picture):
-    """A figure's picture in `snakemake --report`, which shows rows with the same labels as one: the stem tells them apart."""
+    """A figure's picture in `snakemake --report`, which merges rows with equal labels; the stem keeps them distinct."""
     id = "H" if entry.name == "headline" else entry.name.capitalize()
     caption = f"notebooks/captions/{Path(entry.stem).parts[0]}.rst"
     labels = {"artefact": entry.figure, "claim": id if entry.claim else "-", "figure": entry.stem}
@@ -94,23 +94,23 @@ def in_report(entry, picture):
 
 
 def logs_of(entry):
-    """The executed notebook is a log, since Snakemake deletes the outputs of a failed job, traceback included."""
+    """The log files. The executed notebook is a log because Snakemake deletes the outputs of a failed job, including its traceback."""
     found = {"text": f"{RESULTS}/logs/{entry.job}.txt", "costs": f"{RESULTS}/costs/{entry.job}.tsv"}
     return found if entry.executed else found | {"notebook": f"{RESULTS}/notebooks/{entry.job}.ipynb"}
 
 
 def environment_of(entry):
-    """What stands before a notebook's command, as variables of the shell.
+    """Environment variables that precede a notebook's command in the shell.
 
-    Snakemake sets OMP_NUM_THREADS and its like to a rule's threads. A miniature's layers are too small to share: two threads are no
-    faster than one on an idle machine, and tens of times slower on a busy one, because each parallel loop waits for both. A notebook
-    that measures wall-clock time is a process of its own, not a fork of one that shares its memory.
+    Snakemake sets OMP_NUM_THREADS and similar variables to a rule's threads. A miniature's layers are too small to share: two threads are
+    no faster than one on an idle machine, and tens of times slower on a busy one, because each parallel loop waits for both. A notebook
+    that measures wall-clock time runs in a separate process, not in a fork that shares its parent's memory.
     """
     return f"{ADDRESS}= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1" if entry.alone else ""
 
 
 def executed_of(entry):
-    """Where one job's executed notebook goes."""
+    """The path of one job's executed notebook."""
     return lambda wildcards: f"{RESULTS}/notebooks/{entry.job}.ipynb".format(**wildcards)
 
 

@@ -1,4 +1,4 @@
-# Measures every part of this machine's runtime at the sizes of the configuration's models; resumable, finished parts are kept.
+# Measures every part of this machine's runtime at the sizes of the configured models; resumable: finished parts are kept.
 rule gpu_bench:
     input:
         code=sources_of("finemoe.artifact.gpu_bench.__main__"),

@@ -1,6 +1,6 @@
-"""What the paper reports beside what this project finds, one `Claim` per artefact, collected into one table.
+"""The paper's results and what this project finds: one `Claim` per artefact, collected into one table.
 
-One rule gives every verdict (`verdict_of`), from the statements that a claim makes and the cases in which each was found true.
+A single rule gives every verdict (`verdict_of`), from a claim's statements and the cases in which each was found true.
 """
 
 import json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FIXED_SPACE = "\N{NO-BREAK SPACE}"  # keeps "Figure 4" on one line of a narrow column
 VERDICTS = ("holds", "holds weaker", "does not hold", "not testable here")
-# The rule of `verdict_of`, for the pages that show verdicts.
+# The rule of `verdict_of`, as the pages with verdicts show it.
 RULE = (
     "Each claim is split into statements, and each statement is tested case by case, on real routing separately from the "
     "miniatures. A statement about every distance, baseline, model or dataset has one case for each of them; a statement about "
@@ -37,10 +37,12 @@ ARTEFACTS = (
 
 @dataclass(frozen=True)
 class Statement:
-    """One thing that a claim says.
+    """One testable part of a claim.
 
     Attributes:
-        text: in words. panel: on which routing or models it was tested. met, cases: in how many of how many cases it is true.
+        text: the statement in words.
+        panel: the routing or models on which it was tested.
+        met, cases: the number of cases in which it is true, and of all cases.
     """
 
     text: str
@@ -50,13 +52,13 @@ class Statement:
 
     @classmethod
     def of(cls, text: str, panel: str, flags: Iterable[object]) -> "Statement":
-        """From whether it is true, case by case."""
+        """Build a statement from whether it is true in each case."""
         found = [bool(flag) for flag in flags]
         return cls(text, panel, sum(found), len(found))
 
     @property
     def share(self) -> float:
-        """Of the cases in which it is true."""
+        """The share of the cases in which it is true."""
         return self.met / self.cases
 
     def __str__(self) -> str:
@@ -64,7 +66,7 @@ class Statement:
 
 
 def verdict_of(statements: Sequence[Statement]) -> str:
-    """One of VERDICTS by the one rule there is (RULE); statements without a case say nothing."""
+    """The verdict, one of VERDICTS, by RULE; statements without a case are ignored."""
     shares = [statement.share for statement in statements if statement.cases]
     if not shares:
         return "not testable here"
@@ -74,21 +76,23 @@ def verdict_of(statements: Sequence[Statement]) -> str:
 
 
 def deciding(statements: Sequence[Statement]) -> str:
-    """The statement that decides a verdict, in words: the one true in the smallest share of its cases, the first of equals."""
+    """The statement that decides a verdict, in words: the first of those that are true in the smallest share of cases."""
     tested = [statement for statement in statements if statement.cases]
     return f"decided by {min(tested, key=lambda one: one.share)}" if tested else "nothing could be tested"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of the paper and what became of it.
+    """One claim of the paper and its outcome.
 
     Attributes:
-        id: one of ARTEFACTS, e.g. "F4"; artefact: the paper's own name, e.g. "Fig. 4".
-        claim: the trend in words. reported, reproduced: values, as text with units.
-        verdict: one of VERDICTS. panel: the model, dataset or panel on which the statements were tested.
+        id: one of ARTEFACTS, e.g. "F4"; artefact: the paper's name for it, e.g. "Fig. 4".
+        claim: the trend in words.
+        reported, reproduced: values, as text with units.
+        verdict: one of VERDICTS.
+        panel: the model, dataset or panel on which the statements were tested.
         executor: what produced the value (computed, recorded, replayed, measured, paced, simulated).
-        why: the reason for the verdict, one or two sentences.
+        why: the reason for the verdict, in one or two sentences.
     """
 
     id: str
@@ -108,21 +112,21 @@ class Claim:
             raise FinemoeError(f"claim {self.id!r}: unknown id; known: {', '.join(ARTEFACTS)}")
         for field in fields(self):
             if not str(getattr(self, field.name)).strip():
-                raise FinemoeError(f"claim {self.id}: {field.name} is empty; say it, or say 'none'")
+                raise FinemoeError(f"claim {self.id}: {field.name} is empty; fill it in, or write 'none'")
 
     @classmethod
     def judged(cls, statements: Sequence[Statement], *, reproduced: str, **texts: str) -> "Claim":
-        """A claim whose verdict follows from its statements, with the number that decided before the values reproduced."""
+        """A claim whose verdict follows from its statements; the deciding number precedes the reproduced values."""
         return cls(verdict=verdict_of(statements), reproduced=f"{deciding(statements)}; {reproduced}", **texts)
 
     def save(self, path: str | Path) -> "Claim":
-        """Write the claim as JSON; relative paths start at the repository root. Returns it, for a notebook to show."""
+        """Write the claim as JSON; relative paths start at the repository root. Returns the claim, for a notebook to show."""
         with atomic_path(ROOT / path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return self
 
     def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
+        """The claim as a notebook shows it."""
         parts = {
             "Paper": self.reported,
             "Reproduced": self.reproduced,
@@ -139,7 +143,7 @@ class Claim:
         """Read a claim that `save` wrote.
 
         Raises:
-            FinemoeError: the file is missing or is no claim.
+            FinemoeError: the file is missing or does not contain a claim.
         """
         try:
             return cls(**json.loads((ROOT / path).read_text(encoding="utf-8")))
@@ -151,7 +155,7 @@ def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
     """The claims of these files as a table, one row each, in the paper's order.
 
     Raises:
-        FinemoeError: a file is unreadable, or two files bear the same id.
+        FinemoeError: a file is unreadable, or two files have the same id.
     """
     import pandas as pd
 
@@ -159,22 +163,23 @@ def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
     ids = [claim.id for claim in claims]
     twice = {id_ for id_ in ids if ids.count(id_) > 1}
     if twice:
-        raise FinemoeError(f"several claims bear the id {', '.join(sorted(twice))}; remove the stale file")
+        raise FinemoeError(f"several claims have the id {', '.join(sorted(twice))}; remove the stale file")
     return pd.DataFrame([asdict(claim) for claim in claims], columns=[field.name for field in fields(Claim)])
 
 
 def to_markdown(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str] | None = None) -> str:
-    """The table of claims as a page: an overview, a section for each claim, and what was measured on a GPU.
+    """The table of claims as a page: an overview, a section for each claim, and the GPU measurements.
 
     Args:
-        on_gpu: as `machines.pages.claims_section` words it. links: where to see more, by the stem of a figure; by default the
-            table of that name in the page's own folder.
+        table: claims, as `collect` returns them.
+        on_gpu: the text of `machines.pages.claims_section`.
+        links: returns links to details, by the stem of a figure; by default to the table of that name in the page's folder.
     """
     return f"# The paper's claims, and what became of them\n\n{to_sections(table, on_gpu, links or _beside)}"
 
 
 def to_sections(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str]) -> str:
-    """The same without a title, for docs/claims.md."""
+    """The same page without a title, for docs/claims.md."""
     return (
         f"{len(table)} artefacts: {_counts(table)}. {RULE}\n\n"
         f"{_overview(table)}\n\n"
@@ -184,7 +189,7 @@ def to_sections(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str])
 
 
 def _overview(table: "pd.DataFrame") -> str:
-    """The verdicts at a glance."""
+    """All verdicts as one table."""
     decided = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
     titles = [f"[{title_of(claim)}]({anchor_of(claim)})".replace(" ", _FIXED_SPACE) for claim in table.itertuples(index=False)]
     shown = table[["claim", "verdict", "executor"]].assign(**{"decided by": decided})

@@ -1,6 +1,6 @@
-"""The page of claims: for each one what the paper reports, what was found, the verdict and the reason.
+"""The page of claims: the paper's result, the project's result, the verdict and its reason for each claim.
 
-A claim's `reproduced` is one line, `decided by STATEMENT; PANEL NAME VALUE, NAME VALUE; ...`. Here that line becomes a small
+A claim's `reproduced` is one line, `decided by STATEMENT; PANEL NAME VALUE, NAME VALUE; ...`. This module turns it into a small
 table with panels and names as its two axes.
 """
 
@@ -20,7 +20,7 @@ _PANEL = re.compile(rf"(?P<panel>{_PANELS}):? (?P<rest>.+)")
 _LISTED = re.compile(rf"(?P<panel>{_PANELS}) (?P<value>[\d.]+)")
 _NAMED = re.compile(r"(?P<name>.*?)\s?(?P<value>(?<!\S)[+\-−]?\d.*)")
 _SHARED = re.compile(r"(?P<name>.+?) (?P<values>[+\-−]?\d+%(?:/[+\-−]?\d+%)+) \((?P<of>[^)]*)\)")
-_COMMA = re.compile(r", (?![^(\[]*[)\]])")  # none inside brackets
+_COMMA = re.compile(r", (?![^(\[]*[)\]])")  # outside brackets
 _TAIL = re.compile(r" (at \d+ GB)$")
 _FOUND, _PAPER = "found", "paper"
 Links = Callable[[str], str]
@@ -31,7 +31,8 @@ def claim_sections(table: pd.DataFrame, links: Links) -> str:
     """A section for each claim.
 
     Args:
-        table: claims, as `claims.collect` returns them. links: where to see more, by the stem of the claim's figure.
+        table: claims, as `claims.collect` returns them.
+        links: returns links to details, by the stem of the claim's figure.
     """
     return "\n\n".join(_section(claim, links) for claim in table.itertuples(index=False))
 
@@ -42,12 +43,12 @@ def title_of(claim: Any) -> str:
 
 
 def anchor_of(claim: Any) -> str:
-    """The address of a claim's section within the page."""
+    """The anchor of a claim's section within the page."""
     return "#" + title_of(claim).lower().replace(" ", "-")
 
 
 def stem_of(claim: Any) -> str:
-    """Name of a claim's notebook and table."""
+    """Name shared by a claim's notebook and table."""
     return "headline" if claim.id == "H" else str(claim.id).lower()
 
 
@@ -67,15 +68,16 @@ def _section(claim: Any, links: Links) -> str:
 
 
 def found_table(found: str, reported: str = "") -> tuple[str, pd.DataFrame]:
-    """What was found as a caption and a table: a row for each panel, or, where panels are fewer than names, for each name.
+    """The findings as a caption and a table with a row for each panel or, if there are fewer panels than names, for each name.
 
     Args:
-        found: values of a claim, separated by semicolons. reported: the paper's; a column of them where they have the same names.
+        found: values of a claim, separated by semicolons.
+        reported: the paper's values; they become a column if they have the same names.
     """
     caption, cells = _cells(found)
     _, theirs = _cells(reported)
     if tails := {tail[1] for value in cells.values() if (tail := _TAIL.search(value))}:
-        caption = ", ".join(filter(None, (caption, *tails)))  # the last value's, but meant of all
+        caption = ", ".join(filter(None, (caption, *tails)))  # follows the last value, but applies to all
         cells, theirs = ({key: _TAIL.sub("", value) for key, value in part.items()} for part in (cells, theirs))
     names = list(dict.fromkeys(name for _, name in cells))
     if {panel for panel, _ in theirs} == {""} and {name for _, name in theirs} <= set(names) - {""}:
@@ -92,7 +94,7 @@ def found_table(found: str, reported: str = "") -> tuple[str, pd.DataFrame]:
 
 
 def _cells(text: str) -> tuple[str, Cells]:
-    """Values, and what they have in common where the text says it first, up to a colon or to "against"."""
+    """Values and their common caption, which precedes them up to a colon or to "against"."""
     caption, cells, items = "", Cells(), text.split("; ")
     labelled = all(": " in item and not _PANEL.fullmatch(item) for item in items) and len(items) > 1
     for index, item in enumerate(items):
@@ -118,7 +120,7 @@ def _cells(text: str) -> tuple[str, Cells]:
 
 
 def _named(text: str) -> dict[str, str]:
-    """Values by name: `TPOT -46%/-38% (A, B), hit rate +14%` is three of them; a text without names is one without a name."""
+    """Values by name: `TPOT -46%/-38% (A, B), hit rate +14%` holds three of them; a text without names is one unnamed value."""
     values: dict[str, str] = {}
     for part in _COMMA.split(text):
         if shared := _SHARED.fullmatch(part):

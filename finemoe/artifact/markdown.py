@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def pipe_table(table: "pd.DataFrame") -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     cells = [[one_line(str(value)).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
     lines = [list(table.columns), ["---"] * len(table.columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def between_marks(page: str, name: str, text: str) -> str:
-    """A page with a text between its marks `<!-- name: ... -->` and `<!-- end of name -->`.
+    """Replace the text between the marks `<!-- name: ... -->` and `<!-- end of name -->` of a page.
 
     Raises:
-        FinemoeError: the page has no such marks.
+        FinemoeError: the page does not have these marks.
     """
     begin, end = page.find(f"<!-- {name}:"), page.find(f"<!-- end of {name} -->")
     if not 0 <= begin < end:
@@ -31,12 +31,12 @@ def between_marks(page: str, name: str, text: str) -> str:
 
 
 def with_blocks(page: str, texts: Mapping[str, str]) -> str:
-    """A page with a text between each of several marks, by name."""
+    """Replace the text between each of several pairs of marks; `texts` maps names of marks to texts."""
     for name, text in texts.items():
         page = between_marks(page, name, text)
     return page
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, as a table's cell or a list's item needs it."""
-    return re.sub(r"\s+", " ", text, flags=re.ASCII).strip(" ")  # spaces that do not break stay
+    """A text without line breaks, as required in a table's cell or a list's item."""
+    return re.sub(r"\s+", " ", text, flags=re.ASCII).strip(" ")  # keeps non-breaking spaces

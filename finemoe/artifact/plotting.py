@@ -1,4 +1,4 @@
-"""One look for every figure, and one way to save it: PDF, PNG and the tidy table behind it, the same bytes every time."""
+"""One style for every figure, and one way to save it: PDF, PNG and the tidy table behind it, byte for byte reproducible."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ MODEL_TITLES = {
     "mixtral-8x7b": "Mixtral-8x7B, real (32×8/2)",
 }
 DATASET_TITLES = {"questions": "questions", "dialogues": "dialogues"}
-# Every series differs in colour, lightness, marker and dash, so that a grey print can still be read.
+# Every series differs in colour, lightness, marker and dash, so that it stays readable when printed in grey.
 PALETTE = {
     "fine": "#0072B2",
     "coarse": "#E69F00",
@@ -37,12 +37,12 @@ PALETTE = {
     "sentence": "#D55E00",
     "shuffled": "#8C8C8C",
 }
-_BLACK = "#000000"  # of what bounds the others, which no series may look like
-_MORE_COLOURS = ("#882255", "#999933", "#332288", "#AA4499", "#661100")  # after the style's own
+_BLACK = "#000000"  # reserved for bounds; no series may look like it
+_MORE_COLOURS = ("#882255", "#999933", "#332288", "#AA4499", "#661100")  # used after the style's own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (2, 1), (7, 2), (3, 1, 1, 1, 1, 1))
-_SMALL_CHARACTERS_PER_INCH = 20.0  # of the style's font at 6 points, so many fit
-_FLOAT_FORMAT = "%.6g"  # more digits than any measurement has, fewer than rounding noise reaches
+_SMALL_CHARACTERS_PER_INCH = 20.0  # in the style's font at 6 points
+_FLOAT_FORMAT = "%.6g"  # more digits than any measurement has, but not enough to show rounding noise
 
 
 def use_style() -> None:
@@ -53,12 +53,12 @@ def use_style() -> None:
 
 
 def model_title(slug: str) -> str:
-    """Name and L×J/K of a model for a panel's title."""
+    """Name and L×J/K of a model, for the title of a panel."""
     return MODEL_TITLES.get(slug, slug)
 
 
 def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Seaborn's `palette`, `markers` and `dashes` for series in this order, distinct also in grey."""
+    """Seaborn's `palette`, `markers` and `dashes` for series in this order; distinct in grey, too."""
     import matplotlib.pyplot as plt
 
     taken = {PALETTE[name] for name in names if name in PALETTE} | {_BLACK}
@@ -75,7 +75,7 @@ def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def log_ticks(axis: "Axis") -> None:
-    """Plain numbers at 1, 2 and 5 of every decade of a logarithmic axis (`ax.xaxis` or `ax.yaxis`), nothing between."""
+    """Plain numbers at 1, 2 and 5 of every decade of a logarithmic axis (`ax.xaxis` or `ax.yaxis`), without minor ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -84,13 +84,13 @@ def log_ticks(axis: "Axis") -> None:
 
 
 def provenance(fig: "Figure", executor: str, *details: str) -> None:
-    """A small line or two under a figure: which executor and level produced it (measured, paced, simulated or recorded)."""
+    """Write one or two small lines under a figure: what produced it (measured, paced, simulated, recorded), and details."""
     width = int(fig.get_figwidth() * _SMALL_CHARACTERS_PER_INCH)
     fig.supxlabel(_lines([f"executor: {executor}", *details], width), fontsize=6, color="#555555", x=0.01, ha="left")
 
 
 def _lines(parts: Sequence[str], width: int) -> str:
-    """Parts side by side, in lines of at most so many characters; none is cut."""
+    """Join parts into lines of at most `width` characters; a part is never split."""
     lines = [parts[0]]
     for part in parts[1:]:
         longer = f"{lines[-1]} | {part}"
@@ -99,7 +99,7 @@ def _lines(parts: Sequence[str], width: int) -> str:
 
 
 def machine() -> str:
-    """The machine in words, for measured figures."""
+    """A description of this machine, for measured figures."""
     return processor()
 
 
@@ -107,8 +107,9 @@ def save_figure(fig: "Figure", table: "pd.DataFrame", stem: str | Path) -> None:
     """Write `stem`.pdf, .png and .csv, atomically and reproducibly.
 
     Args:
+        fig: the figure.
         table: the tidy data behind the figure; floats are written with six significant digits.
-        stem: path without suffix; relative ones start at the repository root.
+        stem: path without suffix; a relative path starts at the repository root.
     """
     stem = ROOT / stem
     with atomic_path(stem.with_name(f"{stem.name}.pdf")) as path:
@@ -119,6 +120,6 @@ def save_figure(fig: "Figure", table: "pd.DataFrame", stem: str | Path) -> None:
 
 
 def save_table(table: "pd.DataFrame", path: str | Path) -> None:
-    """Write a table as CSV with a fixed number format, so that equal results are equal bytes."""
+    """Write a table as CSV with a fixed number format, so that equal results give equal bytes."""
     with atomic_path(ROOT / path) as temporary:
         table.to_csv(temporary, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")

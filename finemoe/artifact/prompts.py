@@ -1,4 +1,4 @@
-"""Prompt sets as tables of the `datasets` library, for notebooks that choose rows and columns of them."""
+"""Prompt sets as `datasets` tables, for notebooks that select rows and columns."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ def load_prompts(source: str, **choice: Any) -> Dataset:
     """A prompt set with the columns id, prompt, topic, split.
 
     Args:
-        source, choice: as `finemoe.workloads.read_prompts` takes them.
+        source, choice: passed to `finemoe.workloads.read_prompts`.
     Raises:
-        FinemoeError: as there.
+        FinemoeError: as in `read_prompts`.
     """
     return Dataset.from_list(read_prompts(source, **choice))

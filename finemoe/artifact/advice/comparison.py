@@ -1,4 +1,4 @@
-"""Several traces in one figure and its table: hit rates, times, and what prefetching is worth."""
+"""Several traces in one figure and its table: hit rates, times, and the benefit of prefetching."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,15 +27,17 @@ COLUMNS = [
     *("quantity", "unit", "value", "low", "high"),
 ]
 _ROW_INCHES = 1.9
-_NUM_STEPS = 3 + len(ALL)  # hit rates, every system, predictors, and what changes the recommendation
+_NUM_STEPS = 3 + len(ALL)  # progress steps: hit rates, every system, predictors, and the sensitivity of the recommendation
 
 
 def advice_on_traces(traces: Sequence[str], sizes: Sequence[str] = (), **options: Any) -> dict[str, Advice]:
-    """Advice on traces, by the names of their files.
+    """Advice on traces, by file name.
 
     Args:
-        traces: paths; relative ones start at the repository root. sizes: whose sizes each has, "" for the published model of
-            the same layers and experts; none for that of all. options: of `finemoe.advice.advise`.
+        traces: paths; a relative path starts at the repository root.
+        sizes: the model that provides each trace's sizes, "" for the published model with the same layers and experts; empty to
+            use that for all traces.
+        options: of `finemoe.advice.advise`.
     """
     named = [*sizes, *([""] * (len(traces) - len(sizes)))]
     found = {}
@@ -48,18 +50,18 @@ def advice_on_traces(traces: Sequence[str], sizes: Sequence[str] = (), **options
 
 
 def shipped_advice(folder: str, hardware: str) -> dict[str, Advice]:
-    """What tables of real traces say of a testbed, by the names of the traces; nothing if they do not have it."""
+    """Shipped advice on real traces for a testbed, by trace; empty if the tables do not include the testbed."""
     found = read_advice(ROOT / folder) if folder else {}
     return {trace: advice for (trace, testbed), advice in found.items() if testbed == Path(hardware).stem}
 
 
 def comparison_points(found: Mapping[str, Advice]) -> pd.DataFrame:
-    """The tidy table behind the figure: the rules that it shows, and every system, those that it does not show included."""
+    """The tidy table behind the figure: the rules it shows, and all systems, including those it does not show."""
     return pd.DataFrame([row for name, advice in found.items() for row in _points(name, advice)], columns=COLUMNS)
 
 
 def comparison_figure(found: Mapping[str, Advice], hardware: str) -> "Figure":
-    """A row for every trace: hit rate, time per token, and time of the best prefetching system over the best on demand."""
+    """One row per trace: hit rate, time per token, and the time of the best prefetching system over the best on-demand system."""
     import matplotlib.pyplot as plt
 
     use_style()
@@ -82,7 +84,7 @@ def shown_rules(advice: Advice) -> list[str]:
 
 
 def _handles(axes: Sequence["Axes"]) -> dict[str, Any]:
-    """One for each label, the first; a rule looks like the system that loads on demand under it, whose name is enough."""
+    """The first handle of each label; a rule looks like the system that loads on demand with it, so one name covers both."""
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

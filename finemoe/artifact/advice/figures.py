@@ -1,4 +1,4 @@
-"""Every figure of an advice, with a line of what it shows; what was not timed or not found is left out."""
+"""Every figure of an advice, each with a caption; figures without data are left out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is drawn when it is asked for.
+    """A figure that is drawn on request.
 
     Attributes:
-        name: a slug. title: of its section. text: what it shows. draw: makes the figure from the advice.
+        name: a slug.
+        title: title of its section.
+        text: its caption.
+        draw: makes the figure from the advice.
     """
 
     name: str
@@ -84,7 +87,7 @@ _SENSITIVITY = Drawing(
 
 
 def drawings(advice: Advice) -> list[Drawing]:
-    """The figures that an advice has data for, in the order of the page."""
+    """The figures for which an advice has data, in the order of the page."""
     has_data = {
         _TIMES: advice.times,
         _HIT_RATES: advice.hit_rates,

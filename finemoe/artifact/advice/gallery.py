@@ -1,7 +1,7 @@
 """docs/gallery.md: advice on public traces of real models, generated from the tables in data/reference/advice.
 
-`python -m finemoe.artifact.advice.gallery` computes the tables of the traces that are available, then renews figures and page;
-with `--from-tables` it renews these alone.
+`python -m finemoe.artifact.advice.gallery` computes the tables of the available traces, then updates figures and page; with
+`--from-tables` it only updates figures and page.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,12 +35,12 @@ _GITHUB = "https://github.com"
 
 
 def compute(folder: Path = TABLES) -> None:
-    """Compute the tables; those of a trace that is not available stay as they are."""
+    """Compute the tables; the tables of an unavailable trace are kept."""
     known = read_advice(folder) if (folder / "facts.json").is_file() else {}
     tables = {real.name: part for real in REAL_TRACES if len(part := _known_published(folder, real.name))}
     for real in REAL_TRACES:
         if not real.path().is_file():
-            typer.echo(f"{real.name}: the trace is not here; its tables stay as they are")
+            typer.echo(f"{real.name}: the trace is not available; its tables are kept")
             continue
         trace = read_trace(real.path(), None)
         for testbed in TESTBEDS:
@@ -53,7 +53,7 @@ def compute(folder: Path = TABLES) -> None:
 
 
 def pictures(found: Mapping[Key, Advice]) -> dict[str, bytes]:
-    """The page's figures by their file's name: times and hit rates of every trace, on the first machine."""
+    """The page's figures by file name: times and hit rates of every trace, on the first machine."""
     import matplotlib.pyplot as plt
 
     made = {}
@@ -69,7 +69,7 @@ def pictures(found: Mapping[Key, Advice]) -> dict[str, bytes]:
 
 
 def page(folder: Path = TABLES) -> str:
-    """The page, from tables."""
+    """The page, generated from the tables."""
     return "\n".join(_page(read_advice(folder), pd.read_csv(folder / _PUBLISHED, keep_default_na=False, dtype=str)))
 
 
@@ -95,7 +95,7 @@ def _section(real: RealTrace, found: Mapping[str, Advice], published: pd.DataFra
     yield f"- Content: {real.content}"
     yield f"- {facts_of(next(iter(found.values())))[0]}\n"
     yield f"```\n{_command(real)}\n```\n"
-    shown: set[str] = set()  # what holds on every machine is stated once
+    shown: set[str] = set()  # statements that hold on every machine are shown once
     for testbed, advice in found.items():
         yield f"### On {testbed}\n"
         yield f"{facts_of(advice)[-1]}.\n"
@@ -112,7 +112,7 @@ def _section(real: RealTrace, found: Mapping[str, Advice], published: pd.DataFra
 
 
 def _lists(advice: Advice, shown: set[str]) -> Iterator[str]:
-    """Sentences, then warnings, without those that were shown; which they are afterwards."""
+    """Sentences, then warnings, without those already in `shown`, to which they are added."""
     for title, texts in (("", sentences(advice)), ("Warnings:\n\n", [sentence(text) for text in advice.warnings])):
         new = [text for text in texts if text not in shown]
         shown.update(new)
@@ -121,7 +121,7 @@ def _lists(advice: Advice, shown: set[str]) -> Iterator[str]:
 
 
 def _summary(testbed: str, advice: Advice) -> dict[str, str]:
-    """A machine in one row: what is recommended there, and what bounds it."""
+    """One row per machine: its recommendation and its bounds."""
     chosen = advice.recommendation
     if chosen is None:
         return {"machine": testbed, "recommended": "nothing fits"}
@@ -158,8 +158,8 @@ def _known_published(folder: Path, name: str) -> pd.DataFrame:
     return table[table.trace == name]
 
 
-def write_gallery(from_tables: Annotated[bool, typer.Option(help="renew figures and page only")] = False) -> None:
-    """Compute the tables, and renew the figures and the page."""
+def write_gallery(from_tables: Annotated[bool, typer.Option(help="update figures and page only")] = False) -> None:
+    """Compute the tables, and update the figures and the page."""
     if not from_tables:
         compute()
     for name, content in pictures(read_advice(TABLES)).items():

@@ -1,4 +1,4 @@
-"""Advice on several traces and machines as tidy tables: written, and read back as the same advice, to six digits."""
+"""Advice on several traces and machines as tidy tables: written to files, and read back as the same advice, to six digits."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _FACTS = (
 
 
 def write_advice(found: Mapping[Key, Advice], folder: Path) -> None:
-    """Write what was found to CSV tables with columns trace and testbed, and the rest of it to facts.json."""
+    """Write advice to CSV tables with the columns trace and testbed; all other values go to facts.json."""
     for name in (*_OF_TRACES, *_OF_MACHINES):
         save_table(pd.concat(_parts(found, name), ignore_index=True), folder / f"{name}.csv")
     facts: dict[str, dict[str, Any]] = {}
@@ -34,7 +34,7 @@ def write_advice(found: Mapping[Key, Advice], folder: Path) -> None:
 
 
 def read_advice(folder: Path) -> dict[Key, Advice]:
-    """What `write_advice` wrote, in its order.
+    """Read what `write_advice` wrote, in the same order.
 
     Raises:
         FinemoeError: a table is missing.
@@ -56,7 +56,7 @@ def _parts(found: Mapping[Key, Advice], name: str) -> list[pd.DataFrame]:
 
 
 def _labelled(found: Mapping[Key, Advice], name: str) -> Iterator[pd.DataFrame]:
-    """The rows of each advice, with what they are of; once a trace where machines do not matter."""
+    """The rows of each advice with their labels; once per trace if they do not depend on the machine."""
     written: set[str] = set()
     for (trace, testbed), advice in found.items():
         if name in _OF_TRACES and trace in written:
@@ -75,14 +75,14 @@ def _rows(table: pd.DataFrame, trace: str, testbed: str) -> list[dict[str, Any]]
 
 
 def _distance(name: Any, value: Any) -> Any:
-    """Whole layers, or None; pandas makes them numbers with NaN."""
+    """Distances as integers or None; pandas turns them into floats with NaN."""
     if name != "distance":
         return value
     return None if pd.isna(value) else int(value)
 
 
 def _rounded(value: Any) -> Any:
-    """With six digits, as tables have, and null for NaN, which JSON has not."""
+    """Round to six digits, as in the tables, and replace NaN by null, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

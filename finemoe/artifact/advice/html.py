@@ -1,4 +1,4 @@
-"""The few pieces of HTML that the page is made of. All text passes through `escape`."""
+"""The HTML elements of the page. All text passes through `escape`."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A whole page, which may load nothing from anywhere: its policy allows its own style and pictures in `data:` only."""
+    """A whole page. Its content security policy blocks external resources; it allows only inline style and `data:` pictures."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = [
         '<meta charset="utf-8">',
@@ -63,12 +63,12 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def heading(text: str) -> str:
-    """Of a section."""
+    """Heading of a section."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph, of a class if one is named."""
+    """A paragraph, with a class if `kind` is given."""
     return f"<p{_kind(kind)}>{escape(text)}</p>"
 
 
@@ -78,13 +78,13 @@ def bullets(texts: Iterable[str], kind: str = "") -> str:
 
 
 def definitions(texts: Mapping[str, str]) -> str:
-    """A list of terms, each with what it means."""
+    """A list of terms with their definitions."""
     items = (f"<li><b>{escape(term)}</b>: {escape(text)}</li>" for term, text in texts.items())
     return "\n".join(["<ul>", *items, "</ul>"])
 
 
 def table(title: str, columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table that opens on a click; rows whose `fits` is false are grey."""
+    """A collapsible table; rows whose `fits` is false are grey."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in columns)
     body = [_row([text(row) for _, text in columns], is_grey=not row.get("fits", True)) for row in rows]
     lines = [f"<details>\n<summary>{escape(title)}</summary>", '<div class="wide"><table>', f"<thead><tr>{head}</tr></thead>"]
@@ -96,14 +96,14 @@ def _row(cells: Iterable[str], is_grey: bool) -> str:
 
 
 def picture(fig: "Figure", title: str, text: str) -> str:
-    """A figure within the page, as SVG whose text is drawn, so that it looks alike everywhere; same figure, same bytes."""
+    """A figure embedded as SVG with text drawn as paths, so that it looks the same everywhere; same figure, same bytes."""
     data = base64.b64encode(svg(fig)).decode("ascii")
     image = f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
     return f"<figure>\n<figcaption>{escape(text)}</figcaption>\n{image}\n</figure>"
 
 
 def svg(fig: "Figure") -> bytes:
-    """A figure as SVG without a date or a maker's name; its ids follow from its content (`svg.hashsalt` in the style)."""
+    """A figure as SVG without date and creator; its ids are derived from its content (`svg.hashsalt` in the style)."""
     file = io.BytesIO()
     fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""How rules, systems and limits look: alike in every figure, and in grey no two of a panel alike."""
+"""Styles of rules, systems and limits: the same in every figure, and distinct in grey within a panel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,14 +32,14 @@ CAUSAL_RULES = tuple(name for name in RULES if name != BELADY_RULE)
 
 
 def rule_look(name: str) -> dict[str, Any]:
-    """Of an eviction rule, for `Axes.plot`."""
+    """Style of an eviction rule, for `Axes.plot`."""
     if name == BELADY_RULE:
         return {"color": "black", "linestyle": "--", "marker": "", "label": LIMIT_NAMES[BELADY]}
     return {"color": _RULE_COLOURS[name], "label": name} | _place(CAUSAL_RULES, name)
 
 
 def system_look(name: str) -> dict[str, Any]:
-    """Of a system; limits are black, and a system on demand looks like its rule."""
+    """Style of a system; limits are black, and an on-demand system looks like its rule."""
     if name in _LIMITS:
         return {"color": "black", "label": LIMIT_NAMES[name]} | _LIMITS[name]
     if name in RULE_OF:
@@ -49,7 +49,7 @@ def system_look(name: str) -> dict[str, Any]:
 
 
 def _place(names: Sequence[str], name: str) -> dict[str, Any]:
-    """Marker and dashes by the place among others."""
+    """Marker and dashes by position in a sequence of names."""
     place = names.index(name)
     dashes = DASHES[place % len(DASHES)]
     return {"marker": MARKERS[place % len(MARKERS)], "linestyle": (0, dashes) if dashes else "-"}

@@ -1,4 +1,4 @@
-"""The axis that most figures share, expert memory, and what is marked along it: cliff, knee, and where memory ends."""
+"""The axis shared by most figures, expert memory, and the marks on it: cliff, knee, and the end of the machine's memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,12 @@ _DASHES = {"cliff": (0, (1, 1.5)), "knee": (0, (4, 2))}
 
 @dataclass(frozen=True)
 class MemoryAxis:
-    """How numbers of experts are shown.
+    """Converts numbers of experts to positions on the axis.
 
     Attributes:
-        per_slot: what one expert is on the axis. percent_per_slot: what share of all experts it is. label: of the axis.
+        per_slot: one expert in units of the axis.
+        percent_per_slot: one expert as a percentage of all experts.
+        label: label of the axis.
     """
 
     per_slot: float
@@ -32,7 +34,7 @@ class MemoryAxis:
 
     @classmethod
     def of(cls, advice: Advice, in_percent: bool = False) -> "MemoryAxis":
-        """In GiB; in percent of all experts if that is asked for, or if the size of an expert is not known."""
+        """In GiB; in percent of all experts if `in_percent` is set or the size of an expert is unknown."""
         percent, each = 100 / advice.trace["all_experts"], advice.trace["expert_bytes"]
         if in_percent or each is None:
             return cls(percent, percent, "expert memory (% of all experts)")
@@ -44,7 +46,7 @@ class MemoryAxis:
         return self.per_slot == self.percent_per_slot
 
     def apply(self, axis: "Axes", slots: tuple[int, int]) -> None:
-        """Logarithmic from the first to the second size, with shares of all experts above where the axis shows bytes."""
+        """Scale the axis logarithmically from the first to the second size; an axis in bytes also shows shares at the top."""
         low, high = (one * self.per_slot for one in slots)
         axis.set(xscale="log", xlim=(low / 1.06, high * 1.06), xlabel=self.label)
         log_ticks(axis.xaxis)
@@ -58,7 +60,7 @@ class MemoryAxis:
         log_ticks(above.xaxis)
 
     def shade(self, axis: "Axes", advice: Advice) -> None:
-        """Sizes for which the machine has no room; after `apply`."""
+        """Shade sizes that do not fit into the machine's memory; call after `apply`."""
         if advice.machine is None:
             return
         room = advice.machine["room_bytes"] / advice.machine["expert_bytes"] * self.per_slot
@@ -67,10 +69,11 @@ class MemoryAxis:
             axis.axvspan(max(room, low), high, color=NOT_FITTING, linewidth=0, zorder=0, label="does not fit")
 
     def mark(self, axes: Sequence["Axes"], advice: Advice) -> None:
-        """Vertical lines at cliff and knee, where they are in view, with their names in a strip above all data; last of all.
+        """Draw vertical lines at cliff and knee if they are in view, with their names in a strip above all data; call last.
 
         Args:
-            axes: several only if they share the vertical axis.
+            axes: several axes only if they share the vertical axis.
+            advice: the advice with cliff and knee.
         """
         places = {"cliff": advice.cliff["cycle"] * self.per_slot, "knee": advice.knee["slots"] * self.per_slot}
         first, second = sorted(places, key=lambda kind: places[kind])
@@ -85,14 +88,14 @@ class MemoryAxis:
 
 
 def _raise_top(axis: "Axes") -> None:
-    """Make room for a line of text above what is drawn, on a linear or a logarithmic axis."""
+    """Make room for a line of text above the data, on a linear or a logarithmic axis."""
     change = axis.yaxis.get_transform()
     low, high = (float(value) for value in change.transform(list(axis.get_ylim())))
     axis.set_ylim(top=float(change.inverted().transform([high + 0.07 * (high - low)])[0]))
 
 
 def sizes_in_view(advice: Advice) -> tuple[int, int]:
-    """The smallest and the largest size that figures show: those that were timed, or from half a token's cycle on."""
+    """The smallest and the largest size shown in figures: the timed sizes or, without any, from half a token's cycle up."""
     timed = {row["slots"] for row in advice.times}
     least = min(timed) if timed else min(advice.cliff["cycle"] // 2, advice.trace["all_experts"] // 50)
     return max(1, least), int(advice.trace["all_experts"])

@@ -1,4 +1,4 @@
-"""Figures over expert memory: time per token, hit rate, and what prefetching is worth."""
+"""Figures over expert memory: time per token, hit rate, and the benefit of prefetching."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINEAR_UP_TO = 3.0  # times the least value: beyond, small differences at the bottom need a logarithmic axis
+_LINEAR_UP_TO = 3.0  # maximum over minimum; above it, a logarithmic axis is needed to show small differences
 _NUM_MARKERS = 9
 _STAR: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "", "markeredgecolor": "black", "zorder": 5}
 Row = Mapping[str, Any]
 
 
 def time_figure(advice: Advice) -> "Figure":
-    """Time per token: systems that load on demand on the left, systems that prefetch on the right, limits in both."""
+    """Time per token: on-demand systems on the left, prefetching systems on the right, limits in both."""
     import matplotlib.pyplot as plt
 
     groups = {"loading on demand": [*ON_DEMAND, BELADY], "prefetching": list(PREFETCHING)}
@@ -39,11 +39,11 @@ def time_figure(advice: Advice) -> "Figure":
 
 
 def draw_times(axis: "Axes", advice: Advice, names: Sequence[str], in_percent: bool = False) -> None:
-    """Time per token of some systems, with the recommendation, where it is one of them, and the sizes that do not fit."""
+    """Draw the time per token of some systems, the recommendation if it is one of them, and the sizes that do not fit."""
     memory = MemoryAxis.of(advice, in_percent)
     for name in names:
         rows, look = rows_of(advice.times, system=name), system_look(name)
-        if name == RESIDENT:  # has one size
+        if name == RESIDENT:  # has a single size
             axis.axhline(rows[0]["tpot_s"] * 1e3, **look, linewidth=0.9)
         else:
             _draw_system(axis, rows, look, memory)
@@ -67,13 +67,13 @@ def _draw_system(axis: "Axes", rows: Sequence[Row], look: dict[str, Any], memory
 
 
 def draw_band(axis: "Axes", places: Sequence[float], rows: Sequence[Row], colour: str, times: float = 1.0) -> None:
-    """The 95 % interval around a line, where there is one."""
+    """Draw the 95 % interval around a line, if there is one."""
     if all(has_interval(row) for row in rows):
         axis.fill_between(places, column(rows, "low", times), column(rows, "high", times), color=colour, alpha=0.18, linewidth=0)
 
 
 def finish_times(axes: Sequence["Axes"], advice: Advice, names: Sequence[str], in_percent: bool = False) -> None:
-    """Scale and label axes that `draw_times` drew these systems on, which share the vertical one, and mark cliff and knee."""
+    """Scale and label axes that `draw_times` drew these systems on and that share the vertical axis, and mark cliff and knee."""
     values = [1e3 * row["tpot_s"] for row in advice.times if row["system"] in names]
     axes[0].set_ylabel("time per token (ms)")
     if max(values) > _LINEAR_UP_TO * min(values):
@@ -83,7 +83,7 @@ def finish_times(axes: Sequence["Axes"], advice: Advice, names: Sequence[str], i
 
 
 def hit_rate_figure(advice: Advice) -> "Figure":
-    """Hit rate of every eviction rule where experts are loaded on demand."""
+    """Hit rate of every eviction rule when experts are loaded on demand."""
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.4, 3.6))
@@ -93,7 +93,7 @@ def hit_rate_figure(advice: Advice) -> "Figure":
 
 
 def draw_hit_rates(axis: "Axes", advice: Advice, rules: Iterable[str], in_percent: bool = False) -> None:
-    """Hit rate of some rules, with cliff and knee."""
+    """Draw the hit rate of some rules, with cliff and knee."""
     memory, (least, most) = MemoryAxis.of(advice, in_percent), sizes_in_view(advice)
     least = max(1, min(least, advice.cliff["cycle"] // 2))
     for place, rule in enumerate(rules):
@@ -109,7 +109,7 @@ def draw_hit_rates(axis: "Axes", advice: Advice, rules: Iterable[str], in_percen
 
 
 def prefetching_figure(advice: Advice) -> "Figure":
-    """Time of the fastest system that prefetches over that of the fastest that does not, at every size."""
+    """Time of the fastest prefetching system over that of the fastest on-demand system, at every size."""
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.4, 3.1))
@@ -119,7 +119,7 @@ def prefetching_figure(advice: Advice) -> "Figure":
 
 
 def draw_prefetching(axis: "Axes", advice: Advice, in_percent: bool = False) -> None:
-    """The ratio and its interval; the marker is that of the prefetching system, filled where the interval excludes 1."""
+    """Draw the ratio and its interval; the marker names the prefetching system, and is filled if the interval excludes 1."""
     memory, rows = MemoryAxis.of(advice, in_percent), advice.prefetching
     places = column(rows, "slots", memory.per_slot)
     axis.axhline(1, color="black", linewidth=0.9, zorder=1)

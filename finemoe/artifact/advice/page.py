@@ -1,6 +1,6 @@
 """One self-contained HTML page of an advice: sentences, warnings, figures, all numbers, and how they were computed.
 
-The page opens offline, prints, and has the same bytes for the same advice.
+The page opens offline, can be printed, and has the same bytes for the same advice.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt  # at the top: a missing library is reported before anything is computed
+import matplotlib.pyplot as plt  # imported early, so that a missing library is reported before anything is computed
 
 import finemoe
 from finemoe.advice.result import Advice
@@ -45,7 +45,10 @@ def write_page(advice: Advice, title: str, path: Path, command: str | None = Non
     """Write the page, atomically.
 
     Args:
-        title: of the page, such as the trace's name. command: what made it; by default, what would.
+        advice: the advice.
+        title: title of the page, such as the trace's name.
+        path: path of the page.
+        command: the command that made it; by default, a command that would.
     """
     text = page_text(advice, title, command)
     with atomic_path(path) as temporary:
@@ -80,7 +83,7 @@ def _parts(advice: Advice, title: str, command: str) -> Iterator[str]:
 
 
 def facts_of(advice: Advice) -> list[str]:
-    """The model with its sizes, what was recorded, and the machine, a line each."""
+    """Lines on the model and its sizes, the recording, and the machine."""
     facts, machine = advice.trace, advice.machine
     name = facts["model"] or "a model without a name"
     each = "" if facts["expert_bytes"] is None else f"; {format_bytes(facts['expert_bytes'])} an expert"
@@ -102,7 +105,7 @@ def _room(machine: dict[str, Any]) -> str:
 
 
 def _figures(advice: Advice) -> Iterator[str]:
-    """Drawn in the project's style, which is left as it was afterwards; nothing is kept open."""
+    """Draw the figures in the project's style, then restore the previous style and close the figures."""
     with plt.style.context(STYLE):
         for drawing in drawings(advice):
             fig = drawing.draw(advice)
@@ -112,7 +115,7 @@ def _figures(advice: Advice) -> Iterator[str]:
 
 
 def _command(advice: Advice, title: str) -> str:
-    """The command line of such a page, as far as the advice states it."""
+    """The command line of such a page, as far as the advice determines it."""
     hardware = "" if advice.machine is None else " --hardware TESTBED"
     model = f" -m {advice.trace['model']}" if advice.trace["model"] else ""
     return f"finemoe advise {title}{model}{hardware} --page PAGE.html"

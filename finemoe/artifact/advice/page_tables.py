@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 def tables_of(advice: Advice) -> list[str]:
-    """What was found, a table each; those without a row are left out."""
+    """The results, one table each; empty tables are left out."""
     made: list[tuple[str, Sequence[Column], Sequence[Row]]] = [
         ("Time per token of every system and size", _times(advice), advice.times),
         ("Prefetching against loading on demand", _prefetching(advice), advice.prefetching),
@@ -29,18 +29,18 @@ def tables_of(advice: Advice) -> list[str]:
 
 
 def milliseconds(row: Row) -> str:
-    """A time per token with its interval, where it has one."""
+    """A time per token in ms, with its interval if there is one."""
     interval = f" [{1e3 * row['low']:.2f}, {1e3 * row['high']:.2f}]" if has_interval(row) else ""
     return f"{1e3 * row['tpot_s']:.2f}{interval}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent; a dash where there is none."""
+    """A share in percent; a dash if there is none."""
     return "-" if value is None or value != value else f"{100 * value:.{digits}f}"
 
 
 def _memory(advice: Advice) -> list[Column]:
-    """A size in experts, as a share of all, and in bytes where the size of an expert is known."""
+    """A size in experts, as a share of all, and in bytes if the size of an expert is known."""
     count, each = advice.trace["all_experts"], advice.trace["expert_bytes"]
     columns: list[Column] = [
         ("experts", lambda row: f"{row['slots']:,}"),
@@ -88,7 +88,7 @@ def _rate_text(row: Row) -> str:
 
 
 def _rates_by_size(advice: Advice) -> list[Row]:
-    """One row a size, with the row of each rule by its name."""
+    """One row per size, with the row of each rule by its name."""
     found: dict[int, dict[str, Any]] = {}
     for row in advice.hit_rates:
         found.setdefault(row["slots"], {"slots": row["slots"]})[row["rule"]] = row

@@ -1,6 +1,6 @@
-"""Public traces of real models: where they come from, and what their publisher reports of them.
+"""Public traces of real models: their sources, and the values that their publishers report.
 
-The traces are not part of the project; tables of results computed from them are.
+The traces are not part of the project, but tables of results computed from them are.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,9 +26,16 @@ class RealTrace:
     """A public trace.
 
     Attributes:
-        name: a slug. title: of the model. publisher: repository on GitHub. licence: of the trace. commit, files: where in it.
-        content: what was recorded. model: a name in data/models/configs. path: where the trace lies, if it does.
-        options: of `finemoe.advice.advise`. published: what the publisher reports, by quantity; report: where.
+        name: a slug.
+        title: name of the model.
+        publisher: repository on GitHub.
+        licence: licence of the trace.
+        commit, files: its commit and files in the repository.
+        content: what was recorded.
+        model: a name in data/models/configs.
+        path: path of the local copy, if there is one.
+        options: of `finemoe.advice.advise`.
+        published: values that the publisher reports, by quantity; report: where they are reported.
     """
 
     name: str
@@ -102,10 +109,11 @@ NOT_SHOWN = {
 
 
 def published_table(real: RealTrace, trace: RoutingTrace, advice: Advice) -> pd.DataFrame:
-    """What the publisher reports, and the same computed here.
+    """Values that the publisher reports, next to the same values computed here.
 
     Returns:
-        Rows (trace, quantity, published, computed, difference), numbers as text; difference is in the definitions.
+        Rows (trace, quantity, published, computed, difference), with numbers as text; difference describes how the definitions
+        differ.
     """
     computed = _computed(trace, advice) if real.published else {}
     rows = [
@@ -122,7 +130,7 @@ def published_table(real: RealTrace, trace: RoutingTrace, advice: Advice) -> pd.
 
 
 def slots_of(trace: RoutingTrace, num_bytes: int) -> int:
-    """How many experts of their mean size a cache holds."""
+    """The number of experts of mean size that fit into a cache of `num_bytes`."""
     return int(num_bytes / float(np.mean(trace.expert_bytes)))
 
 
@@ -144,7 +152,7 @@ def _detail(quantity: str, trace: RoutingTrace) -> str:
 
 
 def _text(values: tuple[float, ...]) -> str:
-    """One number, or one and the two that bound it."""
+    """One number, or one number and its two bounds."""
     first, *bounds = values
     shown = f"{first:.1f}".removesuffix(".0")
     return f"{shown} ({', '.join(f'{bound:g}' for bound in bounds)})" if bounds else shown

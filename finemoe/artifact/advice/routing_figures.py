@@ -1,4 +1,4 @@
-"""Figures of the routing itself: predictability, concentration, working set and reuse; and of what changes the advice."""
+"""Figures of the routing itself (predictability, concentration, working set, reuse) and of what changes the advice."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIMPLE: dict[str, Any] = {"color": "#444444", "marker": "o"}
-_LINEAR_UP_TO = 5.0  # times the least value
+_LINEAR_UP_TO = 5.0  # maximum over minimum
 _BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#8C8C8C"
 Row = Mapping[str, Any]
 
 
 def recall_figure(advice: Advice) -> "Figure":
-    """Recall of every predictor; on the right by distance, where one was asked about several."""
+    """Recall of every predictor; on the right by distance, for predictors evaluated at several distances."""
     import matplotlib.pyplot as plt
 
     several = _asked_at_several(advice)
@@ -34,7 +34,7 @@ def recall_figure(advice: Advice) -> "Figure":
 
 
 def draw_recalls(axis: "Axes", advice: Advice) -> None:
-    """A row for every predictor, the best at the top; of one that was asked about several distances, the nearest."""
+    """Draw a row for every predictor, the best at the top; with several distances, the nearest one is shown."""
     rows = sorted(_last(advice), key=lambda row: row["recall"], reverse=True)
     for place, row in enumerate(rows):
         look = predictor_look(row["predictor"]) | {"linestyle": ""}
@@ -46,7 +46,7 @@ def draw_recalls(axis: "Axes", advice: Advice) -> None:
 
 
 def draw_distances(axis: "Axes", advice: Advice, names: Sequence[str]) -> None:
-    """Recall by how many layers ahead, and chance."""
+    """Draw recall by the number of layers ahead, and chance."""
     axis.axhline(100 * chance_of(advice), color="black", linewidth=0.8, linestyle=":", label="chance", zorder=1)
     for name in names:
         rows = sorted(rows_of(advice.predictability, predictor=name), key=lambda row: row["distance"])
@@ -60,14 +60,14 @@ def draw_distances(axis: "Axes", advice: Advice, names: Sequence[str]) -> None:
 
 
 def predictor_look(name: str) -> dict[str, Any]:
-    """Of a system that prefetches, its own; what needs no learning is dark grey, and chance black."""
+    """The style of a predictor: a prefetching system's own style, dark grey for predictors without learning, black for chance."""
     if name in PREFETCHING:
         return system_look(name)
     return _SIMPLE | ({"color": "black", "marker": "|", "markersize": 9} if name == CHANCE else {})
 
 
 def chance_of(advice: Advice) -> float:
-    """What K experts named at random recall."""
+    """Recall of K experts named at random."""
     return float(advice.trace["top_k"] / advice.trace["experts"])
 
 
@@ -77,7 +77,7 @@ def _asked_at_several(advice: Advice) -> list[str]:
 
 
 def _last(advice: Advice) -> list[Row]:
-    """One row of every predictor."""
+    """One row per predictor."""
     found: dict[str, Row] = {}
     for row in sorted(advice.predictability, key=lambda row: row["distance"] or 0):
         found.setdefault(row["predictor"], row)
@@ -97,7 +97,7 @@ def _whiskers(row: Row) -> list[list[float]] | None:
 
 
 def usage_figure(advice: Advice) -> "Figure":
-    """How unequally the experts of each layer are used, and how many of them so many tokens use."""
+    """How unequally the experts of each layer are used, and how many of them a number of tokens uses."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(7.4, 3.0))
@@ -127,7 +127,7 @@ def _draw_effective(axis: "Axes", advice: Advice) -> None:
 
 
 def draw_working_set(axis: "Axes", advice: Advice) -> None:
-    """Distinct experts of a layer over windows of tokens: mean of all layers, the least and the greatest layer."""
+    """Draw the distinct experts of a layer over windows of tokens: mean over layers, and the smallest and largest layer."""
     rows, whole = advice.working_set, advice.request
     tokens = column(rows, "tokens")
     axis.axhline(advice.trace["experts"], color="black", linewidth=0.9, label="all")
@@ -154,7 +154,7 @@ def reuse_figure(advice: Advice) -> "Figure":
 
 
 def draw_reuse(axis: "Axes", advice: Advice) -> None:
-    """The share of uses that follow the last use of the same expert within so many tokens, and what chance would give."""
+    """Draw the share of uses whose expert was last used at most so many tokens ago, and this share for random experts."""
     tokens = column(advice.reuse, "tokens")
     by_chance = [100 * (1 - (1 - chance_of(advice)) ** count) for count in tokens]
     axis.plot(tokens, by_chance, color="black", linestyle=":", marker="", label="experts drawn\nat random")
@@ -165,7 +165,7 @@ def draw_reuse(axis: "Axes", advice: Advice) -> None:
 
 
 def sensitivity_figure(advice: Advice) -> "Figure":
-    """Time per token at the recommended size with one thing changed, on demand and prefetching."""
+    """Time per token at the recommended size with one thing changed, for on-demand loading and prefetching."""
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.4, 1.1 + 0.27 * len(advice.sensitivity)))
@@ -175,7 +175,7 @@ def sensitivity_figure(advice: Advice) -> "Figure":
 
 
 def draw_sensitivity(axis: "Axes", advice: Advice) -> None:
-    """A row for every change; hollow markers where it does not fit the machine's memory."""
+    """Draw a row for every change; markers are hollow if the change does not fit into the machine's memory."""
     rows, chosen = advice.sensitivity, advice.recommendation or {}
     series = {kind: chosen.get(kind) for kind in ("on_demand", "prefetching")}
     for kind, timed in series.items():

@@ -1,11 +1,11 @@
-"""Advice as plain values and back: what `finemoe advise --json` prints, and the tables that figures are drawn from."""
+"""Advice as plain values and back: the output of `finemoe advise --json`, and the tables behind the figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finemoe.advice.result import Advice
 
-# Numbers that may not exist: NaN in Python, null in JSON.
+# Numbers that may be missing: NaN in Python, null in JSON.
 _NUMBERS = frozenset(
     (
         *("low", "high", "recall", "ratio", "hit_rate", "recall_at_k", "tpot_s", "ttft_s", "tokens_per_s", "stalled"),
@@ -15,7 +15,7 @@ _NUMBERS = frozenset(
 
 
 def advice_of(values: Mapping[str, Any]) -> Advice:
-    """Advice from what `Advice.to_dict` gave, also by way of JSON, which has no NaN."""
+    """Advice from the values of `Advice.to_dict`, including values that passed through JSON, which has no NaN."""
     return Advice(**{name: _with_nan(value) for name, value in values.items()})
 
 
@@ -38,10 +38,10 @@ def column(rows: Sequence[Mapping[str, Any]], name: str, times: float = 1.0) -> 
 
 
 def has_interval(row: Mapping[str, Any]) -> bool:
-    """Whether a row states a 95 % interval."""
+    """Whether a row has a 95 % interval."""
     return bool(row["low"] == row["low"] and row["high"] == row["high"])
 
 
 def names_in(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """The different values of a column, in order of appearance."""
+    """The distinct values of a column, in order of appearance."""
     return list(dict.fromkeys(row[name] for row in rows))

@@ -1,1 +1,1 @@
-"""The analyses behind the figures: each takes traces and returns a tidy table; none draws, none imports torch."""
+"""The analyses behind the figures: each takes traces and returns a tidy table; none draws a figure or imports torch."""

@@ -1,4 +1,4 @@
-"""When requests arrive and how long they are: the Azure LLM inference trace, or a generator with its published statistics."""
+"""Arrival times and lengths of requests: the Azure LLM inference trace, or a generator with its published statistics."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import pandas as pd
 
 from finemoe.errors import FinemoeError
 
-RATE_PER_S = 2.91  # at which the paper draws requests from the trace
+RATE_PER_S = 2.91  # the rate at which the paper draws requests from the trace
 # Conversation trace of November 2023 (Patel et al., Splitwise, ISCA 2024; github.com/Azure/AzurePublicDataset): mean and
-# standard deviation of its tokens. Gaps between arrivals vary about as much as those of a Poisson process (1.09 times).
+# standard deviation of its tokens. Gaps between arrivals vary about as much as in a Poisson process (1.09 times).
 _PROMPT_TOKENS, _NEW_TOKENS = (1154.7, 1108.8), (211.1, 162.9)
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 def azure_like(num_requests: int, rate_per_s: float = RATE_PER_S, seed: int = 0) -> pd.DataFrame:
-    """Poisson arrivals with log-normal lengths of the trace's means and deviations.
+    """Poisson arrivals with log-normal lengths that have the trace's means and deviations.
 
     Returns:
         Columns arrival_s, prompt_tokens, new_tokens, in order of arrival.
@@ -31,19 +31,19 @@ def azure_like(num_requests: int, rate_per_s: float = RATE_PER_S, seed: int = 0)
 
 
 def azure_trace(path: str | Path, num_requests: int, rate_per_s: float = RATE_PER_S, seed: int = 0) -> pd.DataFrame:
-    """Requests drawn from the trace's file, in its order, their arrivals stretched to the rate.
+    """Requests drawn from the trace's file in its order, with arrivals scaled to the rate.
 
     Raises:
-        FinemoeError: the file is missing, is not the trace, or holds fewer requests.
+        FinemoeError: the file is missing, is not the trace, or contains fewer requests.
     """
     try:
         trace = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise FinemoeError(f"{path}: no readable arrivals ({error})") from error
+        raise FinemoeError(f"{path}: arrivals cannot be read ({error})") from error
     if missing := [name for name in _COLUMNS if name not in trace]:
         raise FinemoeError(f"{path} has no column {missing[0]}; the Azure LLM inference trace has {', '.join(_COLUMNS)}")
     if len(trace) < num_requests:
-        raise FinemoeError(f"{path} holds {len(trace)} requests, {num_requests} are wanted")
+        raise FinemoeError(f"{path} contains {len(trace)} requests, but {num_requests} are requested")
     drawn = trace.iloc[np.sort(np.random.default_rng(seed).choice(len(trace), num_requests, replace=False))]
     seconds = pd.to_datetime(drawn["TIMESTAMP"]).astype("int64").to_numpy() / 1e9
     seconds -= seconds[0]
@@ -58,7 +58,7 @@ def azure_trace(path: str | Path, num_requests: int, rate_per_s: float = RATE_PE
 
 
 def queued(arrivals_s: np.ndarray, service_s: np.ndarray) -> np.ndarray:
-    """How long each request waits before a single server that takes them first come, first served, [n] seconds."""
+    """Waiting time of each request at a single first-come, first-served server, [n] seconds."""
     waits, free_s = np.zeros(len(arrivals_s)), 0.0
     for number, (arrival_s, duration_s) in enumerate(zip(arrivals_s, service_s, strict=True)):
         waits[number] = max(0.0, free_s - arrival_s)

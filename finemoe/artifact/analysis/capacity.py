@@ -1,4 +1,4 @@
-"""How well a store's best match fits, against the number of maps it holds (Fig. 16a)."""
+"""How well a store's best match fits, as a function of the number of maps in the store (Fig. 16a)."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ _ROWS_PER_REQUEST = 8
 def similarity_table(
     history: RoutingTrace, served: RoutingTrace, capacities: Sequence[int], prefetch_distance: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean similarity of the best match over decode iterations of the served requests, some of each.
+    """Mean similarity of the best match over a sample of the served requests' decode iterations.
 
     Returns:
-        Rows (search, capacity, records, similarity, low, high); the trajectory's is a mean over the layers it guides from.
+        Rows (search, capacity, records, similarity, low, high); for the trajectory search, a mean over the layers it guides from.
     """
     requests, rows = _sample(served)
     found = []
@@ -63,6 +63,6 @@ def _trajectory_scores(store: ExpertMapStore, maps: np.ndarray, prefetch_distanc
 
 def _by_request(values: np.ndarray, requests: np.ndarray) -> np.ndarray:
     counts = np.bincount(requests)
-    has_rows = counts > 0  # a request that ended with its first token has none
+    has_rows = counts > 0  # a request that ended with its first token has no decode iterations
     means: np.ndarray = np.bincount(requests, weights=values)[has_rows] / counts[has_rows]
     return means

@@ -1,9 +1,10 @@
-"""finemoe-plus beside every other causal system under every eviction rule, on testbeds from PCIe 3.0 to 5.0, in virtual time.
+"""finemoe-plus compared with every other causal system under every eviction rule, on testbeds with PCIe 3.0 to 5.0, in virtual
+time.
 
 A cell is one trace on one testbed at one size of the expert cache. `python -m finemoe.artifact.analysis.causal_grid` computes the
-cells of the two public traces of real models: gpt-oss-20b (its requests in five folds, cells of three of them, each with the
-other four as history) and gemma-4-26b (one request, everybody learns online); or those of recorded miniatures, if their traces
-are given.
+cells of the two public traces of real models: gpt-oss-20b (five folds of requests, of which three are evaluated, each with the
+other four as history) and gemma-4-26b (one request; every system learns online). If traces of recorded miniatures are given, it
+computes their cells instead.
 """
 
 import itertools
@@ -45,7 +46,7 @@ _KEY = ["trace", "testbed", "expert_memory"]
 
 
 class Part(NamedTuple):
-    """A trace that is served, what is known beforehand (None: nothing), and whose sizes are meant (None: the trace's)."""
+    """A trace to serve, what is known in advance (None: nothing), and the model whose sizes are used (None: the trace's)."""
 
     name: str
     served: RoutingTrace
@@ -56,7 +57,7 @@ class Part(NamedTuple):
 def grid_rows(
     part: Part, testbeds: Sequence[str], prefetch_distance: int = 3, store_capacity: int = 1000
 ) -> Iterator[pd.DataFrame]:
-    """Every system under every rule, testbed by testbed, at every memory size that it has room for.
+    """Every system under every rule, testbed by testbed, at every memory size that fits.
 
     Yields:
         Rows (trace, testbed, expert_memory, system, eviction, tpot_s, hit_rate, demand_bytes, prefetched_bytes, wasted_bytes).
@@ -94,12 +95,12 @@ def _runs(missing: dict[str, str]) -> Iterator[tuple[str, System, list[str | Non
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell: finemoe-plus' TPOT over that of the systems it is measured by, and its bytes over theirs.
+    """One row per cell: finemoe-plus' TPOT and bytes relative to the systems it is compared with.
 
     Returns:
         Rows (trace, testbed, expert_memory, tpot_ms, over_lru, over_promoe, over_finemoe, over_best, best: the fastest other
-        causal system, gap_closed: share of the way from loading on demand with LRU to the oracle, bytes_over_lru,
-        waste_over_finemoe).
+        causal
+        system, gap_closed: share of the way from on-demand loading with LRU to the oracle, bytes_over_lru, waste_over_finemoe).
     """
     return pd.DataFrame([dict(zip(_KEY, key, strict=True)) | _cell(cell) for key, cell in table.groupby(_KEY, sort=False)])
 
@@ -134,7 +135,8 @@ def overall(cells: pd.DataFrame) -> dict[str, float]:
 
 
 def gpt_oss_parts(path: Path, folds: Sequence[int] = REPORTED_FOLDS, num_requests: int = 20) -> Iterator[Part]:
-    """Some folds of the public gpt-oss trace, of each the first requests, with all requests of the others as history."""
+    """Some folds of the public gpt-oss trace: the first requests of each fold, with all requests of the other folds as
+    history."""
     trace = gpt_oss.load_gpt_oss(path)
     fold = fold_of(trace.num_requests)
     for number in folds:
@@ -143,7 +145,7 @@ def gpt_oss_parts(path: Path, folds: Sequence[int] = REPORTED_FOLDS, num_request
 
 
 def gemma_part(path: Path) -> Part:
-    """The public gemma trace: one request, no history."""
+    """The public gemma trace: one request, without a history."""
     return Part("gemma-4-26b", route_trace.load_route_trace(path), None, "gemma-4-26b-a4b")
 
 
@@ -154,13 +156,13 @@ def miniature_part(path: Path) -> Part:
 
 
 def write_table(
-    traces: Annotated[list[Path] | None, typer.Argument(help="recorded miniatures; none: the public traces")] = None,
-    output: Annotated[Path, typer.Option(help="a CSV, to which cells are added as they come")] = DATA
+    traces: Annotated[list[Path] | None, typer.Argument(help="recorded miniatures; default: the public traces")] = None,
+    output: Annotated[Path, typer.Option(help="CSV to which each cell is added when it is complete")] = DATA
     / "reference"
     / "causal_grid.csv",
-    folds: Annotated[list[int], typer.Option(help="of the gpt-oss requests")] = list(REPORTED_FOLDS),  # noqa: B006
+    folds: Annotated[list[int], typer.Option(help="folds of the gpt-oss requests")] = list(REPORTED_FOLDS),  # noqa: B006
 ) -> None:
-    """Compute cells and write them as CSV; those that the file has already are left as they are."""
+    """Compute cells and write them as CSV; cells that the file already contains are kept."""
     parts: Iterator[Part] = map(miniature_part, traces) if traces else _public_parts(folds)
     table = pd.read_csv(output) if output.exists() else pd.DataFrame(columns=_KEY)
     for part in parts:

@@ -1,4 +1,4 @@
-"""The picture of a comparison of systems: hit rate against expert memory, and beside it what was loaded for it."""
+"""The figure of a comparison of systems: hit rate against expert memory, and the loads behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BOUNDS = ("on-demand (LRU)", "Belady (on demand)")  # the floor and the ceiling without prediction, drawn black
+_BOUNDS = ("on-demand (LRU)", "Belady (on demand)")  # lower and upper bound without prediction, drawn in black
 _KINDS = {
     "demand_loads": ("on demand", "#444444", ""),
     "useful_loads": ("not demanded yet, used later", "#56B4E9", ""),
@@ -26,7 +26,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What the first panel shows: its columns (value, low, high), their scale, and the axis."""
+    """The quantity in the first panel: its columns (value, low, high), their scale, and the axis."""
 
     columns: tuple[str, str, str]
     scale: float
@@ -39,22 +39,27 @@ _TPOT = _Quantity(("tpot_s", "tpot_low", "tpot_high"), 1e3, "TPOT, ms", True)
 
 
 def save_comparison(rows: Sequence[dict[str, Any]], trace: str, details: Sequence[str], stem: Path, machine: str = "") -> None:
-    """Draw the rows of `comparison_rows` to `stem`.pdf and .png, with the table behind the picture in .csv.
+    """Draw the rows of `comparison_rows` to `stem`.pdf and .png, and write the table behind the figure to `stem`.csv.
 
     Args:
-        trace: its name, the title. details: settings, for the line below the figure. machine: in virtual time, its title; rows
-            then also have the columns of `time_columns`.
+        rows: the rows; in virtual time they also need the columns of `time_columns`.
+        trace: name of the trace, used as title.
+        details: settings, for the line below the figure.
+        stem: path without suffix.
+        machine: title of the machine in virtual time.
     """
     table = pd.DataFrame(rows)
     save_figure(comparison_figure(table, trace, "", *details, machine=machine), table, stem)
 
 
 def comparison_figure(table: pd.DataFrame, model: str, dataset: str, *details: str, machine: str = "") -> "Figure":
-    """Draw what `analysis.system_tables.system_table` found; with a single memory size as bars instead of lines.
+    """Draw the result of `analysis.system_tables.system_table`; a single memory size is drawn as bars instead of lines.
 
     Args:
-        table: its rows. model, dataset: for the title. details: settings, for the line below the figure. machine: as in
-            `save_comparison`.
+        table: its rows.
+        model, dataset: for the title.
+        details: settings, for the line below the figure.
+        machine: as in `save_comparison`.
     """
     import matplotlib.pyplot as plt
 
@@ -93,9 +98,9 @@ def _draw_lines(axis: "Axes", table: pd.DataFrame, quantity: "_Quantity") -> Non
 
 
 def _draw_bars(axis: "Axes", table: pd.DataFrame, quantity: "_Quantity") -> None:
-    """One memory size: a bar for each system, with its interval and its value."""
+    """Draw a single memory size: a bar for each system, with its interval and its value."""
     value, low, high = (quantity.scale * table[column].to_numpy() for column in quantity.columns)
-    errors = np.nan_to_num(np.stack([value - low, high - value]))  # one request has no interval
+    errors = np.nan_to_num(np.stack([value - low, high - value]))  # a single request has no interval
     ends = value + errors[1]
     limit = 1.15 * max(ends[table.system != "DeepSpeed-Inference"], default=1.0) if quantity.is_timed else 1.12
     axis.barh(table.system, value, color=[_look(name)[0] for name in table.system], xerr=errors)
@@ -109,7 +114,7 @@ def _draw_bars(axis: "Axes", table: pd.DataFrame, quantity: "_Quantity") -> None
 
 
 def _look(name: str) -> tuple[Any, Any, str]:
-    """Colour, marker and line of a system, alike in every figure; bounds are black."""
+    """Colour, marker and line of a system, the same in every figure; bounds are black."""
     if name not in SYSTEMS:
         return "black", "*", ":"
     look = series_styles(list(SYSTEMS))
@@ -117,7 +122,7 @@ def _look(name: str) -> tuple[Any, Any, str]:
 
 
 def _draw_loads(axis: "Axes", bars: pd.DataFrame) -> None:
-    """Stacked bars; systems that load whole layers are cut off, with their value as a number."""
+    """Draw stacked bars; the bars of systems that load whole layers are cut off and labelled with their value."""
     left = pd.Series(0.0, index=bars.index)
     for column, (label, colour, hatch) in _KINDS.items():
         axis.barh(bars.index, bars[column], left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=label)

@@ -1,7 +1,9 @@
-"""Whether stores as large as the coverage theory asks for (4.4) hold maps as similar as it promises: recorded and random maps.
+"""Whether stores of the sizes given by the coverage theory (4.4) contain maps as similar as it promises: recorded and random
+maps.
 
-Found: they do not. No random map in 16 or 64 dimensions has one 98 % similar in a store of the size given for that, and of those
-recorded of gpt-oss-20b 2 % have one. A store serves where iterations resemble each other, not because it covers a sphere.
+They do not. In a store of the size given for 98 % similarity, no random map in 16 or 64 dimensions has a match that similar, and
+only 2 % of the recorded maps of gpt-oss-20b do. A store works where iterations resemble each other, not because it covers a
+sphere.
 """
 
 from collections.abc import Iterator
@@ -19,19 +21,21 @@ _MOST_NEW = 500
 
 
 def theory(num_layers: int, num_experts: int) -> dict[float, int]:
-    """The maps that the paper's coverage theory asks for by the similarity it promises in return: 0.75 and 0.98."""
+    """The number of maps that the paper's coverage theory asks for, by the similarity that it promises: 0.75 and 0.98."""
     num = num_layers * num_experts
     return {0.75: 2 * num, 0.98: round(0.5 * num * np.log(num))}
 
 
 def coverage_table(known: np.ndarray, new: np.ndarray) -> pd.DataFrame:
-    """What stores of the theory's sizes, filled from the first of `known` on, hold for `new` maps.
+    """The matches for `new` maps in stores of the theory's sizes, filled with the first maps of `known`.
 
     Args:
-        known: [n, L, J] maps; where there are fewer than the theory asks for, the store holds them all. new: [m, L, J].
+        known: [n, L, J] maps; if there are fewer than the theory asks for, the store contains all of them.
+        new: [m, L, J] maps.
     Returns:
-        Rows (promised, wanted, stored, median, covered): the promised cosine, the maps that the theory wants for it and those
-        stored, the median cosine of a new map's best match, and the share of new maps whose best match is as good as promised.
+        Rows (promised, wanted, stored, median, covered): the promised cosine, the number of maps that the theory asks for and the
+        number stored, the median cosine of a new map's best match, and the share of new maps whose best match is as good as
+        promised.
     """
     _, num_layers, num_experts = known.shape
     rows = []
@@ -49,7 +53,7 @@ def coverage_table(known: np.ndarray, new: np.ndarray) -> pd.DataFrame:
 
 
 def recorded_maps(trace: RoutingTrace) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of the history's rows, shuffled, and of some rows that are served, evenly spread."""
+    """Maps of the history's rows, shuffled, and of some served rows, evenly spaced."""
     history, served = trace.split("history"), trace.split("served")
     most = max(theory(trace.num_layers, trace.num_experts).values())
     known = np.random.default_rng(0).permutation(history.num_rows)[:most]
@@ -57,7 +61,7 @@ def recorded_maps(trace: RoutingTrace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_maps(num_layers: int, num_experts: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Known and new maps, each layer's distribution drawn evenly from all that there are."""
+    """Known and new maps; each layer's distribution is drawn uniformly from all distributions."""
     rng = np.random.default_rng(seed)
     counts = max(theory(num_layers, num_experts).values()), _MOST_NEW
     known, new = (rng.dirichlet(np.ones(num_experts), (count, num_layers)).astype(np.float32) for count in counts)
@@ -65,10 +69,12 @@ def random_maps(num_layers: int, num_experts: int, seed: int = 0) -> tuple[np.nd
 
 
 def covered_table(recorded: str, known: str, seed: int = 0) -> pd.DataFrame:
-    """`coverage_table` of random maps, of a recorded trace and of gpt-oss-20b, with their names in the column maps.
+    """`coverage_table` for random maps, a recorded trace and gpt-oss-20b, with their names in the column `maps`.
 
     Args:
-        recorded: path of a trace. known: table of gpt-oss-20b. Relative paths start at the repository root. seed: of random maps.
+        recorded: path of a trace.
+        known: table of gpt-oss-20b. Relative paths start at the repository root.
+        seed: seed of the random maps.
     """
     found = {
         "random, 1x16": coverage_table(*random_maps(1, 16, seed)),

@@ -1,7 +1,7 @@
-"""Where a result contradicts the paper: which assumption carries it. Each is varied alone; the rest stays as in Fig. 10.
+"""Where a result contradicts the paper: the assumption that causes it. Each is varied alone; the rest stays as in Fig. 10.
 
-On real routing FineMoE does not beat ProMoE (F10, F12, H). Varied are the store's capacity, the eviction rule, how much ProMoE's
-predictors were trained on, and the link.
+On real routing FineMoE does not beat ProMoE (F10, F12, H). The varied assumptions are the store's capacity, the eviction rule,
+the number of requests that ProMoE's predictors are trained on, and the link.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,14 @@ def disagreement_table(
     """FineMoE and ProMoE under varied assumptions.
 
     Args:
-        capacities: C of FineMoE's store. training_requests: how many requests of the history ProMoE learns from.
+        history: what the systems know in advance; served: other requests.
+        hardware: the testbed.
+        expert_memory: share of all routed experts.
+        capacities: values of C, the capacity of FineMoE's store, in maps.
+        training_requests: numbers of requests of the history that ProMoE learns from.
+        prefetch_distance, store_capacity: d in layers and C in maps where they are not varied.
     Returns:
-        Rows (assumption, value, system, and what `analysis.latency.means` gives); value is a text.
+        Rows (assumption, value, system, and the columns of `analysis.latency.means`); value is a text.
     """
     shared: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
     ours, theirs = ({name: LATENCY_SYSTEMS[name]} for name in (_OURS, _THEIRS))
@@ -66,7 +71,7 @@ def disagreement_table(
 
 
 def crossings(table: pd.DataFrame) -> dict[str, str]:
-    """For every assumption: the values at which FineMoE's TPOT is below ProMoE's, with both intervals apart."""
+    """For every assumption: the values at which FineMoE's TPOT is below ProMoE's and their intervals do not overlap."""
     reference = table[table.assumption == "as in Fig. 10"].set_index("system")
     found = {}
     for assumption, part in table[table.assumption != "as in Fig. 10"].groupby("assumption", sort=False):

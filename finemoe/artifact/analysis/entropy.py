@@ -1,9 +1,9 @@
 """How flat expert activation is, coarse and fine (Fig. 3).
 
 Entropy in bits per layer: of one request's summed counts (coarse), of a single iteration (fine), and of the running sum. Entropy
-is concave, so coarse >= fine holds for any data. What carries information is measured beside it: the same with gate
-probabilities, and a null in which iterations are shuffled across requests. The null keeps everything but the request an
-iteration belongs to, so coarse below null is what a request's identity tells about its experts.
+is concave, so coarse >= fine holds for any data. Two other quantities carry information: the same entropies of gate
+probabilities, and a null in which iterations are shuffled across requests. The null removes only the request that an iteration
+belongs to, so the difference between null and coarse is what a request's identity reveals about its experts.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from finemoe.traces import DECODE, RoutingTrace
 
 
 def decode_rows(trace: RoutingTrace) -> np.ndarray:
-    """Indices of the rows that are decode iterations of one token, [n].
+    """Indices of the rows that are single-token decode iterations, [n].
 
     Raises:
         FinemoeError: the trace has none.
@@ -27,7 +27,8 @@ def decode_rows(trace: RoutingTrace) -> np.ndarray:
 
 
 def row_weights(trace: RoutingTrace, rows: np.ndarray, of: str) -> np.ndarray:
-    """What is summed: [n, L, J] 0/1 counts of the activated experts (of="counts") or gate probabilities (of="probabilities")."""
+    """The weights to sum: [n, L, J] 0/1 counts of the activated experts (of="counts") or gate probabilities
+    (of="probabilities")."""
     if of == "probabilities":
         return trace.maps(rows)
     weights = np.zeros((len(rows), trace.num_layers, trace.num_experts), dtype=np.float32)
@@ -41,7 +42,7 @@ def requests_of(trace: RoutingTrace, rows: np.ndarray) -> np.ndarray:
 
 
 def shuffled(owners: np.ndarray, seed: int) -> np.ndarray:
-    """The null: the same requests of the same lengths, with iterations dealt out at random."""
+    """The null: the same requests with the same lengths, with iterations assigned at random."""
     return np.random.default_rng(seed).permutation(owners)
 
 
@@ -54,21 +55,22 @@ def coarse_entropy(weights: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Entropy of every request's sum over its iterations, [R, L] bits.
 
     Args:
-        weights: [n, L, J] of single-token iterations; owners: [n] their requests.
+        weights: [n, L, J] of single-token iterations.
+        owners: [n] their requests.
     """
     return np.stack([entropy_bits(weights[owners == request].sum(axis=0)) for request in np.unique(owners)])
 
 
 def _fine_entropy(weights: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    # Request by request, so that the logarithms of a long trace are never in memory at once.
+    # One request at a time, so that the logarithms of a long trace are never in memory at once.
     return np.stack([entropy_bits(weights[owners == request]).mean(axis=0) for request in np.unique(owners)])
 
 
 def entropy_table(trace: RoutingTrace, seed: int = 0) -> pd.DataFrame:
-    """Mean entropy over layers, coarse, fine and null, by counts and by probabilities (F3b).
+    """Mean entropy over layers (coarse, fine and null), from counts and from probabilities (F3b).
 
     Returns:
-        One row per (of, kind): entropy_bits, low, high (95 % over requests), and the largest possible value log2 J.
+        One row per (of, kind): entropy_bits, low, high (95 % over requests), and the maximum log2 J.
     """
     rows = decode_rows(trace)
     owners = requests_of(trace, rows)
@@ -86,8 +88,8 @@ def entropy_table(trace: RoutingTrace, seed: int = 0) -> pd.DataFrame:
 def running_entropy(trace: RoutingTrace, num_iterations: int, seed: int = 0) -> pd.DataFrame:
     """Entropy of the running sum of counts after 1, 2, … decode iterations, mean over layers (F3c), and its null.
 
-    Only requests with at least `num_iterations` decode iterations take part, so that every point averages the same requests;
-    where most are shorter, the curve ends at their median length.
+    Only requests with at least `num_iterations` decode iterations are included, so that every point averages the same requests.
+    If most requests are shorter, the curve ends at their median length.
     """
     rows = decode_rows(trace)
     owners = requests_of(trace, rows)
@@ -123,13 +125,13 @@ def _running(weights: np.ndarray, owners: np.ndarray, num_iterations: int, seed:
 
 
 def plateau_after(curve: np.ndarray, share: float = 0.9) -> int:
-    """Iterations after which a rising curve [n] has made `share` of its whole rise."""
+    """The number of iterations after which a rising curve [n] has reached `share` of its total rise."""
     rise = curve[-1] - curve[0]
     return int(np.argmax(curve >= curve[0] + share * rise)) + 1
 
 
 def entropy_bits(weights: np.ndarray) -> np.ndarray:
-    """Shannon entropy in bits of non-negative weights along the last axis, normalised there; 0 where all weights are 0."""
+    """Shannon entropy in bits of non-negative weights along the last axis, normalised there; 0 if all weights are 0."""
     weights = np.asarray(weights, dtype=float)
     totals = weights.sum(axis=-1, keepdims=True)
     shares = np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)

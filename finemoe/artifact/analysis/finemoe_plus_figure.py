@@ -1,7 +1,7 @@
-"""The evidence for finemoe-plus (not in the paper) in one picture: how well it foretells, what its eviction rule is made of, and
-how fast it is beside every other causal system.
+"""The evidence for finemoe-plus (not in the paper) in one figure: how well it predicts, the contributions to its eviction rule,
+and its speed compared with every other causal system.
 
-All of it comes from tables that are shipped, which `analysis.forecasts`, `analysis.recalls`, `analysis.next_use` and
+All data comes from shipped tables, which `analysis.forecasts`, `analysis.recalls`, `analysis.next_use` and
 `analysis.causal_grid` compute from public routing.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-DISTANCE = 3  # layers ahead: the paper's d, and what the other methods were asked for
+DISTANCE = 3  # layers ahead: the paper's d, and the distance at which the other methods were evaluated
 EVICTION_MEMORIES = (0.125, 0.25, 0.5)
 MODES = {  # (setting, variant) of `forecasts.forecast_tables`
     ("online", "all requests"): "online, from nothing",
@@ -44,13 +44,13 @@ COLUMNS = [
 _SAID, _RECALL, _METHODS, _EVICTION, _TPOT = "calibration", "recall", "methods", "eviction", "tpot"
 _DEMANDED, _APART, _SHARE = "share demanded", "share demanded less probability said", "share of all forecasts"
 _ECE = "expected calibration error"
-_LOOKS: dict[str, dict[str, Any]] = {  # of modes: shades of the system's own colour, apart in grey, too
+_LOOKS: dict[str, dict[str, Any]] = {  # of modes: shades of the system's own colour, distinct in grey, too
     "online, from nothing": {"color": PALETTE[OURS], "marker": "o", "linestyle": "-"},
     "history, adapting": {"color": "#CC6677", "marker": "s", "linestyle": (0, (4, 1.5))},
     "history, frozen": {"color": "#A67C1E", "marker": "^", "linestyle": (0, (1, 1)), "markerfacecolor": "white"},
 }
 _OTHERS: dict[str, Any] = {"color": "#555555", "marker": "D", "markerfacecolor": "white"}
-_KINDS: dict[str, dict[str, Any]] = {  # of rows of `next_use.next_use_table`
+_KINDS: dict[str, dict[str, Any]] = {  # by kind of row in `next_use.next_use_table`
     "rule": {"color": PALETTE[OURS], "marker": "o", "label": RULE},
     "other rule": _OTHERS | {"label": BEST_RULE},
     "ablation": {"color": PALETTE[OURS], "marker": "o", "markerfacecolor": "white", "label": "one part left out or changed"},
@@ -61,16 +61,16 @@ _SLOWER = _CELL | {"markersize": 6, "color": "#F0A060", "markeredgecolor": "blac
 
 
 def figure_points(tables: Mapping[str, str | Path]) -> pd.DataFrame:
-    """Every point of the picture.
+    """Every point of the figure.
 
     Args:
-        tables: the CSVs by what they hold: "forecasts", "calibration", "recalls", "next_use", "causal_grid"; relative paths start
-            at the repository root.
+        tables: the CSVs by content: "forecasts", "calibration", "recalls", "next_use", "causal_grid"; relative paths start at the
+            repository root.
     Returns:
-        Rows of COLUMNS, one a point: `value` of `quantity` in `unit` with its 95 % interval `low` to `high`, where there is one;
-        `source` is the CSV; `series` what is drawn, `kind` of what kind that is, `stands_for` the rule or system that it is
-        there, if that depends on the place; expert_memory a share of all experts, distance in layers, probability the one said.
-        Empty where a column says nothing of a point.
+        Rows of COLUMNS, one per point: `value` of `quantity` in `unit`, with its 95 % interval `low` to `high` if there is one.
+        `source` is the CSV, `series` what is drawn, `kind` its kind, and `stands_for` the rule or system that it is at this
+        point, if that varies. expert_memory is a share of all experts, distance is in layers, probability is the predicted one. A
+        column that does not apply to a point is empty.
     """
     read = {name: pd.read_csv(ROOT / path) for name, path in tables.items()}
     drawn: dict[str, list[Callable[[pd.DataFrame], pd.DataFrame]]] = {
@@ -85,8 +85,8 @@ def figure_points(tables: Mapping[str, str | Path]) -> pd.DataFrame:
 
 
 def calibration_points(calibration: pd.DataFrame) -> pd.DataFrame:
-    """Of every mode three layers ahead and every bin of probabilities: what share came true, how far that is from what was said,
-    and how many of the forecasts they are; and the expected calibration error, once a mode."""
+    """For every mode, three layers ahead, and every bin of probabilities: the share that came true, its difference from the
+    prediction, and the share of forecasts in the bin; and the expected calibration error, once per mode."""
     bins = _of_modes(calibration[calibration.distance == DISTANCE]).assign(panel=_SAID)
     shares = bins.forecasts / bins.groupby("series").forecasts.transform("sum")
     quantities = {
@@ -100,25 +100,25 @@ def calibration_points(calibration: pd.DataFrame) -> pd.DataFrame:
 
 
 def recall_points(forecasts: pd.DataFrame) -> pd.DataFrame:
-    """Recall at K of every mode by distance, all folds together."""
+    """Recall at K of every mode by distance, over all folds."""
     return _recalls(_of_modes(forecasts[forecasts.fold == "all"])).assign(panel=_RECALL)
 
 
 def own_points(forecasts: pd.DataFrame) -> pd.DataFrame:
-    """The same three layers ahead, and what the request's own memory does alone."""
+    """The same, three layers ahead, and the recall of the request's own memory alone."""
     together = forecasts[(forecasts.fold == "all") & (forecasts.distance == DISTANCE)]
     alone = _of_modes(together, {MEMORY_ALONE: "the request's memory alone"}).assign(kind="part")
     return _recalls(pd.concat([_of_modes(together), alone])).assign(panel=_METHODS)
 
 
 def method_points(recalls: pd.DataFrame) -> pd.DataFrame:
-    """The methods that finemoe-plus is compared with, the best first."""
+    """The methods that finemoe-plus is compared with, best first."""
     named = recalls.sort_values("recall", ascending=False).rename(columns={"method": "series"})
     return _recalls(named.assign(distance=DISTANCE, kind="other method")).assign(panel=_METHODS)
 
 
 def _of_modes(table: pd.DataFrame, modes: Mapping[tuple[str, str], str] = MODES) -> pd.DataFrame:
-    """The rows of some modes, in their order, with their names as `series`."""
+    """The rows of some modes, in order, with their names as `series`."""
     parts = [table[(table.setting == s) & (table.variant == v)].assign(series=name) for (s, v), name in modes.items()]
     return pd.concat(parts, ignore_index=True).assign(kind="mode")
 
@@ -128,8 +128,8 @@ def _recalls(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def eviction_points(next_use: pd.DataFrame) -> pd.DataFrame:
-    """Share of the gap from LRU to Belady that is closed: by the rule, by the best other one of each memory size, with parts
-    left out or changed, and by who knows part of the future. `series` in the order of the picture, from above."""
+    """Share of the gap from LRU to Belady that is closed by the rule, by the best other rule at each memory size, by variants of
+    the rule, and with knowledge of part of the future. `series` is in the order of the figure, from the top."""
     table = next_use[next_use.expert_memory.isin(EVICTION_MEMORIES)].rename(columns={"rule": "series"})
     mine = table[table.series == RULE]
     others = table[(table.kind == "rule") & ~table.series.isin([RULE, "belady"])]
@@ -141,7 +141,7 @@ def eviction_points(next_use: pd.DataFrame) -> pd.DataFrame:
 
 
 def tpot_points(causal_grid: pd.DataFrame) -> pd.DataFrame:
-    """TPOT of finemoe-plus over that of the systems it is measured by, one point a cell; the workload with most cells first."""
+    """TPOT of finemoe-plus over that of the systems it is compared with, one point per cell; workloads with most cells first."""
     cells = summary(causal_grid)
     by_size = workload_of(cells.trace).map(workload_of(cells.trace).value_counts())
     cells = cells.assign(size=by_size).sort_values("size", ascending=False, kind="stable")
@@ -151,19 +151,19 @@ def tpot_points(causal_grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def workload_of(traces: pd.Series) -> pd.Series:
-    """A trace's name without its fold; the recorded miniatures are one workload."""
+    """A trace's name without its fold; the recorded miniatures form one workload."""
     whole = traces.str.partition(", fold")[0]
     return whole.where(~whole.str.contains("-mini-"), MINIATURES)
 
 
 def geometric_mean(ratios: Sequence[float] | pd.Series) -> float:
-    """Of ratios, whose logarithms are what may be added."""
+    """Geometric mean of ratios."""
     return float(np.exp(np.log(np.asarray(ratios, dtype=float)).mean()))
 
 
 def evidence_figure(points: pd.DataFrame) -> "Figure":
-    """Draw what `figure_points` found: calibration and recall side by side, the eviction rule below, and a row of TPOT for every
-    workload."""
+    """Draw the result of `figure_points`: calibration and recall side by side, the eviction rule below, and a row of TPOT for
+    every workload."""
     import matplotlib.pyplot as plt
 
     use_style()
@@ -197,7 +197,7 @@ def _legend() -> Iterator[Any]:
 
 
 def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
-    """What was said against what came; below, how far apart they are, and how often it was said."""
+    """Draw predictions against outcomes; below, their difference and the share of forecasts."""
     _title(place, f"(a) Is a probability what it says? {DISTANCE} layers ahead")
     axes = place.subplots(3, 1, sharex=True, height_ratios=[2.6, 1, 1])
     axes[0].plot([0, 1], [0, 1], color="black", linewidth=0.8, zorder=1)
@@ -217,7 +217,7 @@ def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
 
 
 def _draw_recall(place: "SubFigure", points: pd.DataFrame) -> None:
-    """By distance, and beside other methods, which are known for one distance only."""
+    """Draw recall by distance, and next to other methods, which are known at one distance only."""
     _title(place, "(b) How many of the experts demanded are named?")
     above, below = place.subfigures(2, 1, squeeze=False, height_ratios=[1.1, 1])[:, 0]
     _draw_distances(above.subplots(), points[points.panel == _RECALL])
@@ -240,12 +240,12 @@ def _draw_methods(axis: "Axes", points: pd.DataFrame) -> None:
 
 
 def _errors(points: pd.DataFrame) -> list[np.ndarray]:
-    """Lengths of whiskers, [2][n]; none where there is no interval."""
+    """Lengths of whiskers, [2][n]; zero without an interval."""
     return [(points.value - points.low).clip(lower=0).to_numpy(), (points.high - points.value).clip(lower=0).to_numpy()]
 
 
 def _draw_eviction(place: "SubFigure", points: pd.DataFrame) -> None:
-    """A row for every variant of the rule, a panel for every memory size."""
+    """Draw a row for every variant of the rule, a panel for every memory size."""
     _title(place, "(c) What is the eviction rule made of? Share of the gap from LRU (0) to Belady (1) closed")
     memories, series = sorted(set(points.expert_memory)), list(dict.fromkeys(points.series))
     axes = place.subplots(1, len(memories), sharey=True)
@@ -259,7 +259,7 @@ def _draw_eviction(place: "SubFigure", points: pd.DataFrame) -> None:
 
 
 def _draw_variants(axis: "Axes", points: pd.DataFrame, series: Sequence[str]) -> None:
-    """Each in its row; the line is where the whole rule is."""
+    """Draw each variant in its row; the line marks the complete rule."""
     axis.axvline(points.value[points.series == RULE].iloc[0], color=PALETTE[OURS], linewidth=0.8, linestyle="--", zorder=1)
     for (kind, name), point in points.groupby(["kind", "series"], sort=False):
         look: dict[str, Any] = {"linestyle": "", "capsize": 2, "elinewidth": 1, "markersize": 4} | _KINDS[str(kind)]
@@ -270,21 +270,21 @@ def _draw_variants(axis: "Axes", points: pd.DataFrame, series: Sequence[str]) ->
 
 
 def _divide(axis: "Axes", kinds: Sequence[str]) -> None:
-    """A thin line where rows of another kind begin."""
+    """Draw a thin line between rows of different kinds."""
     for row in range(1, len(kinds)):
         if kinds[row] != kinds[row - 1]:
             axis.axhline(row - 0.5, color="#999999", linewidth=0.6, zorder=1)
 
 
 def _name_best_rule(axis: "Axes", point: pd.Series, row: int) -> None:
-    """Which one it is, beside its marker."""
+    """Write the name of the best rule next to its marker."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     place: dict[str, Any] = {"xy": (point.value, row), "xytext": (5, 0), "textcoords": "offset points", "va": "center"}
     axis.annotate(point.stands_for, **place, fontsize=6, bbox=box, zorder=2)
 
 
 def _draw_workloads(places: Sequence["SubFigure"], points: pd.DataFrame) -> None:
-    """Each in a row of its own, with the testbeds' markers explained below the last."""
+    """Draw each workload in its own row, with a legend of the testbeds' markers below the last."""
     workloads, looks = workload_of(points.trace), _looks_of_testbeds(list(dict.fromkeys(points.testbed)))
     for place, workload in zip(places, dict.fromkeys(workloads), strict=True):
         _draw_tpot(place, workload, points[workloads == workload], looks)
@@ -292,7 +292,7 @@ def _draw_workloads(places: Sequence["SubFigure"], points: pd.DataFrame) -> None
 
 
 def _draw_tpot(place: "SubFigure", workload: str, points: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
-    """A panel for every system it is measured by, each with a scale of its own."""
+    """Draw a panel for every system that it is compared with, each with its own scale."""
     _title(place, f"(d) TPOT of finemoe-plus over another system's: {workload}")
     memories = sorted(set(points.expert_memory))
     axes = place.subplots(1, len(OVER))
@@ -307,7 +307,7 @@ def _draw_tpot(place: "SubFigure", workload: str, points: pd.DataFrame, looks: M
 
 
 def _draw_cells(axis: "Axes", cells: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
-    """A marker for every cell; above 1, which is shaded, finemoe-plus is slower."""
+    """Draw a marker for every cell; in the shaded part, above 1, finemoe-plus is slower."""
     for testbed, part in cells.groupby("testbed", sort=False):
         faster, slower = part[part.value <= 1], part[part.value > 1]
         axis.plot(faster.column, faster.value, **_CELL | looks[str(testbed)])
@@ -319,7 +319,7 @@ def _draw_cells(axis: "Axes", cells: pd.DataFrame, looks: Mapping[str, dict[str,
 
 
 def _columns(cells: pd.DataFrame, memories: Sequence[float], testbeds: Sequence[str]) -> list[float]:
-    """Where cells are drawn: at their memory size, testbeds side by side."""
+    """Horizontal positions of cells: at their memory size, testbeds side by side."""
     width, middle = 0.68 / len(testbeds), (len(testbeds) - 1) / 2
     return [
         memories.index(m) + width * (testbeds.index(t) - middle) for m, t in zip(cells.expert_memory, cells.testbed, strict=True)
@@ -327,7 +327,7 @@ def _columns(cells: pd.DataFrame, memories: Sequence[float], testbeds: Sequence[
 
 
 def _looks_of_testbeds(testbeds: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Marker and name of each, without what its title says of the paper and of the host."""
+    """Marker and name of each testbed; the name omits what its title adds about the paper and the host."""
     titles = {name: Testbed.load(name).title.split(" (")[0].split(", ")[:2] for name in testbeds}
     return {name: {"marker": marker, "label": ", ".join(titles[name])} for name, marker in zip(testbeds, MARKERS, strict=False)}
 

@@ -1,4 +1,4 @@
-"""What a system takes of memory, in parts (Fig. 1b): experts, other weights, keys and values, and what it remembers."""
+"""Memory footprint of a system in parts (Fig. 1b): experts, other weights, keys and values, and what it stores about the past."""
 
 import pandas as pd
 
@@ -13,11 +13,11 @@ PARTS = {
     "kv_cache_gb": ("keys and values", "#E69F00", "xx"),
     "memory_of_past_gb": ("store, matrices or predictors (host)", "white", "...."),
 }
-_MATRICES = 120  # MoE-Infinity's collection
+_MATRICES = 120  # size of MoE-Infinity's collection
 
 
 def footprint_table(cells: pd.DataFrame, testbed: str, store_capacity: int, context_tokens: int) -> pd.DataFrame:
-    """Memory of every row of `cells` (model, system, expert_memory), in GB by part and in all."""
+    """Memory of every row of `cells` (model, system, expert_memory), in GB, in parts and in total."""
     rows = []
     for model, system, share in cells[["model", "system", "expert_memory"]].itertuples(index=False):
         size = size_named(model)
@@ -34,7 +34,7 @@ def footprint_table(cells: pd.DataFrame, testbed: str, store_capacity: int, cont
 
 
 def past_bytes(size: ModelSize, system: str, store_capacity: int, prefetch_distance: int = 3) -> int:
-    """What a system remembers of past requests, on the host."""
+    """Size in bytes of what a system stores about past requests, on the host."""
     if system == "FineMoE":
         return ExpertMapStore(size.num_layers, size.num_experts, size.hidden_size, store_capacity).nbytes
     if system == "MoE-Infinity":

@@ -1,8 +1,8 @@
-"""How well learned forecasts foretell real routing, by distance, with and without a history, and how far to trust them.
+"""How well learned forecasts predict real routing, by distance, with and without a history, and how well calibrated they are.
 
-Recall at K over decode rows: as many experts named as a layer demands. Requests of the public gpt-oss-20b trace go into five
-folds; with a history the other four are learned in one pass, online nothing but what was served before, in the trace's order.
-`python -m finemoe.artifact.analysis.forecasts` writes both tables; a quarter of an hour on one core.
+Recall at K over decode rows: as many experts are named as a layer demands. The requests of the public gpt-oss-20b trace are split
+into five folds. With a history, the other four folds are learned in one pass; online, only the previously served requests are, in
+the trace's order. `python -m finemoe.artifact.analysis.forecasts` writes both tables in a quarter of an hour on one core.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from finemoe.traces import RoutingTrace
 
 NUM_FOLDS = 5
 FARTHEST = 8
-VARIANTS = {  # of what learns online: options of the forecaster
+VARIANTS = {  # options of the forecaster for variants of online learning
     "16 units a network": {"num_units": 16},
     "64 units a network": {"num_units": 64},
     "128 units a network": {"num_units": 128},
@@ -31,15 +31,16 @@ VARIANTS = {  # of what learns online: options of the forecaster
     "128 units, 16 tokens remembered": {"num_units": 128, "memory_rows": 16},
 }
 _NUM_BINS = 10
-_SPARED = 4  # the variants follow every fourth request
+_SPARED = 4  # the variants are evaluated on every fourth request
 
 
 class Outcome(NamedTuple):
-    """What came of the forecasts for some requests.
+    """The outcome of the forecasts for some requests.
 
     Attributes:
-        requests: [R] their numbers. hits, accesses: [R, H] experts found among as many named, and demanded, by distance 1..H.
-        bins: [R, H, 10, 3] of the forecasts by probability: how many, the sum of the probabilities, how many came true.
+        requests: [R] their numbers.
+        hits, accesses: [R, H] experts named correctly, with as many named as demanded, and experts demanded, by distance 1..H.
+        bins: [R, H, 10, 3] forecasts by probability: their number, the sum of their probabilities, and the number that came true.
     """
 
     requests: np.ndarray
@@ -52,7 +53,7 @@ def forecast_tables(trace: RoutingTrace) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Recalls, rows (setting, variant, fold, distance, recall, low, high), and calibration, rows (setting, variant, bin,
     forecasts, probability, demanded, distance, ece).
 
-    A fold is "all" for the five together, and where there is none; intervals are over requests.
+    A fold is "all" for all five together, and if there are no folds; intervals are over requests.
     """
     with_folds = list(with_history(trace))
     whole = {variant: _joined([outcome for name, _, outcome in with_folds if name == variant]) for variant, _, _ in with_folds}
@@ -65,7 +66,7 @@ def forecast_tables(trace: RoutingTrace) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def with_history(trace: RoutingTrace) -> Iterator[tuple[str, int, Outcome]]:
-    """Every fold foretold by what the other four teach: (variant, fold, outcome)."""
+    """Predict every fold from the other four: (variant, fold, outcome)."""
     folds = fold_of(trace.num_requests)
     for fold in range(NUM_FOLDS):
         forecaster = _forecaster(trace)
@@ -76,7 +77,7 @@ def with_history(trace: RoutingTrace) -> Iterator[tuple[str, int, Outcome]]:
 
 
 def online(trace: RoutingTrace) -> Iterator[tuple[str, Outcome]]:
-    """Learned from nothing in one pass over the requests, of which the second half counts: (variant, outcome)."""
+    """Learn from scratch in one pass over the requests, of which the second half is evaluated: (variant, outcome)."""
     everyone = np.arange(trace.num_requests)
     yield "all requests", _second_half(follow(_forecaster(trace), trace, everyone))
     spared = everyone[::_SPARED]
@@ -95,7 +96,7 @@ def fold_of(num_requests: int, seed: int = 0) -> np.ndarray:
 
 
 def follow(forecaster: Forecaster, trace: RoutingTrace, requests: Iterable[int]) -> Outcome:
-    """Let a forecaster follow requests of decode only, one after the other, and count what it foretells within each token."""
+    """Have a forecaster follow decode-only requests, one after the other, and evaluate its forecasts within each token."""
     requests = list(requests)
     found = [_follow_one(forecaster, trace, request) for request in requests]
     hits, accesses, bins = (np.array([one[place] for one in found]) for place in range(3))
@@ -135,7 +136,7 @@ def _second_half(outcome: Outcome) -> Outcome:
 
 
 def _joined(outcomes: list[Outcome]) -> Outcome:
-    """As one, requests ascending."""
+    """Merge outcomes, with requests in ascending order."""
     joined = Outcome(*(np.concatenate(arrays) for arrays in zip(*outcomes, strict=True)))
     order = np.argsort(joined.requests)
     return Outcome(*(array[order] for array in joined))
@@ -148,7 +149,8 @@ def _recalls(outcome: Outcome) -> pd.DataFrame:
 
 
 def _calibration(outcome: Outcome) -> pd.DataFrame:
-    """What share of the forecasts of about some probability came true, and the expected calibration error of each distance."""
+    """The share of forecasts of about the same probability that came true, and the expected calibration error of each
+    distance."""
     tables = []
     for distance, bins in enumerate(outcome.bins.sum(axis=0), start=1):
         counts, told, came = bins.T
@@ -165,10 +167,10 @@ def _ordered(tables: list[pd.DataFrame], first: list[str]) -> pd.DataFrame:
 
 
 def write_tables(
-    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: beside the checkout")] = None,
-    output: Annotated[Path, typer.Option(help="a folder")] = DATA / "reference",
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: next to the checkout")] = None,
+    output: Annotated[Path, typer.Option(help="output folder")] = DATA / "reference",
 ) -> None:
-    """Follow the public gpt-oss-20b trace with learned forecasts and write their recalls and calibration as CSV."""
+    """Evaluate learned forecasts on the public gpt-oss-20b trace and write their recalls and calibration as CSV."""
     recalls, calibration = forecast_tables(load_gpt_oss(trace or sample_path()))
     save_table(recalls, output / "forecasts_gpt_oss.csv")
     save_table(calibration, output / "calibration_gpt_oss.csv")

@@ -1,9 +1,9 @@
-"""Figures 4, 10, 12 to 15, the comparison of systems and the coverage theory on real routing, that of gpt-oss-20b.
+"""Figures 4, 10, 12 to 15, the comparison of systems and the coverage theory on the real routing of gpt-oss-20b.
 
-The public trace (369 requests, decode only; Apache-2.0) is not part of the project:
-`python -m finemoe.artifact.analysis.gpt_oss TRACE` computes the tables that are shipped under data/reference/, so that the
-figures show this panel anywhere. It holds neither semantic embeddings nor routers applied ahead, so what needs them is left
-out. Publisher on GitHub: AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting.
+The public trace (369 requests, decode only; Apache-2.0) is not part of the project. `python -m finemoe.artifact.analysis.gpt_oss
+TRACE` computes the tables that are shipped under data/reference/, so that the figures can show this panel anywhere. The trace has
+neither semantic embeddings nor routers applied ahead, so methods that need them are left out. Publisher on GitHub:
+AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting.
 """
 
 from dataclasses import asdict
@@ -52,7 +52,7 @@ def reference_tables(routing: RoutingTrace, store_capacity: int = 1000) -> dict[
 
 
 def simulated_table(history: RoutingTrace, served: RoutingTrace, settings: dict[str, Any]) -> pd.DataFrame:
-    """Every system on both testbeds of the paper, request by request."""
+    """Every system on both testbeds of the paper, one row per request."""
     paper = systems_on_testbed(history, served, TESTBED, SIMULATED_MEMORIES, CACHE_LIMITS_GB, **settings)
     return pd.concat(
         [paper, systems_on_testbed(history, served, HIGH_END, SIMULATED_MEMORIES, [], **settings)], ignore_index=True
@@ -60,7 +60,7 @@ def simulated_table(history: RoutingTrace, served: RoutingTrace, settings: dict[
 
 
 def write_tables(
-    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz, or raw files; default: beside the checkout")] = None,
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz, or raw files; default: next to the checkout")] = None,
     folder: Annotated[Path, typer.Option()] = DATA / "reference",
     store_capacity: Annotated[int, typer.Option(help="C, maps")] = 1000,
 ) -> None:

@@ -1,8 +1,8 @@
-"""How far Transformers' other experts implementations are from eager.
+"""How much Transformers' other experts implementations differ from eager.
 
-`python -m finemoe.artifact.analysis.implementations [MODEL ...]`: the same weights and the same prompts, one forward each;
-what differs is the order in which sums are rounded and, where two experts are nearly as probable, which of them a later router
-selects.
+`python -m finemoe.artifact.analysis.implementations [MODEL ...]` runs one forward per prompt with the same weights. The
+implementations differ in the order in which sums are rounded. If two experts are almost equally probable, this can change which
+one a later router selects.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 from finemoe.models.shipped import NAMES
 from finemoe.workloads import read_prompts
 
-IMPLEMENTATIONS = ("grouped_mm", "batched_mm")  # beside "eager"; the first is Transformers' default
+IMPLEMENTATIONS = ("grouped_mm", "batched_mm")  # compared with "eager"; the first is Transformers' default
 DTYPES = ("float32", "bfloat16")
 _NUM_PROMPTS = 16
 
@@ -23,6 +23,7 @@ def implementation_table(models: Sequence[str] = NAMES, num_prompts: int = _NUM_
 
     Args:
         models: names, folders or hub ids.
+        num_prompts: number of questions.
     Returns:
         Rows (model, dtype, implementation, largest_difference, largest_logit, share): the difference, eager's largest logit by
         magnitude, and the first over the second.

@@ -1,7 +1,7 @@
-"""The paper's systems, and this project's own, on a described testbed, in virtual time: TTFT, TPOT, hits and bytes of requests.
+"""The paper's systems and this project's own on a described testbed, in virtual time: TTFT, TPOT, hits and bytes of requests.
 
-A row is one request (one batch of them, where several run side by side), so that whatever is drawn from a table can carry an
-interval over requests.
+A row is one request (or one batch, if several run together), so that anything drawn from a table can have an interval over
+requests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ BOUNDS = {
     "No-offload": System("no-offload"),
 }
 LATENCY_SYSTEMS = PAPER_SYSTEMS | BOUNDS
-# Not in the paper: shown beside its systems, but neither FineMoE nor one of its baselines, so that no claim is judged by it.
+# Not in the paper: shown with its systems, but neither FineMoE nor one of its baselines, so no claim is judged by it.
 OURS = {"finemoe-plus": System("finemoe-plus")}
 SHOWN_SYSTEMS = PAPER_SYSTEMS | OURS | BOUNDS
 
@@ -58,14 +58,17 @@ def latency_table(
     """Every request under every system at every memory size.
 
     Args:
-        history: what a system knows beforehand; served: other requests. hardware, model, batch_size: as in `replay`.
-        expert_memories: shares of all routed experts, or texts with a unit, bytes per device.
-        prefetch_distance: d, layers. store_capacity: C, maps.
+        history: what a system knows in advance; served: other requests.
+        systems: systems by name.
+        hardware, model, batch_size: as in `replay`.
+        expert_memories: shares of all routed experts, or texts with a unit, in bytes per device.
+        prefetch_distance: d, in layers.
+        store_capacity: C, in maps.
     Returns:
-        Rows (system, expert_memory, request, and the fields of RequestReport); systems that the trace cannot serve and sizes that
-        the testbed has not the memory for are left out.
+        Rows (system, expert_memory, request, and the fields of RequestReport). Systems that need data missing from the trace, and
+        sizes that do not fit on the testbed, are left out.
     Raises:
-        FinemoeError: the testbed has the memory for none of them.
+        FinemoeError: none of the sizes fits on the testbed.
     """
     missing = left_out(served, systems, prefetch_distance)
     options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed}
@@ -95,10 +98,10 @@ def systems_on_testbed(
     cache_limits_gb: Sequence[float],
     **settings: Any,
 ) -> pd.DataFrame:
-    """`latency_table` of every system, the project's own included, at shares of the experts and at GB of cache over all devices.
+    """`latency_table` of every system, including the project's own, at shares of the experts and at GB of cache over all devices.
 
     Returns:
-        Its rows with the columns testbed and cache_limit_gb; of expert_memory and cache_limit_gb one is NaN.
+        Its rows with the additional columns testbed and cache_limit_gb; one of expert_memory and cache_limit_gb is NaN.
     """
     devices = Testbed.load(hardware).devices
     limits = {f"{1e9 * limit / devices:.0f}B": float(limit) for limit in cache_limits_gb}
@@ -118,13 +121,13 @@ def distance_table(
     store_capacity: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """FineMoE, the oracle and loading on demand at every prefetch distance, request by request (Fig. 15)."""
+    """FineMoE, the oracle and on-demand loading at every prefetch distance, one row per request (Fig. 15)."""
 
     def table_of(names: Sequence[str], distance: int) -> pd.DataFrame:
         systems = {name: LATENCY_SYSTEMS[name] for name in names}
         return latency_table(history, served, systems, hardware, [expert_memory], distance, store_capacity, seed)
 
-    on_demand = table_of(["on-demand (LRU)"], prefetch_distances[0])  # which looks no distance ahead
+    on_demand = table_of(["on-demand (LRU)"], prefetch_distances[0])  # does not depend on the distance
     tables = [pd.concat([table_of(["FineMoE", "oracle"], d), on_demand], ignore_index=True) for d in prefetch_distances]
     return pd.concat(
         [table.assign(testbed=hardware, prefetch_distance=d) for d, table in zip(prefetch_distances, tables, strict=True)],
@@ -142,18 +145,18 @@ def request_rows(report: Report, system: str, expert_memory: float | str) -> pd.
 
 
 def load_tables(paths: Sequence[str]) -> pd.DataFrame:
-    """Tables of requests, one below the other; relative paths start at the repository root."""
+    """Concatenate tables of requests; relative paths start at the repository root."""
     return pd.concat([pd.read_csv(ROOT / path) for path in paths], ignore_index=True)
 
 
 def on_testbed_of(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
-    """What of a table was served on the testbed of these tables (a shipped table may hold several)."""
+    """The part of a table served on the testbed of these tables (a shipped table may contain several testbeds)."""
     testbeds = {str(testbed) for path in paths for testbed in pd.read_csv(ROOT / path, usecols=["testbed"]).testbed.unique()}
     return table[table.testbed.isin(testbeds)]
 
 
 def cells(table: pd.DataFrame, paths: Sequence[str], expert_memory: float) -> pd.DataFrame:
-    """What of a table was served on that testbed at one size of the expert cache."""
+    """The part of a table served on the testbed of these tables at one size of the expert cache."""
     chosen = on_testbed_of(table, paths)
     return chosen[chosen.expert_memory == expert_memory]
 
@@ -162,8 +165,9 @@ def means(table: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame
     """Means over requests with 95 % intervals.
 
     Returns:
-        For every group of `by`: ttft_s, tpot_s (a mean over decode steps) and hit_rate, each with _low and _high, and the bytes
-        moved per request: demand_bytes, prefetched_bytes, wasted_bytes.
+        For every group of `by`: ttft_s, tpot_s (mean over decode steps) and hit_rate, each with _low and _high, and the bytes
+        moved per
+        request: demand_bytes, prefetched_bytes, wasted_bytes.
     """
     return pd.DataFrame(
         [{**dict(zip(by, key, strict=True)), **_summary(part, seed)} for key, part in table.groupby(list(by), sort=False)]
@@ -171,10 +175,10 @@ def means(table: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame
 
 
 def reduction(baseline: pd.DataFrame, system: pd.DataFrame, quantity: str, seed: int = 0) -> Interval:
-    """By what share a system is below a baseline, over the same requests (paired): 1 - its mean / the baseline's.
+    """Relative reduction of a quantity over a baseline on the same requests (paired): 1 - the system's mean / the baseline's.
 
     Args:
-        quantity: "ttft_s", "tpot_s" or "hit_rate" (then a rise is negative).
+        quantity: "ttft_s", "tpot_s" or "hit_rate" (for which an increase is negative).
     """
     weights = resample_counts(len(baseline), seed=seed).astype(float)
     ratio = _ratio(*_sums(system, quantity), weights) / _ratio(*_sums(baseline, quantity), weights)
@@ -198,7 +202,7 @@ def _summary(part: pd.DataFrame, seed: int) -> dict[str, float]:
 
 
 def _sums(part: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a mean over requests divides by what."""
+    """Numerator and denominator of a mean over requests, per request."""
     if quantity == "hit_rate":
         return part.hits.to_numpy(float), part.accesses.to_numpy(float)
     if quantity == "tpot_s":
@@ -208,7 +212,7 @@ def _sums(part: pd.DataFrame, quantity: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Of the sums as they are, then of every resample."""
+    """The ratio of the sums, for the original requests and for every resample."""
     weights = np.vstack([np.ones(len(numerators)), weights])
     ratio: np.ndarray = (weights @ numerators) / (weights @ denominators)
     return ratio

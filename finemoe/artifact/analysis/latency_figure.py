@@ -1,4 +1,4 @@
-"""How systems look and are named, the same in every figure that shows several."""
+"""Styles and names of systems, the same in every figure that shows several."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from finemoe.simulation.systems import SYSTEMS
 _HATCHES = {"FineMoE": "", "on-demand (LRU)": "....", "oracle": "xxxx", "No-offload": ""}
 _NOT_IN_THE_PAPER = {"finemoe-plus": {"color": PALETTE["finemoe-plus"], "marker": "*", "hatch": ""}}
 _GREYS = {"on-demand (LRU)": "#D0D0D0", "oracle": "white", "No-offload": "#6E6E6E"}
-# Colour, dashes and marker of lines that bound the paper's systems; white and light grey do not show as lines.
+# Colour, dashes and marker of lines that bound the paper's systems; white and light grey are invisible as lines.
 _BOUND_LINES = {"on-demand (LRU)": ("#6E6E6E", ":", "o"), "oracle": ("black", "--", ""), "No-offload": ("black", "-.", "")}
 _DASHES: dict[str, Any] = {
     "DeepSpeed-Inference": (0, (4, 1.5)),
@@ -22,7 +22,7 @@ _MARKER_SIZES = {"finemoe-plus": 6.0, "MoE-Infinity": 5.0}  # stars and crosses 
 
 
 def system_looks() -> Mapping[str, dict[str, Any]]:
-    """Colour, marker and hatch of every system, the same in every figure; what bounds the others is grey."""
+    """Colour, marker and hatch of every system, the same in every figure; bounds are grey."""
     look, hatches = series_styles(list(SYSTEMS)), ("//", "\\\\", "--", "||")
     names = list(LATENCY_SYSTEMS)
     return {
@@ -45,5 +45,5 @@ def line_look(system: str) -> dict[str, Any]:
 
 
 def shown_name(system: str) -> str:
-    """A system's name in a legend, which says where it is not one of the paper's."""
+    """A system's name in a legend, with a note if it is not one of the paper's systems."""
     return f"{system} (not in the paper)" if system in OURS else system

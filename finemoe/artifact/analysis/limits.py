@@ -1,4 +1,5 @@
-"""Where a formula says what a replay in virtual time must give: the simulator against arithmetic (validate_simulator)."""
+"""Cases in which a formula gives the result of a replay in virtual time: the simulator against arithmetic
+(validate_simulator)."""
 
 from dataclasses import replace
 
@@ -12,17 +13,17 @@ from finemoe.simulation.replay import replay
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 
-_TESTBED = "rtx3090"  # one device, so that loads are one after the other
+_TESTBED = "rtx3090"  # a single device, so that loads are sequential
 
 
 def analytical_checks(trace: RoutingTrace) -> pd.DataFrame:
     """Replays of a trace on one device in limiting cases.
 
     Returns:
-        Rows (check, expected, simulated, error), times in seconds over the whole trace, error relative (absolute where nothing is
-        expected).
+        Rows (check, expected, simulated, error), with times in seconds over the whole trace; the error is relative (absolute if
+        the expected value is 0).
     """
-    testbed = replace(Testbed.load(_TESTBED), memory_bytes=1e15)  # room for every case
+    testbed = replace(Testbed.load(_TESTBED), memory_bytes=1e15)  # enough for every case
     resident = replay(trace, "no-offload", 1.0, testbed)
     demand = replay(trace, "on-demand", 0.25, testbed)
     slow = replace(testbed, link_bytes_per_s=testbed.link_bytes_per_s / 1e6, host_bytes_per_s=1e15)
@@ -48,18 +49,18 @@ def analytical_checks(trace: RoutingTrace) -> pd.DataFrame:
 
 
 def _num_used(trace: RoutingTrace) -> int:
-    """How many different experts a trace demands."""
+    """Number of distinct experts that a trace demands."""
     layers = np.arange(trace.num_layers)[None, :, None]
     return len(np.unique(layers * trace.num_experts + trace.expert_ids.astype(np.int64)))
 
 
 def _time(report: Report) -> float:
-    """From the first iteration's start to the last one's end, s."""
+    """Time from the start of the first iteration to the end of the last one, in seconds."""
     return float(np.nansum([(one.ttft_s, one.tpot_s * one.num_decode_steps) for one in report.requests]))
 
 
 def _repeats(trace: RoutingTrace) -> int:
-    """Accesses that find the one slot's expert still there: a set's last in ascending order, if it is the next set's first."""
+    """Accesses that find the single slot's expert: the last of a set in ascending order, if it is the first of the next set."""
     previous, count = -1, 0
     for block in iteration_blocks(trace, 4096):
         begins, demanded = demanded_sets(trace, block)

@@ -1,8 +1,8 @@
-"""How finemoe-plus' margin was chosen: what a prefetch must gain, on two of five folds of the public gpt-oss requests.
+"""How finemoe-plus' margin was chosen: the minimum gain of a prefetch, on two of five folds of the public gpt-oss requests.
 
-`python -m finemoe.artifact.analysis.margin` replays them in virtual time at every margin and writes how fast each is and what it
-wastes. The smaller the margin the faster: the least was taken that wastes, on average over cells, no more than a third of what
-FineMoE does. The folds that are reported (`analysis.causal_grid`) are others.
+`python -m finemoe.artifact.analysis.margin` replays these folds in virtual time at every margin and writes speed and waste. A
+smaller margin is faster. The chosen margin is the smallest that wastes, on average over cells, at most a third of what FineMoE
+wastes. The reported folds (`analysis.causal_grid`) are different ones.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ def margin_table(parts: Sequence[Part], margins: Sequence[float] = MARGINS, test
 
     Returns:
         Rows (trace, testbed, expert_memory, least_gain, over_lru, over_lru_bytes, wasted_share, waste_over_finemoe): TPOT and
-        bytes over those of loading on demand with LRU, which share of all bytes was loaded in vain, and that over FineMoE's.
+        bytes relative to on-demand loading with LRU, the share of all bytes that was loaded in vain, and this share relative to
+        FineMoE's.
     """
     rows = []
     for part in parts:
@@ -43,7 +44,7 @@ def margin_table(parts: Sequence[Part], margins: Sequence[float] = MARGINS, test
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each margin, over all cells: the geometric mean of TPOT over LRU's, the worst, and means of the rest."""
+    """For each margin, over all cells: the geometric mean and the worst of TPOT over LRU's, and means of the rest."""
     found = table.assign(log=np.log(table.over_lru)).groupby("least_gain")
     means = found[["over_lru_bytes", "wasted_share", "waste_over_finemoe"]].mean()
     return means.assign(over_lru=np.exp(found.log.mean()), worst=found.over_lru.max()).reset_index()
@@ -80,7 +81,7 @@ def _moved_bytes(report: Report) -> float:
 
 
 def write_table(
-    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: beside the checkout")] = None,
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: next to the checkout")] = None,
     output: Annotated[Path, typer.Option()] = DATA / "reference" / "margin_gpt_oss.csv",
 ) -> None:
     """Replay the folds at every margin and write the table as CSV."""

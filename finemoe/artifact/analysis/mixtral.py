@@ -1,9 +1,10 @@
 """Figures 8 and 9 on real routing: Mixtral-8x7B on MMLU's test questions (request level, Apache-2.0).
 
-The data is not part of the project; `python -m finemoe.artifact.analysis.mixtral` computes the tables that are shipped under
-data/reference/, so that the figures show this panel anywhere. Prompts are compared only inside a subject, since all of a subject
-begin with the same five worked examples, nine tenths of their tokens: once as they are, once less what a subject's prompts share.
-Sentence embeddings are those of the question and its choices, without the examples.
+The data is not part of the project. `python -m finemoe.artifact.analysis.mixtral` computes the tables that are shipped under
+data/reference/, so that the figures can show this panel anywhere. Prompts are compared only within a subject, because all prompts
+of a subject begin with the same five worked examples, nine tenths of their tokens. Each comparison is made twice: with the whole
+prompts, and without the part that a subject's prompts share. Sentence embeddings cover the question and its choices, without the
+examples.
 """
 
 from pathlib import Path
@@ -20,14 +21,14 @@ from finemoe.importers.request_table import MODEL, RequestTable, load_mmlu, samp
 from finemoe.paths import DATA
 
 WHOLE, BEYOND = "MMLU, whole prompts", "MMLU, less shared part"
-# The publisher dropped examples from these subjects' longest prompts, to fit them into 2,048 tokens: they share less, or nothing.
+# To fit into 2,048 tokens, the publisher dropped examples from these subjects' longest prompts: they share less, or nothing.
 SHORTENED = ("high_school_european_history", "high_school_us_history", "professional_law")
 
 
 def subject_pairs(table: RequestTable, sentences: np.ndarray) -> dict[str, list[PromptPairs]]:
-    """Pairs inside each group, by what of the prompts is compared (WHOLE, BEYOND); sentences [R, h].
+    """Pairs within each group, by the compared part of the prompts (WHOLE, BEYOND); sentences [R, h].
 
-    A prompt's "trajectory" is its expert shares: a map per request is all that this data has.
+    A prompt's "trajectory" consists of its expert shares, because the data has only one map per request.
     """
     counts = {WHOLE: table.counts, BEYOND: table.counts_beyond_shared()}
     groups = list(table.rows_of_groups().values())
@@ -59,8 +60,8 @@ def correlation_table(pairs: dict[str, list[PromptPairs]]) -> pd.DataFrame:
 
 
 def write_tables(
-    folder: Annotated[Path | None, typer.Argument(help="with the two files of the sample; default: beside the checkout")] = None,
-    output: Annotated[Path, typer.Option(help="folder")] = DATA / "reference",
+    folder: Annotated[Path | None, typer.Argument(help="with the two files of the sample; default: next to the checkout")] = None,
+    output: Annotated[Path, typer.Option(help="output folder")] = DATA / "reference",
     sentence_model: Annotated[str, typer.Option(help="local folder, hub id or PyPI package")] = PACKAGED,
 ) -> None:
     """Compute the real panels of Figures 8 and 9 and write them as CSV."""

@@ -1,4 +1,4 @@
-"""Where one decode iteration's time goes (Fig. 17), as the simulator models it for a published model on a testbed."""
+"""Where the time of one decode iteration goes (Fig. 17), as the simulator models it for a published model on a testbed."""
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def modelled_breakdown(
 ) -> dict[str, float]:
     """Mean decode iteration of FineMoE, in ms by part; the engine's own time is not modelled.
 
-    Everything but waiting comes from the same model and testbed with every expert resident.
+    All parts except waiting come from the same model and testbed with every expert resident.
     """
     decode = served.decode()
     systems = {name: LATENCY_SYSTEMS[name] for name in ("FineMoE", "No-offload")}
@@ -59,12 +59,12 @@ def _mean_tpot_s(part: pd.DataFrame) -> float:
 
 
 def trajectory_search_s(cost: CostModel, store_capacity: int) -> float:
-    """One row's search of one layer in a full store, in seconds."""
+    """Time of one row's search of one layer in a full store, in seconds."""
     return float(cost.search(np.array([float(trajectory_search_bytes(store_capacity, cost.size.num_experts))]))[0])
 
 
 def busiest_device_s(cost: CostModel, served: RoutingTrace) -> float:
-    """The busiest device's experts of one layer at one token, mean over the layers and tokens served, in seconds."""
+    """Time of the busiest device's experts of one layer at one token, mean over the layers and tokens served, in seconds."""
     owners = (np.arange(served.num_layers)[None, :, None] * served.num_experts + served.expert_ids) % cost.testbed.devices
     rows = owners[served.phase == DECODE]
     busiest = np.stack([(rows == device).sum(axis=2) for device in range(cost.testbed.devices)]).max(axis=0).mean()
@@ -72,6 +72,6 @@ def busiest_device_s(cost: CostModel, served: RoutingTrace) -> float:
 
 
 def _search_s(cost: CostModel, served: RoutingTrace, prefetch_distance: int, store_capacity: int) -> float:
-    """One semantic search and a trajectory search at every layer that guides another."""
+    """Time of one semantic search and of a trajectory search at every layer that guides another, in seconds."""
     semantic_s = float(cost.search(np.array([float(semantic_search_bytes(store_capacity, cost.size.hidden_size))]))[0])
     return semantic_s + (served.num_layers - prefetch_distance) * trajectory_search_s(cost, store_capacity)

@@ -1,9 +1,9 @@
-"""What the eviction rule next-use is good for on real routing, part by part, and how far from what could be known.
+"""How much each part of the eviction rule next-use contributes on real routing, and how far the rule is from what could be known.
 
-On demand, one cache over all requests, cold at the start. A rule's share of the gap is how far it goes from LRU to Belady, which
-knows the future. Ablations leave out one part of the rule, ceilings know part of the future and judge the rest as the rule does.
-`python -m finemoe.artifact.analysis.next_use` writes the table for the public gpt-oss-20b trace; the rule's constants were chosen
-on the requests that `is_tuned` names.
+On-demand loading with one cache over all requests, cold at the start. A rule's share of the gap is how far it gets from LRU to
+Belady, which knows the future. Ablations leave out one part of the rule. Ceilings know part of the future and judge the rest as
+the rule does. `python -m finemoe.artifact.analysis.next_use` writes the table for the public gpt-oss-20b trace. The rule's
+constants were tuned on the requests that `is_tuned` selects.
 """
 
 import functools
@@ -33,22 +33,22 @@ forget_stale_kernels(__file__, next_use.__file__, state.__file__)
 EXPERT_MEMORIES = [0.0625, 0.125, 0.25, 0.5, 0.75]
 PUBLISHED = ("lru", "lfu", "lfu-aged", "lfru", "least-stale", "least-stale-interval", "next-use", "belady")
 _NEAR = 3  # layers
-_RECALL, _FALSE_ALARMS = 0.7, 0.3 * 4 / 28  # where 4 of 32 experts are named, as many as are used
+_RECALL, _FALSE_ALARMS = 0.7, 0.3 * 4 / 28  # if 4 of 32 experts are named, as many as are used
 
 
 def is_tuned(requests: np.ndarray) -> np.ndarray:
-    """Two of five folds, by the requests' numbers."""
+    """Whether each request belongs to the two of five folds used for tuning, by request number."""
     return requests % 5 < 2
 
 
 def _weigh_coming_turn(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """Nothing is worth anything after the coming turn."""
+    """Uses after the coming turn have no value."""
     for place in range(len(experts)):
         worth[place] = probability(stats, experts[place]) * nearness(stats, experts[place])
 
 
 def _weigh_frequent_later(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """After the coming turn, an expert is used as often as of late."""
+    """After the coming turn, an expert is used at its recent frequency."""
     for place in range(len(experts)):
         flat = experts[place]
         coming, often = probability(stats, flat), stats.own[FREQUENCY, flat]
@@ -64,22 +64,22 @@ def _weigh_anywhere(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -
 
 
 def _weigh_expected_layers(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """Layers until the next use, as if every turn used it with the coming one's probability."""
+    """Layers until the next use, assuming that every turn uses the expert with the coming turn's probability."""
     for place in range(len(experts)):
         turns = 1.0 / probability(stats, experts[place]) - 1.0
         worth[place] = -(layers_until(stats, experts[place]) + len(stats.turns) * turns)
 
 
 def _weigh_expected_layers_by_frequency(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
-    """As before, with the decayed frequency for the probability."""
+    """The same, with the decayed frequency as probability."""
     for place in range(len(experts)):
         turns = 1.0 / max(stats.own[FREQUENCY, experts[place]], 1e-9) - 1.0
         worth[place] = -(layers_until(stats, experts[place]) + len(stats.turns) * turns)
 
 
 def _weigh_foreseen(reach: int, recall: float, false_alarms: float) -> Callable[[Statistics, np.ndarray, np.ndarray], None]:
-    """What it is worth to who is told which experts the next `reach` layers use, that share of them and by mistake that share of
-    the others, at random, and puts it together with the own forecast as Bayes would."""
+    """The value of an expert given a hint that names the experts used by the next `reach` layers: this share of them, and by
+    mistake that share of the others, at random. The hint is combined with the rule's own forecast by Bayes' rule."""
 
     def weigh(stats: Statistics, experts: np.ndarray, worth: np.ndarray) -> None:
         for place in range(len(experts)):
@@ -133,9 +133,13 @@ CEILINGS = {
 def next_use_table(trace: RoutingTrace, expert_memories: Sequence[float] = EXPERT_MEMORIES, seed: int = 0) -> pd.DataFrame:
     """Every rule at every memory size.
 
+    Args:
+        trace: the routing to replay.
+        expert_memories: shares of all routed experts.
+        seed: of the intervals.
     Returns:
-        Rows (rule, kind, expert_memory, hit_rate, low, high, share, share_low, share_high, share_tuned, share_held_out): share is
-        that of the gap from LRU to Belady, intervals over requests, paired.
+        Rows (rule, kind, expert_memory, hit_rate, low, high, share, share_low, share_high, share_tuned, share_held_out); share is
+        the share of the gap from LRU to Belady, with paired intervals over requests.
     """
     kinds = dict.fromkeys(PUBLISHED, "rule") | dict.fromkeys(ABLATIONS, "ablation") | dict.fromkeys(CEILINGS, "ceiling")
     with naming(ABLATIONS | CEILINGS):
@@ -169,7 +173,7 @@ def _hits(report: Report) -> np.ndarray:
 
 
 def write_table(
-    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: beside the checkout")] = None,
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: next to the checkout")] = None,
     output: Annotated[Path, typer.Option()] = DATA / "reference" / "next_use_gpt_oss.csv",
 ) -> None:
     """Replay the public gpt-oss-20b trace under every rule and write the hit rates as CSV."""

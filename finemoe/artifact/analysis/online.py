@@ -1,7 +1,7 @@
-"""Online serving (Fig. 11): requests arrive, wait for the one server, and are served in the order of arrival.
+"""Online serving (Fig. 11): requests arrive, queue for a single server, and are served in order of arrival.
 
-The store and the activation matrices start empty and learn from what is served, as in the paper. ProMoE's predictors are trained
-beforehand, as its own publication has it, on requests of another dataset; without one they learn online too.
+The store and the activation matrices start empty and learn from the served requests, as in the paper. ProMoE's predictors are
+trained in advance on requests of another dataset, as in its own publication; without such requests they also learn online.
 """
 
 from collections.abc import Mapping
@@ -35,11 +35,13 @@ def online_table(
     """Every arriving request under every system.
 
     Args:
-        trace: whose iterations the requests are made of. arrivals: as `analysis.arrivals` gives them.
-        training: what ProMoE's predictors are trained on, no request of `trace` among them.
+        trace: the iterations that requests are made of.
+        arrivals: as returned by `analysis.arrivals`.
+        systems: systems by name.
+        training: requests that ProMoE's predictors are trained on, none of them from `trace`.
     Returns:
-        The rows of `latency_table` with arrival_s, prompt_tokens, new_tokens, service_s (from its start), waiting_s (before
-        it) and latency_s (both).
+        The rows of `latency_table` with arrival_s, prompt_tokens, new_tokens, service_s (from the start of service), waiting_s
+        (before it) and latency_s (the sum of both).
     """
     tables = []
     arrivals_s, prompt_tokens, new_tokens = (arrivals[name].to_numpy() for name in ("arrival_s", "prompt_tokens", "new_tokens"))
@@ -62,7 +64,7 @@ def online_table(
 
 
 def online_summary(requests: pd.DataFrame) -> pd.DataFrame:
-    """Per model and system: mean service time, and median and 95th percentile of latency and waiting, in seconds."""
+    """Per model and system: mean service time, and median and 95th percentile of latency and waiting time, in seconds."""
     groups = requests.groupby(["model", "system"], sort=False)
     summary = pd.DataFrame({"service_s": groups.service_s.mean(), "waiting_s": groups.waiting_s.mean()})
     summary["latency_p50_s"], summary["latency_p95_s"] = groups.latency_s.median(), groups.latency_s.quantile(0.95)

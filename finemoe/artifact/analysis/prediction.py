@@ -1,8 +1,9 @@
 """How well fine and coarse statistics predict the experts d layers ahead, at equal bytes (Fig. 4).
 
-Every method names exactly K experts per token and predicted layer, so all move the same bytes and a hit rate is the recall at K
-of DESIGN 4. Fine is the paper's trajectory search: the stored map with the most similar prefix; once over the paper's store,
-whose records replace each other by redundancy, once over as many history maps drawn at random. Coarse are request-level counts.
+Every method names exactly K experts per token and predicted layer, so all move the same bytes, and a hit rate is the recall at K
+of DESIGN 4. Fine is the paper's trajectory search for the stored map with the most similar prefix: once over the paper's store,
+in which records replace each other by redundancy, and once over as many history maps drawn at random. Coarse are request-level
+counts.
 """
 
 from collections.abc import Iterator
@@ -37,10 +38,11 @@ def prediction_table(
     """Hit rate of every method at every prefetch distance, over the served requests' decode iterations.
 
     Args:
-        history: what the methods know beforehand; served: other requests, which are predicted.
-        distances: d in layers; layers d+1..L are predicted; by the routers only at the strides that the trace holds.
+        history: what the methods know in advance; served: other requests, which are predicted.
+        distances: d in layers; layers d+1..L are predicted. Routers predict only at the strides recorded in the trace.
+        store_capacity: C, in maps.
     Returns:
-        Rows (method, distance, hit_rate, low, high), intervals over requests.
+        Rows (method, distance, hit_rate, low, high), with intervals over requests.
     """
     rows = decode_rows(served)
     owners = requests_of(served, rows)
@@ -62,12 +64,12 @@ def prediction_table(
 
 
 def overlap(predicted: np.ndarray, activated: np.ndarray) -> np.ndarray:
-    """How many of the activated experts were predicted: [..., K] and [..., K] ids -> [...]."""
+    """Number of activated experts that were predicted: [..., K] and [..., K] ids -> [...]."""
     return (predicted[..., :, None] == activated[..., None, :]).any(axis=-2).sum(axis=-1)
 
 
 def nearest_prefixes(store: ExpertMapStore, maps: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Eq. 5 for many rows at once: (layer, best record of each row [n]) for the prefixes that end there; maps [n, L, J]."""
+    """Eq. 5 for many rows at once: (layer, best record of each row [n]) for the prefixes ending at that layer; maps [n, L, J]."""
     stored = store.maps()
     dots = np.zeros((len(maps), len(stored)), dtype=np.float32)
     squares = np.zeros(len(stored), dtype=np.float32)
@@ -78,12 +80,12 @@ def nearest_prefixes(store: ExpertMapStore, maps: np.ndarray) -> Iterator[tuple[
 
 
 def redundancy_store(history: RoutingTrace, capacity: int) -> ExpertMapStore:
-    """The paper's store (section 4.4): every history map enters and replaces what it is most redundant with."""
+    """The paper's store (section 4.4): every history map is inserted and replaces the map it is most redundant with."""
     return fill_store(_empty_store(history, capacity), history)
 
 
 def random_store(history: RoutingTrace, capacity: int, seed: int) -> ExpertMapStore:
-    """As many history maps, drawn at random: as dense where iterations are common as the history itself."""
+    """As many history maps drawn at random: as dense as the history itself where iterations are common."""
     drawn = np.random.default_rng(seed).permutation(history.num_rows)[:capacity]
     store = _empty_store(history, capacity)
     rows = np.sort(drawn)

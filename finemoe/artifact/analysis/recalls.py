@@ -1,8 +1,8 @@
-"""How far prediction three layers ahead goes on real routing: the cross-check of DESIGN 4, method by method.
+"""How far prediction three layers ahead gets on real routing: the cross-check of DESIGN 4, method by method.
 
-Recall at K over decode rows: as many experts named per layer as the token activates.
-`python -m finemoe.artifact.analysis.recalls` writes the table for the public gpt-oss-20b trace beside the values that were
-computed independently on the publisher's whole set.
+Recall at K over decode rows: as many experts are named per layer as the token activates. `python -m
+finemoe.artifact.analysis.recalls` writes the table for the public gpt-oss-20b trace, next to values that were computed
+independently on the publisher's whole set.
 """
 
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ INDEPENDENT = {
     "nearest of 1,000 maps": 0.61,
     "nearest of 32,000 maps": 0.70,
     "32 nearest of 32,000, weighted": 0.735,
-    "32 nearest and learned predictor": 0.75,  # with token statistics too, which are left out here
+    "32 nearest and learned predictor": 0.75,  # also with token statistics, which are left out here
 }
 _NUM_NEIGHBOURS = 32
-_SHARPNESS = 20.0  # of exp(sharpness x cosine), the neighbours' weights
+_SHARPNESS = 20.0  # in exp(sharpness x cosine), the neighbours' weights
 _BLOCK_ROWS = 512
 
 
@@ -41,9 +41,10 @@ def recall_table(
     """Recall at K of every method, `distance` layers ahead.
 
     Args:
-        num_rows: decode rows of the served requests that are predicted, drawn at random.
+        history: what the methods know in advance; served: other requests, which are predicted.
+        num_rows: number of decode rows of the served requests to predict, drawn at random.
     Returns:
-        Rows (method, recall, low, high, independent), intervals over requests.
+        Rows (method, recall, low, high, independent), with intervals over requests.
     """
     rows = decode_rows(served)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:num_rows])
@@ -64,7 +65,8 @@ def weighted_nearest(scores: np.ndarray, guides: np.ndarray, num_neighbours: int
     """Mean of the distributions of each row's most similar records, weighted by exp(sharpness x cosine), [B, J].
 
     Args:
-        scores: [B, C] cosines. guides: [C, J] the records' distributions.
+        scores: [B, C] cosines.
+        guides: [C, J] distributions of the records.
     """
     num_neighbours = min(num_neighbours, scores.shape[1])
     nearest = np.argpartition(-scores, num_neighbours - 1, axis=1)[:, :num_neighbours]
@@ -98,7 +100,7 @@ def _neighbour_hits(
 
 
 def _drawn_maps(history: RoutingTrace, count: int, seed: int) -> np.ndarray:
-    """Expert maps of rows drawn at random, [count, L, J]; all of them where there are not so many."""
+    """Expert maps of rows drawn at random, [count, L, J]; all maps if there are fewer."""
     return history.maps(np.sort(np.random.default_rng(seed).permutation(history.num_rows)[:count]))
 
 
@@ -114,7 +116,7 @@ def _prefix_cosines(stored: np.ndarray, maps: np.ndarray) -> Iterator[np.ndarray
 
 
 def write_table(
-    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: beside the checkout")] = None,
+    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz; default: next to the checkout")] = None,
     output: Annotated[Path, typer.Option()] = DATA / "reference" / "recalls_gpt_oss.csv",
 ) -> None:
     """Compute the recalls on the public gpt-oss-20b trace and write them as CSV."""

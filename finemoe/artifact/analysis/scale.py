@@ -1,4 +1,5 @@
-"""How far the design scales: models of hundreds of experts a layer on many devices, with synthetic routing (study `scale`)."""
+"""How far the design scales: models with hundreds of experts per layer on many devices, with synthetic routing (study
+`scale`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,17 +20,18 @@ from finemoe.simulation.synthetic import Recipe, Statistics, fitted, statistics_
 from finemoe.simulation.testbed import Testbed
 
 SYSTEMS = {"FineMoE": "finemoe", "on-demand (LRU)": "on-demand", "oracle": "oracle"}
-_HEADROOM = 0.9  # of a device's memory beside the other weights that experts may take
+_HEADROOM = 0.9  # share of a device's memory, after the other weights, that experts may take
 
 
 def routing_check(statistics: str, models: Sequence[str], store_capacity: int, seed: int = 0) -> tuple[Recipe, pd.DataFrame]:
-    """A recipe of synthetic routing with the statistics of a recording, and whether routing made by it has them.
+    """A recipe for synthetic routing with the statistics of a recording, and a check that routing made by it has them.
 
     Args:
-        statistics: CSV of the recording, a relative path starts at the repository root. models: whose sizes are tried as well.
-        store_capacity: C; the history of the routing tried is as long as fills the store.
+        statistics: CSV of the recording; a relative path starts at the repository root.
+        models: models whose sizes are tried as well.
+        store_capacity: C; the history of the tried routing is as long as needed to fill the store.
     Returns:
-        The recipe, and a row of statistics for the recording and for what was made.
+        The recipe, and one row of statistics for the recording and one for each generated routing.
     """
     wanted = Statistics(**pd.read_csv(ROOT / statistics)[["reuse", "within", "across", "recall"]].iloc[0])
     recipe = fitted(wanted, 24, 32, 4, seed)
@@ -42,7 +44,7 @@ def routing_check(statistics: str, models: Sequence[str], store_capacity: int, s
 
 
 def scale_tables(models: Sequence[str], *settings: Any) -> pd.DataFrame:
-    """`scale_table` of several models, one below the other."""
+    """`scale_table` of several models, concatenated."""
     return pd.concat([scale_table(name, *settings) for name in models], ignore_index=True)
 
 
@@ -57,15 +59,19 @@ def scale_table(
     store_capacity: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A model's decode on more and more devices of a testbed, each with a link of its own.
+    """A model's decode on increasing numbers of devices of a testbed, each with its own link.
 
     Args:
-        recipe: of the synthetic routing. expert_memory: share of all routed experts, less where the devices have not the memory.
-        num_tokens: decode iterations served.
+        model: name of the model.
+        recipe: recipe of the synthetic routing.
+        hardware: the testbed.
+        devices: numbers of devices.
+        expert_memory: share of all routed experts; reduced if the devices do not have enough memory.
+        num_tokens: number of decode iterations to serve.
     Returns:
-        Rows (model, devices, system, expert_memory, tpot_ms, hit_rate, moved_gb_per_token, link_ms, layer_ms, search_ms);
-        link_ms: what the links need at least for what was moved, per token; layer_ms: a layer without waiting; search_ms: one
-        trajectory search, which must be shorter to keep up.
+        Rows (model, devices, system, expert_memory, tpot_ms, hit_rate, moved_gb_per_token, link_ms, layer_ms, search_ms). link_ms
+        is the minimum time that the links need for the moved bytes, per token; layer_ms is a layer without waiting; search_ms is
+        one trajectory search, which must be shorter than a layer to keep up.
     """
     size = size_named(model)
     tokens_per_request = max(1, num_tokens // 6)
@@ -104,11 +110,11 @@ def scale_table(
 
 
 def store_table(models: Sequence[str], capacities: Sequence[int], hardware: str) -> pd.DataFrame:
-    """Memory of a store and time of one trajectory search against capacity; the coverage theory's capacities (4.4) beside.
+    """Memory of a store and time of one trajectory search by capacity, including the coverage theory's capacities (4.4).
 
     Returns:
-        Rows (model, capacity, kind, store_mb, search_ms); kind: "given", or the similarity that the theory promises,
-        75 % or 98 %, which stores of that capacity do not give (coverage.py).
+        Rows (model, capacity, kind, store_mb, search_ms). kind is "given", or the similarity that the theory promises, 75 % or 98
+        %, which stores of that capacity do not reach (coverage.py).
     """
     rows = []
     for model in models:

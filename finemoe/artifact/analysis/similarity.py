@@ -1,10 +1,10 @@
 """Whether similar prompts activate the same experts (Figs. 8 and 9).
 
-One point per prompt, all pairs of prompts. A prompt's semantic embedding is the mean of its tokens' embeddings, its map the mean
-of its prefill maps, its sentence embedding that of its whole text by a model of its own; its activated set at a layer is the K
-experts that most of its prompt tokens selected. The hit rate of a pair is the overlap of the two sets, averaged over layers.
-Intervals resample prompts, since pairs that share one are not independent; where prompts come in groups, only pairs inside a
-group count, every group counts the same, and intervals resample groups.
+One point per prompt, all pairs of prompts. A prompt's semantic embedding is the mean of its tokens' embeddings, its map is the
+mean of its prefill maps, and its sentence embedding is that of its whole text, computed by a separate model. Its activated set at
+a layer consists of the K experts selected by most of its prompt tokens. The hit rate of a pair is the overlap of the two sets,
+averaged over layers. Intervals resample prompts, because pairs that share a prompt are not independent. If prompts come in
+groups, only pairs within a group count, every group has equal weight, and intervals resample groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ SEARCHES = ("semantic", "trajectory", "sentence")
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """All pairs of R prompts: similarities by search (those at hand) and hit rates, each [R, R], symmetric."""
+    """All pairs of R prompts: similarities by search (those available) and hit rates, each [R, R], symmetric."""
 
     similarity: dict[str, np.ndarray]
     hit_rate: np.ndarray
@@ -46,7 +46,8 @@ def pairs_of(vectors: Mapping[str, np.ndarray], counts: np.ndarray, top_k: int) 
 
     Args:
         vectors: by search, one vector per prompt, [R, ...].
-        counts: [R, L, J], how many of a prompt's tokens activated each expert; the K greatest per layer are its set.
+        counts: [R, L, J], the number of a prompt's tokens that activated each expert; the K largest per layer form its set.
+        top_k: K.
     """
     similarity = {search: _cosines(rows.reshape(len(rows), -1)) for search, rows in vectors.items()}
     sets = np.zeros(counts.shape, dtype=np.float32)
@@ -65,10 +66,10 @@ def correlation(pairs: PromptPairs, search: str, seed: int = 0) -> Interval:
 
 
 def binned_hit_rate(pairs: PromptPairs, search: str, num_bins: int = 8, seed: int = 0) -> pd.DataFrame:
-    """Mean hit rate in bins of equally many pairs along the similarity (F8).
+    """Mean hit rate in bins with equal numbers of pairs along the similarity (F8).
 
     Returns:
-        Rows (similarity, hit_rate, low, high, num_pairs), the similarity being the bin's mean.
+        Rows (similarity, hit_rate, low, high, num_pairs); the similarity is the bin's mean.
     """
     upper = np.triu_indices(len(pairs.hit_rate), 1)
     scores, hits = pairs.similarity[search][upper], pairs.hit_rate[upper]
@@ -76,23 +77,23 @@ def binned_hit_rate(pairs: PromptPairs, search: str, num_bins: int = 8, seed: in
     bins = np.searchsorted(edges, scores, side="right")
     draws = resample_counts(len(pairs.hit_rate), 500, seed)
     pair_weights = draws[:, upper[0]] * draws[:, upper[1]]
-    members = [bins == number for number in np.unique(bins)]  # equal scores share a bin, so some may be empty
+    members = [bins == number for number in np.unique(bins)]  # equal scores share a bin, so some bins may be empty
     return pd.DataFrame([_bin_record(scores[pick], hits[pick], pair_weights[:, pick]) for pick in members])
 
 
 def grouped_correlation(groups: Sequence[PromptPairs], search: str, seed: int = 0) -> Interval:
-    """Mean over groups of Pearson's coefficient inside each, with the 95 % interval that resamples groups (F9)."""
+    """Mean over groups of Pearson's coefficient within each, with the 95 % interval from resampling groups (F9)."""
     values = [_weighted_pearson(pairs.similarity[search], pairs.hit_rate, np.ones(len(pairs.hit_rate))) for pairs in groups]
     return bootstrap_mean(np.array(values), seed=seed)
 
 
 def grouped_hit_rate(groups: Sequence[PromptPairs], search: str, num_bins: int = 8, seed: int = 0) -> pd.DataFrame:
-    """Mean hit rate along the similarity, every group cut into bins of its own (F8).
+    """Mean hit rate along the similarity, with separate bins for each group (F8).
 
-    Bins hold equally many pairs of a group; a row is the mean over the groups' bins of equal rank.
+    The bins of a group have equal numbers of pairs; a row is the mean over the groups' bins of equal rank.
 
     Returns:
-        Rows (similarity, hit_rate, low, high, num_pairs), as `binned_hit_rate` has them.
+        Rows (similarity, hit_rate, low, high, num_pairs), as in `binned_hit_rate`.
     """
     bins = np.array([_rank_bins(pairs, search, num_bins) for pairs in groups])  # [groups, bins, 3]
     hits = bootstrap_mean(bins[..., 1], seed=seed)
@@ -131,15 +132,16 @@ def _prompt_means(trace: RoutingTrace) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.where(norms > 0, norms, 1)  # a prompt with nothing of its own is similar to none
+    unit = vectors / np.where(norms > 0, norms, 1)  # a zero vector is similar to nothing
     return unit @ unit.T
 
 
 def _weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """Pearson over ordered pairs of different prompts, a pair counting the product of its prompts' weights; NaN if undefined."""
+    """Pearson over ordered pairs of different prompts; a pair's weight is the product of its prompts' weights; NaN if
+    undefined."""
     pair_weights = np.outer(weights, weights).astype(float)
     np.fill_diagonal(pair_weights, 0.0)
-    pair_weights /= max(pair_weights.sum(), 1.0)  # 0 where one prompt was drawn every time
+    pair_weights /= max(pair_weights.sum(), 1.0)  # 0 if one prompt was drawn every time
     dx, dy = x - (pair_weights * x).sum(), y - (pair_weights * y).sum()
     variances = (pair_weights * dx**2).sum() * (pair_weights * dy**2).sum()
     return float((pair_weights * dx * dy).sum() / np.sqrt(variances)) if variances > 1e-20 else float("nan")

@@ -1,4 +1,4 @@
-"""Comparisons of systems as tables (Figs. 4, 14a, 14b), and the systems that only these hold: ablations, and every rule."""
+"""Comparisons of systems as tables (Figs. 4, 14a, 14b), and the systems that appear only there: ablations, and every rule."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,10 +36,12 @@ def system_table(
     store_capacity: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every system at every memory size, as a table; systems that the trace cannot serve are left out (`left_out` says why).
+    """Every system at every memory size, as a table. Systems that need data missing from the trace are left out (`left_out` gives
+    the reasons).
 
     Args:
-        history, served, expert_memories, prefetch_distance, store_capacity, seed: as `system_reports` takes them.
+        history, served, expert_memories, prefetch_distance, store_capacity, seed: as in `system_reports`.
+        systems: systems by name.
     Returns:
         The rows of `comparison_rows`.
     """
@@ -53,7 +55,7 @@ def system_table(
 
 
 def _with_one_policy(systems: Mapping[str, System]) -> list[dict[str, System]]:
-    """Groups whose policy and options are the same: `system_reports` asks them once for all their eviction rules."""
+    """Groups with the same policy and options: `system_reports` evaluates each once for all its eviction rules."""
     groups: dict[str, dict[str, System]] = {}
     for name, system in systems.items():
         groups.setdefault(f"{system.policy} {sorted(system.options.items())}", {})[name] = system
@@ -66,7 +68,7 @@ def table_of(reports: Mapping[tuple[str, float], Report], seed: int = 0) -> pd.D
 
 
 def gain(better: Report, worse: Report, seed: int = 0) -> Interval:
-    """How much more one report hits than the other, with an interval over the requests that both served (paired)."""
+    """Difference of the reports' hit rates, with an interval over the requests that both served (paired)."""
     hits = [[float(one.hits - other.hits)] for one, other in zip(better.requests, worse.requests, strict=True)]
     accesses = [[float(one.accesses)] for one in better.requests]
     found = bootstrap_ratio(np.array(hits), np.array(accesses), seed=seed)

@@ -1,1 +1,1 @@
-"""What a machine with a GPU is asked to measure, in slices that resume (`python -m finemoe.artifact.gpu_bench`, `make gpu`)."""
+"""Measurements on a machine with a GPU, in resumable slices (`python -m finemoe.artifact.gpu_bench`, `make gpu`)."""

@@ -1,7 +1,7 @@
-"""`python -m finemoe.artifact.gpu_bench --out DIR`: measure what needs a GPU while the time lasts; call again to go on.
+"""`python -m finemoe.artifact.gpu_bench --out DIR`: measure what needs a GPU within the available time; rerun it to continue.
 
-`predict DIR` sets the simulator's answers beside what was measured, away from the device; `record DIR` makes the routing that is
-served beforehand, for a machine on which every second counts, and `compile` what is compiled there.
+`predict DIR` compares the simulator's predictions with the measurements, away from the device. For a machine on which every
+second counts, `record DIR` records the routing in advance, and `compile` compiles in advance.
 """
 
 import sys
@@ -21,31 +21,31 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _ALL: list[str] = []
 _SHARES: list[float] = []
 Models = Annotated[list[str], typer.Option("--model", "-m", help="a published size, a miniature, a folder or a hub id")]
-Policies = Annotated[list[str], typer.Option(help=f"of {', '.join(POLICIES)}; again for more, in this order; default: all")]
-Shares = Annotated[list[float], typer.Option(help="shares of all experts, in this order; default: 0.125 0.25 0.5 0.75 1")]
-Prompts = Annotated[int | None, typer.Option(help="requests recorded, 7 of 10 for the history", min=4)]
+Policies = Annotated[list[str], typer.Option(help=f"of {', '.join(POLICIES)}; repeatable, in this order; default: all")]
+Shares = Annotated[list[float], typer.Option(help="shares of all experts; repeatable; default: 0.125 0.25 0.5 0.75 1")]
+Prompts = Annotated[int | None, typer.Option(help="requests recorded; 7 of 10 become the history", min=4)]
 Served = Annotated[int | None, typer.Option(help="requests timed in every cell", min=1)]
 Tokens = Annotated[int | None, typer.Option(help="decode steps of every recorded request", min=2)]
-Traces = Annotated[Path | None, typer.Option(help="folder of routing recorded beforehand, used where it has the file")]
+Traces = Annotated[Path | None, typer.Option(help="folder of routing recorded in advance; missing traces are recorded")]
 
 
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
-    out: Annotated[Path | None, typer.Option(help="folder for tables, timelines and what is needed to go on later")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for tables, timelines and the state needed to resume")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="begin nothing that would end later; call again for the rest", min=0)
+        float | None, typer.Option(help="start no part that would end later than this; rerun for the rest", min=0)
     ] = None,
-    deadline: Annotated[float | None, typer.Option(help="seconds after which it has ended, whatever it was doing", min=1)] = None,
+    deadline: Annotated[float | None, typer.Option(help="seconds after which the process must have ended", min=1)] = None,
     groups: Annotated[
         str,
-        typer.Option(help="what to measure, in this order: GROUP or GROUP:WORD with commas; --plan lists all"),
+        typer.Option(help="what to measure, in this order: GROUP or GROUP:WORD, separated by commas; --plan lists all"),
     ] = "",
     model: Models = _ALL,
     policy: Policies = _ALL,
     expert_memory: Shares = _SHARES,
-    check: Annotated[list[str], typer.Option(help="a miniature whose bits are checked; again for more; default: all")] = _ALL,
-    steps: Annotated[int | None, typer.Option(help="decode steps that are checked under every policy", min=1)] = None,
+    check: Annotated[list[str], typer.Option(help="a miniature checked for bit-equality; repeatable; default: all")] = _ALL,
+    steps: Annotated[int | None, typer.Option(help="decode steps checked under every policy", min=1)] = None,
     prompts: Prompts = None,
     served: Served = None,
     tokens: Tokens = None,
@@ -53,21 +53,21 @@ def main(
     baseline_tokens: Annotated[int | None, typer.Option(help="decode steps under Accelerate", min=1)] = None,
     traces: Traces = None,
     host_memory: Annotated[
-        str | None, typer.Option(help="how much of the host's memory may be taken, e.g. 120GiB, where it says less than it has")
+        str | None, typer.Option(help="host memory that may be used, e.g. 120GiB, if the machine reports less than it has")
     ] = None,
-    predictions: Annotated[bool, typer.Option(help="the simulator's answers at the end, or later by `predict`")] = True,
-    again: Annotated[bool, typer.Option(help="measure once more what earlier calls have done")] = False,
+    predictions: Annotated[bool, typer.Option(help="run the simulator at the end; otherwise run `predict` later")] = True,
+    again: Annotated[bool, typer.Option(help="repeat measurements that earlier runs completed")] = False,
     quick: Annotated[
-        bool, typer.Option(help="few requests, tokens and repetitions: whether it works, not how fast it is")
+        bool, typer.Option(help="few requests, tokens and repetitions: to test that it works, not how fast it is")
     ] = False,
-    plan: Annotated[bool, typer.Option(help="only say what would be done, and a guess of how long it takes")] = False,
+    plan: Annotated[bool, typer.Option(help="only print the planned parts and their estimated times")] = False,
 ) -> None:
-    """Measure this machine; without a GPU the miniatures' sizes on pools of host memory, which says so in its tables."""
+    """Measure this machine; without a GPU, miniatures with pools of host memory as devices, which the tables state."""
     sys.excepthook = one_line_for_bad_input
     if context.invoked_subcommand is not None:
         return
     if out is None:
-        raise typer.BadParameter("say where the tables go: --out DIR", param_hint="--out")
+        raise typer.BadParameter("specify a folder for the tables: --out DIR", param_hint="--out")
     require_place(out / "machine.json")
     alarm = Alarm(None if deadline is None else deadline - age_s())
     from finemoe.artifact.gpu_bench.machine import compute_device, machine_title
@@ -100,9 +100,9 @@ def main(
 
 @app.command("predict")
 def predict_command(
-    folder: Annotated[Path, typer.Argument(help="tables of one machine; with --before, where predictions-before-CARD.csv goes")],
+    folder: Annotated[Path, typer.Argument(help="tables of one machine; with --before, folder for predictions-before-CARD.csv")],
     before: Annotated[
-        list[str], typer.Option(help="a card in data/hardware that nobody has measured: what is expected there; again for more")
+        list[str], typer.Option(help="a card in data/hardware without measurements, to predict in advance; repeatable")
     ] = _ALL,
     model: Models = _ALL,
     policy: Policies = _ALL,
@@ -112,7 +112,7 @@ def predict_command(
     tokens: Tokens = None,
     traces: Traces = None,
 ) -> None:
-    """The simulator's answers, away from the device: for what was measured, or beforehand for a card."""
+    """The simulator's predictions, made away from the device: for measured cells, or in advance for a card."""
     from finemoe.artifact.gpu_bench.predict import foretell, predict
     from finemoe.artifact.gpu_bench.settings import settings_for
     from finemoe.artifact.machines.foretold import foretold_path
@@ -120,7 +120,7 @@ def predict_command(
     if not before:
         rows = predict(folder, traces)
         if not rows:
-            raise FinemoeError(f"{folder}: copies, kernels, software and systems of one model are needed to predict anything")
+            raise FinemoeError(f"{folder}: predictions need the tables copies, kernels, software and systems of one model")
         typer.echo(f"{len(rows)} predictions are in {folder / 'predictions.csv'}")
         return
     settings = _changed(
@@ -139,7 +139,7 @@ def predict_command(
 
 @app.command("show")
 def show_command(folder: Annotated[Path, typer.Argument(help="tables of one machine")]) -> None:
-    """What was measured, in one page of text."""
+    """Print the measurements as one page of text."""
     from finemoe.artifact.machines.measured import Measured
     from finemoe.artifact.machines.pages import machine_section
 
@@ -148,12 +148,12 @@ def show_command(folder: Annotated[Path, typer.Argument(help="tables of one mach
 
 @app.command("record")
 def record_command(
-    folder: Annotated[Path, typer.Argument(help="where the traces go")],
+    folder: Annotated[Path, typer.Argument(help="folder for the traces")],
     model: Models,
     prompts: Prompts = None,
     tokens: Tokens = None,
 ) -> None:
-    """Record the routing that is served, away from the device."""
+    """Record the routing to serve, away from the device."""
     from finemoe.artifact.gpu_bench.routing import routing_of
     from finemoe.artifact.gpu_bench.settings import settings_for
 
@@ -166,7 +166,7 @@ def record_command(
 
 @app.command("compile")
 def compile_command(policy: Policies = _ALL) -> None:
-    """Compile what these policies' engines and forecasts run, into the cache on disk, so that no measurement waits for it."""
+    """Compile the kernels of these policies' engines and forecasts into the cache on disk, before any measurement."""
     import torch
 
     from finemoe.artifact.gpu_bench.correctness import check
@@ -179,7 +179,7 @@ def compile_command(policy: Policies = _ALL) -> None:
 
 
 def _changed(settings: Any, **given: Any) -> Any:
-    """Settings with what the user has said, lists and paths as settings hold them; None and [] leave them as they are."""
+    """Settings with the user's options applied, lists and paths converted; None and [] leave a setting unchanged."""
     from finemoe.artifact.gpu_bench.settings import require_known
 
     said = {name: value for name, value in given.items() if value not in (None, [])}
@@ -197,7 +197,7 @@ def _say_plan(settings: Any, out: Path) -> None:
     whole = chosen(parts(settings, Subjects(settings, out, compute_device()), out), settings.groups)
     for part in whole:
         typer.echo(f"{part.seconds:4.0f} s  {part.title}")
-    typer.echo(f"{sum(part.seconds for part in whole) / 60:.0f} minutes for {len(whole)} parts, beside bringing models in")
+    typer.echo(f"{sum(part.seconds for part in whole) / 60:.0f} minutes for {len(whole)} parts, excluding the loading of models")
 
 
 def _measure(settings: Any, out: Path, minutes: float | None, alarm: Alarm, predicts: bool, again: bool) -> None:
@@ -212,7 +212,7 @@ def _measure(settings: Any, out: Path, minutes: float | None, alarm: Alarm, pred
     for one in outcome.failed:
         typer.echo(f"FAILED: {one.group} {one.part} ({one.reason})", err=True)
     if outcome.left:
-        typer.echo(f"{len(outcome.left)} parts left; call again to go on with {outcome.left[0]}")
+        typer.echo(f"{len(outcome.left)} parts left; run again to continue with {outcome.left[0]}")
     typer.echo(f"tables are in {out}")
     raise typer.Exit(1 if outcome.failed else 0)
 

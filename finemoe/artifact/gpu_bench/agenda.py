@@ -1,4 +1,4 @@
-"""All parts of a measurement in the order of their worth, and what is computed from their tables."""
+"""All parts of a measurement in order of importance, and the tables computed from their results."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ from finemoe.artifact.machines.schema import TABLES, Skipped
 from finemoe.errors import FinemoeError
 from finemoe.files import atomic_path
 
-# Whose code decides what comes out.
+# Code that affects the measurements.
 _MEASURED = (
     "artifact/gpu_bench",
     "artifact/pipeline/timing.py",
@@ -47,12 +47,12 @@ _MEASURED = (
     "runtime",
 )
 _OF_MODELS = (kernels, overhead, software, systems, chunks, baseline, launches, hotspots)
-_ADDED_UP = ("models", "policies", "expert_memories", "checked_models")  # settings of which several calls may each have a part
+_ADDED_UP = ("models", "policies", "expert_memories", "checked_models")  # settings combined over several calls
 _NOT_OF_THE_MACHINE = ("groups", "host_memory_bytes", "traces")
 
 
 def parts(settings: Settings, subjects: Subjects, folder: Path) -> list[Part]:
-    """Correctness first, then the link, then model after model (bringing one in takes minutes)."""
+    """Correctness first, then the link, then one model after the other, because bringing in a model takes minutes."""
     of_models = [part for module in _OF_MODELS for part in module.parts(settings, subjects)]
     of_models += breakdown.parts(settings, subjects, folder)
     return [
@@ -65,12 +65,12 @@ def parts(settings: Settings, subjects: Subjects, folder: Path) -> list[Part]:
 
 
 def chosen(found: list[Part], groups: Sequence[str]) -> list[Part]:
-    """The parts that these groups name, in their order; all where none is named.
+    """The parts that these groups name, in their order; all parts if `groups` is empty.
 
     Args:
-        groups: each "GROUP", or "GROUP:WORD:..." for those parts whose names have all of these words.
+        groups: each "GROUP", or "GROUP:WORD:..." for the parts whose names contain all of these words.
     Raises:
-        FinemoeError: one names no part.
+        FinemoeError: a group matches no part.
     """
     picked: dict[str, Part] = {}
     for text in groups:
@@ -94,13 +94,17 @@ def measure(
     predicts: bool = True,
     again: bool = False,
 ) -> Outcome:
-    """Do what the time allows, and write the tables of all that was done so far; machine.json and empty tables come first, so
-    that the folder can be read whatever becomes of this call.
+    """Measure as many parts as the time allows, and write the tables of everything measured so far. machine.json and empty tables
+    are written first, so that the folder is readable even if this call dies.
 
     Args:
-        minutes: begin nothing that would end later. alarm: ends what takes too long, and keeps a deadline.
-        predicts: whether the simulator's predictions are made in the end, or later by `finemoe.artifact.gpu_bench.predict`.
-        again: whether what earlier calls have done is done once more.
+        settings: what to measure.
+        folder: folder for the tables.
+        minutes: start no part that is expected to end later than this.
+        say: called with progress messages.
+        alarm: ends parts that take too long, and keeps a deadline.
+        predicts: whether to run the simulator at the end; `finemoe.artifact.gpu_bench.predict` can do so later.
+        again: whether to repeat what earlier calls completed.
     """
     fix_attention()
     alarm, device, facts = alarm or Alarm(), compute_device(), machine_facts()
@@ -120,37 +124,37 @@ def measure(
             _write_tables(folder, calls)
             _write_facts(folder, facts | {"host_memory_after_bytes": host_memory_bytes()}, settings, calls)
         finally:
-            if alarm.usable_s > 0:  # else the end of the process gives the memory back
+            if alarm.usable_s > 0:  # otherwise the end of the process frees the memory
                 subjects.close()
             alarm.off()
-            calls.stacks_path.unlink()  # whoever comes here has not hung
+            calls.stacks_path.unlink()  # nothing hung
     if predicts:
         predict(folder, None if settings.traces is None else Path(settings.traces))
     return outcome
 
 
 def _require_same(folder: Path, digest: str) -> None:
-    """Refuse a folder in which something else was measured.
+    """Refuse a folder that contains different measurements.
 
     Raises:
-        FinemoeError: it holds tables of other settings, libraries or another machine.
+        FinemoeError: its tables are from other settings, other libraries or another machine.
     """
     path = folder / "machine.json"
     if path.is_file() and Measured.load(folder).facts.get("digest") != digest:
         raise FinemoeError(
-            f"{folder}: holds what was measured with other settings or libraries, or on another machine; choose another folder"
+            f"{folder}: contains measurements with other settings or libraries, or of another machine; choose another folder"
         )
 
 
 def _write_tables(folder: Path, calls: Calls) -> None:
     rows = calls.rows()
     rows["skipped"] = [*calls.missing(), *_differences(rows)]
-    for name in TABLES:  # predictions, too: whatever was predicted before was of other tables
+    for name in TABLES:  # includes predictions: those made before are of outdated tables
         write_table(rows[name], name, folder)
 
 
 def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, calls: Calls) -> None:
-    """The machine, the settings of all calls, and the calls themselves."""
+    """Write the machine, the settings of all calls, and the calls themselves."""
     path = folder / "machine.json"
     told = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_MACHINE}
     if path.is_file():
@@ -162,7 +166,7 @@ def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, calls:
 
 
 def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
-    """Whatever did not give eager's bits, which nothing excuses; Transformers' own other implementations may differ."""
+    """Every result that is not bit-equal to eager. Transformers' other implementations are exempt."""
     for one in rows["correctness"]:
         if one.num_different_steps:
             reason = f"{one.num_different_steps} of {one.num_steps} steps differ from eager under {one.policy} ({one.dtype})"
@@ -173,7 +177,7 @@ def _differences(rows: dict[str, list[Any]]) -> Iterator[Skipped]:
 
 
 def _digest(settings: Settings, facts: dict[str, Any]) -> str:
-    """Of what makes measurements comparable: settings, machine and libraries; each call names the code that it measured."""
+    """Digest of what makes measurements comparable: settings, machine and libraries. Each call also records its code."""
     content = [settings.digest(), *(facts[name] for name in ("title", "torch", "transformers", "attention", "is_compiled"))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 

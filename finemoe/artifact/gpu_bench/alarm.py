@@ -1,7 +1,7 @@
-"""An end to what takes too long: first an exception, and where nobody hears it, every thread's stack and the end of the process.
+"""Ends work that takes too long: first with an exception; if that has no effect, with every thread's stack and the process's end.
 
-A call that waits for a device which never answers cannot be interrupted; the watchdog ends the process then, and what was written
-before stays.
+A call that waits for a device that never answers cannot be interrupted. The watchdog then ends the process, and everything
+written before is kept.
 """
 
 import faulthandler
@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-_GRACE_S = 20.0  # for giving a model's memory back after the exception
-_LAST_S = 4.0  # before a deadline, for writing the tables once more and ending
+_GRACE_S = 20.0  # to free a model's memory after the exception
+_LAST_S = 4.0  # before a deadline, to write the tables once more and exit
 
 
 def age_s() -> float:
-    """How long this process has been there: importing PyTorch takes seconds of a deadline."""
+    """Age of this process in seconds: importing PyTorch uses up seconds of a deadline."""
     try:
         began = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except OSError:  # not Linux
@@ -29,18 +29,18 @@ def age_s() -> float:
 
 
 class OutOfTime(BaseException):
-    """A part took longer than it may. No Exception, since code that handles some of these must not take it for one of them."""
+    """A part took longer than allowed. Not an `Exception`, so that code that handles exceptions does not catch it."""
 
 
 class NearDeadline(OutOfTime):
-    """Nothing is wrong with the part, but the process must end now."""
+    """The process must end now; the part itself is not at fault."""
 
 
 class Alarm:
     """Ends parts, and the process.
 
     Args:
-        deadline_s: seconds from now after which this process must have ended by itself; None never ends it.
+        deadline_s: seconds from now at which this process must have ended; None means no deadline.
     """
 
     def __init__(self, deadline_s: float | None = None) -> None:
@@ -48,7 +48,7 @@ class Alarm:
         self._log: IO[str] = sys.stderr
 
     def write_to(self, log: IO[str]) -> None:
-        """Watch from now on, and write stacks to an open file instead of standard error."""
+        """Start the watchdog, which writes stacks to this open file instead of standard error."""
         self._log = log
         self._watch(None)
 
@@ -59,15 +59,17 @@ class Alarm:
 
     @property
     def usable_s(self) -> float:
-        """Seconds that a part may still take, so that the process has time to end."""
+        """Seconds that a part may still use, leaving the process time to exit."""
         return self.left_s if self.left_s == float("inf") else self.left_s - _LAST_S - min(_GRACE_S, self.left_s / 10)
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
-        """Raise in the main thread once the block has taken so long, or once the deadline is near.
+        """Raise in the main thread when the block has run this long, or when the deadline is near.
 
+        Args:
+            seconds: limit of the block.
         Raises:
-            OutOfTime: it has.
+            OutOfTime: the limit was reached.
         """
         kind = OutOfTime if seconds <= self.usable_s else NearDeadline
         seconds = max(0.1, min(seconds, self.usable_s))
@@ -86,11 +88,11 @@ class Alarm:
             self._watch(None)
 
     def off(self) -> None:
-        """Nothing ends the process any more."""
+        """Stop the watchdog."""
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self, seconds: float | None) -> None:
-        """End the process after so many seconds, and in any case at the deadline; there is always time to end by itself."""
+        """End the process after this many seconds, and in any case at the deadline; there is always time for a regular exit."""
         seconds = max(_LAST_S, min(self.left_s, float("inf") if seconds is None else seconds))
         if seconds == float("inf"):
             faulthandler.cancel_dump_traceback_later()

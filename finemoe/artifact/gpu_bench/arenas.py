@@ -1,4 +1,4 @@
-"""How long host memory takes to be had as the engine needs it: touched, and page-locked where a GPU reads it."""
+"""Time to allocate host memory as the engine does: touched and, if a GPU reads it, page-locked."""
 
 import time
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from finemoe.runtime.expert_layout import ExpertLayout, Field
 from finemoe.runtime.tiers import ExpertStore
 from finemoe.units import format_bytes
 
-_GUESSED_BYTES_PER_S = 2e9  # touched and page-locked
+_GUESSED_BYTES_PER_S = 2e9  # to touch and page-lock memory
 
 
 def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
-    """One part for each size, of records as large as the first model's experts."""
+    """One part per arena size, for records as large as the first model's experts."""
     record_bytes = record_bytes_of(settings)
     for mib in settings.arena_mib:
 
@@ -30,7 +30,7 @@ def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
 
 
 def require_room(num_bytes: int, settings: Settings) -> None:
-    """Refuse more host memory than may be taken.
+    """Refuse to allocate more host memory than is available.
 
     Raises:
         NotHere: it is more.
@@ -41,19 +41,19 @@ def require_room(num_bytes: int, settings: Settings) -> None:
 
 
 def record_bytes_of(settings: Settings) -> int:
-    """An expert of the first model."""
+    """Size of an expert of the first model."""
     return size_of_target(settings.targets()[0]).expert_bytes
 
 
 def store_of(num_bytes: int, record_bytes: int, device: torch.device) -> ExpertStore:
-    """An arena with room for at least one record, as the engine makes it for models on that device."""
+    """An arena with room for at least one record, allocated as the engine does for models on that device."""
     layout = ExpertLayout((Field("weight", 0, 0, (record_bytes,), torch.uint8),), record_bytes)
     return ExpertStore([layout], [max(1, num_bytes // record_bytes)], pinned=device.type == "cuda", is_sure=True)
 
 
 def measure(num_bytes: int, record_bytes: int, device: torch.device) -> Arenas:
-    """Make it once."""
-    torch.zeros(1, device=device)  # a device that was not used so far is got ready first
+    """Allocate one arena and time it."""
+    torch.zeros(1, device=device)  # initialise a device on first use
     begin_s = time.perf_counter()
     with store_of(num_bytes, record_bytes, device) as store:
         seconds = time.perf_counter() - begin_s

@@ -18,13 +18,13 @@ SYSTEM = "accelerate"
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model."""
+    """One part per model."""
     for target in settings.targets():
 
         def run(target: Target = target) -> list[Baselines]:
             if find_spec("accelerate") is None:
                 raise NotHere("accelerate is not installed")
-            # In host memory twice: page-locked, and as the parameters that Accelerate takes over.
+            # Twice in host memory: page-locked, and as the parameters that Accelerate takes over.
             subject = subjects.of(target, settings.baseline_memory, host_copies=2)
             return measure(subject, settings.baseline_memory, settings.baseline_tokens)
 
@@ -32,10 +32,10 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, expert_memory: float, num_tokens: int) -> list[Baselines]:
-    """One served request, cut to so many decode steps.
+    """One served request, cut to `num_tokens` decode steps.
 
-    Accelerate moves whole modules. It is given the best of that: everything but experts stays on the device, and as many layers'
-    experts as the same memory holds; those of the other layers come and go.
+    Accelerate moves whole modules. It gets the best possible placement: everything except experts stays on the device, and so do
+    the experts of as many layers as the same memory holds. The experts of the other layers are moved in and out.
     """
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_submodules
@@ -46,7 +46,7 @@ def measure(subject: Subject, expert_memory: float, num_tokens: int) -> list[Bas
         for layer in away:
             cpu_offload(layer.experts, execution_device=device)
         try:
-            routing.serve(0)  # warms up
+            routing.serve(0)  # warm-up
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             prefill_s, *decode_s = routing.serve(0)
@@ -59,7 +59,7 @@ def measure(subject: Subject, expert_memory: float, num_tokens: int) -> list[Bas
 
 
 def _cut(trace: RoutingTrace, num_tokens: int) -> RoutingTrace:
-    """The first request, ended after so many decode steps."""
+    """The first request, cut to `num_tokens` decode steps."""
     first = trace.select([0])
     kept = np.flatnonzero(first.step <= num_tokens)
     return first.arranged(kept, np.array([0, len(kept)]))

@@ -1,7 +1,7 @@
-"""A measurement in parts: each is done once, written down at once, and left out by the next call.
+"""A measurement in parts: each part runs once, is recorded at once, and is skipped by later calls.
 
-A part that this machine cannot do is skipped with a reason, a part that fails or takes too long is named and does not stop the
-others; neither counts as done.
+A part that this machine cannot measure is skipped with a reason. A part that fails or takes too long is reported and does not
+stop the others. Neither counts as done.
 """
 
 import time
@@ -18,11 +18,11 @@ from finemoe.artifact.machines.schema import Skipped
 
 Say = Callable[[str], None]
 _LEAST_LIMIT_S = 30.0
-_LIMIT = 5.0  # times what a part is expected to take
+_LIMIT = 5.0  # a part may take this multiple of its expected time
 
 
 class NotHere(Exception):
-    """This machine cannot do a part; the message says why."""
+    """This machine cannot measure a part; the message states why."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,11 @@ class Part:
     """A piece of a measurement.
 
     Attributes:
-        group, name: what it measures. seconds: a guess of how long it takes, without what must be made ready. run: measures, and
-            returns rows of any of the tables. ready_s: how long it takes to make ready what is not at hand.
-        is_of_code: what it finds is true of the code that was measured alone, and is found again once that has changed.
+        group, name: what it measures.
+        seconds: estimated time without preparation.
+        run: measures, and returns rows of any of the tables.
+        ready_s: estimates the time of the preparation that is still needed, in seconds.
+        is_of_code: whether its result is valid only for the measured version of the code, so that it reruns after a change.
     """
 
     group: str
@@ -49,7 +51,7 @@ class Part:
 
 @dataclass
 class Outcome:
-    """What became of a call: titles of what is left to do, and what failed or was skipped with reasons."""
+    """The outcome of a call: titles of the parts left, and the failed and skipped parts with reasons."""
 
     left: list[str] = field(default_factory=list)
     failed: list[Skipped] = field(default_factory=list)
@@ -57,13 +59,15 @@ class Outcome:
 
 
 class Bench:
-    """Runs parts into a folder.
+    """Runs parts and writes their results to a folder.
 
     Args:
-        folder: where tables go. calls: where it is written down what was done, by this call and others.
-        say: is told what happens. alarm: ends what takes too long, and keeps the deadline.
-        minutes: begin nothing that is expected to end later, but for the first part.
-        is_usable: asked after a failure; if the device is beyond use, nothing more is tried.
+        folder: folder of the tables.
+        calls: the record of what this call and others completed.
+        say: called with progress messages.
+        alarm: ends parts that take too long, and keeps the deadline.
+        minutes: start no part that is expected to end later than this, except for the first.
+        is_usable: called after a failure; if it returns False, the remaining parts are not tried.
     """
 
     def __init__(
@@ -81,10 +85,11 @@ class Bench:
         self._has_tried = False
 
     def run(self, parts: Sequence[Part], again: bool = False) -> Outcome:
-        """Do what is not done yet, in order, but for parts that do not fit in the time; what ended a call comes last.
+        """Run pending parts in order, except those that do not fit into the time; parts that ended an earlier call come last.
 
         Args:
-            again: whether what an earlier call has done is done once more.
+            parts: the parts of the measurement.
+            again: whether to repeat parts that an earlier call completed.
         """
         outcome, deadly = Outcome(), self._calls.deadly()
         waiting = [part for part in parts if again or not self._calls.is_done(part.title, part.is_of_code)]
@@ -95,18 +100,18 @@ class Bench:
                 continue
             self._say(f"[{len(parts) - len(waiting) + number + 1}/{len(parts)}] {part.title}")
             if not self._try(part, outcome):
-                self._say("the device is beyond use; start again in a new process")
+                self._say("the device is unusable; run again in a new process")
                 for one in waiting[number + 1 :]:
                     self._leave(one, outcome, "not tried on a device beyond use")
                 break
         return outcome
 
     def expected_s(self, part: Part) -> float:
-        """How long a part takes: the guess, at the pace that its group's parts were found to have."""
+        """Expected seconds of a part: its estimate, scaled by the measured pace of its group."""
         return part.seconds * self._calls.pace(part.group)
 
     def _fits(self, part: Part) -> bool:
-        """Whether there is time for a part. Without a deadline the first one has it, so that every call gets on."""
+        """Whether there is time for a part. Without a deadline the first part always fits, so that every call makes progress."""
         is_due = not self._has_tried and self._alarm.left_s == float("inf")
         left_s = min(self._alarm.usable_s, self._end_s - time.monotonic())
         return is_due or part.ready_s() + self.expected_s(part) <= left_s
@@ -116,7 +121,7 @@ class Bench:
         self._calls.missed(part.title, reason)
 
     def _try(self, part: Part, outcome: Outcome) -> bool:
-        """Do a part, or note why not; returns whether the device can go on."""
+        """Run a part, or record why not; returns whether the device is still usable."""
         self._has_tried = True
         try:
             self._do(part)
@@ -143,7 +148,7 @@ class Bench:
             self._calls.end()
             raise
         self._calls.end()
-        guess = None if ready_s else part.seconds  # how long it took to make ready is not known apart
+        guess = None if ready_s else part.seconds  # the preparation is not timed separately
         self._calls.done(part.title, round(time.monotonic() - begin_s, 1), guess, part.is_of_code, rows)
         measured = self._calls.rows()
         for name in rows:

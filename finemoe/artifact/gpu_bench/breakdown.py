@@ -1,4 +1,4 @@
-"""Where FineMoE's decode iteration goes (Fig. 17), and a timeline of one step for Perfetto."""
+"""Where the time of FineMoE's decode iteration goes (Fig. 17), and a timeline of one step for Perfetto."""
 
 import json
 import tempfile
@@ -20,7 +20,7 @@ from finemoe.traces import DECODE, RoutingTrace
 
 
 def parts(settings: Settings, subjects: Subjects, folder: Path) -> Iterator[Part]:
-    """Three parts for each model; timelines are written into `folder`."""
+    """Three parts per model; timelines are written to `folder`."""
     share = settings.baseline_memory
     for target in settings.targets():
 
@@ -42,7 +42,7 @@ def parts(settings: Settings, subjects: Subjects, folder: Path) -> Iterator[Part
 
 
 def measure(subject: Subject, expert_memory: float) -> list[Breakdown]:
-    """By differences of whole decode steps, since waits for the device are nowhere to be seen on the host."""
+    """The parts of a decode step, computed from differences of whole steps, because the host cannot see waits of the device."""
     subject.require_parts()
     rest_s = resident_step_s(subject, computes_experts=False)
     resident_s, engine_s = resident_step_s(subject), warm_step_s(subject, "finemoe")
@@ -59,7 +59,7 @@ def measure(subject: Subject, expert_memory: float) -> list[Breakdown]:
 
 
 def trace(subject: Subject, expert_memory: float, path: Path) -> list[Any]:
-    """One decode step on the host's tracks: compute, link and matcher."""
+    """Write a timeline of one decode step with the host's tracks: compute, link and matcher."""
     with subject.engine("finemoe", expert_memory, _one_step(subject)) as (engine, routing):
         routing.serve(0)
         with engine.timeline(path):
@@ -68,7 +68,7 @@ def trace(subject: Subject, expert_memory: float, path: Path) -> list[Any]:
 
 
 def profile(subject: Subject, expert_memory: float, path: Path) -> list[Any]:
-    """The same step on the device's tracks: kernels and copies."""
+    """Write a timeline of the same step with the device's tracks: kernels and copies."""
     from torch.profiler import ProfilerActivity
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def profile(subject: Subject, expert_memory: float, path: Path) -> list[Any]:
 
 
 def _one_step(subject: Subject) -> RoutingTrace:
-    """The first served request, and as a second one a single decode step of the next."""
+    """The first served request, followed by a single decode step of the next as a second request."""
     served = subject.served
     step = np.flatnonzero(served.phase[served.rows_of(1)] == DECODE)[:1] + served.offsets[1]
     rows = np.concatenate([np.arange(served.offsets[1]), step])
@@ -89,7 +89,7 @@ def _one_step(subject: Subject) -> RoutingTrace:
 
 
 def _served(subject: Subject, expert_memory: float) -> tuple[float, dict[str, float]]:
-    """Seconds of a decode step, and of it by track or kind of transfer, from the engine's timeline."""
+    """Seconds of a decode step, and the part of each track or kind of transfer, from the engine's timeline."""
     with tempfile.TemporaryDirectory() as folder, subject.engine("finemoe", expert_memory) as (engine, routing):
         routing.serve(1)
         path = Path(folder, "timeline.json")

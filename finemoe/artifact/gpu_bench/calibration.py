@@ -1,4 +1,4 @@
-"""A testbed of the simulator made from micro-measurements alone."""
+"""A testbed for the simulator, made from micro-measurements alone."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,16 +15,18 @@ from finemoe.files import atomic_path
 from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.testbed import Testbed
 
-_BASE = "h200"  # for what one device never uses: the interconnect
+_BASE = "h200"  # provides the interconnect, which a single device never uses
 _ENDLESS = 1e30
 
 
 class Calibration:
-    """One model on the machine that measured.
+    """One model on the measured machine.
 
     Args:
-        title: of the machine; memory_bytes: of its device. size: of the model.
-        copies, kernels, software: the tables of those names; the latter two of this model alone.
+        title: name of the machine.
+        memory_bytes: memory of its device.
+        size: size of the model.
+        copies, kernels, software: the tables of these names; the latter two of this model only.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Calibration:
         self._bytes_per_s = size.expert_bytes / self._one_s("kernel_seconds")
 
     def testbed(self, policy: str = RESIDENT, is_synchronous: bool = False) -> Testbed:
-        """The machine with what a policy's own work adds to a layer, and its search beside it (in line it is in the layer)."""
+        """The machine including what a policy's own work adds to a layer; an asynchronous search is added separately."""
         size, mine = self._size, self._software.loc[policy].to_dict()
         link, latency_s = link_bytes_per_s(self._copies), self._latency_s()
         one_s, one_kernel_s = self._one_s("seconds"), self._one_s("kernel_seconds")
@@ -66,7 +68,7 @@ class Calibration:
         )
 
     def ideal(self) -> Testbed:
-        """The machine with nothing but kernels and bytes: no host work, no latency, no search."""
+        """An ideal version of the machine, with only kernels and bytes: no host work, no latency, no search."""
         return replace(
             self.testbed(),
             link_latency_s=0.0,
@@ -77,46 +79,46 @@ class Calibration:
         )
 
     def _one_s(self, column: str) -> float:
-        """One expert, one token."""
+        """Seconds of one expert for one token."""
         return float(self._expert[column].to_numpy()[self._expert.index == 1][0])
 
     def _latency_s(self) -> float:
-        """What one expert by itself takes longer than its bytes at the link's peak, while inference launches kernels."""
+        """How much longer one expert takes alone than its bytes at the link's peak, while inference launches kernels."""
         whole = self._copies[(self._copies.chunks_in_flight == 1) & (self._copies.main_thread == LAUNCHING)]
         record = whole[whole.chunk_bytes == whole.chunk_bytes.max()].iloc[0]
         return max(0.0, float(record.chunk_bytes / record.bytes_per_s - record.chunk_bytes / link_bytes_per_s(self._copies)))
 
     def _beyond_bytes_s(self, bytes_per_s: float) -> float:
-        """At this rate, what one of the simulator's chunks takes longer than at the link's peak."""
+        """How much longer one of the simulator's chunks takes at this rate than at the link's peak."""
         chunk_bytes = min(CHUNK_BYTES, self._size.expert_bytes)
         return chunk_bytes / bytes_per_s - chunk_bytes / link_bytes_per_s(self._copies)
 
     def _read_s(self) -> float:
-        """What the cost model counts apart in a measured layer: reading its weights, and its share of the output layer's."""
+        """Parts of a measured layer that the cost model counts separately: reading its weights, a share of the output layer."""
         size = self._size
         return 2.0 * (size.layer_params + size.head_params / size.num_layers) / self._bytes_per_s
 
 
 def link_bytes_per_s(copies: pd.DataFrame) -> float:
-    """The peak: the best of all ways of copying."""
+    """The peak bandwidth: the best of all ways of copying."""
     copied = copies[copies["mode"] != MAPPED]
     if copied.empty:
-        raise FinemoeError("no copies were measured, so that nothing is known of the link; measure the group copies first")
+        raise FinemoeError("no copies were measured, so the link's bandwidth is unknown; measure the group copies first")
     return float(copied.bytes_per_s.max())
 
 
 def prefetch_bytes_per_s(copies: pd.DataFrame) -> float:
-    """In the engine's own chunks, while inference launches kernels."""
+    """Bandwidth with the engine's own chunks, while inference launches kernels."""
     own = copies[(copies["mode"] == PREFETCHED) & (copies.main_thread == LAUNCHING)]
     if own.empty:
         raise FinemoeError(
-            "no copies were measured 'as prefetched'; begin in a new folder, this one was begun by another version"
+            "no copies were measured 'as prefetched'; start in a new folder, because this one is from another version"
         )
     return float(own.bytes_per_s.max())
 
 
 def write_testbed(testbed: Testbed, path: Path, source: str) -> None:
-    """As a profile that `finemoe replay --hardware PATH` reads."""
+    """Write a profile that `finemoe replay --hardware PATH` reads."""
     content: dict[str, Any] = {
         name: value if name in ("title", "devices") else {"value": float(f"{value:.6g}"), "source": source}
         for name, value in asdict(testbed).items()

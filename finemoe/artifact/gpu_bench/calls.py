@@ -1,6 +1,6 @@
-"""What each call of a measurement did, in a file of its own.
+"""The results of each call of a measurement, in one file per call.
 
-Several can run side by side, and what was measured before a change of the code is neither lost nor taken for the new code's.
+Several calls can run concurrently. Results from before a change of the code are kept, and not mistaken for those of the new code.
 """
 
 import json
@@ -16,10 +16,11 @@ from finemoe.files import atomic_path
 
 
 class Calls:
-    """The calls of one folder, and this one among them.
+    """The calls in one folder, including this one.
 
     Args:
-        folder: where their files are. digest: of settings and machine, so that what others measured is not mixed in.
+        folder: folder of the files.
+        digest: digest of settings and machine, so that other measurements are not mixed in.
         code: digest of the code that this call measures.
     """
 
@@ -32,51 +33,54 @@ class Calls:
 
     @property
     def stacks_path(self) -> Path:
-        """Where this call's watchdog writes what hung."""
+        """File to which this call's watchdog writes the stacks of a hang."""
         return _stacks_of(self._path)
 
     def begin(self, title: str) -> None:
-        """A part runs from now on."""
+        """Record that a part has started."""
         self._mine["begun"] = [title]
         self._write()
 
     def end(self) -> None:
-        """It has ended, in whatever way, and did not take the call with it."""
+        """Record that it has ended, in any way, without ending the call."""
         self._mine["begun"] = []
 
     def done(
         self, title: str, seconds: float, guess: float | None, is_of_code: bool, rows: dict[str, list[dict[str, Any]]]
     ) -> None:
-        """Note what a part found.
+        """Record the results of a part.
 
         Args:
-            seconds: that it took. guess: seconds that it was expected to take, or None where they say nothing of its pace.
-            is_of_code: see Part. rows: by table.
+            title: title of the part.
+            seconds: time it took.
+            guess: expected seconds, or None if they say nothing about its pace.
+            is_of_code: see `Part`.
+            rows: results by table.
         """
         self._mine["done"][title] = {"seconds": seconds, "guess": guess, "is_of_code": is_of_code, "rows": rows}
         self._mine["missing"].pop(title, None)
         self._write()
 
     def missed(self, title: str, reason: str) -> Skipped:
-        """Note why a part was not done."""
+        """Record why a part was not measured."""
         self._mine["missing"][title] = reason
         self._write()
         return _skipped(title, reason)
 
     def is_done(self, title: str, is_of_code: bool) -> bool:
-        """Whether any call has done a part, and with this code where that matters."""
+        """Whether any call completed a part, with this code if that matters."""
         calls = self._all().values()
         return any(title in call["done"] and (call["code"] == self._code or not is_of_code) for call in calls)
 
     def deadly(self) -> set[str]:
-        """Parts with which the watchdog ended a call, or two calls ended in any way."""
+        """Parts during which the watchdog ended a call, or two calls ended in any way."""
         earlier = {path: call for path, call in self._all().items() if path < self._path}
         begun = Counter(title for call in earlier.values() for title in call["begun"])
         hung = {title for path, call in earlier.items() if _has_hung(path) for title in call["begun"]}
         return hung | {title for title, count in begun.items() if count > 1}
 
     def pace(self, group: str) -> float:
-        """How many times as long as guessed a group's parts took, the median; 1 where nothing is known."""
+        """Median ratio of actual to estimated time over a group's parts; 1 if unknown."""
         paces = [
             one["seconds"] / one["guess"]
             for call in self._all().values()
@@ -86,8 +90,8 @@ class Calls:
         return median(paces) if paces else 1.0
 
     def rows(self) -> dict[str, list[Any]]:
-        """Everything measured so far with these settings on this machine, by table, in the order first measured; what was
-        measured again counts as it was found last."""
+        """Everything measured so far with these settings on this machine, by table, in the order of the first measurement; a
+        repeated measurement replaces the earlier one."""
         latest: dict[str, Any] = {}
         for call in self._all().values():
             is_same_code = call["code"] == self._code
@@ -99,17 +103,17 @@ class Calls:
         return found
 
     def missing(self) -> list[Skipped]:
-        """What no call has done, with the reason that was given last."""
+        """The parts that no call completed, each with the latest reason."""
         reasons: dict[str, str] = {}
         for path, call in self._all().items():
-            is_over = path < self._path  # a later one may still run
+            is_over = path < self._path  # a later call may still be running
             reasons |= dict.fromkeys(call["begun"] if is_over else (), "a call ended while it ran") | call["missing"]
             for title in call["done"]:
                 reasons.pop(title, None)
         return [_skipped(title, reason) for title, reason in reasons.items()]
 
     def summaries(self) -> list[dict[str, Any]]:
-        """When each call began, which code it measured and how many parts and seconds that took."""
+        """For each call: when it began, the code it measured, and its number of parts and seconds."""
         return [
             {
                 "began": call["began"],
@@ -122,7 +126,7 @@ class Calls:
         ]
 
     def _all(self) -> dict[Path, dict[str, Any]]:
-        """Every call's file as it is now, in their order; others may be writing theirs."""
+        """The current file of every call, in order; other calls may be writing theirs."""
         others = {path: _read(path) for path in sorted(self._folder.glob(self._pattern)) if path != self._path}
         found = {path: call for path, call in others.items() if call} | {self._path: self._mine}
         return dict(sorted(found.items()))
@@ -133,15 +137,15 @@ class Calls:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A call's file; empty where the call has claimed its name and not yet written.
+    """A call's file; empty if the call has claimed its name but not yet written it.
 
     Raises:
-        FinemoeError: it is damaged.
+        FinemoeError: the file is damaged.
     """
     try:
         call: Any = json.loads(path.read_text(encoding="utf-8") or "{}")
     except (OSError, ValueError) as error:
-        raise FinemoeError(f"{path}: damaged ({error}); what that call measured is lost, move the file away") from error
+        raise FinemoeError(f"{path}: damaged ({error}); the results of that call are lost; move the file away") from error
     if not isinstance(call, dict) or (call and not {"code", "began", "begun", "done", "missing"} <= set(call)):
         raise FinemoeError(f"{path}: not the file of a call; move it away")
     return call
@@ -157,13 +161,13 @@ def _stacks_of(path: Path) -> Path:
 
 
 def _has_hung(path: Path) -> bool:
-    """Whether the watchdog ended a call."""
+    """Whether the watchdog ended the call."""
     stacks = _stacks_of(path)
     return stacks.is_file() and stacks.stat().st_size > 0
 
 
 def _claimed(folder: Path, digest: str) -> Path:
-    """The first free name of a call's file, taken: several calls may begin at once."""
+    """Claim the first free name for a call's file; several calls may start at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

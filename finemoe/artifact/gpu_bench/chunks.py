@@ -1,4 +1,4 @@
-"""FineMoE with prefetches in chunks of several sizes: small ones are passed sooner on demand, large ones cost the host less."""
+"""FineMoE with several prefetch chunk sizes: demand loads overtake small chunks sooner, large chunks cost the host less."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +16,7 @@ _IN_FLIGHT = 2
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model and chunk size, at the memory of the baselines; the largest is a whole expert."""
+    """One part per model and chunk size, at the baselines' memory size; the largest chunk is a whole expert."""
     for target in settings.targets():
         for kib in (*settings.chunk_kib, None):
 
@@ -28,7 +28,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, chunk_bytes: int | None, settings: Settings) -> list[Chunks]:
-    """The served requests one after the other, as in `systems`; None moves an expert in one piece."""
+    """Serve the requests one after the other, as in `systems`; `chunk_bytes` None moves an expert in one piece."""
     requests = requests_of(subject.served, _POLICY, settings)
     with subject.engine(_POLICY, settings.baseline_memory, requests) as (engine, routing):
         for memory in engine.memories.memories:

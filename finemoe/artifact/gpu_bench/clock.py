@@ -1,4 +1,4 @@
-"""Times on a device: as the host sees them, and of the device's kernels alone."""
+"""Times on a device: as seen by the host, and of the device's kernels alone."""
 
 import time
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import torch
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def host_times_s(call: Callable[[], object], device: torch.device, rounds: int) -> np.ndarray:
-    """How long a call takes until the device has finished it, [rounds], after one that warms up."""
+    """Seconds until the device has finished a call, [rounds], after one warm-up."""
     times_s = []
     for _ in range(rounds + 1):
         finish(device)
@@ -26,7 +26,7 @@ def host_times_s(call: Callable[[], object], device: torch.device, rounds: int) 
 
 
 def kernel_time_s(call: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """What the device's kernels of a call take together; without a GPU the call's own time."""
+    """Total seconds of the device's kernels in a call; without a GPU, the time of the call itself."""
     if device.type != "cuda":
         return float(np.median(host_times_s(call, device, rounds)))
     from torch.autograd import DeviceType

@@ -1,6 +1,6 @@
-"""How fast experts get from host memory into slots, by chunk, by how many are under way, and by what inference does meanwhile.
+"""Bandwidth of copying experts from host memory to slots, by chunk size, number in flight, and what inference does meanwhile.
 
-As in the engine a thread of its own issues the copies, from records anywhere in the arena.
+As in the engine, a separate thread issues the copies, and the records are anywhere in the arena.
 """
 
 import threading
@@ -35,14 +35,14 @@ class _Way:
 
 
 def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
-    """All ways of copying in one part, and a probe of reading without copying."""
+    """One part for all ways of copying, and one for a kernel that reads host memory without a copy."""
     name = f"experts of {record_bytes_of(settings)} bytes"
     yield Part("copies", name, 20.0, lambda: measure(settings, device))
     yield Part("mapped", name, 5.0, lambda: read_by_a_kernel(settings, device))
 
 
 def measure(settings: Settings, device: torch.device) -> list[Copies]:
-    """Every way in turn."""
+    """Measure every way in turn."""
     link = make_link(device, None)
     with _filled(settings, device) as store:
         slots = torch.empty((_EXPERTS, store.record_bytes), dtype=torch.uint8, device=device)
@@ -50,7 +50,7 @@ def measure(settings: Settings, device: torch.device) -> list[Copies]:
 
 
 def _ways(settings: Settings, link: Link, record_bytes: int) -> Iterator[_Way]:
-    """All at once, as the engine prefetches, and every other combination."""
+    """All copies at once, as the engine prefetches, and all other combinations."""
     chunks = sorted({min(kib << 10, record_bytes) for kib in settings.chunk_kib} | {record_bytes})
     own = min(link.chunk_bytes, record_bytes), link.chunks_in_flight
     for main_thread in (IDLE, LAUNCHING):
@@ -63,7 +63,7 @@ def _ways(settings: Settings, link: Link, record_bytes: int) -> Iterator[_Way]:
 
 
 def _filled(settings: Settings, device: torch.device) -> ExpertStore:
-    """The smallest arena, full of random bytes."""
+    """The smallest arena, filled with random bytes."""
     record_bytes, num_bytes = record_bytes_of(settings), min(settings.arena_mib) << 20
     require_room(num_bytes, settings)
     store = store_of(num_bytes, record_bytes, device)
@@ -87,16 +87,16 @@ def _measured(way: _Way, link: Link, store: ExpertStore, slots: torch.Tensor, ro
             times_s.append(time.perf_counter() - begin_s)
 
     _beside(work, slots.device, way.main_thread)
-    rates = slots.numel() / np.array(times_s[1:])  # the first warms up
+    rates = slots.numel() / np.array(times_s[1:])  # the first is a warm-up
     settled = (float(np.median(rates)), float(rates.min()), float(rates.max()))
     return Copies(way.mode, slots.numel(), way.chunk_bytes, way.in_flight, way.main_thread, *settled)
 
 
 def _beside(work: Callable[[threading.Event], None], device: torch.device, main_thread: str) -> None:
-    """Run `work` in a thread of its own while this one waits, or launches kernels as inference does; it ends early, and always
-    before this one goes on, where that is interrupted."""
+    """Run `work` in a separate thread while this one waits, or launches kernels as inference does. If this thread is interrupted,
+    the work ends early, and always before this thread goes on."""
     failures: list[BaseException] = []
-    # A join that a signal interrupts takes a running thread for ended (CPython up to 3.12); waiting for an event does not.
+    # An interrupted join takes a running thread for ended (CPython up to 3.12); waiting for an event does not.
     is_over, has_ended = threading.Event(), threading.Event()
 
     def guarded() -> None:
@@ -134,11 +134,11 @@ def _copy(way: _Way, link: Link, records: list[torch.Tensor], slots: torch.Tenso
 
 
 class _HostBytes:
-    """Page-locked bytes as the device may read them itself."""
+    """Page-locked bytes, exposed for direct access by the device."""
 
     def __init__(self, record: torch.Tensor) -> None:
         self.__cuda_array_interface__ = {
-            "data": (record.data_ptr(), False),  # "read only" is refused by PyTorch; nobody writes here all the same
+            "data": (record.data_ptr(), False),  # PyTorch refuses read-only data; the memory is still never written
             "shape": (record.numel() // 4,),
             "typestr": "<i4",
             "version": 3,
@@ -146,7 +146,7 @@ class _HostBytes:
 
 
 def read_by_a_kernel(settings: Settings, device: torch.device) -> list[Copies]:
-    """How fast a kernel reads page-locked host memory over the link, without a copy before it."""
+    """How fast a kernel reads page-locked host memory over the link, without a copy."""
     if device.type != "cuda":
         raise NotHere("only a GPU reads host memory over a link")
     with _filled(settings, device) as store:

@@ -24,11 +24,11 @@ _SANITIZER = "compute-sanitizer"
 _SANITIZED_STEPS = 4
 _SANITIZER_S = 280.0
 _FEWER = 10
-_BEGIN_S, _STEP_S = 10.0, 0.5  # guesses: bringing a model in, and a step under all policies
+_BEGIN_S, _STEP_S = 10.0, 0.5  # estimates: loading a model, and a step under all policies
 
 
 def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
-    """One part for each miniature."""
+    """One part per miniature."""
     for model in settings.checked_models:
 
         def run(model: str = model) -> list[Any]:
@@ -39,12 +39,12 @@ def parts(settings: Settings, device: torch.device) -> Iterator[Part]:
 
 
 def last_parts(settings: Settings, device: torch.device) -> Iterator[Part]:
-    """A part that is worth less than the measurements: the same under compute-sanitizer."""
+    """The same under compute-sanitizer, which is less important than the measurements."""
     yield Part("correctness", _SANITIZER, 120.0, lambda: sanitized(settings, device), is_of_code=True)
 
 
 def check(name: str, policies: Sequence[str], steps: int, device: torch.device, seed: int) -> list[Correctness]:
-    """Decode greedily with and without each policy, and compare every step's logits; whole layers take fewer steps."""
+    """Decode greedily with and without each policy and compare every step's logits; fewer steps if whole layers are loaded."""
     model, tokenizer = load_model(name, _DTYPE)
     model.to(device)
     tokens = tokenizer(_PROMPT, return_tensors="pt").input_ids.to(device)
@@ -62,7 +62,7 @@ def check(name: str, policies: Sequence[str], steps: int, device: torch.device, 
 
 @torch.inference_mode()
 def _logits(model: Any, tokens: torch.Tensor, steps: int) -> list[torch.Tensor]:
-    """Of the last position of every step, on the host."""
+    """Logits of the last position of every step, on the host."""
     cache, found = None, []
     for _ in range(steps):
         output = model(input_ids=tokens, past_key_values=cache, use_cache=True)
@@ -73,7 +73,7 @@ def _logits(model: Any, tokens: torch.Tensor, steps: int) -> list[torch.Tensor]:
 
 
 def sanitized(settings: Settings, device: torch.device) -> list[Any]:
-    """A few steps of every policy under NVIDIA's memory checker; a fault there is a failure here."""
+    """A few steps of every policy under NVIDIA's memory checker; an error it reports is a failure."""
     if device.type != "cuda":
         raise NotHere(f"{_SANITIZER} checks CUDA programs, and there is no CUDA device")
     tool = shutil.which(_SANITIZER)
@@ -81,8 +81,8 @@ def sanitized(settings: Settings, device: torch.device) -> list[Any]:
         raise NotHere(f"{_SANITIZER} is not installed")
     code = f"from finemoe.artifact.gpu_bench.correctness import check_first; check_first({settings!r}, {_SANITIZED_STEPS})"
     code = f"from finemoe.artifact.gpu_bench.settings import Settings; {code}"
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that every tensor has bounds of its own
-    # Calls of the driver that say no, as those that ask whether something is there, are no faults of memory.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that every tensor has separate bounds
+    # Driver calls that return an error, such as queries for missing features, are not memory errors.
     command = [tool, "--report-api-errors", "no", "--error-exitcode", "9", sys.executable, "-c", code]
     status, said = _run_whole(command, environment)
     if status:
@@ -91,7 +91,7 @@ def sanitized(settings: Settings, device: torch.device) -> list[Any]:
 
 
 def _run_whole(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit status and output of a command; if this ends early, so does everything that the command has started."""
+    """Exit status and output of a command; if this function is interrupted, every process that the command started is killed."""
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
     with subprocess.Popen(command, start_new_session=True, **told) as process:  # type: ignore[call-overload]
         try:
@@ -103,6 +103,6 @@ def _run_whole(command: list[str], environment: dict[str, str]) -> tuple[int, st
 
 
 def check_first(settings: Settings, steps: int) -> None:
-    """Every policy on the first miniature and CUDA device; raises where a bit differs."""
+    """Check every policy on the first miniature and CUDA device; raises if a bit differs."""
     for row in check(settings.checked_models[0], settings.policies, steps, torch.device("cuda", 0), settings.seed):
         assert row.num_different_steps == 0, row

@@ -1,6 +1,6 @@
-"""Copies that start late and compute that goes on late, at random: what a correct engine must not notice.
+"""Copies that start late and compute that resumes late, at random: a correct engine is unaffected.
 
-A late copy shows a slot that is read too early; late compute one that is overwritten while it is still to be read.
+A late copy exposes a slot that is read too early. Late compute exposes a slot that is overwritten before it has been read.
 """
 
 import time
@@ -13,14 +13,14 @@ from finemoe.runtime.engine import Engine
 from finemoe.runtime.link import Link
 
 _MOST_S = 2e-4
-_CHUNK_BYTES = 4 << 10  # so that a miniature's expert is several of them
+_CHUNK_BYTES = 4 << 10  # splits a miniature's expert into several chunks
 _NUM_EVENTS = 4096
-_CYCLES_PER_S = 1.5e9  # of a GPU, roughly
+_CYCLES_PER_S = 1.5e9  # approximate clock rate of a GPU
 
 
 class DelayedLink(Link):
-    """A link whose copies wait a random while, on the host and (on CUDA) on the device before the bytes are written, and whose
-    readers go on late."""
+    """A link whose copies are delayed randomly, on the host and (on CUDA) on the device before the bytes are written, and whose
+    readers resume late."""
 
     def __init__(self, link: Link, device: torch.device, seed: int) -> None:
         self._link, self._random = link, Random(seed)
@@ -28,7 +28,7 @@ class DelayedLink(Link):
         self.waits_on_host = link.waits_on_host
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._events: deque[torch.cuda.Event] = deque(maxlen=_NUM_EVENTS)  # which live as long as anybody waits for them
+        self._events: deque[torch.cuda.Event] = deque(maxlen=_NUM_EVENTS)  # kept alive until no stream waits for them
 
     def copy(self, sink: int, source: int, size: int, fence: int) -> int:
         delay_s = self._random.random() * _MOST_S
@@ -57,7 +57,7 @@ class DelayedLink(Link):
         self._link.close()
 
     def _later(self, fence: int, delay_s: float) -> int:
-        """A fence that is reached after this one, a while later."""
+        """A fence that is reached some time after this one."""
         if self._stream is None:
             return fence
         with torch.cuda.stream(self._stream):
@@ -71,6 +71,6 @@ class DelayedLink(Link):
 
 
 def delay(engine: Engine, seed: int) -> None:
-    """Put random delays before every copy of an engine's links, from now on."""
+    """From now on, delay every copy of an engine's links at random."""
     for number, memory in enumerate(engine.memories.memories):
         memory.connect(DelayedLink(memory.link, memory.pool.device, seed + number))

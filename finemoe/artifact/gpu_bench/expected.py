@@ -1,4 +1,4 @@
-"""What the engine is expected to take on a GPU, before anything was measured on one (data/measured/expected.yaml)."""
+"""The expected speed of the engine on a GPU, set before any measurement on one (data/measured/expected.yaml)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +13,17 @@ PATH = MEASURED / "expected.yaml"
 
 @dataclass(frozen=True)
 class Expected:
-    """Constants of a testbed, and by policy what its own work adds to every layer, in seconds."""
+    """Constants of a testbed, and the time in seconds that each policy's own work adds to every layer."""
 
     machine: dict[str, Any]
     layer_s: dict[str, float]
 
     @classmethod
     def load(cls, path: Path = PATH) -> "Expected":
-        """The constants of a file.
+        """Load the constants from a file.
 
         Raises:
-            FinemoeError: it is not what was expected.
+            FinemoeError: the file does not have the expected form.
         """
         import yaml
 
@@ -34,6 +34,6 @@ class Expected:
         return cls(*({name: float(sourced(entry, name, path)) for name, entry in part.items()} for part in parts))
 
     def testbed(self, card: str, policy: str) -> Testbed:
-        """A card with what a policy's own work adds to a layer; card: a name in data/hardware."""
+        """A card including what a policy's own work adds to a layer; `card` is a name in data/hardware."""
         machine = replace(Testbed.load(card), **self.machine)
         return replace(machine, layer_overhead_s=machine.layer_overhead_s + self.layer_s.get(policy, 0.0))

@@ -1,4 +1,4 @@
-"""Which functions of inference's thread the decode steps are spent in, by Python's own profiler."""
+"""The functions in which inference's thread spends the decode steps, from Python's profiler."""
 
 import cProfile
 import pstats
@@ -13,11 +13,11 @@ from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.gpu_bench.systems import requests_of
 from finemoe.artifact.machines.schema import Hotspots
 
-_MOST = 40  # functions
+_MOST = 40  # number of functions
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model and policy, at the memory of the baselines."""
+    """One part per model and policy, at the baselines' memory size."""
     for target in settings.targets():
         for policy in settings.policies:
 
@@ -28,7 +28,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, policy: str, settings: Settings) -> list[Hotspots]:
-    """Own times of the functions that take most of a request's iterations, which the profiler itself makes longer."""
+    """The functions with the most own time in a request's iterations; the profiler inflates these times."""
     requests = requests_of(subject.served, policy, settings)
     profiler = cProfile.Profile()
     with subject.engine(policy, settings.baseline_memory, requests) as (_, routing):

@@ -1,4 +1,4 @@
-"""Times of a model's parts with every expert on the device: what the simulator's cost model is made of."""
+"""Times of a model's parts with every expert on the device: the basis of the simulator's cost model."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,12 +15,12 @@ from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.machines.schema import Kernels
 from finemoe.artifact.pipeline.timing import no_arithmetic
 
-SHAPES = ((1, 64), (1, 512), (64, 0), (512, 0))  # tokens at once, context before them
+SHAPES = ((1, 64), (1, 512), (64, 0), (512, 0))  # tokens computed at once, context tokens before them
 EXPERT_TOKENS = (1, 4, 16, 64, 256)
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model."""
+    """One part per model."""
     for target in settings.targets():
 
         def run(target: Target = target) -> list[Kernels]:
@@ -30,10 +30,10 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, rounds: int) -> list[Kernels]:
-    """Whole iterations, the layers without routed experts, and one expert, at several numbers of tokens."""
+    """Time whole iterations, the layers without routed experts, and one expert, at several numbers of tokens."""
     subject.require_parts()
     with subject.engine("on-demand", 1.0) as (engine, routing):
-        routing.detach()  # the shapes here are nobody's requests
+        routing.detach()  # these shapes belong to no recorded request
         engine.preload()
         whole = [_iteration(subject, "iteration", shape, rounds) for shape in SHAPES]
         with no_arithmetic(engine):
@@ -50,7 +50,7 @@ def _iteration(subject: Subject, part: str, shape: tuple[int, int], rounds: int)
 
 
 def iteration_of(subject: Subject, num_tokens: int, context: int) -> Callable[[], torch.Tensor]:
-    """One iteration over so many tokens after a context, which is cut back each time; its call returns the logits."""
+    """A call that runs one iteration over `num_tokens` tokens after a context, restored each time; returns the logits."""
     device, model = subject.device, subject.model
     tokens = torch.arange(context + num_tokens, device=device)[None] % model.config.get_text_config().vocab_size
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def iteration_of(subject: Subject, num_tokens: int, context: int) -> Callable[[]
 
 
 def _expert(subject: Subject, engine: Any, num_tokens: int, rounds: int) -> Kernels:
-    """One expert's share of a layer in which K experts compute so many tokens each: with their arithmetic less without."""
+    """One expert's share of a layer in which K experts compute `num_tokens` tokens each: with minus without arithmetic."""
     call = _layers(subject, engine, num_tokens)
     with_s, with_kernels_s = _both(call, subject, rounds)
     with no_arithmetic(engine):
@@ -84,7 +84,7 @@ def _both(call: Callable[[], object], subject: Subject, rounds: int) -> tuple[fl
 
 
 def _layers(subject: Subject, engine: Any, num_tokens: int) -> Callable[[], object]:
-    """Every layer's experts on the same tokens, all of which select experts 0 to K-1."""
+    """A call of every layer's experts on the same tokens, all of which select experts 0 to K-1."""
     top_k, width = engine.setup.top_k, subject.model.config.get_text_config().hidden_size
     hidden = torch.randn(num_tokens, width, device=subject.device, dtype=subject.model.dtype)
     selected = torch.arange(top_k, device=subject.device).expand(num_tokens, top_k).contiguous()

@@ -1,4 +1,4 @@
-"""What the host pays for what a decode step asks of the device: kernels launched one by one, and by a CUDA graph."""
+"""The host's cost of a decode step's device work: kernels launched one by one, and a CUDA graph."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from finemoe.runtime.lean import lean_forward
 from finemoe.runtime.selection_reader import SelectionReader
 from finemoe.runtime.snapshot import host_buffers
 
-_IN_A_ROW = 50  # calls between two waits for the device, far fewer than a stream queues
+_IN_A_ROW = 50  # calls between two waits for the device, far fewer than a stream can queue
 _WARM_UPS = 3  # before a capture
 _CONTEXT = 64  # tokens
 _SINGLY, _GRAPHS = "singly", "graphs"
@@ -28,7 +28,7 @@ Call = Callable[[], object]
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """Two parts for each model: with and without graphs, which a device may not have."""
+    """Two parts per model: without and with CUDA graphs, which not every device supports."""
     for target in settings.targets():
 
         def launched(target: Target = target) -> list[Launches]:
@@ -45,7 +45,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, rounds: int) -> list[Launches]:
-    """Calls of the sizes of one token."""
+    """Time calls of one token's sizes."""
     values, width = _token(subject), _width(subject)
     weight = torch.zeros(width, width, device=subject.device, dtype=subject.model.dtype)
     calls: dict[str, Call] = {
@@ -64,7 +64,7 @@ def measure(subject: Subject, rounds: int) -> list[Launches]:
 
 
 def measure_graphs(subject: Subject, rounds: int) -> list[Launches]:
-    """The larger of these calls, captured once and then replayed."""
+    """The larger of these calls, captured once and replayed."""
     with _experts(subject) as call:
         found = [_graph(subject, "experts of one token", call, rounds)]
     with subject.plain() as routing, torch.inference_mode():
@@ -87,7 +87,7 @@ def _graph(subject: Subject, what: str, call: Callable[[], torch.Tensor], rounds
             call()
     torch.cuda.current_stream(subject.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads' calls are not of this capture
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # ignores calls of other threads
         output = call()
     graph.replay()
     finish(subject.device)
@@ -96,7 +96,7 @@ def _graph(subject: Subject, what: str, call: Callable[[], torch.Tensor], rounds
 
 
 def _times_s(call: Call, device: torch.device, rounds: int, in_a_row: int) -> np.ndarray:
-    """Of the host, for one call, [rounds]; a call alone counts until the device has done it."""
+    """Host seconds per call, [rounds]; a single call counts until the device has finished it."""
     times_s = []
     for _ in range(4 * rounds + 1):
         finish(device)
@@ -114,7 +114,7 @@ def _settled(times_s: np.ndarray) -> tuple[float, float, float]:
 
 
 def _selection_read(subject: Subject) -> Call:
-    """As the engine reads which experts a router has selected."""
+    """A call that reads a router's selected experts as the engine does."""
     selected = torch.zeros(1, 4, dtype=torch.int64, device=subject.device)
     reader = SelectionReader(host_buffers(subject.device, 1))
 
@@ -127,7 +127,7 @@ def _selection_read(subject: Subject) -> Call:
 
 @contextmanager
 def _experts(subject: Subject) -> Iterator[Callable[[], torch.Tensor]]:
-    """One layer's experts on one token, with weights from slots where all of them are."""
+    """A call of one layer's experts on one token, with all weights in slots."""
     with subject.engine("on-demand", 1.0) as (engine, routing):
         routing.detach()
         engine.preload()

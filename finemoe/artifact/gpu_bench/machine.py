@@ -1,4 +1,4 @@
-"""Which machine measured."""
+"""The machine that measures."""
 
 import os
 import platform
@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-_HOST_SHARE = 0.9  # of the host's memory that may be taken
+_HOST_SHARE = 0.9  # share of the host's memory that may be used
 _NVIDIA_SMI = ("nvidia-smi", "--id=0")
 
 
 def compute_device() -> torch.device:
-    """The first CUDA device, or the CPU."""
+    """The first CUDA device, or the CPU if there is none."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def is_usable(device: torch.device) -> bool:
-    """Whether a device still answers: after some errors nothing works until the process ends."""
+    """Whether a device still responds; after some errors nothing works until the process ends."""
     try:
         torch.zeros(1, device=device).item()
     except RuntimeError:
@@ -28,17 +28,17 @@ def is_usable(device: torch.device) -> bool:
 
 
 def host_memory_bytes() -> int:
-    """Memory of the machine as it says now; a virtual machine may begin small and grow as it is used."""
+    """The machine's current memory; a virtual machine may start small and grow with use."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_bytes(told_bytes: int | None) -> int:
-    """What may be taken of the host's memory: what the user says, or most of what the machine does."""
+    """Usable host memory in bytes: the user's value, or most of what the machine reports."""
     return int(_HOST_SHARE * host_memory_bytes()) if told_bytes is None else told_bytes
 
 
 def host_facts() -> dict[str, str]:
-    """What decides how fast host memory can be had and read, as the system says it; "unknown" where it does not."""
+    """The settings that decide how fast host memory can be allocated and read, as the system reports them, or "unknown"."""
     link = "pcie.link.gen.current,pcie.link.width.current,driver_version"
     return {
         "overcommit_memory": _first_line(Path("/proc/sys/vm/overcommit_memory")),
@@ -68,7 +68,7 @@ def _said(command: list[str]) -> str:
 
 
 def machine_title() -> str:
-    """The first GPU's name, or what stands in for one."""
+    """The first GPU's name, or the name of the substitute on a machine without one."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_properties(0).name)
     return f"{_num_cores()}-core {platform.machine()} CPU, pools of memory as devices"
@@ -79,13 +79,13 @@ def _num_cores() -> int:
 
 
 def fix_attention() -> None:
-    """Compute attention without cuDNN, which makes a plan for every new number of keys: on an H200 with PyTorch 2.11 the first
-    decode step at each context length took 57 ms longer, so that whatever was measured first paid for the others."""
+    """Compute attention without cuDNN, which makes a plan for every new number of keys. On an H200 with PyTorch 2.11, the first
+    decode step at each context length took 57 ms longer, so the first measurement paid for all later ones."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a reader must know of the machine, ready for JSON."""
+    """The facts about the machine that a reader needs, ready for JSON."""
     import transformers
 
     from finemoe.compiling import IS_COMPILED

@@ -13,23 +13,23 @@ from finemoe.artifact.gpu_bench.subjects import Subjects
 from finemoe.artifact.machines.schema import Overhead
 from finemoe.runtime.replayed import ReplayedRouting
 
-OWN = ("eager", "grouped_mm", "batched_mm")  # the last is what Transformers decodes with on a GPU
+OWN = ("eager", "grouped_mm", "batched_mm")  # Transformers decodes with the last one on a GPU
 OURS = ("on-demand", "finemoe")
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model."""
+    """One part per model."""
     for target in settings.targets():
 
         def run(target: Target = target) -> list[Overhead]:
             return measure(subjects.of(target, expert_memory=1.0), settings.num_rounds)
 
-        # Whether its bits are eager's is true of the code that was measured alone.
+        # Whether the bits are eager's is valid only for the measured version of the code.
         yield Part("overhead", target.name, 40.0, run, partial(subjects.seconds_to_build, target), is_of_code=True)
 
 
 def measure(subject: Subject, rounds: int) -> list[Overhead]:
-    """Rounds of the first served request; the variants of Transformers before and after the engine's, against drift."""
+    """Rounds of the first served request; Transformers' variants run before and after the engine's, to detect drift."""
     first, expected = _own(subject, rounds, 0)
     ours = [row for policy in filter(is_fast_enough, OURS) for row in _ours(subject, policy, rounds, expected)]
     again, _ = _own(subject, rounds, rounds)
@@ -58,7 +58,7 @@ def _ours(subject: Subject, policy: str, rounds: int, expected: torch.Tensor) ->
 
 
 def _last_logits(subject: Subject, routing: ReplayedRouting) -> torch.Tensor:
-    """Of the last iteration, on the host; also warms up."""
+    """Logits of the last iteration, on the host; also a warm-up."""
     found: list[torch.Tensor] = []
     handle = subject.model.register_forward_hook(lambda module, args, output: found.append(output.logits[:, -1]))
     routing.serve(0)

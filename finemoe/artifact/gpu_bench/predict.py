@@ -1,6 +1,6 @@
-"""What the simulator says of a measurement: before it, from what is expected of a card, and after it, from micro-measurements.
+"""Predictions by the simulator: before a measurement, from what is expected of a card, and after it, from micro-measurements.
 
-Neither needs the device: both are done away from it.
+Neither needs the device.
 """
 
 import warnings
@@ -32,19 +32,22 @@ _SOURCE = "measured by finemoe.artifact.gpu_bench: tables copies, kernels and so
 
 
 def foretell(card: str, settings: Settings, folder: Path, expected: Expected | None = None) -> list[Foretold]:
-    """Every policy at every memory size on a card that nobody has measured, written to `folder`/predictions-before-CARD.csv.
+    """Predict every policy at every memory size on a card without measurements, and write `folder`/predictions-before-CARD.csv.
 
     Args:
-        card: a name in data/hardware. folder: where recorded routing is looked for, beside the settings' own folder of it.
+        card: a name in data/hardware.
+        settings: the settings of the measurement.
+        folder: folder for the predictions; recorded routing is also looked up here, in addition to the settings' own folder.
+        expected: the constants to use; None loads the shipped ones.
     Raises:
-        FinemoeError: there is no such card, or it has predictions in that folder.
+        FinemoeError: there is no such card, or the folder already contains its predictions.
     """
     expected = expected or Expected.load()
-    Testbed.load(card)  # known, before routing is recorded for it
+    Testbed.load(card)  # fails early for an unknown card, before routing is recorded
     path = foretold_path(card, folder)
     if path.is_file():
         raise FinemoeError(
-            f"{path}: is there already, and what was said before a measurement is not said anew; choose another folder"
+            f"{path}: already exists; predictions made before a measurement are never replaced; choose another folder"
         )
     rows = [
         row
@@ -72,11 +75,12 @@ def _has_room(target: Target, share: float, testbed: Testbed) -> bool:
 
 
 def predict(folder: Path, traces: Path | None = None) -> list[Predictions]:
-    """Every cell that was measured, from micro-measurements of the same machine alone; writes `folder`/predictions.csv and a
+    """Predict every measured cell, using only micro-measurements of the same machine; writes `folder`/predictions.csv and a
     testbed for each model.
 
     Args:
-        folder: with the tables of one machine. traces: a folder of recorded routing, beside the one that was measured with.
+        folder: folder with the tables of one machine.
+        traces: a folder of recorded routing, in addition to the one used for the measurement.
     Raises:
         FinemoeError: nothing was measured there, or the micro-measurements are missing.
     """
@@ -88,16 +92,16 @@ def predict(folder: Path, traces: Path | None = None) -> list[Predictions]:
 
 
 def _targets(settings: Settings) -> Iterator[Target]:
-    """The models that were measured; one that came from a folder may be gone, which a warning says."""
+    """The measured models; a model whose folder no longer exists is skipped with a warning."""
     for name in settings.models:
         try:
             yield target_of(name)
         except FinemoeError as error:
-            warnings.warn(f"nothing is predicted of what was measured as {name!r}: {error}", stacklevel=2)
+            warnings.warn(f"{name!r} was measured, but cannot be predicted: {error}", stacklevel=2)
 
 
 def settings_of(facts: dict[str, Any], traces: Path | None = None) -> Settings:
-    """The settings that a machine was measured with."""
+    """The settings used to measure a machine."""
     told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["settings"].items()}
     return Settings(**told | ({} if traces is None else {"traces": str(traces)}))
 
@@ -126,7 +130,7 @@ def _predicted(machine: Measured, target: Target, settings: Settings) -> Iterato
 def _served(
     target: Target, trace: RoutingTrace, policy: str, shares: list[float], testbed: Testbed, settings: Settings
 ) -> list[Report]:
-    """What is measured, replayed on a testbed: the warming request and those that are timed, over one cache for each size."""
+    """Replay what is measured on a testbed: the warm-up request and the timed requests, with one cache per size."""
     history, served = trace.split("history"), trace.split("served")
     asked = requests_of(served, policy, settings)
     return sweep(asked, policy, shares, history=history, hardware=testbed, model=target.source, **_options(trace, settings))
@@ -141,7 +145,7 @@ def _options(trace: RoutingTrace, settings: Settings) -> dict[str, Any]:
 
 
 def _tpot_s(requests: Iterable[RequestReport]) -> float:
-    """Of all decode steps."""
+    """Mean seconds of all decode steps."""
     timed = list(requests)
     return sum(one.tpot_s * one.num_decode_steps for one in timed) / sum(one.num_decode_steps for one in timed)
 

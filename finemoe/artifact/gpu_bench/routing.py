@@ -1,4 +1,4 @@
-"""The routing that a measurement serves: recorded from the miniature of a model's sizes, or from real weights themselves."""
+"""The routing that a measurement serves: recorded from the miniature with a model's sizes, or from the real weights."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,13 +16,14 @@ _BATCH_SIZE = 16
 
 
 def routing_of(target: Target, settings: Settings, folder: Path) -> RoutingTrace:
-    """The recorded requests of a model: those that the settings' folder of traces has, else made once and kept in `folder`."""
+    """The recorded requests of a model: from the settings' folder of traces if it has them, otherwise recorded once into
+    `folder`."""
     name = f"{target.recorded_from or target.name}-{settings.num_prompts}x{settings.num_tokens}.trace"
     shipped = None if settings.traces is None else Path(settings.traces) / name
     path = shipped if shipped is not None and shipped.is_file() else folder / name
     if not path.is_file():
         _record(target, settings).save(path)
-    # Without the miniature's name: what it recorded stands for the model that is measured.
+    # Without the miniature's name: its recording stands for the measured model.
     return replace(RoutingTrace.load(path), model="")
 
 
@@ -51,5 +52,5 @@ def _trace_of(model: Any, tokenizer: Any, rows: list[dict[str, str]], num_tokens
     )
     try:
         return recorded(lookahead=(1,))
-    except FinemoeError:  # a family whose routers cannot be applied ahead: the policy that needs it will say so
+    except FinemoeError:  # the family's routers cannot be applied ahead; the policy that needs this will report it
         return recorded()

@@ -32,8 +32,9 @@ class Target:
     """A model to measure.
 
     Attributes:
-        name: in tables. source: configuration (random weights) or checkpoint. recorded_from: the miniature whose routing is
-            replayed; None where the weights are real and route by themselves.
+        name: name in the tables.
+        source: configuration (random weights) or checkpoint.
+        recorded_from: the miniature whose routing is replayed; None if the weights are real and do the routing.
     """
 
     name: str
@@ -43,18 +44,24 @@ class Target:
 
 @dataclass(frozen=True)
 class Settings:
-    """The measurements' settings; equal settings resume what earlier calls began.
+    """The settings of a measurement; a call with equal settings resumes earlier calls.
 
     Attributes:
         models: published sizes or miniatures (random weights, replayed routing), or folders and hub ids with real weights.
-        expert_memories: shares of all routed experts. num_prompts: recorded, 7:3 into history and served; num_tokens: of each.
-        num_served: of the served requests, how many are timed. prefetch_distance, store_capacity: of the policies.
-        steps: decode steps of the correctness check. arena_mib: host memory taken at once, as the experts' is. chunk_kib: of the
-            copies, and of FineMoE's prefetches. chunks_in_flight: of the copies. num_rounds: repetitions.
-        baseline_memory: where Accelerate, breakdown and timeline are measured. baseline_tokens: decode steps under Accelerate.
-        groups: which parts are measured, in this order, each "GROUP" or "GROUP:WORD:..." for those whose names have these words;
-            empty for all. host_memory_bytes: what may be taken of the host's; None for most of what it says it has.
-        traces: a folder of recorded routing, which is used where it has the file.
+        expert_memories: shares of all routed experts.
+        num_prompts: number of recorded requests, split 7:3 into history and served; num_tokens: decode steps of each.
+        num_served: number of served requests that are timed.
+        prefetch_distance, store_capacity: d and C of the policies.
+        steps: decode steps of the correctness check.
+        arena_mib: sizes of host memory allocated at once, as for experts.
+        chunk_kib: chunk sizes of the copies, and of FineMoE's prefetches; chunks_in_flight: of the copies.
+        num_rounds: number of repetitions.
+        baseline_memory: share of the experts for Accelerate, breakdown and timeline.
+        baseline_tokens: decode steps under Accelerate.
+        groups: the parts to measure, in this order, each "GROUP" or "GROUP:WORD:..." for the parts whose names contain these
+            words; empty for all.
+        host_memory_bytes: usable host memory; None for most of what the machine reports.
+        traces: a folder of recorded routing, used for the traces it contains.
     """
 
     models: tuple[str, ...] = _PAPER_SIZES
@@ -83,16 +90,16 @@ class Settings:
         return [target_of(name) for name in self.models]
 
     def digest(self) -> str:
-        """Changes with every setting that decides what a part finds, and with none that only says which parts there are."""
+        """Digest of the settings that affect the result of a part; the choice of parts does not change it."""
         content = {name: value for name, value in asdict(self).items() if name not in _CHOICES}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def target_of(name: str) -> Target:
-    """What a model's name means.
+    """Resolve a model's name.
 
     Raises:
-        FinemoeError: it is no known name and no path or hub id.
+        FinemoeError: it is not a known name, a path or a hub id.
     """
     if name in NAMES:
         return Target(name, str(MINIATURES / name), name)
@@ -100,21 +107,21 @@ def target_of(name: str) -> Target:
     if name in published:
         return Target(name, str(MODEL_CONFIGS / f"{name}.json"), published[name])
     if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/"))):
-        plain = Path(name).name.replace(" ", "_")  # a part is named by words
+        plain = Path(name).name.replace(" ", "_")  # names of parts are split into words
         return Target(f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}", name, None)
     raise FinemoeError(f"unknown model {name!r}; known: {', '.join([*published, *NAMES])}, or give a folder or a hub id")
 
 
 def is_fast_enough(policy: str) -> bool:
-    """Whether a policy's searches are compiled, if it has any; uncompiled they take hundreds of times longer."""
+    """Whether a policy's searches, if any, are compiled; without compilation they take hundreds of times longer."""
     return IS_COMPILED or not POLICY_CLASSES[policy].needs_context
 
 
 def require_known(settings: Settings) -> None:
-    """Refuse what no part could be made of.
+    """Check that every setting names something measurable.
 
     Raises:
-        FinemoeError: a name is unknown, a share is out of range, or the folder of traces is not there.
+        FinemoeError: a name is unknown, a share is out of range, or the folder of traces does not exist.
     """
     for kind, names, known in (
         ("policy", settings.policies, POLICIES),
@@ -131,22 +138,22 @@ def require_known(settings: Settings) -> None:
 
 
 def require_device(targets: Sequence[Target], kind: str) -> None:
-    """Refuse published sizes where there is no GPU to measure.
+    """Refuse published sizes on a machine without a GPU.
 
     Raises:
-        FinemoeError: one is asked for, and the device is a CPU.
+        FinemoeError: a published size is requested, and the device is a CPU.
     """
     published = [one.name for one in targets if one.recorded_from not in (None, one.name)]
     if published and kind != "cuda":
         raise FinemoeError(
-            f"{', '.join(published)}: published sizes are measured on a CUDA device, and there is none; "
-            "leave --model out for the miniatures' sizes on pools of host memory"
+            f"{', '.join(published)}: published sizes need a CUDA device, and there is none; "
+            "omit --model to measure the miniatures' sizes with pools of host memory"
         )
 
 
 def settings_for(is_cuda: bool, quick: bool = False) -> Settings:
-    """The settings of a machine: paper-size models with a GPU, miniatures without; quick: as little of each as shows that it
-    works."""
+    """The settings of a machine: published sizes with a GPU, miniatures without. `quick` measures just enough to test
+    that everything works."""
     settings = Settings() if is_cuda else Settings(models=NAMES, arena_mib=(64, 256), chunk_kib=(2, 8))
     if not quick:
         return settings

@@ -1,4 +1,4 @@
-"""What a layer takes under each policy when there is nothing to load, measured on the history's requests."""
+"""The time of a layer under each policy when there is nothing to load, measured on the history's requests."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ _REQUESTS = 2
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model and policy, and one without any."""
+    """One part per model and policy, and one without a policy."""
     for target in settings.targets():
         for policy in (RESIDENT, *settings.policies):
 
@@ -33,7 +33,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, policy: str, settings: Settings) -> Software:
-    """One policy, or the resident model."""
+    """Measure one policy, or the resident model."""
     if policy == RESIDENT:
         return Software(subject.name, policy, resident_step_s(subject) / len(subject.layers), 0.0, 0.0)
     subject.require_speed(policy)
@@ -44,7 +44,7 @@ def measure(subject: Subject, policy: str, settings: Settings) -> Software:
 
 
 def resident_step_s(subject: Subject, computes_experts: bool = True) -> float:
-    """A decode step with every expert on the device for good, or all of it but their arithmetic."""
+    """Seconds of a decode step with every expert permanently on the device, with or without the experts' arithmetic."""
     with subject.engine("on-demand", 1.0, subject.history) as (engine, routing):
         engine.preload()
         with nullcontext() if computes_experts else no_arithmetic(engine):
@@ -52,13 +52,13 @@ def resident_step_s(subject: Subject, computes_experts: bool = True) -> float:
 
 
 def warm_step_s(subject: Subject, policy: str) -> float:
-    """A decode step with every expert on the device and everything else done as if some were not."""
+    """Seconds of a decode step with every expert on the device, while everything else is done as if some were missing."""
     with subject.engine(policy, 1.0, subject.history) as (engine, routing), engine.probe.accounting():
         engine.preload()
         return _step_s(routing)
 
 
 def _step_s(routing: ReplayedRouting) -> float:
-    """Mean decode step, the second time that the same requests come."""
+    """Mean seconds of a decode step when the same requests are served for the second time."""
     runs = [[routing.serve(request) for request in range(_REQUESTS)] for _ in range(2)]
     return float(np.mean([step_s for durations in runs[-1] for step_s in durations[1:]]))

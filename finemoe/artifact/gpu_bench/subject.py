@@ -1,4 +1,4 @@
-"""A model under measurement: its experts are brought into host memory once, and every engine and baseline is lent them."""
+"""A model under measurement: its experts are loaded into host memory once and lent to every engine and baseline."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,13 +23,15 @@ _DTYPE = torch.bfloat16
 
 
 class Subject:
-    """One model with the requests it serves; all but its experts is on the device for good.
+    """One model with the requests it serves; everything except its experts stays on the device.
 
     Args:
-        target: which model; trace: its recorded requests, split into history and served.
-        device: where it computes.
+        target: the model.
+        trace: its recorded requests, split into history and served.
+        settings: the settings of the measurement.
+        device: the device that computes.
     Attributes:
-        history, served: requests; only the latter are timed for results.
+        history, served: requests; results are timed on `served` only.
     """
 
     def __init__(self, target: Target, trace: RoutingTrace, settings: Settings, device: torch.device) -> None:
@@ -39,7 +41,7 @@ class Subject:
             RandomModel(target.source, _DTYPE, settings.seed) if self._is_random else Skeleton(resolve(target.source), _DTYPE)
         )
         self.model, self.layers = skeleton.model, skeleton.layers
-        self._records = skeleton.read_experts(pinned=device.type == "cuda", is_sure=True)  # as `Subjects` has asked
+        self._records = skeleton.read_experts(pinned=device.type == "cuda", is_sure=True)  # `Subjects` has checked the room
         try:
             self._move_rest()
             trace = with_embeddings_of(self.model, trace, settings.seed) if self._is_random else trace
@@ -52,7 +54,7 @@ class Subject:
     def engine(
         self, policy: str, expert_memory: float, requests: RoutingTrace | None = None
     ) -> Iterator[tuple[Engine, ReplayedRouting]]:
-        """The model under a policy that knows the history, and its requests (the served ones unless others are given).
+        """The model under a policy that knows the history, and the replayed requests (`served` unless `requests` is given).
 
         Raises:
             NotHere: the policy searches, and its searches are not compiled.
@@ -72,7 +74,7 @@ class Subject:
     def plain(
         self, requests: RoutingTrace | None = None, is_on_device: Callable[[MoELayer], bool] = lambda layer: True
     ) -> Iterator[ReplayedRouting]:
-        """The whole model as Transformers runs it, the experts of each layer on the device or in ordinary host memory."""
+        """The whole model as Transformers runs it; each layer's experts are on the device or in ordinary host memory."""
         try:
             for layer in self.layers:
                 restore(layer, self._records, self.device if is_on_device(layer) else torch.device("cpu"))
@@ -87,22 +89,22 @@ class Subject:
         """Refuse a policy whose searches are not compiled.
 
         Raises:
-            NotHere: it has such.
+            NotHere: the policy's searches are not compiled.
         """
         if not is_fast_enough(policy):
             raise NotHere("Numba cannot be imported here, and searches that are not compiled would measure nothing but that")
 
     def require_parts(self) -> None:
-        """Refuse where attention and experts cannot be timed apart.
+        """Refuse a model whose attention and experts cannot be timed separately.
 
         Raises:
-            NotHere: the experts run through the model's own forward, which cannot be left out.
+            NotHere: the experts run in the model's own forward, which cannot be left out.
         """
         if not all(is_common(type(layer.experts)) for layer in self.layers):  # type: ignore[arg-type]
             raise NotHere("the experts run through the model's own forward, so that a layer's parts cannot be timed apart")
 
     def close(self) -> None:
-        """Give the host memory back."""
+        """Free the host memory."""
         self._records.close()
 
     def _move_rest(self) -> None:

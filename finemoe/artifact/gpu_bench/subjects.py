@@ -1,4 +1,4 @@
-"""Models are brought into memory when a part first needs them, one at a time."""
+"""Models are loaded when a part first needs them, one at a time."""
 
 import time
 from pathlib import Path
@@ -13,15 +13,17 @@ from finemoe.artifact.gpu_bench.subject import Subject
 from finemoe.simulation.cost import ModelSize
 from finemoe.units import format_bytes
 
-_DEVICE_SHARE = 0.95  # of its memory that may be taken
-_BUILD_S, _GENERATED_BYTES_PER_S = 5.0, 1e9  # random experts, made on the device and copied out; host memory page-locked before
+_DEVICE_SHARE = 0.95  # share of the device's memory that may be used
+_BUILD_S, _GENERATED_BYTES_PER_S = 5.0, 1e9  # random experts are generated on the device and copied to page-locked memory
 
 
 class Subjects:
     """Holds the model under measurement.
 
     Args:
-        folder: where recorded routing is kept; device: where models compute.
+        settings: the settings of the measurement.
+        folder: folder for recorded routing.
+        device: the device that computes.
     """
 
     def __init__(self, settings: Settings, folder: Path, device: torch.device) -> None:
@@ -31,12 +33,14 @@ class Subjects:
         self._built_s: dict[str, float] = {}
 
     def of(self, target: Target, expert_memory: float = 0.0, host_copies: int = 1) -> Subject:
-        """The model, built anew unless it is the one at hand.
+        """The model, which is built unless it is the current one.
 
         Args:
-            expert_memory: share of its experts that will be on the device at once. host_copies: how often the host holds them.
+            target: the model.
+            expert_memory: share of its experts that will be on the device at once.
+            host_copies: number of copies of the experts in host memory.
         Raises:
-            NotHere: a memory is too small for that.
+            NotHere: the host's or the device's memory is too small.
         """
         self._require_room(target, expert_memory, host_copies)
         if not self._is_at_hand(target):
@@ -49,14 +53,14 @@ class Subjects:
         return self._subject
 
     def seconds_to_build(self, target: Target) -> float:
-        """How long `of` takes beyond what it is asked for; as found, where the model was built before."""
+        """Seconds that `of` needs to build the model; the measured time if it was built before."""
         if self._is_at_hand(target):
             return 0.0
         guess_s = _BUILD_S + size_of_target(target).total_bytes / _GENERATED_BYTES_PER_S
         return self._built_s.get(target.name, guess_s)
 
     def close(self) -> None:
-        """Let go of the model at hand."""
+        """Release the current model."""
         if self._subject is not None:
             self._subject.close()
             self._subject = None
@@ -80,5 +84,5 @@ class Subjects:
 
 
 def size_of_target(target: Target) -> ModelSize:
-    """What the simulator knows of a model."""
+    """A model's size as the simulator needs it."""
     return ModelSize.from_config(target.source, target.name)

@@ -19,7 +19,7 @@ _COUNTS = ("accesses", "hits", "late", "misses", "prefetched_bytes", "demand_byt
 
 
 def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
-    """One part for each model, memory size and policy."""
+    """One part per model, memory size and policy."""
     for target in settings.targets():
         for share in settings.expert_memories:
             for policy in settings.policies:
@@ -32,9 +32,9 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def requests_of(served: RoutingTrace, policy: str, settings: Settings) -> RoutingTrace:
-    """What is served, in order: one request that warms up caches, kernels and allocator, then those that count.
+    """The requests to serve, in order: one that warms up caches, kernels and allocator, then the timed ones.
 
-    Where whole layers are loaded, each ends after a few decode steps: they are all alike, and take seconds.
+    For policies that load whole layers, each request ends after a few decode steps, because these are all alike and take seconds.
     """
     chosen = served.select([settings.num_served, *range(settings.num_served)])
     if policy not in _WHOLE_LAYERS:
@@ -44,7 +44,7 @@ def requests_of(served: RoutingTrace, policy: str, settings: Settings) -> Routin
 
 
 def measure(subject: Subject, policy: str, expert_memory: float, settings: Settings) -> list[Requests]:
-    """The served requests one after the other over one cache."""
+    """Serve the requests one after the other with one cache."""
     requests = requests_of(subject.served, policy, settings)
     with subject.engine(policy, expert_memory, requests) as (engine, routing):
         return serve(subject.name, engine, routing, requests, policy, expert_memory)
@@ -53,7 +53,7 @@ def measure(subject: Subject, policy: str, expert_memory: float, settings: Setti
 def serve(
     model: str, engine: Engine, routing: ReplayedRouting, requests: RoutingTrace, policy: str, expert_memory: float
 ) -> list[Requests]:
-    """All requests in order; the first warms up and is not reported."""
+    """Serve all requests in order; the first is a warm-up and is not reported."""
     routing.serve(0)
     return [_serve(model, engine, routing, requests, policy, expert_memory, one) for one in range(1, requests.num_requests)]
 

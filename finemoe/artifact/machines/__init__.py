@@ -1,1 +1,1 @@
-"""What machines measured (finemoe.artifact.gpu_bench): their tables in `data/measured`, the figure of them and the pages."""
+"""Measurements of machines (finemoe.artifact.gpu_bench): their tables in `data/measured`, the figure and the pages about them."""

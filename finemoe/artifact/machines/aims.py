@@ -10,7 +10,7 @@ from finemoe.artifact.machines.measured import Measured
 from finemoe.artifact.machines.schema import LAUNCHING, PREFETCHED
 
 MET, MISSED, NOT_MEASURED, NOT_BOUND = "met", "missed", "not measured", "not bound by the link"
-_OWN_VARIANTS = ("eager", "grouped_mm", "batched_mm")  # Transformers', of which the last two may round otherwise
+_OWN_VARIANTS = ("eager", "grouped_mm", "batched_mm")  # Transformers' own; the last two may round differently
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def targets_table(machine: Measured) -> pd.DataFrame:
 
 
 def models_of(machine: Measured) -> list[str]:
-    """The models of which anything was timed; those that were to be, where nothing was."""
+    """The timed models, or, if none was timed, the planned ones."""
     timed = [str(model) for name in ("requests", "overhead", "baselines") for model in machine.tables[name].model]
     return list(dict.fromkeys(timed or machine.facts["settings"]["models"]))
 
 
 def shown(target: str, reached: float) -> str:
-    """A number reached, as a page says it."""
+    """An achieved number, formatted for a page."""
     return NOT_MEASURED if pd.isna(reached) else AIMS[target].shown.format(AIMS[target].scale * reached)
 
 
@@ -74,7 +74,7 @@ def _verdict(target: str, reached: float) -> str:
 
 
 def checked_steps(machine: Measured) -> tuple[int, int]:
-    """How many steps were compared with eager, with delays or with every expert resident, and how many differed in any bit."""
+    """The number of steps compared with eager, with delays or with every expert resident, and how many differed in any bit."""
     checked, overhead = machine.tables["correctness"], machine.tables["overhead"]
     ours = overhead[~overhead.variant.isin(_OWN_VARIANTS)].drop_duplicates(["model", "variant"])  # compared once for all rounds
     different = int(checked.num_different_steps.sum()) + sum(not one for one in ours.is_equal)

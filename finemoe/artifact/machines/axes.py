@@ -1,4 +1,4 @@
-"""How quantities, systems and memory sizes look in the panels of a machine's picture."""
+"""Styles and scales of quantities, systems and memory sizes in the panels of a machine's figure."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ POLICIES = ("finemoe", "finemoe-plus", "promoe", "moe-infinity", "mixtral-offloa
 
 
 def say(axis: "Axes", text: str) -> None:
-    """A text in the place of what there is not."""
+    """Write a text in a panel without data."""
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=7.5, color="#555555")
     axis.set_axis_off()
 
 
 def look_of(policy: str) -> dict[str, Any]:
-    """A system's name, colour and marker, as in every other figure, and dashes of its own; grey lines a bit darker than bars."""
+    """A system's name, colour and marker, as in every other figure, and its dashes; grey lines are slightly darker than bars."""
     look, name = system_looks()[SYSTEM_NAMES[policy]], SYSTEM_NAMES[policy]
     place = POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
     color = "#7A7A7A" if policy == "on-demand" else look["color"]
@@ -35,7 +35,7 @@ def look_of(policy: str) -> dict[str, Any]:
 def draw_hollow(
     axis: "Axes", said: pd.DataFrame, column: str, scale: float = 0.0, shift: float = 0.0, is_joined: bool = False
 ) -> None:
-    """Predictions: markers without a filling, moved aside by `shift` % so that what was measured stays to be seen."""
+    """Draw predictions as hollow markers, shifted by `shift` % so that they do not cover the measurements."""
     for policy, part in said.groupby("policy", sort=False):
         mine = part.sort_values("expert_memory")
         look = look_of(str(policy)) | {"markerfacecolor": "white", "label": None} | ({} if is_joined else {"linestyle": ""})
@@ -43,18 +43,18 @@ def draw_hollow(
 
 
 def scale_of(quantity: str) -> float:
-    """What turns SI units into those of the axis."""
+    """The factor from SI units to those of the axis."""
     return 1e3 if quantity == "tpot_s" else 1.0
 
 
 def draw_band(axis: "Axes", bound: float) -> None:
-    """Within which a prediction counts as right."""
+    """Shade the band in which a prediction counts as correct."""
     axis.axhspan(-bound, bound, color="#DDDDDD", alpha=0.6, linewidth=0, zorder=0)
     axis.axhline(0, color="black", linewidth=0.8)
 
 
 def set_memory_axis(axis: "Axes", expert_memories: Iterable[float], least_apart: float = 0.0) -> None:
-    """Every size as a tick; from the largest down, those that lie far enough apart for their names."""
+    """Mark every size with a tick; from the largest down, sizes far enough apart also get a label."""
     shares = sorted({100 * share for share in expert_memories})
     named: list[float] = []
     for share in reversed(shares):
@@ -65,7 +65,7 @@ def set_memory_axis(axis: "Axes", expert_memories: Iterable[float], least_apart:
 
 
 def set_axes(axis: "Axes", quantity: str, expert_memories: Iterable[float]) -> None:
-    """Memory sizes below, and the quantity's own scale beside them."""
+    """Memory sizes on the horizontal axis, the quantity's own scale on the vertical axis."""
     set_memory_axis(axis, expert_memories)
     if quantity == "tpot_s":
         axis.set_yscale("log")

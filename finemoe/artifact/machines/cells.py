@@ -1,4 +1,4 @@
-"""What was measured and predicted of every policy at every memory size: one row a cell."""
+"""Measured and predicted values of every policy at every memory size: one row per cell."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,7 +12,7 @@ from finemoe.artifact.machines.schema import MAPPED
 
 SYSTEM_NAMES = {system.policy: name for name, system in SHOWN_SYSTEMS.items()}
 CELL = ["model", "policy", "expert_memory"]
-# How far a prediction may be off before it counts as refuted: TPOT relative, the others as differences.
+# A prediction that is off by more than this is refuted: TPOT relative, the others as differences.
 TPOT_BOUND, SHARE_BOUND = 0.15, 0.05
 
 
@@ -30,19 +30,19 @@ def tpot_on_gpu(machines: Sequence[Measured], expert_memory: float) -> pd.DataFr
 
 
 def link_peak(machine: Measured) -> float:
-    """Bytes per second of the best way of copying; NaN where none was measured."""
+    """Bandwidth of the best way of copying in bytes per second; NaN if none was measured."""
     copies = machine.tables["copies"]
     return float(copies[copies["mode"] != MAPPED].bytes_per_s.max())
 
 
 def cells_table(machine: Measured) -> pd.DataFrame:
-    """Every policy at every memory size, (model, policy, expert_memory) and what was measured and predicted there.
+    """Measurements and predictions of every policy at every memory size, one row per (model, policy, expert_memory).
 
     Returns:
-        tpot_s of all decode steps; hit_rate; link_use: bytes moved over what the link moves at its peak in the requests' time;
-        each with its extremes over requests as _low and _high. ttft_s, host_stall_s: means of requests, the latter the time that
-        inference's thread waited (a GPU that waits by itself is not in it). moved_bytes_per_step: per decode step.
-        predicted_tpot_s, error, limit_tpot_s, over_limit: of `Predictions`, NaN where there is none.
+        tpot_s over all decode steps; hit_rate; link_use (bytes moved, over what the link could move at its peak in the requests'
+        time); each with its extremes over requests as _low and _high. ttft_s and host_stall_s are means over requests; the latter
+        is the time that inference's thread waited (excluding a GPU that waits by itself). moved_bytes_per_step is per decode
+        step. predicted_tpot_s, error, limit_tpot_s and over_limit are those of `Predictions`, or NaN without a prediction.
     """
     requests = _with_rates(machine)
     cells = requests.groupby(CELL, sort=False)
@@ -73,11 +73,11 @@ def _with_rates(machine: Measured) -> pd.DataFrame:
 
 
 def foretold_table(machine: Measured) -> pd.DataFrame:
-    """What was measured of what had been predicted for the machine's card, and how far the predictions were off.
+    """Measurements of the cells that were predicted for the machine's card, and the errors of the predictions.
 
     Returns:
-        (model, policy, expert_memory) and foretold_*, * and *_error of tpot_s (relative), hit_rate and link_use (differences);
-        an error is positive where too much was predicted.
+        (model, policy, expert_memory) and foretold_*, * and *_error of tpot_s (relative), hit_rate and link_use (differences); an
+        error is positive if the prediction is too high.
     """
     names = ["tpot_s", "hit_rate", "link_use"]
     said = read_foretold(machine)[[*CELL, *names]].rename(columns={name: f"foretold_{name}" for name in names})
@@ -89,6 +89,6 @@ def foretold_table(machine: Measured) -> pd.DataFrame:
 
 
 def _merged(left: pd.DataFrame, right: pd.DataFrame, how: Literal["left", "inner"]) -> pd.DataFrame:
-    """Joined by cell; an empty table has no types that could be compared."""
+    """Join by cell; an empty table has no types to compare."""
     kinds = {"model": "object", "policy": "object", "expert_memory": "float64"}
     return left.astype(kinds).merge(right.astype(kinds), on=CELL, how=how)

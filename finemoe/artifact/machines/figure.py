@@ -1,4 +1,4 @@
-"""The picture of one measured machine beside what was predicted; what nobody has measured, it says in the panel's place."""
+"""The figure of one measured machine, with what was predicted; panels without measurements say so."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PREDICTED = f"predicted, {NOT_YET}"
-_ALIKE = 0.10  # of a value: predictions that differ by less look the same in a panel
+_ALIKE = 0.10  # relative difference below which predictions look the same in a panel
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of panels: what is above it, how many there are, and how they are drawn."""
+    """A row of panels: its title, the number of panels, and the function that draws them."""
 
     title: str
     num_panels: int
@@ -34,16 +34,17 @@ class _Row:
 
 
 def measured_figure(machine: Measured | None, cards: pd.DataFrame) -> "Figure":
-    """The machine's link and overhead, its models' cells and what was predicted of them; without a GPU the cards' predictions.
+    """The machine's link and overhead, its models' cells and their predictions; without a GPU, the predictions for the cards.
 
     Args:
-        machine: None where nothing was measured. cards: as `machines.foretold.read_all_foretold` found them.
+        machine: None if nothing was measured.
+        cards: as returned by `machines.foretold.read_all_foretold`.
     """
     import matplotlib.pyplot as plt
 
     use_style()
     rows = list(_rows_of(machine)) + list(_rows_of_cards(machine, cards)) or [_Row("", 1, lambda axes: say(axes[0], NOT_YET))]
-    heights = [2.2 if row.num_panels == 4 else 1.9 for row in rows]  # the first has a legend of its own
+    heights = [2.2 if row.num_panels == 4 else 1.9 for row in rows]  # the first row has its own legend
     fig = plt.figure(figsize=(7.2, 0.5 + sum(heights)))
     for row, place in zip(rows, fig.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0], strict=True):
         place.suptitle(row.title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
@@ -66,7 +67,7 @@ def _rows_of(machine: Measured | None) -> Iterator[_Row]:
 
 
 def _rows_of_cards(machine: Measured | None, cards: pd.DataFrame) -> Iterator[_Row]:
-    """Predictions of each model; cards with nearly the same predictions share a row, where the first is drawn."""
+    """Predictions for each model; cards with nearly equal predictions share a row, in which the first one is drawn."""
     if machine is None or not machine.is_gpu:
         for model, part in cards.groupby("model", sort=False):
             for names in _alike(part):
@@ -77,7 +78,7 @@ def _rows_of_cards(machine: Measured | None, cards: pd.DataFrame) -> Iterator[_R
 
 
 def _alike(cards: pd.DataFrame) -> list[list[str]]:
-    """Cards by what is predicted of one model, those together whose predictions are nearly the same."""
+    """Groups of cards with nearly equal predictions for one model."""
     groups: list[list[str]] = []
     for name in dict.fromkeys(cards.card):
         mine = _values(cards, name)

@@ -1,4 +1,4 @@
-"""What was foretold of cards before anybody had measured on one."""
+"""Predictions for cards, made before any measurement on them."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -11,18 +11,18 @@ from finemoe.artifact.machines.schema import Foretold
 
 
 def write_foretold(rows: list[Foretold], card: str, folder: Path) -> None:
-    """Write what was foretold for a card where `read_foretold` finds it."""
+    """Write a card's predictions to the place where `read_foretold` looks for them."""
     write_rows(rows, Foretold, foretold_path(card, folder))
 
 
 def foretold_path(card: str, folder: Path) -> Path:
-    """Where what was foretold for a card lies."""
+    """Path of a card's predictions."""
     return folder / f"predictions-before-{Path(card).stem}.csv"
 
 
 def read_foretold(machine: "Measured") -> pd.DataFrame:
-    """What was foretold for a machine's card, which its name tells, beside its folder or in what is shipped; empty where nobody
-    said anything."""
+    """Predictions for a machine's card, which its name identifies, from next to its folder or from the shipped ones; empty if
+    there are none."""
     for path in (*_foretold_in(machine.folder.parent), *_foretold_in(MEASURED)):
         if path.stem.rpartition("-")[2] in machine.title.lower().replace("-", " ").split():
             return read_rows(path, Foretold)
@@ -30,7 +30,7 @@ def read_foretold(machine: "Measured") -> pd.DataFrame:
 
 
 def read_all_foretold(folder: Path) -> pd.DataFrame:
-    """What was foretold of all cards, by card."""
+    """Predictions for all cards, by card."""
     nothing = pd.DataFrame(columns=[field.name for field in fields(Foretold)])
     found = [read_rows(path, Foretold) for path in _foretold_in(folder)]
     return pd.concat(found, ignore_index=True) if found else nothing

@@ -1,4 +1,4 @@
-"""The panels of a machine as such: its link, its overhead, and how far the calibrated simulator is off."""
+"""The panels of a machine itself: its link, its overhead, and the error of the calibrated simulator."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def draw_machine(axes: list["Axes"], machine: Measured) -> None:
 
 
 def _draw_link(axis: "Axes", copies: pd.DataFrame, main_thread: str, peak: float) -> None:
-    """Rate by chunk, a line for each number of chunks in flight; the peak and nine tenths of it."""
+    """Draw the rate by chunk size, one line per number of chunks in flight, with the peak and 90 % of it."""
     axis.set_title(f"link, inference {main_thread}")
     mine = copies[copies.main_thread == main_thread].sort_values("chunk_bytes")
     if mine.empty:
@@ -52,7 +52,7 @@ def _draw_link(axis: "Axes", copies: pd.DataFrame, main_thread: str, peak: float
 
 
 def _apart(sizes: pd.Series) -> list[float]:
-    """From the largest down, those that leave room for their names."""
+    """From the largest down, the sizes with enough room for a label."""
     kept: list[float] = []
     for size in sorted(set(sizes), reverse=True):
         if not kept or size < kept[-1] / 1.4:
@@ -67,7 +67,7 @@ def _errorbar(axis: "Axes", places: pd.Series, rates: pd.DataFrame, **look: Any)
 
 
 def _draw_overhead(axis: "Axes", overhead: pd.DataFrame) -> None:
-    """Every round over eager's median, and the medians; models side by side."""
+    """Draw every round relative to eager's median, and the medians; models side by side."""
     axis.set_title("every expert resident")
     variants, models = list(dict.fromkeys(overhead.variant)), list(dict.fromkeys(overhead.model))
     if "eager" not in variants:
@@ -92,7 +92,7 @@ def _draw_overhead(axis: "Axes", overhead: pd.DataFrame) -> None:
 
 
 def _draw_calibrated(axis: "Axes", predictions: pd.DataFrame) -> None:
-    """Errors of what the simulator says after micro-measurements; every model."""
+    """Draw the errors of the simulator after calibration, for every model."""
     axis.set_title("calibrated simulator")
     if predictions.empty:
         say(axis, "not compared")

@@ -1,4 +1,4 @@
-"""One machine's tables, from its folder in `data/measured`, where figures read them."""
+"""One machine's tables, from its folder in `data/measured`, which the figures read."""
 
 import json
 from dataclasses import dataclass
@@ -13,15 +13,16 @@ from finemoe.errors import FinemoeError
 from finemoe.paths import DATA
 
 MEASURED = DATA / "measured"  # one folder for each machine
-NOT_YET = "not yet measured on a GPU"  # what figures and pages say until somebody has
+NOT_YET = "not yet measured on a GPU"  # shown in figures and pages until there is a measurement
 
 
 @dataclass(frozen=True)
 class Measured:
     """One machine's tables.
 
-    Attributes:
-        folder: where they lie. facts: of the machine. tables: by name, as the dataclasses above describe them.
+    folder: folder of the tables.
+    facts: the machine's facts.
+    tables: by name, with the dataclasses of `machines.schema` as schema.
     """
 
     folder: Path
@@ -38,16 +39,16 @@ class Measured:
 
     @property
     def memory_bytes(self) -> float:
-        """Of the first device, or the host's where there is none."""
+        """Memory of the first device, or of the host if there is no device."""
         devices = self.facts["devices"]
         return float(devices[0]["memory_bytes"] if devices else self.facts["host_memory_bytes"])
 
     @classmethod
     def load(cls, folder: Path) -> "Measured":
-        """A machine's folder.
+        """Load a machine's folder.
 
         Raises:
-            FinemoeError: nothing was measured there, or a table is missing or not what the schema says.
+            FinemoeError: nothing was measured there, or a table is missing or does not match the schema.
         """
         path = folder / "machine.json"
         if not path.is_file():
@@ -64,11 +65,11 @@ class Measured:
 
 
 def gpus_first(machines: list[Measured]) -> list[Measured]:
-    """Machines with a GPU before the others, otherwise in the order given."""
+    """Machines with a GPU first, otherwise in the given order."""
     return sorted(machines, key=lambda one: not one.is_gpu)
 
 
 def machines_in(folder: Path = MEASURED) -> list[Measured]:
-    """Every machine whose tables lie in a folder of that folder, those with a GPU first."""
+    """Every machine with tables in a subfolder, those with a GPU first."""
     found = (path.parent for path in sorted(folder.glob("*/machine.json")) if not path.parent.name.startswith("."))
     return gpus_first([Measured.load(path) for path in found])

@@ -1,4 +1,4 @@
-"""The panels of one model on a machine, or of what was foretold of a card."""
+"""The panels of one model on a machine, or of the predictions for a card."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ class ModelPanels:
     baselines: pd.DataFrame
 
     def draw_cells(self, axes: list["Axes"]) -> None:
-        """TPOT, hit rate and link use by memory; what had been predicted of these systems is hollow."""
+        """Draw TPOT, hit rate and link use by memory; predictions for these systems are hollow."""
         said = self.said[self.said.policy.isin(self.cells.policy)] if len(self.cells) else self.said
         for axis, (name, label) in zip(axes, QUANTITIES.items(), strict=True):
             scale, shown = scale_of(name), self.cells[self.cells[name].notna()]
@@ -45,7 +45,7 @@ class ModelPanels:
         axis.plot(100 * self.baselines.expert_memory, 1e3 * self.baselines.tpot_s, "k*", markersize=8)
 
     def draw_errors(self, axes: list["Axes"]) -> None:
-        """How far the predictions were off, and how far they may be."""
+        """Draw the errors of the predictions, and the tolerated errors."""
         for axis, (name, label) in zip(axes, _ERRORS.items(), strict=True):
             if self.compared[f"{name}_error"].isna().all():
                 say(axis, f"{label}: not measured")

@@ -1,6 +1,6 @@
-"""What the pages say about `data/measured`, made from its tables so that no page quotes old ones.
+"""Text about `data/measured` for the pages, generated from its tables so that no page quotes outdated ones.
 
-`python -m finemoe.artifact.docs` writes it into them.
+`python -m finemoe.artifact.docs` inserts it into the pages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ from finemoe.artifact.machines.schema import LAUNCHING, PREFETCHED
 from finemoe.artifact.markdown import pipe_table
 from finemoe.units import format_bytes
 
-_QUOTED_SHARE = 0.25  # of the experts, as most of the paper's figures
+_QUOTED_SHARE = 0.25  # of the experts, as in most of the paper's figures
 
 
 def machine_lines(machines: Sequence[Measured], cards: pd.DataFrame) -> str:
-    """For docs/gpu.md: a line for each machine; without a GPU, what is predicted of one."""
+    """For docs/gpu.md: one line per machine or, without a GPU, the predictions for one."""
     gpus = [one for one in machines if one.is_gpu]
     lines = [f"- {_gpu_line(one)}" for one in gpus] or [
         f"**{_sentence(NOT_YET)}**\n",
@@ -58,7 +58,7 @@ def _tpots_by_model(machine: Measured) -> Iterator[str]:
 
 
 def _rest(machine: Measured) -> Iterator[str]:
-    """Errors of the predictions of before, and whether the bits are eager's."""
+    """Errors of the predictions made beforehand, and whether the bits are eager's."""
     if len(compared := foretold_table(machine)):
         yield f"predicted beforehand: {_error_summary(compared.tpot_s_error)}"
     yield _bits(machine)
@@ -89,14 +89,14 @@ def _effort(machine: Measured) -> str:
 
 
 def _error_summary(errors: pd.Series) -> str:
-    """Of TPOT."""
+    """Summarise the errors of TPOT."""
     size = errors.abs()
     within = f"{int((size <= TPOT_BOUND).sum())} of {len(size)} cells within {_percent(TPOT_BOUND)}"
     return f"TPOT off by {_percent(size.mean())} on average and {_percent(size.max())} at most, {within}"
 
 
 def simulator_lines(machines: Sequence[Measured]) -> str:
-    """For docs/testbeds.md: how far the calibrated simulator is off on each machine that was measured."""
+    """For docs/testbeds.md: the error of the calibrated simulator on each measured machine."""
     lines = [line for one in machines for line in _calibrated(one)]
     if not any(one.is_gpu and len(one.tables["predictions"]) for one in machines):
         lines.append(f"- Against a GPU: {NOT_YET}.")
@@ -118,7 +118,7 @@ def _calibrated(machine: Measured) -> Iterator[str]:
 
 
 def foretold_section(cards: pd.DataFrame) -> str:
-    """For docs/gpu.md: every card's predictions, a table each."""
+    """For docs/gpu.md: the predictions for every card, one table each."""
     parts = []
     for (card, model), cells in _groups(cards, "card", "model"):
         parts.append(f"{card}, {model}: {_wide(cells)}")
@@ -126,7 +126,7 @@ def foretold_section(cards: pd.DataFrame) -> str:
 
 
 def _wide(cells: pd.DataFrame) -> str:
-    """Cells as a table: a row for each system, a column for each memory size."""
+    """Cells as a table with a row for each system and a column for each memory size."""
     said = [f"{_ms(one.tpot_s)}, {_percent(one.hit_rate)}, {_percent(one.link_use)}" for one in _rows(cells)]
     order = list(dict.fromkeys(cells.policy))
     table = cells.assign(said=said).pivot(index="policy", columns="expert_memory", values="said").reindex(order).fillna("-")
@@ -159,7 +159,7 @@ def _section(machine: Measured) -> Iterator[str]:
 
 
 def _findings(machine: Measured) -> Iterator[str]:
-    """What needs no table."""
+    """Findings that need no table."""
     tables = machine.tables
     yield _sentence(_bits(machine))
     for one in _rows(tables["arenas"]):
@@ -180,7 +180,7 @@ def _findings(machine: Measured) -> Iterator[str]:
 
 
 def _launched(launches: pd.DataFrame) -> Iterator[str]:
-    """What graphs would save, and whether the bits are the same."""
+    """What CUDA graphs would save, and whether the bits are the same."""
     is_graph = launches.by_graph.astype(bool)
     singly = launches[~is_graph].set_index(["model", "what"]).seconds
     for one in _rows(launches[is_graph]):
@@ -230,7 +230,7 @@ def _groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFr
 
 
 def _refuted(machine: Measured) -> Iterator[str]:
-    """Where the predictions of before were wrong by more than they may be."""
+    """Predictions made beforehand that were off by more than the tolerated error."""
     compared = foretold_table(machine)
     if compared.empty:
         yield "Nothing that had been predicted was measured.\n"
@@ -271,7 +271,7 @@ def _wrong(compared: pd.DataFrame) -> str:
 
 
 def _orders(compared: pd.DataFrame) -> Iterator[str]:
-    """Which system was to be how fast, and was."""
+    """The predicted and the measured order of the systems by speed."""
     for (model, share), part in _groups(compared.sort_values("expert_memory"), "model", "expert_memory"):
         said, found = ([SYSTEM_NAMES[name] for name in part.sort_values(by).policy] for by in ("foretold_tpot_s", "tpot_s"))
         where = f"{model} at {_share(share)}, fastest first"

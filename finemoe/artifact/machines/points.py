@@ -1,4 +1,4 @@
-"""What the picture of a machine draws, as a table."""
+"""The data behind the figure of a machine, as a table."""
 
 import pandas as pd
 
@@ -8,11 +8,14 @@ from finemoe.artifact.machines.measured import NOT_YET, Measured
 
 
 def figure_table(machine: Measured | None, cards: pd.DataFrame) -> pd.DataFrame:
-    """What `measured_figure` draws, one row a point.
+    """The data that `measured_figure` draws, one row per point.
 
+    Args:
+        machine: None if nothing was measured.
+        cards: predictions by card.
     Returns:
-        (source, machine, model, series, quantity, x, value, low, high): SI units; x is a chunk's bytes, a share of all experts or
-        a round; source is "measured", "calibrated" (computed after micro-measurements) or "predicted beforehand".
+        (source, machine, model, series, quantity, x, value, low, high) in SI units. x is a chunk's size in bytes, a share of all
+        experts or a round. source is "measured", "calibrated" (computed after micro-measurements) or "predicted beforehand".
     """
     columns = ["source", "machine", "model", "series", "quantity", "x", "value", "low", "high"]
     tables = [_long(cards.rename(columns={"card": "machine"}), "predicted beforehand", list(QUANTITIES))]
@@ -44,7 +47,7 @@ def _points(machine: Measured) -> pd.DataFrame:
 
 
 def _long(cells: pd.DataFrame, source: str, quantities: list[str]) -> pd.DataFrame:
-    """Cells (model, policy, expert_memory) with a row for each quantity that they have."""
+    """Reshape cells (model, policy, expert_memory) to a row for each quantity that they have."""
     kept = [name for name in ("machine", "model") if name in cells]
     parts = [
         cells[kept].assign(

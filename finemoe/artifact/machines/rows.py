@@ -1,4 +1,4 @@
-"""Tables as files: rows of one kind, written and read against the schema."""
+"""Tables as files: rows of one kind, written and checked against the schema."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +12,7 @@ from finemoe.errors import FinemoeError
 
 
 def write_table(rows: list[Any], name: str, folder: Path) -> None:
-    """Write rows of one kind as `folder`/`name`.csv; an empty table has its columns."""
+    """Write rows of one kind as `folder`/`name`.csv; an empty table still has its columns."""
     write_rows(rows, TABLES[name], folder / f"{name}.csv")
 
 
@@ -21,10 +21,10 @@ def write_rows(rows: list[Any], kind: type, path: Path) -> None:
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
-    """A table as `write_table` wrote it.
+    """Read a table that `write_table` wrote.
 
     Raises:
-        FinemoeError: it is missing, or its columns are not the schema's.
+        FinemoeError: it is missing, or its columns do not match the schema.
     """
     path = folder / f"{name}.csv"
     if not path.is_file():
@@ -44,7 +44,7 @@ def read_rows(path: Path, kind: type) -> pd.DataFrame:
         raise FinemoeError(f"{path}: has the columns {', '.join(table.columns)}; expected {', '.join(expected)}")
     for column, sort in expected.items():
         if not _is_of(table[column], sort):
-            raise FinemoeError(f"{path}: column {column} holds something else than {sort.__name__}")
+            raise FinemoeError(f"{path}: column {column} contains values that are not of type {sort.__name__}")
     return table
 
 

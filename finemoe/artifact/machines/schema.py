@@ -1,4 +1,4 @@
-"""What is measured, row by row: the schema of the tables is these dataclasses. Every time is in seconds, every size in bytes."""
+"""The measurements, row by row: these dataclasses are the schema of the tables. All times are in seconds, all sizes in bytes."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ IDLE, LAUNCHING = "idle", "launching"
 
 @dataclass(frozen=True)
 class Correctness:
-    """A miniature offloaded under random delays, against the same model under Transformers' eager.
+    """A miniature offloaded with random delays, compared with the same model under Transformers' eager.
 
     Attributes:
         num_different_steps: decode steps whose logits differ in any bit.
@@ -25,10 +25,11 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Arenas:
-    """Host memory taken as the experts' is: touched, and page-locked where a GPU reads it.
+    """Host memory allocated as for experts: touched and, if a GPU reads it, page-locked.
 
     Attributes:
-        record_bytes: of one expert. pinned_bytes: how much of it is page-locked.
+        record_bytes: size of one expert.
+        pinned_bytes: how much of the memory is page-locked.
     """
 
     num_bytes: int
@@ -39,14 +40,17 @@ class Arenas:
 
 @dataclass(frozen=True)
 class Copies:
-    """Host memory to expert slots, expert after expert over the engine's link, by a thread beside inference's.
+    """Copies from host memory to expert slots, one expert after the other over the engine's link, by a thread next to
+    inference's.
 
     Attributes:
-        mode: QUEUED (all copies issued, then waited for), PREFETCHED (in the engine's own chunks, as many under way at a time as
-            it has), CHUNKED (in others), or MAPPED (no copy: the GPU reads the host's memory itself).
-        transfer_bytes: all experts copied. chunk_bytes: of one copy. chunks_in_flight: how many are under way at a time.
+        mode: QUEUED (all copies issued, then waited for), PREFETCHED (the engine's own chunks and number in flight), CHUNKED
+            (other chunks), or MAPPED (no copy: the GPU reads the host's memory itself).
+        transfer_bytes: size of all copied experts.
+        chunk_bytes: size of one copy.
+        chunks_in_flight: number of copies under way at a time.
         main_thread: IDLE, or LAUNCHING small kernels one after another, as inference does.
-        bytes_per_s: the median of repetitions; low, high: their extremes.
+        bytes_per_s: median over repetitions; low, high: their extremes.
     """
 
     mode: str
@@ -65,8 +69,10 @@ class Kernels:
 
     Attributes:
         part: "iteration" (the whole model), "layer" (one decoder layer without routed experts) or "expert" (one routed expert).
-        num_tokens: computed at once. context_tokens: attended to before them.
-        seconds: as the engine runs it, host work included. kernel_seconds: the device alone (without a GPU the same).
+        num_tokens: tokens computed at once.
+        context_tokens: tokens before them that they attend to.
+        seconds: as run by the engine, including host work.
+        kernel_seconds: the device alone (without a GPU, the same value).
     """
 
     model: str
@@ -82,9 +88,9 @@ class Software:
     """A layer of a decode step at one token when there is nothing to load, with the routing of the history's requests.
 
     Attributes:
-        policy: "resident" where everything is on the device for good and nobody searches. seconds_per_layer: of a whole layer:
-            its arithmetic, accounting, publishing, and waiting for whatever search is in line.
-        start_search_s, gate_search_s: the policy's own work beside it, at an iteration's start and at a gate.
+        policy: "resident" if everything is permanently on the device and nothing is searched.
+        seconds_per_layer: a whole layer: its arithmetic, accounting, publishing, and waiting for inline searches.
+        start_search_s, gate_search_s: the policy's own concurrent work, at the start of an iteration and at a gate.
     """
 
     model: str
@@ -99,7 +105,7 @@ class Requests:
     """One served request under one policy and memory size.
 
     Attributes:
-        host_stall_s: how long the thread of inference waited for experts. A GPU that waits for a copy by itself is not in it.
+        host_stall_s: how long inference's thread waited for experts. Excludes a GPU that waits for a copy by itself.
     """
 
     model: str
@@ -123,7 +129,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Chunks(Requests):
-    """The same with prefetches in chunks of another size."""
+    """One served request, with prefetches in chunks of another size."""
 
     chunk_bytes: int
     chunks_in_flight: int
@@ -134,7 +140,7 @@ class Baselines:
     """The same model, request and device memory under another offloader.
 
     Attributes:
-        expert_memory: the share of experts whose memory it may use; peak_device_bytes: what it did use (0 without a GPU).
+        expert_memory: the share of experts whose memory it may use; peak_device_bytes: the memory it used (0 without a GPU).
     """
 
     model: str
@@ -152,8 +158,8 @@ class Overhead:
     """Decoding with every expert on the device.
 
     Attributes:
-        variant: "eager", "grouped_mm", "batched_mm" (Transformers' own) or a policy. is_equal: whether the last logits are
-            eager's bit for bit.
+        variant: "eager", "grouped_mm", "batched_mm" (Transformers' own) or a policy.
+        is_equal: whether the last logits are eager's bit for bit.
     """
 
     model: str
@@ -165,7 +171,7 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """FineMoE's mean decode iteration in parts (Fig. 17); search and prefetching run beside the others."""
+    """FineMoE's mean decode iteration in parts (Fig. 17); search and prefetching run concurrently with the others."""
 
     model: str
     expert_memory: float
@@ -175,11 +181,13 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Launches:
-    """What the host pays for one call of a decode step's sizes: of many issued in a row, without waiting for the device.
+    """The host's cost of one call of a decode step's sizes, when many are issued in a row without waiting for the device.
 
     Attributes:
-        what: the call; of an iteration the device's work counts, too. by_graph: captured once, and replayed as a CUDA graph.
-        seconds: the median of repetitions; low, high: their extremes. is_equal: whether a replay gave the same bits.
+        what: the call; an iteration includes the device's work.
+        by_graph: whether it is captured once and replayed as a CUDA graph.
+        seconds: median over repetitions; low, high: their extremes.
+        is_equal: whether a replay gives the same bits.
     """
 
     model: str
@@ -193,10 +201,11 @@ class Launches:
 
 @dataclass(frozen=True)
 class Hotspots:
-    """A function in which inference's thread spends time, under a profiler, which makes small ones look larger than they are.
+    """A function in which inference's thread spends time, measured with a profiler, which inflates the time of small functions.
 
     Attributes:
-        calls_per_step, own_s_per_step, whole_s_per_step: of the iterations of one request, and without or with what it calls.
+        calls_per_step, own_s_per_step, whole_s_per_step: averages over the iterations of one request; own time excludes, and
+            whole time includes, the functions it calls.
     """
 
     model: str
@@ -209,12 +218,12 @@ class Hotspots:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The simulator's answer on the calibrated testbed, and the limit, against what was measured.
+    """The simulator's prediction on the calibrated testbed, and the limit, compared with the measurement.
 
     Attributes:
-        limit_tpot_s: of this policy's decisions: the critical path of kernels and of transfers, each started as early as it was
-            decided on, at peak bandwidth, with no host work at all. over_limit: measured over it.
-        link_use: bytes moved over what the link could have moved in the requests' time at its peak.
+        limit_tpot_s: lower bound for this policy's decisions: the critical path of kernels and transfers, each started as early
+            as it was decided on, at peak bandwidth and without host work. over_limit: measured time over the limit.
+        link_use: bytes moved, over what the link could move at its peak in the requests' time.
     """
 
     model: str
@@ -230,10 +239,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Foretold:
-    """The simulator's answer for a card before anybody measured on it, from what is expected of the engine there.
+    """The simulator's prediction for a card before any measurement on it, from the expected speed of the engine there.
 
     Attributes:
-        card: its testbed's title. hit_rate, link_use: as they are defined for what is measured.
+        card: title of its testbed.
+        hit_rate, link_use: defined as for measurements.
     """
 
     card: str
@@ -247,7 +257,7 @@ class Foretold:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured on this machine, and why."""
+    """A part that was not measured on this machine, and the reason."""
 
     group: str
     part: str

@@ -74,7 +74,7 @@ def config_of(name: str) -> Any:
     """The Transformers configuration of a miniature.
 
     Raises:
-        FinemoeError: no miniature has that name.
+        FinemoeError: there is no such miniature.
     """
     if name not in _CONFIGS:
         raise FinemoeError(f"unknown miniature {name!r}; known: {', '.join(_CONFIGS)}")
@@ -82,7 +82,7 @@ def config_of(name: str) -> Any:
 
 
 def build(name: str, seed: int) -> Any:
-    """A miniature with fresh weights."""
+    """A miniature with freshly initialised weights."""
     import torch
     from transformers import AutoModelForCausalLM
 

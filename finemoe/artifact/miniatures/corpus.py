@@ -1,6 +1,6 @@
-"""Training text of the miniatures: our own conversations and the documentation of the running interpreter (DESIGN 7.1).
+"""Training text of the miniatures: generated conversations and the documentation of the running interpreter (DESIGN 7.1).
 
-Conversations whose prompt is one of the embedded prompts are left out, so that what is served was never trained on.
+Conversations whose prompt is one of the embedded prompts are left out, so the served prompts were never seen in training.
 """
 
 import ast
@@ -23,7 +23,7 @@ def held_out_prompts() -> frozenset[str]:
 
 
 def conversations(count: int, seed: int) -> list[str]:
-    """That many conversations, both genres in turn, none of them on an embedded prompt."""
+    """`count` conversations, alternating between the two genres, none of them with an embedded prompt."""
     random = Random(seed)
     texts: list[str] = []
     while len(texts) < count:
@@ -39,7 +39,7 @@ def _candidates(text: str) -> list[str]:
 
 
 def documentation() -> list[str]:
-    """Docstrings of the running interpreter's standard library, in a fixed order, the longest of each once."""
+    """Docstrings of the running interpreter's standard library, in a fixed order; each appears once, in its longest form."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, None] = {}
     for path in sorted(root.rglob("*.py")):
@@ -64,7 +64,7 @@ def _docstrings(path: Path) -> list[str]:
 def training_texts(
     num_conversations: int = 24_000, documentation_repeats: int = 3, seed: int = 1
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Training documents, shuffled, and held-out ones by source: one in fifty, taken before the documentation is repeated."""
+    """Shuffled training documents, and held-out ones by source: one in fifty, set aside before the documentation is repeated."""
     held_out: dict[str, list[str]] = {}
     training: list[str] = []
     sources = {

@@ -1,7 +1,7 @@
 """The project's own text: seeded questions, answers and dialogues over a dozen everyday topics and the standard library.
 
-Two genres with one vocabulary: `question` (short, one turn) and `dialogue` (a task worked out over several turns). Every sentence
-is put together from `data/corpus/topics.json`; nothing is quoted from anywhere.
+Two genres share one vocabulary: `question` (short, one turn) and `dialogue` (a task worked out over several turns). Every
+sentence is generated from `data/corpus/topics.json`; no text is quoted.
 """
 
 import json
@@ -136,7 +136,7 @@ def topics() -> dict[str, Topic]:
 
 
 def redraw(scene: dict[str, str], random: Random) -> dict[str, str]:
-    """The same topic and subject with other details, as the next sentence needs."""
+    """The same topic and subject with other details, for the next sentence."""
     other = draw_scene_of(scene["topic"], random)
     return {**other, "subject": scene["subject"]}
 
@@ -156,7 +156,7 @@ def question(random: Random) -> tuple[str, dict[str, str]]:
 
 
 def answer(scene: dict[str, str], random: Random, sentences: int) -> str:
-    """An answer of about that many sentences in the scene's topic."""
+    """An answer of about `sentences` sentences on the scene's topic."""
     if scene["topic"] == "python":
         return code_answer(scene["name"], random)
     lines = [capitalised(random.choice(STATEMENTS).format(**redraw(scene, random))) for _ in range(sentences)]
@@ -169,7 +169,7 @@ def answer(scene: dict[str, str], random: Random, sentences: int) -> str:
 
 
 def code_answer(name: str, random: Random) -> str:
-    """What a name of the standard library does, by the running interpreter's own documentation, with a line of code."""
+    """An explanation of a standard library name, from the running interpreter's documentation, with a line of code."""
     module, _, attribute = name.rpartition(".")
     value = random.choice(["data", "items", "values", "text", "path"])
     call = f"import {module}\n\nresult = {name}({value})\nprint(result)"
@@ -188,7 +188,7 @@ def summary_of(module: str, attribute: str) -> str:
 
 
 def dialogue_prompt(random: Random) -> tuple[str, dict[str, str]]:
-    """A task, worked on for one turn, and a follow-up that awaits its answer."""
+    """A task with one completed turn, and a follow-up that has no answer yet."""
     scene = draw_scene_of(random.choice(sorted(topics())), random)
     opening = random.choice(TASKS).format(**scene)
     if random.random() < 0.3:
@@ -198,14 +198,14 @@ def dialogue_prompt(random: Random) -> tuple[str, dict[str, str]]:
 
 
 def conversation(random: Random, genre: str) -> str:
-    """A whole exchange of one genre, prompt and answer, as training text."""
+    """A complete exchange of one genre, prompt and answer, as training text."""
     prompt, scene = question(random) if genre == "questions" else dialogue_prompt(random)
     reply = answer(scene, random, random.randint(2, 4) if genre == "questions" else random.randint(4, 7))
     return f"{as_prompt(prompt)} {reply}"
 
 
 def as_prompt(text: str) -> str:
-    """The form in which a prompt is put to a miniature."""
+    """A prompt in the form in which a miniature receives it."""
     return f"User: {text}\nAssistant:"
 
 

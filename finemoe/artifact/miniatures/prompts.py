@@ -1,4 +1,4 @@
-"""Makes the embedded prompt sets: `python -m finemoe.artifact.miniatures.prompts` writes them to their files."""
+"""Generate the embedded prompt sets: `python -m finemoe.artifact.miniatures.prompts` writes them to their files."""
 
 import json
 from random import Random

@@ -1,7 +1,7 @@
-"""Trains a miniature: `python -m finemoe.artifact.miniatures.training mixtral-mini`. Seeded, resumable, on a GPU if there is one.
+"""Train a miniature: `python -m finemoe.artifact.miniatures.training mixtral-mini`. Seeded and resumable, on a GPU if available.
 
-The load-balancing loss of each family is on, as in the real models. A cosine schedule over a fixed number of steps; a checkpoint
-every few minutes; the loss curve and the settings are written beside the model.
+As in the real models, each family's load-balancing loss is enabled. Training follows a cosine schedule over a fixed number of
+steps and writes a checkpoint every few minutes. The loss curve and the settings are written next to the model.
 """
 
 import json
@@ -27,7 +27,7 @@ from finemoe.paths import MINIATURES, RESULTS
 
 @dataclass(frozen=True)
 class Settings:
-    """How a miniature is trained; tokens per step are batch x length."""
+    """Training settings; there are batch x length tokens per step."""
 
     model: str
     steps: int = 1800
@@ -50,10 +50,12 @@ class Settings:
 
 
 class Trainer:
-    """One training run; `run` goes on from the last checkpoint where there is one.
+    """One training run; `run` resumes from the last checkpoint if there is one.
 
     Args:
-        settings: what is trained; folder: where checkpoints go; texts: training documents, and held-out ones by source.
+        settings: the training settings.
+        folder: folder for checkpoints.
+        texts: training documents, and held-out ones by source.
     """
 
     def __init__(self, settings: Settings, folder: Path, texts: tuple[list[str], dict[str, list[str]]]) -> None:
@@ -68,7 +70,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     def run(self, checkpoint_every_s: float = 180.0) -> None:
-        """Train to the last step, with a progress bar, keeping checkpoints."""
+        """Train to the last step with a progress bar, writing checkpoints."""
         self._resume()
         saved = begin = time.monotonic()
         before = self.seconds
@@ -83,7 +85,7 @@ class Trainer:
         self._save_checkpoint()
 
     def discard_checkpoint(self) -> None:
-        """Remove the checkpoint of a finished run, so that a later one with the same settings starts anew."""
+        """Remove the checkpoint of a finished run, so that a later run with the same settings starts from scratch."""
         self._checkpoint.unlink(missing_ok=True)
 
     def held_out_losses(self, num_batches: int = 8) -> dict[str, float]:
@@ -105,7 +107,7 @@ class Trainer:
         return float(np.mean(losses))
 
     def export(self, folder: Path) -> None:
-        """Write the model in the ordinary Hugging Face layout (bf16), with its curve and settings."""
+        """Write the model in the standard Hugging Face layout (bf16), with its loss curve and settings."""
         import pandas as pd
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +148,7 @@ class Trainer:
         return torch.stack([self._tokens[start : start + self.settings.length] for start in starts.tolist()]).to(self.device)
 
     def _train_step(self, step: int) -> tuple[float, float]:
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # Phi's router samples while training
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # Phi's router samples during training
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.rate(step)
         ids = self._batch(step)
@@ -188,7 +190,7 @@ class Trainer:
             return
         state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
         if state["settings"] != asdict(self.settings):
-            raise FinemoeError(f"{self._checkpoint}: belongs to a run with other settings; remove it to train anew")
+            raise FinemoeError(f"{self._checkpoint}: belongs to a run with other settings; remove it to train from scratch")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
@@ -199,10 +201,10 @@ def main(
     steps: Annotated[int, typer.Option(help="optimizer steps")] = Settings.steps,
     batch: Annotated[int, typer.Option(help="sequences per step")] = Settings.batch,
     peak_rate: Annotated[float, typer.Option(help="highest learning rate")] = Settings.peak_rate,
-    output: Annotated[Path | None, typer.Option(help="folder to write; default: the shipped one")] = None,
+    output: Annotated[Path | None, typer.Option(help="output folder; default: the shipped miniature's")] = None,
     seed: Annotated[int, typer.Option()] = Settings.seed,
 ) -> None:
-    """Train a miniature from its embedded text, going on from a checkpoint where there is one."""
+    """Train a miniature on its embedded text, resuming from a checkpoint if there is one."""
     settings = Settings(model, steps=steps, batch=batch, peak_rate=peak_rate, seed=seed)
     trainer = Trainer(settings, RESULTS / "training" / model, training_texts())
     trainer.run()

@@ -1,1 +1,1 @@
-"""What the Snakefile stands on: checked configuration, the notebook runner, and what each notebook's code consists of."""
+"""The Snakefile's code: checked configuration, the notebook runner, and the source files that each notebook depends on."""

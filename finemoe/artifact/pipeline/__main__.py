@@ -56,7 +56,7 @@ def compare(
     made: Annotated[Path, typer.Argument(help="Folder with a run's figures.")] = Path("figures"),
     reference: Annotated[Path, typer.Argument(help="Folder to compare with.")] = REFERENCE_FIGURES,
 ) -> None:
-    """Compare a run's tables with those that come with the project; ends with an error where a claim's verdict is another."""
+    """Compare a run's tables with those shipped with the project; fails if the verdict of a claim differs."""
     from rich.console import Console
     from rich.table import Table
 

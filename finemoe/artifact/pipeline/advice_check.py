@@ -1,9 +1,9 @@
-"""Advice against the live engine: systems at sizes of expert memory, over a paced link, and what was advised among them.
+"""Check advice against the live engine: measure every system at several sizes of expert memory, and compare with the advice.
 
 `python -m finemoe.artifact.pipeline.advice_check` measures the recorded miniatures on this machine, round by round, and writes
-the table; an expert takes a given time on the link, what inference and the systems themselves cost is real. Every round serves
-another request. The advice is given from the whole trace and a testbed for which tiny random models were measured
-(`finemoe.advice.this_machine`), so that nothing of it is fitted to what is checked.
+the table. The link is paced: loading an expert takes a given time. The costs of inference and of the systems themselves are real.
+Every round serves a different request. The advice is computed from the whole trace and from a testbed that is calibrated with
+tiny random models (`finemoe.advice.this_machine`), so nothing in it is fitted to the cells that are checked.
 """
 
 import itertools
@@ -49,23 +49,27 @@ from finemoe.traces import RoutingTrace
 
 SYSTEMS = ("on-demand (LRU)", "on-demand (next use)", "MoE-Infinity", "ProMoE", "FineMoE", "finemoe-plus")
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
-BAR = WITHIN  # of the least time: how much longer what is advised may take
-_DATASET, _DISTANCE, _DTYPE = "questions", 3, "float32"  # in which miniatures run
+BAR = WITHIN  # an advised cell may take at most this multiple of the least time
+_DATASET, _DISTANCE, _DTYPE = "questions", 3, "float32"  # settings of the miniatures
 _ENDLESS_BYTES = 1e15
-_REPETITIONS, _LAYERS, _TOP_K = 10, 12, 2  # of what is measured with a tiny model
-# How long a cell's threads may have waited for a core, a tenth of which is for each other, and how often it is measured at most.
+_REPETITIONS, _LAYERS, _TOP_K = 10, 12, 2  # of measurements with a tiny model
+# The share of a cell's time that its threads may wait for a core (about a tenth of that is for each other), and the number of
+# attempts.
 _MOST_DELAYED, _ATTEMPTS = 0.12, 3
-_QUIET, _LOOK_EVERY_S = 0.1, 0.5  # what other work may take of the cores, where that is waited for
+_QUIET, _LOOK_EVERY_S = 0.1, 0.5  # the machine counts as quiet below this busy share
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests of a miniature, each served by itself over a cache that is full at first, with what others used most, so that a
-    few tokens show what those of a long run do.
+    """Requests of a miniature. Each is served alone, with a cache that starts full of the experts that other requests used most,
+    so that a few tokens are representative of a long run.
 
     Attributes:
-        name: of the miniature. trace: all that was recorded of it. prompts: of the requests; num_tokens: generated for each.
-        load_s: how long an expert takes on the link.
+        name: name of the miniature.
+        trace: its whole recorded routing.
+        prompts: prompts of the requests.
+        num_tokens: tokens generated per request.
+        load_s: time to load one expert over the link, in seconds.
     """
 
     name: str
@@ -75,35 +79,36 @@ class Workload:
     load_s: float
 
     def served(self, request: int) -> RoutingTrace:
-        """The recorded routing of one."""
+        """Recorded routing of one request."""
         whole = self.trace.split("served").select([request])
         rows = np.flatnonzero(whole.step < self.num_tokens)
         return whole.arranged(rows, np.array([0, len(rows)]))
 
     @cached_property
     def first_held(self) -> list[tuple[int, int]]:
-        """All experts, (layer, expert), in the order in which caches are filled at first: by how often the history used them."""
+        """All experts, (layer, expert), in the order in which caches are filled initially: by how often the history uses them."""
         order = np.argsort(-usage_counts(self.trace.split("history")), axis=None, kind="stable")
         return [divmod(flat, self.trace.num_experts) for flat in order.tolist()]
 
     @cached_property
     def knowledge(self) -> Knowledge:
-        """What systems know beforehand."""
+        """The history and what the systems learn from it in advance."""
         return Knowledge(self.trace, self.trace.split("history"), prefetch_distance=_DISTANCE)
 
 
 def measured_round(
     workload: Workload, request: int, systems: Sequence[str], shares: Sequence[float], patience_s: float = 0.0
 ) -> list[dict[str, Any]]:
-    """One request under every system at every size; what other work has delayed is measured anew, and the least delayed counts.
+    """Serve one request under every system at every size. A cell that was delayed by other work is measured again; the least
+    delayed attempt counts.
 
     Args:
-        patience_s: how long a quiet machine is waited for before each measurement.
+        patience_s: how long to wait for a quiet machine before each measurement, in seconds.
     Returns:
-        Rows (model, system, expert_memory, request, counts and times of the report, delayed), the last as `waited_s` tells it, as
-        a share of the whole time.
+        Rows (model, system, expert_memory, request, counts and times of the report, delayed). `delayed` is the increase of
+        `waited_s` as a share of the total time.
     Raises:
-        FinemoeError: a system gave other tokens than the model by itself.
+        FinemoeError: the tokens under a system differ from those of the model without an engine.
     """
     model, tokenizer = load_model(str(MINIATURES / workload.name))
     expected = serve(model, tokenizer, [workload.prompts[request]], workload.num_tokens)[0].tokens
@@ -115,20 +120,20 @@ def measured_round(
             found.append(_served(workload, request, model, tokenizer, name, share))
         delayed, served = min(found, key=lambda one: one[0])
         if served.tokens != expected:
-            raise FinemoeError(f"{workload.name} under {name}: other tokens than without an engine; nothing is written")
+            raise FinemoeError(f"{workload.name} under {name}: tokens differ from those without an engine; nothing is written")
         cell = {"model": workload.name, "system": name, "expert_memory": share, "request": request}
         rows.append(cell | served.report | {"delayed": delayed})
     return rows
 
 
 def _served(workload: Workload, request: int, model: Any, tokenizer: Any, name: str, share: float) -> tuple[float, Served]:
-    """How much of the time other work took away, and what was served."""
+    """The share of the time taken by other work, and the served request."""
     system, link = ALL[name], paced_link(one_expert_bytes(model) / workload.load_s)
-    told: dict[str, Any] = {"eviction": system.eviction, "prefetch_distance": _DISTANCE, **system.options}
+    options: dict[str, Any] = {"eviction": system.eviction, "prefetch_distance": _DISTANCE, **system.options}
     history = workload.knowledge.of(system.policy)
-    with finemoe.offload(model, share, system.policy, history=history, **told) as engine:
+    with finemoe.offload(model, share, system.policy, history=history, **options) as engine:
         memory = engine.memories.memories[0]
-        memory.preload(workload.first_held, is_counted=False)  # over the machine's own link
+        memory.preload(workload.first_held, is_counted=False)  # over the machine's real link
         memory.connect(make_link(memory.pool.device, link))
         before_s = waited_s()
         served = serve(model, tokenizer, [workload.prompts[request]], workload.num_tokens, engine)[0]
@@ -136,23 +141,23 @@ def _served(workload: Workload, request: int, model: Any, tokenizer: Any, name: 
 
 
 def await_quiet(patience_s: float) -> None:
-    """Wait until other work takes little of the cores, for so long at most."""
+    """Wait at most `patience_s` seconds, until other work takes little of the cores."""
     end_s = time.perf_counter() + patience_s
     while time.perf_counter() < end_s and busy_share() > _QUIET:
         time.sleep(_LOOK_EVERY_S)
 
 
 def waited_s() -> float:
-    """How long this process's threads have waited for a core so far; 0 where the system does not say."""
-    told = [task / "schedstat" for task in Path("/proc/self/task").glob("*")]
-    return sum(int(file.read_text().split()[1]) for file in told if file.is_file()) / 1e9
+    """Total time in seconds that this process's threads have waited for a core; 0 if the system does not report it."""
+    files = [task / "schedstat" for task in Path("/proc/self/task").glob("*")]
+    return sum(int(file.read_text().split()[1]) for file in files if file.is_file()) / 1e9
 
 
 def paced_testbed(testbed: Testbed, load_s: float, num_repetitions: int = _REPETITIONS) -> Testbed:
-    """The machine with a paced link, over which an expert takes `load_s`, instead of its own.
+    """The machine with a paced link, over which loading an expert takes `load_s`, instead of its real link.
 
-    Only times count: an expert is told to be as many of the simulator's chunks as the paced link makes of it (`told_bytes`). What
-    waiting for a load takes beyond its time, and what a prefetch does, is measured with a tiny model.
+    Only times matter: the simulated expert is as many of the simulator's chunks as the paced link splits it into (`told_bytes`).
+    The cost of waiting for a load beyond its nominal time, and the cost of a prefetch, are measured with a tiny model.
     """
     wait_s, ahead_s = beyond_s(load_s, num_repetitions)
     rate = told_bytes(load_s) / (load_s + wait_s)
@@ -168,7 +173,7 @@ def paced_testbed(testbed: Testbed, load_s: float, num_repetitions: int = _REPET
 
 
 def beyond_s(load_s: float, num_repetitions: int) -> tuple[float, float]:
-    """What an expert takes on a paced link beyond its time, where inference waits for all of them, and ahead of demand."""
+    """Extra seconds per expert on a paced link beyond `load_s`: if inference waits for every expert, and ahead of demand."""
     import torch
 
     resident, waiting, linked = (tiny_model(_LAYERS, _TOP_K, torch.device("cpu"), torch.float32) for _ in range(3))
@@ -178,21 +183,21 @@ def beyond_s(load_s: float, num_repetitions: int) -> tuple[float, float]:
         here, missing = step_of(one), step_of(other)
         with one.probe.accounting():
             pairs = [(here(), missing()) for _ in range(max(2, num_repetitions // 2))]
-    here_s, missing_s = np.median(pairs[1:], axis=0).tolist()  # the first warms up
+    here_s, missing_s = np.median(pairs[1:], axis=0).tolist()  # the first pair is a warm-up
     ahead_s = measure_links(linked, [load_s], num_repetitions)[load_s].prefetch_s
     wait_s = (missing_s - here_s) / (_LAYERS * _TOP_K) - load_s
     return max(0.0, wait_s), max(0.0, ahead_s - load_s)
 
 
 def told_bytes(load_s: float) -> int:
-    """Of an expert that takes so long on the link of a `paced_testbed`."""
+    """Simulated size of an expert that takes `load_s` on the link of a `paced_testbed`, in bytes."""
     return round(load_s / PACED_CHUNK_S * CHUNK_BYTES)
 
 
 def predicted_rows(
     workload: Workload, testbed: Testbed, request: int, systems: Sequence[str], shares: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The same request over the same caches in virtual time.
+    """Simulate the same request with the same caches in virtual time.
 
     Returns:
         Rows (model, system, expert_memory, request, tpot_s, hit_rate).
@@ -213,7 +218,7 @@ def predicted_rows(
 
 
 def advised_rows(workload: Workload, testbed: Testbed, systems: Sequence[str], shares: Sequence[float]) -> list[dict[str, Any]]:
-    """What is advised from the whole trace, where there is room for so much expert memory and no more, among these systems.
+    """Advice from the whole trace for every amount of expert memory, restricted to these systems.
 
     Returns:
         Rows (model, room, system, expert_memory).
@@ -231,16 +236,17 @@ def advised_rows(workload: Workload, testbed: Testbed, systems: Sequence[str], s
 
 
 def check_rows(measured: pd.DataFrame, advised: Sequence[Mapping[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """What is advised against the best that was measured.
+    """Compare the advice with the best measured cell.
 
     Args:
-        measured: rows (model, system, expert_memory, round, tpot_s). advised: rows (model, room, system, expert_memory).
+        measured: rows (model, system, expert_memory, round, tpot_s).
+        advised: rows (model, room, system, expert_memory).
     Returns:
-        A row for each of `advised`, with best_system and best_memory, the cell of the least time in the room there is (the median
-        over rounds); ratio, low, high: the advised cell's time over that one's in the same round, the median over rounds with its
-        95 % bootstrap interval; is_within: whether that is at most BAR.
+        The rows of `advised` with these columns added: best_system and best_memory, the cell that fits into the room and has the
+        least time (median over rounds); ratio, low, high, the advised cell's time over the best cell's in the same round (median
+        over rounds with its 95 % bootstrap interval); is_within, whether the ratio is at most BAR.
     Raises:
-        FinemoeError: what is advised was not measured.
+        FinemoeError: an advised cell was not measured.
     """
     by = ["model", "system", "expert_memory"]
     times = measured.groupby([*by, "round"], sort=False).tpot_s.mean().unstack("round")
@@ -248,7 +254,7 @@ def check_rows(measured: pd.DataFrame, advised: Sequence[Mapping[str, Any]], see
     for one in advised:
         cell = (one["model"], one["system"], one["expert_memory"])
         if cell not in times.index:
-            raise FinemoeError(f"{one['system']} at {one['expert_memory']:g} of {one['model']} is advised and was not measured")
+            raise FinemoeError(f"{one['system']} at {one['expert_memory']:g} of {one['model']} is advised but was not measured")
         fitting = [key for key in times.index.to_list() if key[0] == one["model"] and key[2] <= one["room"]]
         best = min(fitting, key=lambda key: float(times.loc[[key]].median(axis=1).iloc[0]))
         found = _ratio(times.loc[[cell]].to_numpy()[0] / times.loc[[best]].to_numpy()[0], seed)
@@ -258,12 +264,12 @@ def check_rows(measured: pd.DataFrame, advised: Sequence[Mapping[str, Any]], see
 
 
 def errors_of(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """Predicted over measured time of a token less 1, cell by cell: the median over requests.
+    """Relative error of the predicted time per token, per cell: predicted / measured - 1, median over requests.
 
     Args:
         predicted, measured: rows (model, system, expert_memory, request, tpot_s).
     Returns:
-        By model and expert_memory, a column a system.
+        Indexed by model and expert_memory, with one column per system.
     """
     by = ["model", "expert_memory", "system", "request"]
     both = (table.groupby(by, sort=False).tpot_s.mean() for table in (predicted, measured))
@@ -285,12 +291,12 @@ def write_tables(
     traces: Annotated[Path, typer.Option(help="folder of recorded miniatures")] = ROOT / "results" / "traces",
     output: Annotated[Path, typer.Option()] = DATA / "reference" / "advice_check_measured.csv",
     models: Annotated[list[str], typer.Option("--model")] = list(NAMES),  # noqa: B006
-    load_ms: Annotated[float, typer.Option(help="time of an expert on the link")] = 5.0,
-    num_tokens: Annotated[int, typer.Option(help="generated for each request", min=2)] = 16,
-    rounds: Annotated[int, typer.Option(help="requests, each served in every cell in turn", min=1)] = 3,
-    patience: Annotated[float, typer.Option(help="seconds to wait for a quiet machine, each time", min=0)] = 0.0,
+    load_ms: Annotated[float, typer.Option(help="time to load an expert over the link, in ms")] = 5.0,
+    num_tokens: Annotated[int, typer.Option(help="tokens generated for each request", min=2)] = 16,
+    rounds: Annotated[int, typer.Option(help="number of requests; each is served in every cell", min=1)] = 3,
+    patience: Annotated[float, typer.Option(help="seconds to wait for a quiet machine before each measurement", min=0)] = 0.0,
 ) -> None:
-    """Measure all cells in turn, write what each round found as CSV, and compare with what is predicted and advised."""
+    """Measure all cells in turn, write the results of each round as CSV, and compare them with the predictions and the advice."""
     workloads, rows = _workloads(traces, models, rounds, num_tokens, load_ms), list[dict[str, Any]]()
     for number, one in itertools.product(range(rounds), workloads):
         found = measured_round(one, number, SYSTEMS, SHARES, patience)

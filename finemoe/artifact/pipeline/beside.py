@@ -1,4 +1,4 @@
-"""The last cell of a figure's notebook: the table that comes with the project beside the one just made."""
+"""The last cell of a figure's notebook: the table just made, compared with the one shipped with the project."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from finemoe.artifact.claims import pipe_table
 from finemoe.artifact.pipeline.compare import relative_differences
 from finemoe.paths import REFERENCE_FIGURES, ROOT
 
-_SHOWN = 5  # cells that differ most
+_SHOWN = 5  # number of cells shown, those that differ most
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What a notebook shows: a sentence, and the cells that differ most."""
+    """The output of the cell: a sentence, and the cells that differ most."""
 
     text: str
     cells: pd.DataFrame
@@ -30,20 +30,20 @@ class Beside:
 
 
 def beside_reference(figure: str | Path, reference: Path = REFERENCE_FIGURES) -> Beside:
-    """Compare the table behind a figure with the one that comes with the project.
+    """Compare the table behind a figure with the shipped one.
 
     Args:
-        figure: stem of the figure, as `save_figure` takes it.
-        reference: folder with the tables to compare with.
+        figure: stem of the figure, as passed to `save_figure`.
+        reference: folder with the reference tables.
     """
     made = (ROOT / figure).with_suffix(".csv")
     known = reference / made.relative_to(made.parents[1]) if made.parent.name == "compare_systems" else reference / made.name
     if not known.is_file():
-        return Beside(f"No reference for `{made.name}` comes with the project.", pd.DataFrame())
+        return Beside(f"The project ships no reference for `{made.name}`.", pd.DataFrame())
     ours, theirs = pd.read_csv(made), pd.read_csv(known)
     if list(ours) != list(theirs) or len(ours) != len(theirs):
         shapes = f"{len(ours)} rows of {ours.shape[1]} columns here, {len(theirs)} of {theirs.shape[1]} in the reference"
-        return Beside(f"Other settings than the reference's: {shapes}.", pd.DataFrame())
+        return Beside(f"The settings differ from the reference's: {shapes}.", pd.DataFrame())
     return _beside(ours, theirs, made.stem.endswith("_measured"))
 
 

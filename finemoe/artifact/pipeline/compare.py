@@ -1,7 +1,7 @@
-"""A run's tables beside those that come with the project: equal to the byte, or how far apart.
+"""Compare a run's tables with those shipped with the project: equal byte for byte, or by how much they differ.
 
-On the machine that made the reference a run gives the same bytes. On a processor of another kind PyTorch's kernels round
-otherwise, so that recorded routing, and all that follows from it, differs here and there.
+On the machine that made the reference, a run gives the same bytes. On a different kind of processor, PyTorch's kernels round
+differently, so recorded routing and everything derived from it differ in places.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import pandas as pd
 
 from finemoe.errors import FinemoeError
 
-_MEASURED = "_measured"  # wall-clock times, which no two runs share
+_MEASURED = "_measured"  # wall-clock times, which differ between any two runs
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Difference:
     """One table against its reference.
 
     Attributes:
-        table: name of the CSV. cells: how many it has; equal: how many of them are the same.
-        largest: greatest relative difference of two numbers, |a - b| / max(|a|, |b|); infinite where text, rows or columns
-            differ.
+        table: name of the CSV.
+        cells: number of cells; equal: number of equal cells.
+        largest: largest relative difference of two numbers, |a - b| / max(|a|, |b|); infinite if text, rows or columns differ.
     """
 
     table: str
@@ -32,10 +32,10 @@ class Difference:
 
 
 def differences(made: Path, reference: Path) -> list[Difference]:
-    """Every table of a folder that the reference has too, but for measured ones and the claims, whose text quotes them.
+    """Compare every table of a folder that the reference also has, except measured tables and the claims, whose text quotes them.
 
     Raises:
-        FinemoeError: nothing there can be compared.
+        FinemoeError: the folder has none of the reference's tables.
     """
     names = sorted(path.name for path in reference.glob("*.csv") if not path.stem.endswith(_MEASURED) and path.stem != "claims")
     found = [_difference(name, made / name, reference / name) for name in names if (made / name).is_file()]
@@ -45,7 +45,7 @@ def differences(made: Path, reference: Path) -> list[Difference]:
 
 
 def changed_verdicts(made: Path, reference: Path) -> list[str]:
-    """What became of another verdict, one line for each claim.
+    """One line for each claim whose verdict differs from the reference.
 
     Raises:
         FinemoeError: a folder has no claims.csv.
@@ -74,7 +74,7 @@ def _difference(name: str, made: Path, reference: Path) -> Difference:
 
 
 def relative_differences(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
-    """|a - b| / max(|a|, |b|) of every pair of cells; infinite where texts differ or only one is a number."""
+    """|a - b| / max(|a|, |b|) for every pair of cells; infinite if texts differ or only one of the two is a number."""
     is_same = ((ours == theirs) | (ours.isna() & theirs.isna())).to_numpy()
     if not (pd.api.types.is_numeric_dtype(ours) and pd.api.types.is_numeric_dtype(theirs)):
         return np.where(is_same, 0.0, np.inf)

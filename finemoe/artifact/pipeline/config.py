@@ -1,4 +1,4 @@
-"""The pipeline's configuration, checked once at the edge: a typo ends in one line that says what was meant."""
+"""The pipeline's configuration, checked once when it is loaded: a typo gives a one-line error that suggests the right name."""
 
 import sys
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from finemoe.simulation.testbed import known_testbeds
 from finemoe.suggestions import suggestion
 
 CONFIG = ROOT / "config"
-_KNEE = 1000  # maps, up to which Fig. 16a is steep
+_KNEE = 1000  # the steep part of Fig. 16a ends at this number of maps
 _TESTBEDS = ("testbed", "high_end_testbed", "scale_testbed", "advised_testbed")
 
 
 def load(*files: Path) -> dict[str, Any]:
-    """The default configuration with `files` on top, as Snakemake's `--configfile` merges them.
+    """The default configuration with `files` on top, merged as Snakemake's `--configfile` does.
 
     Raises:
-        FinemoeError: a file is missing or no YAML mapping.
+        FinemoeError: a file is missing or is not a YAML mapping.
     """
     merged: dict[str, Any] = {}
     for file in [CONFIG / "default.yaml", *files]:
@@ -30,10 +30,10 @@ def load(*files: Path) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Compare a configuration with config/schema.yaml.
+    """Check a configuration against config/schema.yaml.
 
     Raises:
-        FinemoeError: names the first key that is wrong, its value, and the values that are right.
+        FinemoeError: the configuration is invalid; the message names the first wrong key, its value, and the valid values.
     """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
@@ -78,7 +78,7 @@ def _explain(error: Any) -> str:
 
 
 def _num_layers(model: str) -> int:
-    """MoE layers of a miniature; models from elsewhere are not looked into."""
+    """Number of MoE layers of a miniature; other models are not opened."""
     file = MINIATURES / model / "config.json"
     return int(_read(file)["num_hidden_layers"]) if file.is_file() else sys.maxsize
 
@@ -114,9 +114,9 @@ def _check_references(config: Mapping[str, Any]) -> None:
     if list(config["lookahead"]) != sorted(set(config["lookahead"])):
         raise FinemoeError(f"config: lookahead is {config['lookahead']}; give its strides in ascending order, each once")
     if config["figures"] == config["results"]:
-        raise FinemoeError(f"config: figures and results are both {config['figures']!r}; give them folders of their own")
+        raise FinemoeError(f"config: figures and results are both {config['figures']!r}; set them to different folders")
     if config["expert_memory"] not in config["simulated_memories"]:
-        raise FinemoeError(f"config: expert_memory is {config['expert_memory']}, which simulated_memories must hold too")
+        raise FinemoeError(f"config: expert_memory is {config['expert_memory']}; add this value to simulated_memories")
     if min(config["store_capacities"]) > _KNEE:
         raise FinemoeError(f"config: store_capacities must begin at {_KNEE} or below, the paper's C")
     for dataset in config["datasets"]:

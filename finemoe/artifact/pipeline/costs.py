@@ -1,7 +1,7 @@
-"""What a rule cost: wall time, processor time and memory of its process and of those it has waited for.
+"""The cost of a rule: wall time, processor time and memory of its process and of the child processes it waited for.
 
-Snakemake's own benchmarks see only the processes below a rule's shell, now and then; a notebook that a warm process runs
-(`warm_parent`) is none of them.
+Snakemake's own benchmarks sample only the processes below a rule's shell. A notebook that a warm process runs (`warm_parent`) is
+not among them.
 """
 
 import resource
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_BYTES = 1 if sys.platform == "darwin" else 1024  # that `ru_maxrss` counts in
+_BYTES = 1 if sys.platform == "darwin" else 1024  # unit of `ru_maxrss`
 _WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 @contextmanager
 def costs_written(path: Path | None) -> Iterator[None]:
-    """Write what this process costs to a table of one row: wall_s from here to the end, and since it began cpu_s (user and
-    system) and max_rss_mb (of the largest process); nothing for None, or where something fails."""
+    """Write this process's cost as a one-row table: wall_s of the block, and, since the process started, cpu_s (user and system)
+    and max_rss_mb (of the largest process). Writes nothing if `path` is None or the block fails."""
     begun = time.monotonic()
     yield
     if path is not None:

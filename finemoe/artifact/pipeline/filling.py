@@ -17,11 +17,12 @@ _NAME = re.compile(r"{([A-Za-z_]+)}")
 
 
 class Filling:
-    """Values of a configuration for the table's names.
+    """Values of a configuration for the names in the table.
 
     Args:
-        config: the pipeline's configuration. folders: results, figures, miniatures. lists: what names in upper case stand for, a
-            text or a list.
+        config: the pipeline's configuration.
+        folders: the folders named results, figures and miniatures.
+        lists: the value of each upper-case name, a text or a list.
     """
 
     def __init__(self, config: Mapping[str, Any], folders: Mapping[str, str], lists: Mapping[str, str | Sequence[str]]) -> None:
@@ -30,9 +31,9 @@ class Filling:
         self._plural = {name for name, value in lists.items() if not isinstance(value, str)}
 
     def paths(self, pattern: str | Sequence[str]) -> str | list[str]:
-        """The path of a pattern, or the paths where it stands for several; wildcards stay in it.
+        """The path of a pattern, or all its paths if it stands for several; wildcards are kept.
 
-        Files whose name has an asterisk are looked up; hidden ones, which some file systems make, are left out.
+        A pattern with an asterisk is matched against existing files. Hidden files, which some file systems create, are left out.
         """
         if isinstance(pattern, str):
             found = self._expanded(pattern)
@@ -40,7 +41,7 @@ class Filling:
         return [path for one in pattern for path in self._expanded(one)]
 
     def outputs(self, entry: Entry) -> dict[str, str]:
-        """The files that an entry's notebook makes, by name, wildcards still in them."""
+        """The files that an entry's notebook makes, by name; wildcards are kept."""
         figure = f"{self._folders['figures']}/{entry.stem}"
         found = {name: f"{figure}.{name}" for name in ("pdf", "png", "csv")} if entry.figure else {}
         if entry.claim:
@@ -52,7 +53,7 @@ class Filling:
     def parameters(
         self, entry: Entry, wildcards: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What the notebook's parameters are, by name: files first, then what follows from wildcards, then the configuration."""
+        """Values of the notebook's parameters, by name: from files first, then from wildcards, then from the configuration."""
         found: dict[str, Any] = {}
         derived = self._derived(entry, wildcards)
         for name in parameter_names(entry.notebook):
@@ -69,11 +70,11 @@ class Filling:
         return found
 
     def dataset_source(self, name: str) -> dict[str, str]:
-        """Where a dataset's prompts come from: an embedded set of that name, or what `dataset_sources` says."""
+        """Where a dataset's prompts come from: the embedded set of that name, or the entry in `dataset_sources`."""
         return {"dataset": name, "column": "prompt"} | self._config["dataset_sources"].get(name, {})
 
     def dataset_files(self, name: str) -> list[str]:
-        """The local file behind a dataset, so that editing it reruns what used it; none for a hub id."""
+        """The local file behind a dataset, so that editing the file reruns the jobs that used it; empty for a hub id."""
         source = self.dataset_source(name)["dataset"]
         return [path for path in (f"data/prompts/{source}.jsonl", source) if (ROOT / path).is_file()]
 

@@ -1,7 +1,7 @@
-"""A notebook's kernel as a fork of the process that runs the notebook: whatever that has imported, the kernel need not.
+"""Run a notebook's kernel as a fork of the process that runs the notebook, so that the kernel inherits its imports.
 
-A fork wants a process without threads, and by the time a kernel is asked for the runner has some. So the kernel's process is made
-first and told later which kernel to be.
+A fork is only safe in a process without threads, and the runner has threads by the time a kernel is requested. The kernel's
+process is therefore forked first and learns later which kernel to become.
 """
 
 import json
@@ -17,65 +17,67 @@ from jupyter_client.provisioning import LocalProvisioner
 
 
 class WaitingKernel:
-    """A fork of this process that waits to be told which kernel it is; where it never is, it ends with this process.
+    """A fork of this process that waits for the order to become a kernel. If the order never comes, it ends with this process.
 
     Args:
-        connection: what the kernel closes, so that it is over with this process.
+        connection: a socket that the fork closes, so that the connection ends with this process.
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        self.stdin = self.stdout = self.stderr = None  # as of `subprocess.Popen`, which a provisioner expects
-        hears, self._tells = os.pipe()
+        self.stdin = self.stdout = self.stderr = None  # as in `subprocess.Popen`, which a provisioner expects
+        read_end, self._write_end = os.pipe()
         self._status: int | None = None
         self.pid = os.fork()
         if not self.pid:
-            os.close(self._tells)
+            os.close(self._write_end)
             connection.close()
-            _be_kernel(hears)
-        os.close(hears)
+            _be_kernel(read_end)
+        os.close(read_end)
 
     def become(self, command: list[str], environment: dict[str, str], folder: str) -> None:
         """Start the kernel that a command line would start.
 
         Args:
-            command: an interpreter, its flags, and the kernel's own arguments after the name of its module.
+            command: an interpreter, its flags, the name of the kernel's module, and the kernel's own arguments.
+            environment: environment variables of the kernel.
+            folder: working directory of the kernel.
         """
         order = {"arguments": command[command.index("ipykernel_launcher") + 1 :], "environment": environment, "folder": folder}
-        with os.fdopen(self._tells, "w", encoding="utf-8") as pipe:
+        with os.fdopen(self._write_end, "w", encoding="utf-8") as pipe:
             json.dump(order, pipe)
 
     def poll(self) -> int | None:
-        """Its exit status; None while it runs."""
+        """Its exit status, or None while it runs."""
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if pid else None
         return self._status
 
     def wait(self) -> int:
-        """Its exit status, once it has ended."""
+        """Wait until it has ended, and return its exit status."""
         if self._status is None:
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._status
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if it is still running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Ask it to terminate."""
         self.send_signal(signal.SIGTERM)
 
 
 class ForkProvisioner(LocalProvisioner):
-    """Makes a waiting kernel the one that a kernel manager asks for.
+    """Uses a waiting kernel whenever a kernel manager launches one.
 
     Args:
-        kernel: the waiting one.
+        kernel: the waiting kernel.
     """
 
     def __init__(self, kernel: WaitingKernel, **traits: Any) -> None:
@@ -83,18 +85,18 @@ class ForkProvisioner(LocalProvisioner):
         self._kernel = kernel
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Say what it is to be."""
-        self.cwd = kwargs.get("cwd") or Path.cwd()  # as of now; when the kernel was forked it was another
+        """Turn the waiting kernel into the one that was requested."""
+        self.cwd = kwargs.get("cwd") or Path.cwd()  # the current folder, which has changed since the fork
         self._kernel.become(cmd, kwargs["env"], str(self.cwd))
         self.process, self.pid = self._kernel, self._kernel.pid  # type: ignore[assignment]
         return self.connection_info
 
 
-def _be_kernel(hears: int) -> None:
+def _be_kernel(read_end: int) -> None:
     """Wait for the order and run the kernel; never returns."""
     status = 1
     try:
-        with os.fdopen(hears, encoding="utf-8") as pipe:
+        with os.fdopen(read_end, encoding="utf-8") as pipe:
             order = json.loads(pipe.read() or "null")
         if order is not None:
             _run_kernel(**order)
@@ -104,7 +106,7 @@ def _be_kernel(hears: int) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # whatever the forked process would do at its end is its own business
+        os._exit(status)  # skips the exit handlers inherited from the forked process
 
 
 def _run_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:

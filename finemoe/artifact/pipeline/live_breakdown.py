@@ -1,4 +1,4 @@
-"""Where one decode iteration's time goes, measured on the live engine over a paced link (Fig. 17)."""
+"""Where the time of one decode iteration goes, measured on the live engine over a paced link (Fig. 17)."""
 
 import json
 import tempfile
@@ -26,11 +26,14 @@ def measured_breakdown(
     """Mean decode iteration of FineMoE over a paced link, in ms by part, from the engine's own timeline (Fig. 17).
 
     Args:
-        history: what FineMoE knows. load_s: time of one expert on the link.
+        history: the trace that FineMoE knows in advance.
+        expert_memory: share of all routed experts on the device.
+        prefetch_distance: d, in layers.
+        load_s: time to load one expert over the link, in seconds.
     Returns:
-        attention_ms (all outside the experts), experts_ms, engine_ms (accounting and publishing in the layers), waiting_ms, and
-        beside them search_ms and prefetching_ms; num_layers, engine_ms_per_layer, and busy, the share of the cores that other
-        work took (`noise.busy_share`), which all of these times have in them.
+        attention_ms (everything outside the experts), experts_ms, engine_ms (accounting and publishing in the layers) and
+        waiting_ms; search_ms and prefetching_ms, which run concurrently with these; num_layers; engine_ms_per_layer; and busy,
+        the share of the cores taken by other work (`noise.busy_share`), which inflates all of these times.
     """
     model, tokenizer = load_model(source)
     options: dict[str, Any] = {"history": history, "prefetch_distance": prefetch_distance}
@@ -56,14 +59,14 @@ def measured_breakdown(
 
 
 def _decode_spans(engine: Any, model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> dict[str, float]:
-    """Mean ms per decode iteration of the timeline's spans, and of what the counters call waiting and prefetching."""
+    """Mean ms per decode iteration of each span in the timeline, and of waiting and prefetching from the counters."""
     totals: dict[str, float] = dict.fromkeys(("iteration", "layers", "matcher", "waiting", "prefetching"), 0.0)
     num_steps = 0
     for prompt in prompts:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "timeline.json")
             inputs = tokenizer(prompt, return_tensors="pt")
-            token, cache = _prefill(model, inputs)  # outside the timeline
+            token, cache = _prefill(model, inputs)  # not in the timeline
             engine.reset_counters()
             with engine.timeline(path):
                 _decode(model, token, cache, num_tokens)
@@ -83,7 +86,7 @@ def _decode_spans(engine: Any, model: Any, tokenizer: Any, prompts: list[str], n
 
 
 def _prefill(model: Any, inputs: Any) -> tuple["torch.Tensor", Any]:
-    """The first new token, and the cache."""
+    """The first new token, and the KV cache."""
     import torch
 
     with torch.inference_mode():

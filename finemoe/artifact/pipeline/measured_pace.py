@@ -1,4 +1,4 @@
-"""How fast this machine is, for one model: micro-measurements, and the pace in virtual time that follows from them."""
+"""The speed of this machine for one model: micro-measurements, and the pace in virtual time derived from them."""
 
 from dataclasses import dataclass, field
 
@@ -12,12 +12,13 @@ from finemoe.traces import RoutingTrace
 
 @dataclass(frozen=True)
 class SystemTimes:
-    """What one system's own work takes, with nothing to load, in seconds.
+    """Time of one system's own work when there is nothing to load, in seconds.
 
     Attributes:
-        added_s: what it adds to a layer of a model with everything resident: accounting, and publishing and searching where
-            inference does it or is held up by it. start_s, gate_s: its search at an iteration's start and at a gate, alone.
-        is_synchronous: whether inference waits for it.
+        added_s: what the system adds to a layer of a fully resident model: accounting, plus publishing and searching if inference
+            does them or waits for them.
+        start_s, gate_s: its search at the start of an iteration and at a gate, measured alone.
+        is_synchronous: whether inference waits for the search.
     """
 
     added_s: float
@@ -31,8 +32,9 @@ class LinkTimes:
     """A paced link, in seconds.
 
     Attributes:
-        load_s: one expert's time at its bandwidth. wake_s: what handing it a demanded load and waking up takes beyond that.
-        prefetch_s, synchronous_s: one expert ahead of demand, chunk by chunk, beside inference and while it waits.
+        load_s: time of one expert at the link's bandwidth.
+        wake_s: additional time to hand over a demanded load and to wake up.
+        prefetch_s, synchronous_s: time to prefetch one expert chunk by chunk, while inference runs and while inference waits.
     """
 
     load_s: float
@@ -46,9 +48,12 @@ class Machine:
     """Micro-measurements of one model on this machine, in seconds.
 
     Attributes:
-        prefill_s, decode_s: of an iteration with everything resident. expert_s: one expert's arithmetic for one token.
-        cold_s: what a pause in a layer costs beyond its length, since caches are cold afterwards.
-        systems: by policy, "on-demand" among them. links: by the load's nominal time.
+        expert_bytes: size of one expert.
+        prefill_s, decode_s: one iteration with everything resident.
+        expert_s: one expert's arithmetic for one token.
+        cold_s: what a pause in a layer costs beyond its length, because CPU caches are cold afterwards.
+        systems: by policy; contains "on-demand".
+        links: by the nominal time of a load.
     """
 
     expert_bytes: int
@@ -64,11 +69,14 @@ class Machine:
 class MeasuredPace:
     """A machine's pace under one policy, over one of its links.
 
-    Where what the policy adds to a layer, beyond what loading on demand adds, covers its search, inference searches itself, or
-    might as well: while it is searched at the gate, what is missing is already being loaded. A longer search goes on beside.
+    If the time that the policy adds to a layer, beyond what on-demand loading adds, covers its search, the search is modelled as
+    part of inference: missing experts are already loading while inference searches at the gate. A longer search runs
+    concurrently.
 
     Args:
-        machine: its micro-measurements. policy, load_s: name of the system and of the link.
+        machine: its micro-measurements.
+        policy: name of the system.
+        load_s: nominal load time that selects the link, in seconds.
     """
 
     machine: Machine
@@ -105,7 +113,7 @@ class MeasuredPace:
     def durations(
         self, trace: RoutingTrace, block: Block, begins: np.ndarray, demanded: np.ndarray, read_bytes: np.ndarray
     ) -> Durations:
-        """Of every event of a block; the policy's own work was measured, whatever it reads."""
+        """Durations of every event of a block; the policy's own work was measured, so `read_bytes` is ignored."""
         num_layers, machine = trace.num_layers, self.machine
         per_layer = np.where(block.is_prefill, machine.prefill_s, machine.decode_s) / num_layers
         start_s, gate_s, added_s = self._times_s(num_layers)
@@ -137,8 +145,8 @@ class MeasuredPace:
         return not self._system.is_synchronous and 0 < self._system.gate_s <= self._beyond_accounting_s
 
     def _times_s(self, num_layers: int) -> tuple[float, float, float]:
-        """The search at an iteration's start and at a gate, and what else is added to a layer; what inference waits for is not
-        told from the rest of its layer."""
+        """The search at the start of an iteration, the search at a gate, and the other time added to a layer, in seconds. For a
+        synchronous system the search is part of the time added to a layer."""
         system = self._system
         if system.is_synchronous:
             return 0.0, 0.0, system.added_s

@@ -1,6 +1,6 @@
-"""What a prediction of live runs knows of this machine: single parts of an engine's work, each measured by itself.
+"""Micro-measurements that predictions of live runs are based on: each part of the engine's work is measured alone.
 
-Everything is a median over repetitions, and what is compared is measured in turn.
+Every value is a median over repetitions. Variants that are compared are measured in alternation.
 """
 
 import time
@@ -27,7 +27,7 @@ from finemoe.runtime.link import make_link
 from finemoe.simulation.replay import replay_setup
 from finemoe.traces import RoutingTrace
 
-_QUEUED = 8  # prefetches that keep a link busy
+_QUEUED = 8  # number of prefetches that keep a link busy
 _PATIENCE_S = 60.0
 _ON_DEMAND = "on-demand"
 
@@ -46,8 +46,12 @@ def measure_machine(
     """Micro-measurements of a model.
 
     Args:
-        prompts: others than those that are predicted. known: by policy, its history; options: the policies' others.
-        loads_s: one expert's time on every link. searched: routing of other requests, which searches are timed with.
+        prompts: prompts that are not among the predicted ones.
+        num_tokens: tokens generated per prompt.
+        known: the history of each policy.
+        loads_s: time of one expert on each link, in seconds.
+        searched: routing of other requests, used to time searches.
+        options: the policies' remaining options.
     """
     calls = [generation(model, tokenizer, [prompt], num_tokens) for prompt in prompts]
     with finemoe.offload(model, 1.0, _ON_DEMAND) as engine:
@@ -70,7 +74,7 @@ def measure_machine(
 
 
 def measure_links(model: Any, loads_s: Sequence[float], num_repetitions: int) -> dict[float, LinkTimes]:
-    """Paced links of these loads, by the load."""
+    """Measure paced links with these load times; keyed by load time in seconds."""
     ahead_s: dict[bool, dict[float, float]] = {False: {}, True: {}}
     wake_s = {}
     for is_beside, found_s in ahead_s.items():
@@ -84,7 +88,7 @@ def measure_links(model: Any, loads_s: Sequence[float], num_repetitions: int) ->
 
 
 def search_times_s(policy: Policy, trace: RoutingTrace, num_iterations: int = 20) -> tuple[float, float]:
-    """Median time of a policy's own work at an iteration's start and at a gate, one decode row at a time."""
+    """Median time of a policy's own work at the start of an iteration and at a gate, in seconds, one decode row at a time."""
     if not policy.needs_context:
         return 0.0, 0.0
     starts_s, gates_s = [], []
@@ -104,7 +108,7 @@ def search_times_s(policy: Policy, trace: RoutingTrace, num_iterations: int = 20
 
 
 def _iterations_s(engine: Any, calls: Sequence[Callable[[list[Any]], object]], num_repetitions: int) -> np.ndarray:
-    """[n, 2] (TTFT, TPOT) of calls that were made once before."""
+    """[n, 2] (TTFT, TPOT) in seconds, after one warm-up of each call."""
     for call in calls:
         call([])
     found = []
@@ -118,7 +122,7 @@ def _iterations_s(engine: Any, calls: Sequence[Callable[[list[Any]], object]], n
 
 
 def _cold_s(engine: Any, calls: Sequence[Callable[[list[Any]], object]], length_s: float, num_repetitions: int) -> float:
-    """What a pause of that length in every layer costs a layer beyond its length: pausing calls against others, in turn."""
+    """What a pause of `length_s` in every layer costs per layer beyond its length; calls with and without pauses alternate."""
     found_s = []
     for _ in range(num_repetitions):
         (_, plain_s), *_ = _iterations_s(engine, calls[:1], 1)
@@ -130,7 +134,7 @@ def _cold_s(engine: Any, calls: Sequence[Callable[[list[Any]], object]], length_
 
 @contextmanager
 def _pauses(engine: Any, length_s: float) -> Iterator[list[float]]:
-    """Every layer's experts wait that long; the real lengths are in the list."""
+    """Pause every layer for `length_s` before its experts are computed; the list collects the actual lengths."""
     compute = engine.probe.compute
     real_s: list[float] = []
 
@@ -145,7 +149,7 @@ def _pauses(engine: Any, length_s: float) -> Iterator[list[float]]:
 
 
 def _prefetch_s(memory: Any) -> float:
-    """How long a prefetched expert keeps a link busy, chunk by chunk, while others wait."""
+    """How long a prefetched expert occupies a link, chunk by chunk, while other prefetches wait."""
     _empty(memory)
     begin_s = time.perf_counter()
     for layer in range(_QUEUED):
@@ -155,7 +159,7 @@ def _prefetch_s(memory: Any) -> float:
 
 
 def _wait_s(memory: Any, num_layers: int) -> float:
-    """How much longer a layer's missing expert takes than one that is there, over an idle link."""
+    """How much longer a layer's missing expert takes than a cached one, over an idle link."""
     _empty(memory)
     missing_s = [demand_s(memory, layer, 0) for layer in range(num_layers)]
     here_s = [demand_s(memory, layer, 0) for layer in range(num_layers)]

@@ -1,8 +1,8 @@
 """Run one parameterised notebook, strictly.
 
-Around `papermill.execute_notebook`, with what a pipeline needs on top: an unknown parameter is an error, the kernel is this very
-interpreter whatever kernels are installed, kernels talk over private sockets (ports race when many start at once), and the
-user's own start-up files stay out.
+A wrapper around `papermill.execute_notebook` that adds what a pipeline needs: an unknown parameter is an error, the kernel is
+this interpreter regardless of the installed kernels, kernels communicate over private sockets (ports race when many start at
+once), and the user's start-up files are ignored.
 """
 
 import logging
@@ -22,8 +22,8 @@ from finemoe.suggestions import suggestion
 if TYPE_CHECKING:
     from finemoe.artifact.pipeline.forked_kernel import WaitingKernel
 
-_LONGEST_CELL_S = 3600  # a kernel that never answers is a failure, not a wait
-_LONGEST_SOCKET_FOLDER = 60  # Unix sockets allow 108 characters in all
+_LONGEST_CELL_S = 3600  # a kernel that never answers is a failure
+_LONGEST_SOCKET_FOLDER = 60  # Unix socket paths are limited to 108 characters
 
 
 def parameters_of(notebook: Path) -> dict[str, str]:
@@ -55,11 +55,14 @@ def run_notebook(
     """Execute `notebook` with `parameters` and write the executed copy to `output`, also when a cell fails.
 
     Args:
-        log: text file that takes what the cells print; None prints nothing.
-        kernel: a fork of this process that is to be the kernel; None starts one.
+        notebook: path of the notebook.
+        output: path of the executed copy.
+        parameters: values by parameter name.
+        log: text file for the cells' output; None discards it.
+        kernel: a fork of this process to use as the kernel; None starts a new one.
 
     Raises:
-        FinemoeError: a parameter the notebook does not have, or a cell that fails; the message has the cell's error.
+        FinemoeError: the notebook has no such parameter, or a cell fails; the message contains the cell's error.
     """
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -77,7 +80,7 @@ def run_notebook(
                 progress_bar=False,
                 log_output=log is not None,
                 execution_timeout=_LONGEST_CELL_S,
-                cwd=str(notebook.parent),  # as JupyterLab starts it
+                cwd=str(notebook.parent),  # as in JupyterLab
                 config=private,
             )
         except PapermillExecutionError as error:
@@ -86,7 +89,7 @@ def run_notebook(
 
 
 def of_files(error: OSError) -> str:
-    """What went wrong with a file that a run reads or writes, and the remedy."""
+    """An error on a file that a run reads or writes, with the remedy."""
     return (
         f"{error.filename or 'a file'}: {error.strerror or error}; free some space, or set results and figures to other folders"
     )
@@ -101,7 +104,7 @@ def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _private_kernel(waiting: "WaitingKernel | None") -> Iterator[Any]:
-    """Configuration of a kernel in this interpreter, with sockets and IPython profile in a folder of its own."""
+    """Configuration of a kernel in this interpreter, with sockets and an IPython profile in a private folder."""
     from traitlets.config import Config
 
     root = tempfile.gettempdir()
@@ -119,19 +122,19 @@ def _private_kernel(waiting: "WaitingKernel | None") -> Iterator[Any]:
                 KernelManager={"transport": "ipc", "ip": f"{folder}/k"},
                 NotebookClient={
                     "kernel_manager_class": _kernel_manager(waiting),
-                    "extra_arguments": ["--log-level=CRITICAL"],  # no word about the interrupt that ends it
+                    "extra_arguments": ["--log-level=CRITICAL"],  # hides the final interrupt
                 },
             )
 
 
 def _kernel_manager(waiting: "WaitingKernel | None") -> type:
-    """A manager whose every kernel is this interpreter: no kernelspec is looked up, so none elsewhere can be found instead."""
+    """A kernel manager that always starts this interpreter. It looks up no kernelspec, so it cannot find a wrong one."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     described = get_kernel_dict(python_arguments=_flags_of_this_interpreter())
-    described["metadata"] |= {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}  # whatever the environment says
+    described["metadata"] |= {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}  # overrides the environment
 
     class ThisInterpreter(AsyncKernelManager):
         @property
@@ -142,7 +145,7 @@ def _kernel_manager(waiting: "WaitingKernel | None") -> type:
 
 
 def _forked(manager: Any, waiting: "WaitingKernel") -> type:
-    """As `manager`, but its kernel is that fork of this process."""
+    """A subclass of `manager` whose kernel is the given fork of this process."""
     from finemoe.artifact.pipeline.forked_kernel import ForkProvisioner
 
     class ForkOfThisInterpreter(manager):
@@ -154,20 +157,20 @@ def _forked(manager: Any, waiting: "WaitingKernel") -> type:
 
 
 def _flags_of_this_interpreter() -> list[str]:
-    """Those that decide where Python finds its modules."""
+    """The flags that decide where Python finds its modules."""
     chosen = {"-I": sys.flags.isolated, "-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
     return [flag for flag, is_set in chosen.items() if is_set]
 
 
 def _home_of_this_interpreter() -> str | None:
-    """PYTHONHOME if this interpreter lives there; set since it started, or ignored by it, it would take a kernel elsewhere."""
+    """PYTHONHOME if it names this interpreter's prefix. If it was set later, or was ignored, it would misdirect a kernel."""
     home = os.environ.get("PYTHONHOME")
     return home if home and home.partition(os.pathsep)[0] == sys.base_prefix else None
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set these variables for a while; None unsets one."""
+    """Set these variables within the block; None unsets one."""
     before = {name: os.environ.get(name) for name in variables}
     _set(variables)
     try:
@@ -183,7 +186,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 @contextmanager
 def _log_to(log: Path | None) -> Iterator[None]:
-    """Send papermill's account of the run, the cells' outputs included, to a file and nowhere else."""
+    """Send papermill's log, including the cells' output, to a file only."""
     if log is None:
         with _quiet():
             yield

@@ -24,10 +24,10 @@ def known_notebooks() -> dict[str, Path]:
 
 
 def notebook_named(name: str) -> Path:
-    """The notebook of a name.
+    """The path of the notebook with this name.
 
     Raises:
-        FinemoeError: there is none; the message names the closest and all others.
+        FinemoeError: there is no such notebook; the message suggests the closest name and lists all.
     """
     known = known_notebooks()
     if name not in known:

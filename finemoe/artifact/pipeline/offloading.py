@@ -19,7 +19,7 @@ _KEY = ["model", "dataset", "policy", "expert_memory", "request"]
 
 
 def has_two_passes(policy: str) -> bool:
-    """Whether a policy works next to inference, so that its counts depend on time."""
+    """Whether a policy works concurrently with inference, so that its counts depend on timing."""
     kind = policy_named(policy)
     return kind.needs_context and not kind.is_synchronous
 
@@ -38,9 +38,14 @@ def offloading_table(
     """Serve requests under every policy, in one pass or two.
 
     Args:
-        prompts: rows (id, prompt). resident: what the model generates for them without offloading.
-        histories: what each policy knows beforehand, by policy. expert_memory: share of all routed experts on the device.
-        num_tokens: generated per request at most. link: of the measured pass. options: further ones of `finemoe.offload`.
+        model, tokenizer: as loaded by Transformers.
+        prompts: rows (id, prompt).
+        resident: what the model generates for the prompts without offloading.
+        histories: the history of each policy, by policy.
+        expert_memory: share of all routed experts on the device.
+        num_tokens: maximum number of tokens generated per request.
+        link: link of the measured pass, as `finemoe.offload` takes it.
+        options: further options of `finemoe.offload`.
     Returns:
         One row for each policy, pass and request: the point, tokens_equal, counts, times and seconds.
     """
@@ -58,7 +63,7 @@ def offloading_table(
 
 
 def counts_of(results: pd.DataFrame) -> pd.DataFrame:
-    """What is the same on every run: the passes in line.
+    """The part that is the same on every run: the passes with inline search and loads.
 
     Args:
         results: as from `offloading_table`, with the columns model and dataset.
@@ -67,7 +72,7 @@ def counts_of(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def times_of(results: pd.DataFrame, prompts: pd.DataFrame, resident: Sequence[Served]) -> pd.DataFrame:
-    """What this machine takes: the measured passes, and the model without offloading as policy "resident"."""
+    """Times on this machine: the measured passes, and the model without offloading as policy "resident"."""
     eager = pd.DataFrame({"request": prompts["id"], "seconds": [one.seconds for one in resident]})
     named = {name: results[name].iloc[0] for name in ("model", "dataset")}
     eager = eager.assign(**named, policy=RESIDENT, expert_memory=1.0, tokens_equal=True)

@@ -18,10 +18,12 @@ from finemoe.runtime.loading import load_model
 
 
 def link_checks(rates: Mapping[str, float], prompt: str, num_trials: int) -> pd.DataFrame:
-    """Whether the engine's link behaves as a link of its bandwidth should, for each model.
+    """Check that the engine's link behaves as its bandwidth predicts, for each model.
 
     Args:
-        rates: bytes per second of the paced link by model folder. num_trials: of each check but the stall.
+        rates: bytes per second of the paced link, by model folder.
+        prompt: prompt of the measured stall.
+        num_trials: number of trials of each check except the stall.
     Returns:
         Rows (model, stall_over_expected, hidden_share, hidden_low, overtaking_ms, overtaking_high_ms, chunk_ms).
     """
@@ -48,12 +50,17 @@ def paced_table(
     """Both policies serve the same requests over the same link, in rounds.
 
     Args:
-        rates: as in `link_checks`. stores, prefetch_distances: of each model. prompts: rows (id, prompt).
-        expert_memories: shares of all routed experts. num_tokens: generated per request.
+        rates: as in `link_checks`.
+        stores: filled expert map store of each model.
+        prefetch_distances: d of each model, in layers.
+        prompts: rows (id, prompt).
+        expert_memories: shares of all routed experts.
+        num_tokens: tokens generated per request.
+        num_rounds: number of rounds.
     Returns:
         Rows (model, policy, expert_memory, request, round, busy, the engine's counts and times, seconds, tpot_ms).
     Raises:
-        AssertionError: an offloaded model generated other tokens.
+        AssertionError: the tokens of an offloaded model differ.
     """
     rows: list[dict[str, Any]] = []
     subjects = zip(rates.items(), stores, prefetch_distances, strict=True)

@@ -1,7 +1,7 @@
-"""The learning systems live, over a paced link: on-demand loading, ProMoE, FineMoE and finemoe-plus on the same requests in turn.
+"""The learning systems on the live engine over a paced link: on-demand loading, ProMoE, FineMoE and finemoe-plus in alternation.
 
-`python -m finemoe.artifact.pipeline.paced_systems` measures the recorded miniatures on this machine and writes the table; an
-expert takes a given time on the link, what the systems themselves cost is real.
+`python -m finemoe.artifact.pipeline.paced_systems` measures the recorded miniatures on this machine and writes the table. Loading
+an expert takes a given time; the costs of the systems themselves are real.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,17 @@ _DATASET, _DISTANCE = "questions", 3
 def measured_round(
     name: str, trace: RoutingTrace, prompts: Sequence[str], num_tokens: int, expert_memory: float, load_s: float
 ) -> list[dict[str, Any]]:
-    """Every system once, a row a request: the same requests over one cache, cold at the start.
+    """Run every system once, one row per request: the same requests on one cache that starts cold.
 
     Args:
-        trace: of which the history is known beforehand. load_s: how long one expert takes.
+        name: name of the miniature.
+        trace: its recorded routing; the systems know its history in advance.
+        prompts: the requests' prompts.
+        num_tokens: tokens generated per request.
+        expert_memory: share of all routed experts.
+        load_s: time to load one expert, in seconds.
     Raises:
-        FinemoeError: a system gave other tokens than the model by itself.
+        FinemoeError: the tokens under a system differ from those of the model without an engine.
     """
     model, tokenizer = load_model(str(MINIATURES / name))
     expected = [one.tokens for one in serve(model, tokenizer, list(prompts), num_tokens)]
@@ -47,7 +52,7 @@ def measured_round(
         with finemoe.offload(model, expert_memory, system, **told) as engine:
             served = serve(model, tokenizer, list(prompts), num_tokens, engine)
         if [one.tokens for one in served] != expected:
-            raise FinemoeError(f"{name} under {system}: other tokens than without an engine; nothing is written")
+            raise FinemoeError(f"{name} under {system}: tokens differ from those without an engine; nothing is written")
         cell, busy = {"model": name, "system": system, "expert_memory": expert_memory}, busy_share()
         rows += [cell | {"request": number} | one.report | {"busy": busy} for number, one in enumerate(served)]
     return rows
@@ -58,12 +63,12 @@ def write_table(
     output: Annotated[Path, typer.Option()] = DATA / "reference" / "paced_systems_measured.csv",
     models: Annotated[list[str], typer.Option("--model")] = list(NAMES),  # noqa: B006
     expert_memory: Annotated[float, typer.Option(help="share of all routed experts")] = 0.25,
-    load_ms: Annotated[float, typer.Option(help="time of an expert on the link")] = 5.0,
-    num_served: Annotated[int, typer.Option(help="requests", min=1)] = 3,
-    num_tokens: Annotated[int, typer.Option(help="generated for each", min=2)] = 16,
-    rounds: Annotated[int, typer.Option(help="times that all is measured in turn", min=1)] = 3,
+    load_ms: Annotated[float, typer.Option(help="time to load an expert over the link, in ms")] = 5.0,
+    num_served: Annotated[int, typer.Option(help="number of requests", min=1)] = 3,
+    num_tokens: Annotated[int, typer.Option(help="tokens generated for each request", min=2)] = 16,
+    rounds: Annotated[int, typer.Option(help="number of rounds, each of which measures every system", min=1)] = 3,
 ) -> None:
-    """Measure all systems in turn, and write what each round found as CSV."""
+    """Measure all systems in alternation and write the results of each round as CSV."""
     rows: list[dict[str, Any]] = []
     served = load_prompts(_DATASET).to_pandas().query("split == 'served'").head(num_served)
     for number in range(rounds):

@@ -1,7 +1,7 @@
-"""What the console shows while the pipeline runs: which jobs run, how far it is, and about how much time is left.
+"""Console output while the pipeline runs: the running jobs, the progress, and an estimate of the time left.
 
-Snakemake reports every event to its logger, but prints either all of a job's files or nothing but a count. `Progress` watches the
-events and prints one line for each job that starts, ends or fails, in place of Snakemake's own lines about these events.
+Snakemake reports every event to its logger, but prints either all of a job's files or only a count. `Progress` watches the events
+and prints one line for each job that starts, ends or fails, in place of Snakemake's own lines about these events.
 """
 
 import logging
@@ -14,15 +14,15 @@ from typing import Any
 
 from finemoe.paths import ROOT
 
-EXPECTED = ROOT / "data" / "reference" / "job_seconds.tsv"  # mean wall time of each rule's jobs, by `make reference`
-_UNKNOWN_S = 5.0  # expected of a rule that the table does not have
-_OWN_LINES = ("job_started", "job_finished", "progress")  # events, in Snakemake's words
+EXPECTED = ROOT / "data" / "reference" / "job_seconds.tsv"  # mean wall time of each rule's jobs; written by `make reference`
+_UNKNOWN_S = 5.0  # assumed for a rule that is not in the table
+_OWN_LINES = ("job_started", "job_finished", "progress")  # names of Snakemake's events
 
 
 @dataclass
 class _Job:
     name: str
-    weight_s: float  # of all cores
+    weight_s: float  # wall time scaled by the share of the cores
     begun_s: float
 
 
@@ -30,9 +30,11 @@ class Progress(logging.Filter):
     """A filter on Snakemake's logger that lets everything pass.
 
     Args:
-        jobs: rule and number of threads of every job that will run. cores: of the whole run.
-        quietness: what a record's `quietness` must be for Snakemake to keep it from the console.
-        expected_s: wall time of one job, by rule; only ratios matter. print_line, clock: of tests.
+        jobs: rule and number of threads of every job that will run.
+        cores: number of cores of the whole run.
+        quietness: the value that a record's `quietness` must have for Snakemake to keep it off the console.
+        expected_s: wall time of one job, by rule; only ratios matter.
+        print_line, clock: replaced in tests.
     """
 
     def __init__(

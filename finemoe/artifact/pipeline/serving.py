@@ -1,4 +1,4 @@
-"""Serve requests one by one with a model, offloaded or not, and note tokens, counts and times of each."""
+"""Serve requests one by one with a model, offloaded or not, and record tokens, counts and times of each."""
 
 import time
 from collections.abc import Sequence
@@ -19,8 +19,9 @@ class Served:
     """One served request.
 
     Attributes:
-        tokens: prompt and generated token ids. seconds: wall-clock time of the whole request.
-        report: the engine's report as a dict of counts and times of this request alone; empty without an engine.
+        tokens: ids of the prompt and generated tokens.
+        seconds: wall-clock time of the whole request.
+        report: the engine's report as a dict of this request's counts and times; empty without an engine.
     """
 
     tokens: tuple[int, ...]
@@ -36,11 +37,12 @@ def serve(
     engine: "Engine | None" = None,
     title: str = "",
 ) -> list[Served]:
-    """Generate greedily for each prompt in turn. The expert cache stays warm between requests; the counters start anew.
+    """Generate greedily for each prompt in turn. The expert cache stays warm between requests; the counters are reset.
 
     Args:
-        max_new_tokens: per prompt, at most. engine: of an offloaded model. title: of a progress bar that counts tokens; "" shows
-            none, which is right where every microsecond is measured.
+        max_new_tokens: maximum number of tokens generated per prompt.
+        engine: the engine of an offloaded model.
+        title: title of a progress bar that counts tokens; "" shows none, which is the choice for precise measurements.
     """
     if not title:
         return [_serve_one(model, tokenizer, prompt, max_new_tokens, engine) for prompt in prompts]

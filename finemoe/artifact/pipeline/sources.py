@@ -16,25 +16,26 @@ from finemoe.artifact.pipeline.notebooks import notebook_named
 from finemoe.paths import ROOT
 
 _MODULE_NAME = re.compile(r"finemoe(\.\w+)+")
-_FACE = ROOT / "finemoe" / "__init__.py"  # its names are imported on first use, each from its own module
+_FACE = ROOT / "finemoe" / "__init__.py"  # imports its names on first use, each from its own module
 _POLICIES = ROOT / "finemoe" / "policies" / "__init__.py"  # the registry
 
 
 def sources_of(*starts: str, policies: Iterable[str] = ()) -> list[str]:
-    """Files behind notebooks (`f4`) or modules (`finemoe.artifact.miniatures.training`), relative to the root, sorted.
+    """Files that notebooks (`f4`) or modules (`finemoe.artifact.miniatures.training`) depend on, relative to the root, sorted.
 
     Args:
-        policies: names of policies that run in addition to those that the code names, or `module:Class` of a file in the root.
+        starts: names of notebooks or modules.
+        policies: names of policies that run in addition to those named in the code, or `module:Class` of a file in the root.
     """
     reached = _reached([path for start in starts for path in _start(start)])
-    if _POLICIES in reached:  # what reaches no policy only happens to contain a word like one's name
+    if _POLICIES in reached:  # otherwise a policy's name in the code is a coincidence
         policies = {*policies, *(name for path in reached - {_POLICIES} for name in _named_policies(path))}
     reached |= _reached([path for name in policies for path in _policy(name)])
     return sorted(str(path.relative_to(ROOT)) for path in reached - {_POLICIES} if path.suffix == ".py")
 
 
 def _reached(waiting: list[Path]) -> set[Path]:
-    """These files and all that their imports reach; what the face and the registry import is found by the names in use."""
+    """These files and all files that their imports reach; the lazy `finemoe` and the registry contribute only names in use."""
     reached: set[Path] = set()
     while waiting:
         path = waiting.pop()
@@ -58,14 +59,14 @@ def _imports(path: Path) -> tuple[Path, ...]:
 
 @cache
 def _named_policies(path: Path) -> tuple[str, ...]:
-    """Policies whose name is a string in a file's code."""
+    """Policies whose name appears as a string in a file's code."""
     strings = {node.value for node in ast.walk(ast.parse(_code(path))) if isinstance(node, ast.Constant)}
     return tuple(name for name in _known_policies() if name in strings)
 
 
 @cache
 def _known_policies() -> dict[str, str]:
-    """The module of every policy that the registry holds, by the policy's name."""
+    """The module of every registered policy, by policy name."""
     tree = ast.parse(_POLICIES.read_text(encoding="utf-8"))
     modules = {
         alias.name: node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module for alias in node.names
@@ -92,7 +93,7 @@ def _code(path: Path) -> str:
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names under `finemoe` that a tree mentions: imports, names of the face, and strings that name a module."""
+    """Dotted names under `finemoe` that a tree mentions: imports, names of the lazy `finemoe`, and strings that name a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -107,7 +108,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def _homes() -> dict[str, str]:
-    """The module of every name of the face, by its dotted name."""
+    """The module of every name that the lazy `finemoe` exports, by dotted name."""
     tree = ast.parse(_FACE.read_text(encoding="utf-8"))
     table = next(node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES")
     return {f"finemoe.{name}": place.partition(":")[0] for name, place in ast.literal_eval(table).items()}
@@ -123,7 +124,7 @@ def _is_module(name: str) -> bool:
 
 
 def _files(name: str) -> list[Path]:
-    """The file of a module, and the `__init__` of every package on the way but the outermost, which is lazy."""
+    """The file of a module, and the `__init__` of every package on the way except the outermost one, which is lazy."""
     parts = name.split(".")
     if parts[0] != "finemoe":
         return []

@@ -1,4 +1,4 @@
-"""The table of the pipeline's notebooks (notebooks/table.yaml): what each reads, makes and takes from the configuration."""
+"""The table of the pipeline's notebooks (notebooks/table.yaml): the inputs, outputs and settings of each notebook."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,12 +15,13 @@ TABLE = NOTEBOOKS / "table.yaml"
 
 @dataclass(frozen=True)
 class Entry:
-    """One notebook of the pipeline; the head of notebooks/table.yaml explains every field.
+    """One notebook of the pipeline; the header of notebooks/table.yaml explains every field.
 
     Attributes:
-        name: of the rule. notebook: name of the notebook, the rule's unless another is given.
-        figure: the figure's title in the report, "" if it draws none; stem: its file below the folder of figures.
-        inputs, outputs: paths by name, with names in braces still to be filled in.
+        name: name of the rule.
+        notebook: name of the notebook; by default the name of the rule.
+        figure: title of the figure in the report, "" if the notebook draws none; stem: its file in the folder of figures.
+        inputs, outputs: paths by name; names in braces are filled in later.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Entry:
 
     @property
     def job(self) -> str:
-        """What tells this rule's jobs from all others, as a path with wildcards: `f4`, `profile_models/{model}-{dataset}`."""
+        """A path with wildcards that identifies this rule's jobs: `f4`, `profile_models/{model}-{dataset}`."""
         folder = [self.name] if self.each else []
         folder += ["{testbed}"] if "testbed" in self.each else []
         rest = "-".join(f"{{{name}}}" for name in self.each if name != "testbed")
@@ -49,7 +50,7 @@ def read_table() -> dict[str, Entry]:
     """Every entry by name, in the order of the file.
 
     Raises:
-        FinemoeError: an entry has a key that means nothing.
+        FinemoeError: an entry has an unknown key.
     """
     content = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: _entry(name, keys) for name, keys in content.items() if not name.startswith(".")}

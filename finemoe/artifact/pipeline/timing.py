@@ -1,6 +1,6 @@
-"""Wall-clock measurements of the live engine: overhead with everything resident, and what a paced link shows.
+"""Wall-clock measurements of the live engine: overhead with everything resident, and behaviour over a paced link.
 
-Variants are timed in turn, round by round in one process, so that whatever else the machine does meets all of them alike.
+Variants are timed in alternation, round by round in one process, so that other work on the machine affects all of them alike.
 """
 
 import itertools
@@ -19,24 +19,27 @@ from finemoe.intervals import Interval, bootstrap_median
 from finemoe.runtime.loading import load_model
 
 VARIANTS = ("eager", "default", "on-demand", "finemoe")
-_FEWEST_ROUNDS = 10  # before an interval of their median says anything
+_FEWEST_ROUNDS = 10  # before the interval of a median is considered
 
 
 def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds: int, interval_width: float) -> pd.DataFrame:
-    """Decode time per token of a model as it is and offloaded with every expert resident, in turn, in as many rounds as it takes
-    until every one of the `ratios` is known well enough.
+    """Decode time per token of an unmodified model and of the same model offloaded with every expert resident. Both are measured
+    in alternation until each of the `ratios` is known precisely enough.
 
     Args:
-        prompts: generated side by side. num_tokens: generated for each, at least 2; the first comes from the prefill, which is
-            not counted. num_rounds: at most. interval_width: of a ratio, as a share of it, that is narrow enough.
+        source: name or folder of the model.
+        prompts: prompts of one batch.
+        num_tokens: tokens generated per prompt, at least 2; the first comes from the prefill, which is not counted.
+        num_rounds: maximum number of rounds.
+        interval_width: width of a ratio's interval, relative to the ratio, at which the measurement ends.
     Returns:
-        Rows (round, variant, seconds_per_token); variants are `eager`, Transformers' own default, and the policies.
+        Rows (round, variant, seconds_per_token); the variants are `eager`, Transformers' own default, and the policies.
     """
     models, engines = _variants(source)
     try:
         calls = {name: generation(model, tokenizer, prompts, num_tokens) for name, (model, tokenizer) in models.items()}
         expected = {name: call([]).tolist() for name, call in calls.items()}  # also warms up
-        assert all(expected[name] == expected["eager"] for name in engines), "an offloaded model gave other tokens"
+        assert all(expected[name] == expected["eager"] for name in engines), "the tokens of an offloaded model differ"
         measures = {name: partial(_decode_s, call) for name, call in calls.items()}
         return rounds_until_narrow(measures, num_rounds, interval_width)
     finally:
@@ -45,7 +48,7 @@ def overhead_table(source: str, prompts: list[str], num_tokens: int, num_rounds:
 
 
 def rounds_until_narrow(measures: Mapping[str, Callable[[], float]], num_rounds: int, interval_width: float) -> pd.DataFrame:
-    """Measure variants in turn, `num_rounds` times at most; see `overhead_table`.
+    """Measure variants in alternation, at most `num_rounds` times; see `overhead_table`.
 
     Returns:
         Rows (round, variant, seconds_per_token).
@@ -61,7 +64,7 @@ def rounds_until_narrow(measures: Mapping[str, Callable[[], float]], num_rounds:
 
 
 def ratios(table: pd.DataFrame, baseline: str = "eager", seed: int = 0) -> pd.DataFrame:
-    """Median over rounds of every variant's time over the baseline's in the same round, with its bootstrap interval."""
+    """Median over rounds of each variant's time over the baseline's in the same round, with its bootstrap interval."""
     by_round = table.pivot_table(index="round", columns="variant", values="seconds_per_token", sort=False)
     found = {name: bootstrap_median((by_round[name] / by_round[baseline]).to_numpy(), seed=seed) for name in by_round}
     rows = [{"variant": name, "ratio": i.value, "low": i.low, "high": i.high} for name, i in found.items() if name != baseline]
@@ -69,11 +72,11 @@ def ratios(table: pd.DataFrame, baseline: str = "eager", seed: int = 0) -> pd.Da
 
 
 def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:
-    """The engine's own time per layer at one token: everything but the experts' arithmetic, which is left out for this.
+    """The engine's own time per layer at one token: everything but the experts' arithmetic, which is skipped.
 
     Returns:
-        Rows (policy, expert_memory, microseconds_per_layer), medians over rounds: everything resident, and half of the experts
-        with every demanded one among them (hits only, so that no transfer is in it, but accounting and publishing are).
+        Rows (policy, expert_memory, microseconds_per_layer), medians over rounds. Measured with all experts resident, and with
+        half of them where every demanded one is a hit: this includes accounting and publishing but no transfer.
     """
     rows = []
     for policy, share in itertools.product(("on-demand", "finemoe"), (1.0, 0.5)):
@@ -86,19 +89,19 @@ def engine_time_table(source: str, num_rounds: int) -> pd.DataFrame:
 
 
 def engine_time_s(engine: Any, num_rounds: int) -> float:
-    """An engine's own time per layer at one token, without the experts' arithmetic, when nothing is missing; median."""
+    """An engine's own time per layer at one token, in seconds, without the experts' arithmetic and without misses; median."""
     with no_arithmetic(engine):
         return float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
 
 
 def expert_time_s(engine: Any, num_rounds: int) -> float:
-    """One expert's arithmetic for one token; median."""
+    """Time of one expert's arithmetic for one token, in seconds; median."""
     with_arithmetic_s = float(np.median([_layers_s(engine) for _ in range(num_rounds)]))
     return max(0.0, with_arithmetic_s - engine_time_s(engine, num_rounds)) / engine.setup.top_k
 
 
 def stall_ratio(source: str, prompt: str, bytes_per_s: float, num_tokens: int) -> float:
-    """Measured stall of on-demand loading over bytes / bandwidth, with one expert's slot and a paced link."""
+    """Measured stall of on-demand loading over bytes / bandwidth, with one expert slot and a paced link."""
     model, tokenizer = load_model(source)
     with finemoe.offload(model, one_expert_bytes(model), "on-demand", link=paced_link(bytes_per_s)) as engine:
         generation(model, tokenizer, [prompt], num_tokens)([])
@@ -107,7 +110,7 @@ def stall_ratio(source: str, prompt: str, bytes_per_s: float, num_tokens: int) -
 
 
 def hidden_share(source: str, bytes_per_s: float, num_trials: int) -> Interval:
-    """Share of a transfer that a prefetch hides if its expert is demanded once it should have arrived."""
+    """Share of a transfer that a prefetch hides if its expert is demanded after the transfer's nominal time."""
     shares = []
     for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
         post(memory, layer=5, experts=1)
@@ -117,19 +120,20 @@ def hidden_share(source: str, bytes_per_s: float, num_trials: int) -> Interval:
 
 
 def overtaking_s(source: str, bytes_per_s: float, num_trials: int) -> tuple[Interval, float]:
-    """How long an on-demand load waits behind a full queue of prefetches before its own transfer, and the time of one chunk."""
+    """How long an on-demand load waits behind a full queue of prefetches before its own transfer starts, and the time of one
+    chunk, in seconds."""
     waits, chunk_s = [], 0.0
     for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
         chunk_s = memory.link.chunk_bytes / bytes_per_s
         for layer in range(5, 9):
             post(memory, layer=layer, experts=4)
-        time.sleep(1.3 * record_s)  # amid the transfers
+        time.sleep(1.3 * record_s)  # in the middle of the transfers
         waits.append(demand_s(memory, 2, 7) - record_s)
     return bootstrap_median(np.array(waits)), chunk_s
 
 
 def bandwidth_for(source: str, load_s: float) -> float:
-    """Bytes per second at which one expert of the model takes `load_s`."""
+    """Bandwidth in bytes per second at which one expert of the model takes `load_s` seconds."""
     model, _ = load_model(source)
     return one_expert_bytes(model) / load_s
 
@@ -144,7 +148,7 @@ def _variants(source: str) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
 
 
 def generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) -> Callable[[list[Any]], Any]:
-    """Greedy generation of exactly that many tokens; the call takes logits processors, which run once per token."""
+    """A call that greedily generates exactly `num_tokens` tokens; it takes logits processors, which run once per token."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
     options["pad_token_id"] = tokenizer.pad_token_id
@@ -152,7 +156,7 @@ def generation(model: Any, tokenizer: Any, prompts: list[str], num_tokens: int) 
 
 
 def _decode_s(call: Callable[[list[Any]], object]) -> float:
-    """Time per token after the first."""
+    """Time per token after the first, in seconds."""
     times_s: list[float] = []
 
     def note(_: Any, scores: Any) -> Any:
@@ -164,12 +168,12 @@ def _decode_s(call: Callable[[list[Any]], object]) -> float:
 
 
 def no_arithmetic(engine: Any) -> AbstractContextManager[None]:
-    """The engine hands a layer's input through instead of computing its experts."""
+    """Within the block, the engine passes a layer's input through instead of computing its experts."""
     return engine.probe.computing_with(lambda module, weights, hidden_states, *_: hidden_states)
 
 
 def _layers_s(engine: Any) -> float:
-    """Time per layer of one iteration over all layers, experts 0 to K-1 demanded in each."""
+    """Time per layer of one iteration over all layers, in seconds; each layer demands experts 0 to K-1."""
     import torch
 
     layers, top_k = engine.layers, engine.setup.top_k
@@ -183,7 +187,7 @@ def _layers_s(engine: Any) -> float:
 
 
 def one_expert_bytes(model: Any) -> int:
-    """What a record of one expert takes."""
+    """Size of one expert's record, in bytes."""
     from finemoe.models.layers import find_moe_layers
     from finemoe.runtime.expert_layout import ExpertLayout
 
@@ -191,12 +195,12 @@ def one_expert_bytes(model: Any) -> int:
 
 
 def paced_link(bytes_per_s: float) -> str:
-    """The `link` option for a link of that bandwidth."""
+    """The `link` option of `finemoe.offload` for a link of this bandwidth."""
     return f"paced:{bytes_per_s:.0f}B/s"
 
 
 def _one_memory(source: str, bytes_per_s: float, num_trials: int) -> Any:
-    """A fresh expert memory for each trial, with the time one expert's transfer takes."""
+    """A fresh expert memory for each trial, and the time of one expert's transfer."""
     model, _ = load_model(source)
     record_s = one_expert_bytes(model) / bytes_per_s
     for _ in range(num_trials):
@@ -213,7 +217,7 @@ def started_memory(engine: Any) -> Any:
 
 
 def post(memory: Any, layer: int, experts: int) -> None:
-    """Let a memory fetch the first experts of a layer."""
+    """Have a memory prefetch the first experts of a layer."""
     from finemoe.policies.base import Prediction
 
     probabilities = np.full(memory.expected.shape[1], 0.5, dtype=np.float32)
@@ -221,7 +225,7 @@ def post(memory: Any, layer: int, experts: int) -> None:
 
 
 def demand_s(memory: Any, layer: int, expert: int) -> float:
-    """How long it takes until a demanded expert may be read."""
+    """Time in seconds until a demanded expert may be read."""
     begin_s = time.perf_counter()
     lease = memory.demand(layer, np.array([expert]))
     lease.weights(expert)

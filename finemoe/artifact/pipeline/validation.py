@@ -1,7 +1,7 @@
-"""The simulator against the live engine on this machine: same requests, policy, cache and (paced) link, predicted and measured.
+"""The simulator against the live engine on this machine: same requests, policy, cache and paced link, predicted and measured.
 
-What the prediction knows of the machine is measured apart from what it predicts, with other prompts (`micro_measurements`). Every
-cache begins full, with the same experts live and simulated, so that a few tokens show what a served request's do.
+The machine is measured separately from what is predicted, with different prompts (`micro_measurements`). Every cache starts full,
+with the same experts in the engine and in the simulator, so that a few tokens are representative of a served request.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from finemoe.simulation.replay import paced, replay_setup
 from finemoe.traces import RoutingTrace
 
 POLICIES = ("on-demand", "mixtral-offloading", "promoe", "finemoe")
-STEADY = ("on-demand", "mixtral-offloading")  # what they hit depends on no time, and must be predicted to the last access
+STEADY = ("on-demand", "mixtral-offloading")  # their hits do not depend on timing and must be predicted exactly
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,13 @@ class Subject:
     """A model that is served and predicted.
 
     Attributes:
-        prompts: of the requests that are served, one after the other; trace: their routing. searched: routing of others.
-        known: by policy, what it is told of a history.
-        policies: for replays. options: the policies' others.
+        name: name of the model.
+        prompts: prompts of the served requests, one after the other; trace: their routing.
+        num_tokens: tokens generated per request.
+        searched: routing of other requests, used to time searches.
+        known: the history that each policy gets, by policy.
+        policies: for replays, by name.
+        options: further options of the policies.
     """
 
     name: str
@@ -64,7 +68,7 @@ class Subject:
         store_capacity: int,
         policies: Sequence[str] = POLICIES,
     ) -> "Subject":
-        """A model's folder; history: of other requests, of which as many are used as fill a store."""
+        """Load a model's folder and record its prompts; of `history`, only as many other requests are used as fill a store."""
         model, tokenizer = load_model(str(folder))
         strides = sorted({stride for name in policies for stride in lookahead_of(name)})
         trace = finemoe.record(
@@ -73,14 +77,14 @@ class Subject:
         history = first_rows(history, store_capacity)
         options: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
         known: dict[str, Any] = dict.fromkeys(policies, history)
-        if "finemoe" in known:  # a store takes longer to fill than a request to be served
+        if "finemoe" in known:  # filled only once, because this takes longer than serving a request
             known["finemoe"] = store_from(replay_setup(trace, history, **options))
         systems = {name: make_policy(name, replay_setup(trace, one, **options), is_replay=True) for name, one in known.items()}
         return cls(folder.name, model, tokenizer, prompts, num_tokens, trace, history, known, systems, options)
 
     @property
     def first_held(self) -> list[tuple[int, int]]:
-        """All experts, (layer, expert), in the order in which caches are filled at first: layer by layer in turn."""
+        """All experts, (layer, expert), in the order in which caches are filled initially, alternating between layers."""
         return [(layer, expert) for expert in range(self.trace.num_experts) for layer in range(self.trace.num_layers)]
 
 
@@ -92,7 +96,7 @@ def load_subjects(
     num_tokens: int,
     store_capacity: int,
 ) -> list[Subject]:
-    """A subject for each model folder, the history of its trace and its d; relative paths start at the repository root."""
+    """One subject per model folder, with the history of its trace and its d; relative paths start at the repository root."""
     return [
         Subject.load(
             ROOT / folder, prompts, num_tokens, RoutingTrace.load(ROOT / trace).split("history"), distance, store_capacity
@@ -104,13 +108,13 @@ def load_subjects(
 
 
 def first_rows(history: RoutingTrace, num_rows: int) -> RoutingTrace:
-    """A history's first requests, as few as have so many rows."""
+    """The first requests of a history, as few as contain `num_rows` rows."""
     ends = history.offsets[1:]
     return history.select(range(min(len(ends), int(np.searchsorted(ends, num_rows)) + 1)))
 
 
 def lookahead_of(policy: str) -> tuple[int, ...]:
-    """How far ahead a policy wants routers to be applied."""
+    """The strides at which a policy wants routers applied ahead."""
     return policy_named(policy).lookahead
 
 
@@ -121,15 +125,17 @@ def validation_round(
     expert_memories: Sequence[float],
     num_repetitions: int,
 ) -> pd.DataFrame:
-    """TPOT predicted and measured once, for every policy, cache size and bandwidth, after this machine has been measured anew.
+    """Predict and measure TPOT once for every policy, cache size and bandwidth, after measuring this machine anew.
 
     Args:
-        other_prompts: which the machine is measured with. loads_ms: time one expert takes on the link, which stands for its
-            bandwidth. num_repetitions: of every micro-measurement.
+        other_prompts: prompts used to measure the machine.
+        loads_ms: times of one expert on the link in ms, which stand for its bandwidth.
+        expert_memories: shares of all routed experts.
+        num_repetitions: repetitions of every micro-measurement.
     Returns:
-        Rows (model, policy, expert_memory, load_ms, predicted_tpot_s, measured_tpot_s, error, and likewise TTFT, hits and loaded
-        bytes, are_counts_equal, busy), error relative to what was measured, busy the share of the cores that other work took
-        (`noise.busy_share`). `noise.judged_predictions` says what several rounds tell.
+        Rows (model, policy, expert_memory, load_ms, predicted_tpot_s, measured_tpot_s, error, the same for TTFT, hits and loaded
+        bytes, are_counts_equal, busy). The error is relative to the measurement; busy is the share of the cores taken by other
+        work (`noise.busy_share`). `noise.judged_predictions` combines several rounds.
     """
     loads_s = [load_ms / 1e3 for load_ms in loads_ms]
     tools = subject.model, subject.tokenizer, other_prompts, subject.num_tokens, subject.known, loads_s, num_repetitions
@@ -152,7 +158,7 @@ def validation_rounds(
     num_rounds: int,
     num_repetitions: int,
 ) -> pd.DataFrame:
-    """`validation_round` of every subject, in `num_rounds` rounds: the same cells, one below the other."""
+    """`validation_round` of every subject, `num_rounds` times; all rows in one table."""
     turns = [subject for _ in range(num_rounds) for subject in subjects]
     rounds = [
         validation_round(subject, other_prompts, loads_ms, expert_memories, num_repetitions)
@@ -162,7 +168,7 @@ def validation_rounds(
 
 
 def predict(subject: Subject, machine: Machine, policy: str, load_s: float, expert_memories: Sequence[float]) -> list[Report]:
-    """What the simulator says of serving the requests, for every cache size."""
+    """The simulator's reports for the subject's requests, one per cache size."""
     system = subject.policies[policy]
     choices = [(share, system.default_eviction) for share in expert_memories]
     held = [layer * subject.trace.num_experts + expert for layer, expert in subject.first_held]
@@ -170,11 +176,11 @@ def predict(subject: Subject, machine: Machine, policy: str, load_s: float, expe
 
 
 def measure(subject: Subject, policy: str, load_s: float, expert_memory: float) -> Report:
-    """What the live engine says of it."""
+    """The live engine's report for the same requests."""
     history, model = subject.known[policy], subject.model
     with finemoe.offload(model, expert_memory, policy, history=history, **subject.options) as engine:
         memory = engine.memories.memories[0]
-        memory.preload(subject.first_held, is_counted=False)  # over the machine's own link
+        memory.preload(subject.first_held, is_counted=False)  # over the machine's real link
         memory.connect(make_link(memory.pool.device, paced_link(one_expert_bytes(model) / load_s)))
         for prompt in subject.prompts:
             generation(model, subject.tokenizer, [prompt], subject.num_tokens)([])
@@ -183,7 +189,7 @@ def measure(subject: Subject, policy: str, load_s: float, expert_memory: float) 
 
 
 def compared(predicted: Report, measured: Report, policy: str) -> dict[str, float]:
-    """A cell's numbers."""
+    """The numbers of one cell."""
     both = {"predicted": predicted, "measured": measured}
     numbers = ("tpot_s", "ttft_s", "hit_rate", "hits", "late", "misses", "prefetched_bytes")
     counts = ("accesses", *(("hits", "late", "misses", "demand_bytes", "prefetched_bytes") if policy in STEADY else ()))

@@ -1,8 +1,8 @@
-"""A process that has imported what notebooks import, and forks itself for each one that is to be run.
+"""A process that has imported the libraries of the notebooks and forks itself for each notebook to run.
 
-A small notebook takes a second, and what it imports takes five. `Nursery` starts such a process and ends it; `python -m
-finemoe.artifact.pipeline notebook` (see `WarmParent`) asks it where the environment names one. It imports libraries only, nothing
-of this package that a notebook reads: what somebody edits meanwhile is read anew by every notebook.
+A small notebook runs for a second, but its imports take five. `Nursery` starts and stops this process. `python -m
+finemoe.artifact.pipeline notebook` (see `WarmParent`) connects to it if the environment names one. It imports only libraries, no
+module of this package that a notebook reads, so every notebook sees the current source files.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from typing import Any
 
 from finemoe.errors import FinemoeError
 
-# Environment variable: where it listens, and its interpreter; empty or not set, every notebook is a process of its own.
+# Environment variable: its socket and its interpreter. If empty or unset, every notebook runs in a separate process.
 ADDRESS = "FINEMOE_WARM_PARENT"
-# Before Matplotlib is imported: a kernel draws into its notebook.
+# Set before Matplotlib is imported: a kernel draws into its notebook.
 _SETTINGS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 _LIBRARIES = (
     "papermill",
@@ -42,32 +42,32 @@ _LIBRARIES = (
     "seaborn",
 )
 _POLL_S = 0.5
-_WAITING = 128  # connections
+_WAITING = 128  # length of the connection queue
 
 
 class Nursery:
-    """The warm process of one run of the pipeline, from `start` to `stop`; it also ends when its starter does."""
+    """The warm process of one run of the pipeline, from `start` to `stop`; it also ends when the process that started it ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and name it to all processes started from here on."""
+        """Start the process and publish its address to all processes started from here on."""
         address = f"{tempfile.mkdtemp(prefix='fm')}/s"
-        ear = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        ear.bind(address)
-        ear.listen(_WAITING)  # from now on: who comes before the libraries are imported waits
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(address)
+        listener.listen(_WAITING)  # early connections wait until the libraries are imported
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        command = [sys.executable, "-m", "finemoe.artifact.pipeline.warm_parent", str(ear.fileno())]
+        command = [sys.executable, "-m", "finemoe.artifact.pipeline.warm_parent", str(listener.fileno())]
         environment = {**os.environ, **threads, **_SETTINGS}
-        with ear:
+        with listener:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, env=environment, pass_fds=[ear.fileno()], start_new_session=True
+                command, stdin=subprocess.PIPE, env=environment, pass_fds=[listener.fileno()], start_new_session=True
             )
         os.environ[ADDRESS] = f"{address}{os.pathsep}{sys.executable}"
 
     def stop(self) -> None:
-        """End it, if it runs."""
+        """Stop the process if it is running."""
         os.environ.pop(ADDRESS, None)
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
@@ -75,16 +75,16 @@ class Nursery:
 
 
 class WarmParent:
-    """A warm process as those see it who want a notebook run."""
+    """A client of the warm process, which runs notebooks there."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     @classmethod
     def of_this_run(cls) -> "WarmParent | None":
-        """The one that the environment names; None where it names none, or nobody listens there."""
+        """A connection to the process named by the environment; None if none is named or none is listening."""
         address, _, interpreter = os.environ.get(ADDRESS, "").partition(os.pathsep)
-        if not address or interpreter != sys.executable:  # as where Snakemake makes an environment for the rule
+        if not address or interpreter != sys.executable:  # e.g. if Snakemake creates an environment for the rule
             return None
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -97,10 +97,10 @@ class WarmParent:
     def run_notebook(
         self, notebook: Path, output: Path, parameters: dict[str, Any], log: Path | None, costs: Path | None
     ) -> None:
-        """As `notebook.run_notebook` within `costs_written`, in a fork of the warm process, which ends when this process does.
+        """Run `notebook.run_notebook` within `costs_written`, in a fork of the warm process, which ends when this process ends.
 
         Raises:
-            FinemoeError: as there, or the fork ended without a word.
+            FinemoeError: as in `run_notebook`, or the fork ended without an answer.
         """
         paths = {"notebook": notebook, "output": output, "log": log, "costs": costs}
         order = {
@@ -114,30 +114,30 @@ class WarmParent:
             connection.sendall(json.dumps(order).encode() + b"\n")
             answer = connection.makefile("rb").read()
         if not answer:
-            raise FinemoeError(f"{notebook.name}: the process that ran it ended without a word; what it printed may say why")
+            raise FinemoeError(f"{notebook.name}: the process that ran it ended without an answer; see its output")
         if error := json.loads(answer)["error"]:
             raise FinemoeError(error)
 
 
 class _Forks(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
-    """Every connection is a fork."""
+    """A server that forks for every connection."""
 
     max_children = 1000
     block_on_close = True
 
-    def __init__(self, ear: socket.socket) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         super().__init__("", _Fork, bind_and_activate=False)
         self.socket.close()
-        self.socket = ear
+        self.socket = listener
 
     def service_actions(self) -> None:
-        """Now and then: bury the forks that have ended, and end with the starter, whose end of the pipe is closed then."""
+        """Periodically reap forks that have ended, and stop when the starter has ended, which closes its end of the pipe."""
         super().service_actions()
         if select.select([0], [], [], 0)[0]:
             raise EOFError
 
     def server_close(self) -> None:
-        """End whatever still runs."""
+        """Kill all forks that still run."""
         for pid in self.active_children or ():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
@@ -145,12 +145,12 @@ class _Forks(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
 
 class _Fork(socketserver.BaseRequestHandler):
-    """One notebook: reads an order, runs it, answers what went wrong."""
+    """One notebook: reads an order, runs it, and answers with the error, if any."""
 
     request: socket.socket
 
     def handle(self) -> None:
-        os.setsid()  # a group of its own, with its kernel in it
+        os.setsid()  # a process group that contains the kernel
         _, files, _, _ = socket.recv_fds(self.request, 1, 2)
         if len(files) != 2:
             return
@@ -182,19 +182,19 @@ class _Fork(socketserver.BaseRequestHandler):
 
 
 def _end_with(connection: socket.socket) -> None:
-    """End this group of processes when whoever asked is gone: nothing more is read from a connection until it is closed."""
+    """Kill this process group when the client is gone: reading from the connection returns only once it is closed."""
     with contextlib.suppress(OSError):
         connection.recv(1)
     os.killpg(0, signal.SIGKILL)
 
 
-def _serve(ear: socket.socket) -> None:
+def _serve(listener: socket.socket) -> None:
     for name in _LIBRARIES:
         importlib.import_module(name)
-    gc.freeze()  # a collection in a fork would touch, and so copy, all of it
-    address = Path(ear.getsockname())
+    gc.freeze()  # garbage collection in a fork would touch, and so copy, every page
+    address = Path(listener.getsockname())
     try:
-        with contextlib.suppress(EOFError), _Forks(ear) as server:
+        with contextlib.suppress(EOFError), _Forks(listener) as server:
             server.serve_forever(_POLL_S)
     finally:
         shutil.rmtree(address.parent, ignore_errors=True)

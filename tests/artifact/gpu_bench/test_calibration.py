@@ -98,7 +98,7 @@ def test_a_written_testbed_is_read_back(tmp_path):
 
 
 def test_without_copies_nothing_is_known_of_the_link():
-    with pytest.raises(FinemoeError, match="no copies were measured, so that nothing is known of the link"):
+    with pytest.raises(FinemoeError, match="no copies were measured, so the link's bandwidth is unknown"):
         Calibration("a machine", 80e9, SIZE, copies()[:1], kernels(), software()).testbed()
 
 

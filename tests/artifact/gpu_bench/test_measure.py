@@ -147,7 +147,7 @@ def test_an_interrupted_slice_leaves_no_process_and_says_what_it_has(tmp_path):
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait() == 1
     assert not [command for command in commands() if str(folder) in command]
-    assert "hold what was measured" in log.read_text()
+    assert "the measurements are in" in log.read_text()
     assert "host memory are ready" in (folder / "logs" / "summary.txt").read_text()
     assert (tmp_path / "here.tar.gz").is_file()
 
@@ -269,8 +269,8 @@ def test_published_sizes_want_a_gpu(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "finemoe: mixtral-8x7b: published sizes are measured on a CUDA device, and there is none; "
-        "leave --model out for the miniatures' sizes on pools of host memory\n"
+        "finemoe: mixtral-8x7b: published sizes need a CUDA device, and there is none; "
+        "omit --model to measure the miniatures' sizes with pools of host memory\n"
     )
     assert not list(tmp_path.iterdir())
 
@@ -294,7 +294,7 @@ def test_a_table_of_another_shape_is_refused(tmp_path, machine):
         read_table("copies", tmp_path)
     wrong = machine.tables["copies"].assign(chunk_bytes="many")
     wrong.to_csv(tmp_path / "copies.csv", index=False)
-    with pytest.raises(FinemoeError, match="column chunk_bytes holds something else than int"):
+    with pytest.raises(FinemoeError, match="column chunk_bytes contains values that are not of type int"):
         read_table("copies", tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_nothing_is_recorded_for_a_card_that_nobody_knows(tmp_path):
 
 def test_what_was_foretold_is_not_said_anew(tmp_path):
     (tmp_path / "predictions-before-h100.csv").write_text("said before")
-    with pytest.raises(FinemoeError, match=r"predictions-before-h100\.csv: is there already"):
+    with pytest.raises(FinemoeError, match=r"predictions-before-h100\.csv: already exists"):
         foretell("h100", SETTINGS, tmp_path)
     assert (tmp_path / "predictions-before-h100.csv").read_text() == "said before"
 
@@ -341,7 +341,7 @@ def test_a_measured_model_that_is_gone_is_said_and_the_others_are_predicted(mach
     shutil.copytree(machine.folder, copied)
     facts = machine.facts | {"settings": machine.facts["settings"] | {"models": ["/gone/weights", "qwen-mini"]}}
     (copied / "machine.json").write_text(json.dumps(facts))
-    with pytest.warns(UserWarning, match="nothing is predicted of what was measured as '/gone/weights'"):
+    with pytest.warns(UserWarning, match="'/gone/weights' was measured, but cannot be predicted"):
         assert len(predict(copied)) == len(machine.tables["predictions"])
 
 
@@ -355,7 +355,7 @@ def test_predictions_are_never_of_other_tables(machine, tmp_path):
 
 def test_a_folder_of_other_settings_is_refused_and_keeps_its_tables(machine):
     before = {path.name: path.read_bytes() for path in machine.folder.glob("*.csv")}
-    with pytest.raises(FinemoeError, match="holds what was measured with other settings or libraries, or on another machine"):
+    with pytest.raises(FinemoeError, match="contains measurements with other settings or libraries, or of another machine"):
         measure(replace(SETTINGS, num_rounds=2), machine.folder, None, print)
     assert {path.name: path.read_bytes() for path in machine.folder.glob("*.csv")} == before
 

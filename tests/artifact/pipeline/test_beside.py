@@ -30,7 +30,7 @@ def test_the_largest_differences_come_first(tmp_path):
 def test_other_settings_are_not_compared_cell_by_cell(tmp_path):
     table = pd.DataFrame({"ms": [1.0, 2.0]})
     found = tables(tmp_path, table[:1], table)
-    assert str(found) == "Other settings than the reference's: 1 rows of 1 columns here, 2 of 1 in the reference."
+    assert str(found) == "The settings differ from the reference's: 1 rows of 1 columns here, 2 of 1 in the reference."
 
 
 def test_times_are_announced_as_such_and_a_missing_reference_too(tmp_path):
@@ -39,4 +39,4 @@ def test_times_are_announced_as_such_and_a_missing_reference_too(tmp_path):
     assert found.text == "1 of 1 cells equal the reference's (wall-clock times differ from run to run)."
     (tmp_path / "reference" / "f17_measured.csv").unlink()
     missing = beside_reference(tmp_path / "figures" / "f17_measured", tmp_path / "reference")
-    assert str(missing) == "No reference for `f17_measured.csv` comes with the project."
+    assert str(missing) == "The project ships no reference for `f17_measured.csv`."

@@ -44,7 +44,7 @@ def predictions(predicted, measured, busy=0.0) -> pd.Series:
         ([1.0, 1.0, 1.0], [1.5, 1.5, 1.5], 0.5, NOT_DECIDED),  # as steady as other work that takes half of the cores
         ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.5, 0.5], NOT_DECIDED),  # other work in most of the rounds
         ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.5], WITHIN),  # in one, which did not disturb the times
-        ([1.0], [1.0], 0.0, NOT_DECIDED),  # one round tells no noise
+        ([1.0], [1.0], 0.0, NOT_DECIDED),  # a single round has no known noise
     ],
 )
 def test_a_busy_machine_is_not_taken_for_a_wrong_simulator(predicted, measured, busy, verdict):
@@ -116,8 +116,8 @@ def whole(*parts: pd.DataFrame) -> str:
 def test_what_could_not_be_told_shows_nothing():
     told = cells(np.zeros(103), 0.02, verdict=WITHIN)
     assert whole(told, cells([0.11] * 5, 0.02, verdict=OUTSIDE)) == (
-        "within: 103 of 108 cells are told to be within 10% (at least 95% should be), the median error of 103 is; "
-        "the greatest is 11% (at most 15% should be)"
+        "within: 103 of 108 cells are shown to be within 10% (target: at least 95%); the median error of 103 cells is; "
+        "the largest error is 11% (target: at most 15%)"
     )
     assert whole(told, cells([0.14] * 6, 0.02, verdict=OUTSIDE)).startswith("outside: 103 of 109")
     assert whole(told, cells([0.0] * 6, 0.3)).startswith("not decided: 103 of 109")
@@ -176,7 +176,7 @@ def test_figures_say_how_much_was_decided_and_why():
         "faster 1 of 9, slower 0 of 9, not decided 8 of 9 (noisy: noise 40% in the median, 40% at most)"
     )
     once = pd.DataFrame({"verdict": [NOT_DECIDED], "noise": [np.nan]})
-    assert in_words(once, WITHIN, OUTSIDE) == "within 0 of 1, outside 0 of 1, not decided 1 of 1 (one round tells no noise)"
+    assert in_words(once, WITHIN, OUTSIDE) == "within 0 of 1, outside 0 of 1, not decided 1 of 1 (noise unknown from a single round)"
 
 
 def test_spread_is_relative_and_unknown_for_one():

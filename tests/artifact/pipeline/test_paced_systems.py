@@ -33,5 +33,5 @@ def test_every_system_serves_the_same_requests(trace):
 def test_other_tokens_are_refused(trace, monkeypatch):
     served = iter(range(100))
     monkeypatch.setattr(paced_systems, "serve", lambda *_: [Served((next(served),), 0.1, {})])
-    with pytest.raises(FinemoeError, match="qwen-mini under on-demand: other tokens"):
+    with pytest.raises(FinemoeError, match="qwen-mini under on-demand: tokens differ"):
         measured_round("qwen-mini", trace, PROMPTS, num_tokens=2, expert_memory=0.25, load_s=1e-4)

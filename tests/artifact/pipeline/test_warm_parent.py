@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_written_is_one_line(nursery, tmp_path):
 
 
 def test_a_kernel_that_dies_is_an_error(nursery, tmp_path):
-    with pytest.raises(FinemoeError, match=r"DeadKernelError|Kernel died|ended without a word"):
+    with pytest.raises(FinemoeError, match=r"DeadKernelError|Kernel died|ended without an answer"):
         run(tmp_path, "x = 1", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")
 
 
@@ -157,7 +157,7 @@ def test_it_ends_with_its_starter(tmp_path):
     starter.stdout.close()
     _, errors = asking.communicate(timeout=60)
     assert asking.returncode == 1
-    assert "ended without a word" in errors
+    assert "ended without an answer" in errors
     assert waits_until(lambda: not is_alive(int(kernel.read_text())))
     assert waits_until(lambda: not os.path.exists(folder))
 
