@@ -82,7 +82,7 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
     pairs = [text.partition("=") for text in texts]
     for name, equals, _ in pairs:
         if not equals:
-            raise FinemoeError(f"{name!r} is not k=v; write, say, -p seed=1")
+            raise FinemoeError(f"{name!r} is not of the form k=v; for example: -p seed=1")
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 

@@ -48,8 +48,8 @@ def measured_round(
     knowledge = Knowledge(trace, trace.split("history"), prefetch_distance=_DISTANCE)
     link, rows = paced_link(bandwidth_for(str(MINIATURES / name), load_s)), []
     for system in SYSTEMS:
-        told = {"history": knowledge.of(system), "prefetch_distance": _DISTANCE, "link": link}
-        with finemoe.offload(model, expert_memory, system, **told) as engine:
+        options = {"history": knowledge.of(system), "prefetch_distance": _DISTANCE, "link": link}
+        with finemoe.offload(model, expert_memory, system, **options) as engine:
             served = serve(model, tokenizer, list(prompts), num_tokens, engine)
         if [one.tokens for one in served] != expected:
             raise FinemoeError(f"{name} under {system}: tokens differ from those without an engine; nothing is written")

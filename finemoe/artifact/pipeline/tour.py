@@ -15,7 +15,7 @@ def recorded(trace: str) -> Path:
     Args:
         trace: a relative path starts at the repository root.
     Raises:
-        FinemoeError: the trace is missing, and its name does not say what to record.
+        FinemoeError: the trace is missing, and its name does not identify what to record.
     """
     path = ROOT / trace
     if path.exists():

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from finemoe.artifact.pipeline.beside import beside_reference
+from finemoe.artifact.pipeline.reference import compare_with_reference
 
 
 def tables(folder, ours: pd.DataFrame, theirs: pd.DataFrame, name="f4"):
@@ -10,7 +10,7 @@ def tables(folder, ours: pd.DataFrame, theirs: pd.DataFrame, name="f4"):
     (folder / "reference").mkdir()
     ours.to_csv(folder / "figures" / f"{name}.csv", index=False)
     theirs.to_csv(folder / "reference" / f"{name}.csv", index=False)
-    return beside_reference(folder / "figures" / name, folder / "reference")
+    return compare_with_reference(folder / "figures" / name, folder / "reference")
 
 
 def test_equal_tables_need_one_sentence(tmp_path):
@@ -38,5 +38,5 @@ def test_times_are_announced_as_such_and_a_missing_reference_too(tmp_path):
     found = tables(tmp_path, table, table, "f17_measured")
     assert found.text == "1 of 1 cells equal the reference's (wall-clock times differ from run to run)."
     (tmp_path / "reference" / "f17_measured.csv").unlink()
-    missing = beside_reference(tmp_path / "figures" / "f17_measured", tmp_path / "reference")
+    missing = compare_with_reference(tmp_path / "figures" / "f17_measured", tmp_path / "reference")
     assert str(missing) == "The project ships no reference for `f17_measured.csv`."

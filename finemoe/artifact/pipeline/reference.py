@@ -14,7 +14,7 @@ _SHOWN = 5  # number of cells shown, those that differ most
 
 
 @dataclass(frozen=True)
-class Beside:
+class Comparison:
     """The output of the cell: a sentence, and the cells that differ most."""
 
     text: str
@@ -29,7 +29,7 @@ class Beside:
         return self.text if self.cells.empty else f"{self.text}\n{self.cells.to_string(index=False)}"
 
 
-def beside_reference(figure: str | Path, reference: Path = REFERENCE_FIGURES) -> Beside:
+def compare_with_reference(figure: str | Path, reference: Path = REFERENCE_FIGURES) -> Comparison:
     """Compare the table behind a figure with the shipped one.
 
     Args:
@@ -39,15 +39,15 @@ def beside_reference(figure: str | Path, reference: Path = REFERENCE_FIGURES) ->
     made = (ROOT / figure).with_suffix(".csv")
     known = reference / made.relative_to(made.parents[1]) if made.parent.name == "compare_systems" else reference / made.name
     if not known.is_file():
-        return Beside(f"The project ships no reference for `{made.name}`.", pd.DataFrame())
+        return Comparison(f"The project ships no reference for `{made.name}`.", pd.DataFrame())
     ours, theirs = pd.read_csv(made), pd.read_csv(known)
     if list(ours) != list(theirs) or len(ours) != len(theirs):
         shapes = f"{len(ours)} rows of {ours.shape[1]} columns here, {len(theirs)} of {theirs.shape[1]} in the reference"
-        return Beside(f"The settings differ from the reference's: {shapes}.", pd.DataFrame())
-    return _beside(ours, theirs, made.stem.endswith("_measured"))
+        return Comparison(f"The settings differ from the reference's: {shapes}.", pd.DataFrame())
+    return _compared(ours, theirs, made.stem.endswith("_measured"))
 
 
-def _beside(ours: pd.DataFrame, theirs: pd.DataFrame, is_measured: bool) -> Beside:
+def _compared(ours: pd.DataFrame, theirs: pd.DataFrame, is_measured: bool) -> Comparison:
     apart = np.stack([relative_differences(ours[name], theirs[name]) for name in theirs], axis=1)
     equal = int((apart == 0).sum())
     text = f"{equal} of {apart.size} cells equal the reference's"
@@ -64,4 +64,4 @@ def _beside(ours: pd.DataFrame, theirs: pd.DataFrame, is_measured: bool) -> Besi
             "relative difference": [apart[row, column] for row, column in rows],
         }
     )
-    return Beside(text + ("." if cells.empty else "; the largest differences:"), cells)
+    return Comparison(text + ("." if cells.empty else "; the largest differences:"), cells)
