@@ -7,13 +7,14 @@ STAMP  := $(VENV)/installed.stamp
 # share fixtures stay together until a worker runs out of work.
 JOBS   ?= 2
 
-.PHONY: help install reproduce smoke gpu test docs numbers families bench bench-against reference lint lock clean
+.PHONY: help install reproduce smoke gpu test browser docs numbers families bench bench-against reference lint lock clean
 
 help:
 	@echo "make reproduce  install the environment, then make every figure and table (snakemake --cores all)"
 	@echo "make test       install the environment, then run the test suite"
 	@echo "make smoke      the whole pipeline on tiny settings, into results/smoke and figures/smoke"
 	@echo "make gpu        the whole pipeline with config/cuda.yaml, which also measures this machine's GPU"
+	@echo "make browser    run notebooks in JupyterLab under headless Chromium; screenshots in build/screenshots"
 	@echo "make docs       build the documentation as a static site, build/docs/index.html; includes notebooks executed by 'make reproduce'"
 	@echo "make numbers    update every generated number and table in README.md and docs/"
 	@echo "make families   test every model family of the installed Transformers against eager; writes the list in docs/models.md"
@@ -48,6 +49,11 @@ gpu: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m finemoe.simulation.warm_up
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Playwright drives the operating system's Chromium (apt install chromium); it goes into build/, as nothing else needs it.
+browser: $(STAMP)
+	@test -d build/browser/playwright || $(BIN)/python -m pip install -qq --disable-pip-version-check --target build/browser "playwright>=1.60,<2"
+	PYTHONPATH=build/browser:. $(BIN)/python -m pytest -q tests/browser
 
 # Warnings are errors: a broken link or anchor, or a name of the API that no longer exists.
 docs: $(STAMP)
