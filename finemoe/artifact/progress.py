@@ -1,4 +1,4 @@
-"""Progress bars with time left, for terminals and notebooks. The pipeline runs notebooks headless: there they stay silent."""
+"""Progress bars with time left, for terminals and notebooks. They stay silent in the pipeline, which runs notebooks headless."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,8 +14,11 @@ def progress(items: Iterable[Item], title: str, unit: str = "it", total: int | N
     """Iterate with a progress bar.
 
     Args:
-        title: what is being done. unit: what one item is. total: number of items, where `items` has no length.
-        leave: whether the bar stays when all is done; one inside another loop should not.
+        items: the items to iterate over.
+        title: description of the work.
+        unit: name of one item.
+        total: number of items, if `items` has no length.
+        leave: whether the bar stays when the loop ends; a bar inside another loop should not.
     """
     if not _has_reader():
         return items
@@ -45,7 +48,7 @@ class Steps:
         self._is_prompt = True
 
     def advance(self, note: str = "") -> None:
-        """One step is done; `note` is shown behind the bar."""
+        """Advance by one step; `note` is shown after the bar."""
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
@@ -63,5 +66,5 @@ class Steps:
 
 
 def _has_reader() -> bool:
-    """A notebook that a person runs, or a terminal."""
+    """Whether a person watches: a notebook run by hand, or a terminal."""
     return not is_headless() and ("ipykernel" in sys.modules or sys.stderr.isatty())

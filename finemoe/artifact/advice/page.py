@@ -27,7 +27,7 @@ _DEFINITIONS = {
     "at the start, so that the first use of an expert is a miss under every rule that loads on demand.",
     "Belady": "evicts the expert that is used again last, which needs the future; no rule that loads on demand hits more.",
     "Cliff": "the experts that one token uses in all layers. With fewer slots LRU evicts each of them before its next use.",
-    "Knee": "the size at which the hit rate of the best rule that does not know the future lies highest above the line "
+    "Knee": "the size at which the hit rate of the best rule that does not know the future is highest above the line "
     "between its ends.",
     "Recall": "K experts are named for a token that uses K experts of a layer; the share of the used ones among them.",
     "Interval": "95 %, from a bootstrap over requests; a trace of one request has none.",

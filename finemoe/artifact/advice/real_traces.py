@@ -112,8 +112,7 @@ def published_table(real: RealTrace, trace: RoutingTrace, advice: Advice) -> pd.
     """Values that the publisher reports, next to the same values computed here.
 
     Returns:
-        Rows (trace, quantity, published, computed, difference), with numbers as text; difference describes how the definitions
-        differ.
+        Rows (trace, quantity, published, computed, difference), with numbers as text; difference compares the definitions.
     """
     computed = _computed(trace, advice) if real.published else {}
     rows = [

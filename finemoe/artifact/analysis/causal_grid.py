@@ -1,5 +1,4 @@
-"""finemoe-plus compared with every other causal system under every eviction rule, on testbeds with PCIe 3.0 to 5.0, in virtual
-time.
+"""finemoe-plus compared with every other causal system under every eviction rule, on simulated testbeds with PCIe 3.0 to 5.0.
 
 A cell is one trace on one testbed at one size of the expert cache. `python -m finemoe.artifact.analysis.causal_grid` computes the
 cells of the two public traces of real models: gpt-oss-20b (five folds of requests, of which three are evaluated, each with the
@@ -135,8 +134,7 @@ def overall(cells: pd.DataFrame) -> dict[str, float]:
 
 
 def gpt_oss_parts(path: Path, folds: Sequence[int] = REPORTED_FOLDS, num_requests: int = 20) -> Iterator[Part]:
-    """Some folds of the public gpt-oss trace: the first requests of each fold, with all requests of the other folds as
-    history."""
+    """Some folds of the public gpt-oss trace: the first requests of each fold, with all other folds as history."""
     trace = gpt_oss.load_gpt_oss(path)
     fold = fold_of(trace.num_requests)
     for number in folds:

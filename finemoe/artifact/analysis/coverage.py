@@ -1,9 +1,7 @@
-"""Whether stores of the sizes given by the coverage theory (4.4) contain maps as similar as it promises: recorded and random
-maps.
+"""Whether stores sized by the coverage theory (4.4) contain maps as similar as it promises: recorded and random maps.
 
 They do not. In a store of the size given for 98 % similarity, no random map in 16 or 64 dimensions has a match that similar, and
-only 2 % of the recorded maps of gpt-oss-20b do. A store works where iterations resemble each other, not because it covers a
-sphere.
+only 2 % of the recorded maps of gpt-oss-20b do. A store works if iterations resemble each other, not because it covers a sphere.
 """
 
 from collections.abc import Iterator

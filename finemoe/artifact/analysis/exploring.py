@@ -92,14 +92,16 @@ class Explorer:
         systems: Sequence[str] = FIRST_SYSTEMS,
         report: Callable[[str], None] = lambda name: None,
     ) -> pd.DataFrame:
-        """TTFT, TPOT and hit rate at one setting; every device has its own link to a host that feeds all of them.
+        """TTFT, TPOT and hit rate at one setting; every device has its own link, and the host can feed all of them.
 
         Args:
-            systems: names in SYSTEMS. report: called with each name before it is replayed.
+            expert_memory, link_gb_per_s, prefetch_distance, store_capacity: as in `Setting`.
+            systems: names in SYSTEMS.
+            report: called with each name before it is replayed.
         Returns:
-            Rows (system, ttft_ms, tpot_ms, hit_rate, wasted_share), wasted_share: of what was moved, evicted unused.
+            Rows (system, ttft_ms, tpot_ms, hit_rate, wasted_share); wasted_share is the share of the moved bytes evicted unused.
         Raises:
-            FinemoeError: the machine does not have the memory.
+            FinemoeError: the machine does not have enough memory.
         """
         setting, rows = Setting(expert_memory, link_gb_per_s, prefetch_distance, store_capacity), []
         for name in systems:

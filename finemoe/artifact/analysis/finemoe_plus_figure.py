@@ -54,7 +54,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # by kind of row in `next_use.next_use_ta
     "rule": {"color": PALETTE[OURS], "marker": "o", "label": RULE},
     "other rule": _OTHERS | {"label": BEST_RULE},
     "ablation": {"color": PALETTE[OURS], "marker": "o", "markerfacecolor": "white", "label": "one part left out or changed"},
-    "ceiling": {"color": "black", "marker": "^", "markerfacecolor": "white", "label": "told a part of the future"},
+    "ceiling": {"color": "black", "marker": "^", "markerfacecolor": "white", "label": "knows part of the future"},
 }
 _CELL: dict[str, Any] = {"linestyle": "", "markersize": 3.5, "color": PALETTE[OURS]}
 _SLOWER = _CELL | {"markersize": 6, "color": "#F0A060", "markeredgecolor": "black", "markeredgewidth": 1.0}
@@ -162,8 +162,7 @@ def geometric_mean(ratios: Sequence[float] | pd.Series) -> float:
 
 
 def evidence_figure(points: pd.DataFrame) -> "Figure":
-    """Draw the result of `figure_points`: calibration and recall side by side, the eviction rule below, and a row of TPOT for
-    every workload."""
+    """Draw the result of `figure_points`: calibration and recall side by side, the eviction rule below, and TPOT per workload."""
     import matplotlib.pyplot as plt
 
     use_style()
@@ -178,9 +177,9 @@ def evidence_figure(points: pd.DataFrame) -> "Figure":
     _draw_eviction(middle, points[points.panel == _EVICTION])
     _draw_workloads(below, points[points.panel == _TPOT])
     fig.legend(handles=list(_legend()), loc="outside upper center", ncols=4)
-    told = f"routing of gpt-oss-20b (a to c), {' and '.join(workloads)} (d)"
+    routing = f"routing of gpt-oss-20b (a to c), {' and '.join(workloads)} (d)"
     details = ("whiskers: 95 % over requests", "dashed in (c): next-use", "(d): geometric means, scales differ")
-    provenance(fig, "recorded (a, b), replayed (c), simulated (d)", told, *details, "not in the paper")
+    provenance(fig, "recorded (a, b), replayed (c), simulated (d)", routing, *details, "not in the paper")
     return fig
 
 
@@ -198,7 +197,7 @@ def _legend() -> Iterator[Any]:
 
 def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
     """Draw predictions against outcomes; below, their difference and the share of forecasts."""
-    _title(place, f"(a) Is a probability what it says? {DISTANCE} layers ahead")
+    _title(place, f"(a) Are the predicted probabilities calibrated? {DISTANCE} layers ahead")
     axes = place.subplots(3, 1, sharex=True, height_ratios=[2.6, 1, 1])
     axes[0].plot([0, 1], [0, 1], color="black", linewidth=0.8, zorder=1)
     axes[1].axhline(0, color="black", linewidth=0.8, zorder=1)
@@ -206,8 +205,8 @@ def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
         for mode, line in points[points.quantity == quantity].groupby("series", sort=False):
             axis.plot(line.probability, line.value, label=mode, linewidth=1, **_LOOKS[str(mode)])
     axes[0].set(ylabel="share demanded", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
-    axes[1].set(ylabel="demanded\nless said")
-    axes[2].set(ylabel="share of\nforecasts", xlabel="probability said (means of ten bins)", yscale="log")
+    axes[1].set(ylabel="demanded less\npredicted")
+    axes[2].set(ylabel="share of\nforecasts", xlabel="predicted probability (means of ten bins)", yscale="log")
     axes[2].set_ylim(top=2)
     axes[2].yaxis.set_major_formatter("{x:g}")
     place.align_ylabels(axes)
@@ -218,7 +217,7 @@ def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
 
 def _draw_recall(place: "SubFigure", points: pd.DataFrame) -> None:
     """Draw recall by distance, and next to other methods, which are known at one distance only."""
-    _title(place, "(b) How many of the experts demanded are named?")
+    _title(place, "(b) How many of the demanded experts are named?")
     above, below = place.subfigures(2, 1, squeeze=False, height_ratios=[1.1, 1])[:, 0]
     _draw_distances(above.subplots(), points[points.panel == _RECALL])
     _draw_methods(below.subplots(), points[points.panel == _METHODS])
@@ -301,8 +300,8 @@ def _draw_tpot(place: "SubFigure", workload: str, points: pd.DataFrame, looks: M
         _draw_cells(axis, part, looks)
         axis.set_xticks(range(len(memories)), [f"{100 * memory:g}" for memory in memories])
         axis.set_xlabel("experts in the cache (%)", fontsize=7.5)
-        told = f"mean {geometric_mean(part.value):.3f}, worst {part.value.max():.3f}"
-        axis.set_title(f"over {other}\n{told}\nslower in {(part.value > 1).sum()} of {len(part)} cells", fontsize=6.8)
+        ratios = f"mean {geometric_mean(part.value):.3f}, worst {part.value.max():.3f}"
+        axis.set_title(f"over {other}\n{ratios}\nslower in {(part.value > 1).sum()} of {len(part)} cells", fontsize=6.8)
     axes[0].set_ylabel("ratio of TPOT")
 
 

@@ -118,16 +118,16 @@ def _follow_one(forecaster: Forecaster, trace: RoutingTrace, request: int) -> tu
     hits, accesses = np.zeros((2, len(forecaster.distances)))
     bins = np.zeros((len(forecaster.distances), _NUM_BINS, 3))
     for distance in forecaster.distances:
-        told, came = forecasts[:, : trace.num_layers - distance, distance - 1], demanded[:, distance:]
-        named = np.take_along_axis(came, top_ids(told, trace.top_k).astype(np.int64), axis=-1)
+        predicted, came = forecasts[:, : trace.num_layers - distance, distance - 1], demanded[:, distance:]
+        named = np.take_along_axis(came, top_ids(predicted, trace.top_k).astype(np.int64), axis=-1)
         hits[distance - 1], accesses[distance - 1] = named.sum(), count * (trace.num_layers - distance) * trace.top_k
-        bins[distance - 1] = _binned(told, came)
+        bins[distance - 1] = _binned(predicted, came)
     return hits, accesses, bins
 
 
-def _binned(told: np.ndarray, came: np.ndarray) -> np.ndarray:
-    place = np.minimum((told * _NUM_BINS).astype(np.int64), _NUM_BINS - 1).reshape(-1)
-    weights = (np.ones(place.size), told.reshape(-1), came.reshape(-1))
+def _binned(predicted: np.ndarray, came: np.ndarray) -> np.ndarray:
+    place = np.minimum((predicted * _NUM_BINS).astype(np.int64), _NUM_BINS - 1).reshape(-1)
+    weights = (np.ones(place.size), predicted.reshape(-1), came.reshape(-1))
     return np.stack([np.bincount(place, weights=weight, minlength=_NUM_BINS) for weight in weights], axis=-1)
 
 
@@ -149,15 +149,14 @@ def _recalls(outcome: Outcome) -> pd.DataFrame:
 
 
 def _calibration(outcome: Outcome) -> pd.DataFrame:
-    """The share of forecasts of about the same probability that came true, and the expected calibration error of each
-    distance."""
+    """The share of forecasts that came true, by probability bin, and the expected calibration error of each distance."""
     tables = []
     for distance, bins in enumerate(outcome.bins.sum(axis=0), start=1):
-        counts, told, came = bins.T
+        counts, predicted, came = bins.T
         some = counts > 0
         table = {"bin": np.arange(_NUM_BINS)[some], "forecasts": counts[some].astype(np.int64)}
-        table |= {"probability": told[some] / counts[some], "demanded": came[some] / counts[some]}
-        tables.append(pd.DataFrame(table).assign(distance=distance, ece=np.abs(told - came).sum() / counts.sum()))
+        table |= {"probability": predicted[some] / counts[some], "demanded": came[some] / counts[some]}
+        tables.append(pd.DataFrame(table).assign(distance=distance, ece=np.abs(predicted - came).sum() / counts.sum()))
     return pd.concat(tables, ignore_index=True)
 
 

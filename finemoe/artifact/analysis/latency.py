@@ -1,7 +1,6 @@
 """The paper's systems and this project's own on a described testbed, in virtual time: TTFT, TPOT, hits and bytes of requests.
 
-A row is one request (or one batch, if several run together), so that anything drawn from a table can have an interval over
-requests.
+A row is one request (or one batch, if several run together), so any quantity drawn from a table has an interval over requests.
 """
 
 from collections.abc import Mapping, Sequence

@@ -54,12 +54,12 @@ def _rows_on(part: Part, testbed: str, knowledge: Knowledge, margins: Sequence[f
     served = part.served
     cost = CostModel(size_of(part.model, served.num_layers, served.num_experts, served.top_k), Testbed.load(testbed))
     memories = [memory for memory in EXPERT_MEMORIES if cost.fits(memory)]
-    told: dict[str, Any] = {"hardware": testbed, "model": part.model}
-    floors = sweep(served, "on-demand", memories, ["lru"], **told)
-    papers = sweep(served, "finemoe", memories, history=knowledge.of("finemoe"), **told)
+    options: dict[str, Any] = {"hardware": testbed, "model": part.model}
+    floors = sweep(served, "on-demand", memories, ["lru"], **options)
+    papers = sweep(served, "finemoe", memories, history=knowledge.of("finemoe"), **options)
     rows = []
     for margin in margins:
-        reports = sweep(served, OURS, memories, history=knowledge.of(OURS), least_gain=margin, **told)
+        reports = sweep(served, OURS, memories, history=knowledge.of(OURS), least_gain=margin, **options)
         for memory, *those in zip(memories, reports, floors, papers, strict=True):
             cell = {"trace": part.name, "testbed": testbed, "expert_memory": memory, "least_gain": margin}
             rows.append(cell | _ratios(*those))

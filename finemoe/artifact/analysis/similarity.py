@@ -137,8 +137,7 @@ def _cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def _weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """Pearson over ordered pairs of different prompts; a pair's weight is the product of its prompts' weights; NaN if
-    undefined."""
+    """Pearson over ordered pairs of different prompts; weight of a pair: the product of its prompts'; NaN if undefined."""
     pair_weights = np.outer(weights, weights).astype(float)
     np.fill_diagonal(pair_weights, 0.0)
     pair_weights /= max(pair_weights.sum(), 1.0)  # 0 if one prompt was drawn every time

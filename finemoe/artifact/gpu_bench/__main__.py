@@ -182,9 +182,9 @@ def _changed(settings: Any, **given: Any) -> Any:
     """Settings with the user's options applied, lists and paths converted; None and [] leave a setting unchanged."""
     from finemoe.artifact.gpu_bench.settings import require_known
 
-    said = {name: value for name, value in given.items() if value not in (None, [])}
+    changes = {name: value for name, value in given.items() if value not in (None, [])}
     kinds: dict[type, Any] = {list: tuple, type(Path()): str}
-    changed = replace(settings, **{name: kinds.get(type(value), lambda same: same)(value) for name, value in said.items()})
+    changed = replace(settings, **{name: kinds.get(type(value), lambda same: same)(value) for name, value in changes.items()})
     require_known(changed)
     return changed
 

@@ -156,12 +156,12 @@ def _write_tables(folder: Path, calls: Calls) -> None:
 def _write_facts(folder: Path, facts: dict[str, Any], settings: Settings, calls: Calls) -> None:
     """Write the machine, the settings of all calls, and the calls themselves."""
     path = folder / "machine.json"
-    told = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_MACHINE}
+    merged = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_MACHINE}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        told |= {name: list(dict.fromkeys((*before.get(name, ()), *told[name]))) for name in _ADDED_UP}
+        merged |= {name: list(dict.fromkeys((*before.get(name, ()), *merged[name]))) for name in _ADDED_UP}
     with atomic_path(path) as temporary:
-        text = json.dumps(facts | {"settings": told, "calls": calls.summaries()}, indent=1)
+        text = json.dumps(facts | {"settings": merged, "calls": calls.summaries()}, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

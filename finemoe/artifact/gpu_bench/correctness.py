@@ -84,22 +84,22 @@ def sanitized(settings: Settings, device: torch.device) -> list[Any]:
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that every tensor has separate bounds
     # Driver calls that return an error, such as queries for missing features, are not memory errors.
     command = [tool, "--report-api-errors", "no", "--error-exitcode", "9", sys.executable, "-c", code]
-    status, said = _run_whole(command, environment)
+    status, printed = _run_whole(command, environment)
     if status:
-        raise RuntimeError(f"{_SANITIZER} ended with {status}: {said[-1000:]}")
+        raise RuntimeError(f"{_SANITIZER} ended with {status}: {printed[-1000:]}")
     return [Correctness(settings.checked_models[0], _DTYPE, _SANITIZER, _MEMORY, _SANITIZED_STEPS, 0)]
 
 
 def _run_whole(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Exit status and output of a command; if this function is interrupted, every process that the command started is killed."""
-    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    with subprocess.Popen(command, start_new_session=True, **told) as process:  # type: ignore[call-overload]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
         try:
-            said, _ = process.communicate(timeout=_SANITIZER_S)
+            printed, _ = process.communicate(timeout=_SANITIZER_S)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        return process.returncode, said
+        return process.returncode, printed
 
 
 def check_first(settings: Settings, steps: int) -> None:

@@ -102,8 +102,10 @@ def _targets(settings: Settings) -> Iterator[Target]:
 
 def settings_of(facts: dict[str, Any], traces: Path | None = None) -> Settings:
     """The settings used to measure a machine."""
-    told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["settings"].items()}
-    return Settings(**told | ({} if traces is None else {"traces": str(traces)}))
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in facts["settings"].items()
+    }
+    return Settings(**values | ({} if traces is None else {"traces": str(traces)}))
 
 
 def _predicted(machine: Measured, target: Target, settings: Settings) -> Iterator[Predictions]:
@@ -122,9 +124,9 @@ def _predicted(machine: Measured, target: Target, settings: Settings) -> Iterato
         is_synchronous = make_policy(policy, setup, is_replay=True).is_synchronous
         testbeds = (calibration.testbed(policy, is_synchronous), calibration.ideal())
         predicted, limits = (_served(target, trace, policy, shares, one, settings) for one in testbeds)
-        for share, said, limit in zip(shares, predicted, limits, strict=True):
+        for share, report, limit in zip(shares, predicted, limits, strict=True):
             cell = measured[measured.expert_memory == share]
-            yield _compared(cell, _tpot_s(said.requests[1:]), _tpot_s(limit.requests[1:]), copies)
+            yield _compared(cell, _tpot_s(report.requests[1:]), _tpot_s(limit.requests[1:]), copies)
 
 
 def _served(

@@ -61,12 +61,12 @@ class Subject:
         """
         self.require_speed(policy)
         settings = self._settings
-        told = engine_options(expert_memory, policy, devices=self.device)
+        options = engine_options(expert_memory, policy, devices=self.device)
         distance = min(settings.prefetch_distance, len(self.layers))
         setup = policy_setup(self.model, self.layers, self.history, distance, settings.store_capacity, settings.seed)
         with (
             self._routing(requests) as routing,
-            Engine(self.model, self.layers, setup, told, self._records, keeps_records=False) as engine,
+            Engine(self.model, self.layers, setup, options, self._records, keeps_records=False) as engine,
         ):
             yield engine, routing
 

@@ -33,10 +33,10 @@ def look_of(policy: str) -> dict[str, Any]:
 
 
 def draw_hollow(
-    axis: "Axes", said: pd.DataFrame, column: str, scale: float = 0.0, shift: float = 0.0, is_joined: bool = False
+    axis: "Axes", predictions: pd.DataFrame, column: str, scale: float = 0.0, shift: float = 0.0, is_joined: bool = False
 ) -> None:
     """Draw predictions as hollow markers, shifted by `shift` % so that they do not cover the measurements."""
-    for policy, part in said.groupby("policy", sort=False):
+    for policy, part in predictions.groupby("policy", sort=False):
         mine = part.sort_values("expert_memory")
         look = look_of(str(policy)) | {"markerfacecolor": "white", "label": None} | ({} if is_joined else {"linestyle": ""})
         axis.plot(100 * mine.expert_memory + shift, (scale or scale_of(column)) * mine[column], **look, markersize=4.5, zorder=3)

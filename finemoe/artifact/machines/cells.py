@@ -80,8 +80,8 @@ def foretold_table(machine: Measured) -> pd.DataFrame:
         error is positive if the prediction is too high.
     """
     names = ["tpot_s", "hit_rate", "link_use"]
-    said = read_foretold(machine)[[*CELL, *names]].rename(columns={name: f"foretold_{name}" for name in names})
-    both = _merged(cells_table(machine)[[*CELL, *names]], said, "inner")
+    predicted = read_foretold(machine)[[*CELL, *names]].rename(columns={name: f"foretold_{name}" for name in names})
+    both = _merged(cells_table(machine)[[*CELL, *names]], predicted, "inner")
     both["tpot_s_error"] = both.foretold_tpot_s / both.tpot_s - 1
     for name in names[1:]:
         both[f"{name}_error"] = both[f"foretold_{name}"] - both[name]

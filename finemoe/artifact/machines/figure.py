@@ -58,12 +58,12 @@ def _rows_of(machine: Measured | None) -> Iterator[_Row]:
     if machine is None:
         return
     yield _Row(_title(machine), 4, lambda axes: draw_machine(axes, machine))
-    cells, said, compared = cells_table(machine), read_foretold(machine), foretold_table(machine)
+    cells, predicted, compared = cells_table(machine), read_foretold(machine), foretold_table(machine)
     for model in models_of(machine):
-        mine = ModelPanels(*(table[table.model == model] for table in (cells, said, compared, machine.tables["baselines"])))
+        mine = ModelPanels(*(table[table.model == model] for table in (cells, predicted, compared, machine.tables["baselines"])))
         yield _Row(model, 3, mine.draw_cells)
         if len(mine.compared):
-            yield _Row(f"{model}: what had been predicted for this card, less what was measured", 3, mine.draw_errors)
+            yield _Row(f"{model}: prediction for this card less measurement", 3, mine.draw_errors)
 
 
 def _rows_of_cards(machine: Measured | None, cards: pd.DataFrame) -> Iterator[_Row]:
@@ -74,7 +74,7 @@ def _rows_of_cards(machine: Measured | None, cards: pd.DataFrame) -> Iterator[_R
                 title = f"{names[0]}, {model}: {PREDICTED}"
                 if len(names) > 1:
                     title = f"{model}, {' and '.join(names)}, which differ by less than {_ALIKE:.0%}:\n{PREDICTED}"
-                yield _Row(title, 3, partial(draw_foretold, said=part[part.card == names[0]]))
+                yield _Row(title, 3, partial(draw_foretold, predicted=part[part.card == names[0]]))
 
 
 def _alike(cards: pd.DataFrame) -> list[list[str]]:

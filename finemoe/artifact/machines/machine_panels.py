@@ -43,9 +43,9 @@ def _draw_link(axis: "Axes", copies: pd.DataFrame, main_thread: str, peak: float
         if len(points := mine[mine["mode"] == mode]):
             _errorbar(axis, points.chunk_bytes / unit, points, color="#D55E00", marker=marker, linestyle="", label=label)
     sizes = _apart(mine.chunk_bytes / unit)
-    for share, style, side, said in ((1.0, "-", "bottom", f"peak {peak / 1e9:.3g}"), (0.9, "--", "top", "90 %")):
+    for share, style, side, text in ((1.0, "-", "bottom", f"peak {peak / 1e9:.3g}"), (0.9, "--", "top", "90 %")):
         axis.axhline(share * peak / 1e9, color="black", linewidth=0.8, linestyle=style)
-        axis.text(0.02, share * peak / 1e9, said, fontsize=6, va=side, transform=axis.get_yaxis_transform())
+        axis.text(0.02, share * peak / 1e9, text, fontsize=6, va=side, transform=axis.get_yaxis_transform())
     axis.set(xscale="log", xlabel=f"chunk ({name})", ylabel="host to slots (GB/s)", ylim=(0, 1.15 * copies.high.max() / 1e9))
     axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
     axis.minorticks_off()

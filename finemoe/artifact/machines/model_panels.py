@@ -20,23 +20,23 @@ class ModelPanels:
     """One model's rows of `cells_table`, `read_foretold`, `foretold_table` and the table of baselines."""
 
     cells: pd.DataFrame
-    said: pd.DataFrame
+    predicted: pd.DataFrame
     compared: pd.DataFrame
     baselines: pd.DataFrame
 
     def draw_cells(self, axes: list["Axes"]) -> None:
         """Draw TPOT, hit rate and link use by memory; predictions for these systems are hollow."""
-        said = self.said[self.said.policy.isin(self.cells.policy)] if len(self.cells) else self.said
+        predicted = self.predicted[self.predicted.policy.isin(self.cells.policy)] if len(self.cells) else self.predicted
         for axis, (name, label) in zip(axes, QUANTITIES.items(), strict=True):
             scale, shown = scale_of(name), self.cells[self.cells[name].notna()]
-            if shown.empty and said.empty:
+            if shown.empty and predicted.empty:
                 say(axis, f"{label.partition(' (')[0]}: not measured")
                 continue
             for policy, part in shown.groupby("policy", sort=False):
                 _line(axis, part.sort_values("expert_memory"), name, scale, **look_of(str(policy)))
-            draw_hollow(axis, said, name, shift=1.5 if len(shown) else 0.0, is_joined=shown.empty)
+            draw_hollow(axis, predicted, name, shift=1.5 if len(shown) else 0.0, is_joined=shown.empty)
             axis.set(ylabel=label, title="" if len(shown) else "predicted, not measured")
-            set_axes(axis, name, [*shown.expert_memory, *said.expert_memory])
+            set_axes(axis, name, [*shown.expert_memory, *predicted.expert_memory])
         self._draw_bounds(axes[0])
 
     def _draw_bounds(self, axis: "Axes") -> None:
@@ -63,8 +63,8 @@ def _line(axis: "Axes", cells: pd.DataFrame, name: str, scale: float, **look: An
     axis.errorbar(100 * cells.expert_memory, scale * cells[name], yerr=errors, capsize=1.5, elinewidth=0.8, **look)
 
 
-def draw_foretold(axes: list["Axes"], said: pd.DataFrame) -> None:
+def draw_foretold(axes: list["Axes"], predicted: pd.DataFrame) -> None:
     for axis, (name, label) in zip(axes, QUANTITIES.items(), strict=True):
-        draw_hollow(axis, said, name, is_joined=True)
+        draw_hollow(axis, predicted, name, is_joined=True)
         axis.set_ylabel(label)
-        set_axes(axis, name, said.expert_memory)
+        set_axes(axis, name, predicted.expert_memory)

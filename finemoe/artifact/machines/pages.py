@@ -127,9 +127,9 @@ def foretold_section(cards: pd.DataFrame) -> str:
 
 def _wide(cells: pd.DataFrame) -> str:
     """Cells as a table with a row for each system and a column for each memory size."""
-    said = [f"{_ms(one.tpot_s)}, {_percent(one.hit_rate)}, {_percent(one.link_use)}" for one in _rows(cells)]
+    texts = [f"{_ms(one.tpot_s)}, {_percent(one.hit_rate)}, {_percent(one.link_use)}" for one in _rows(cells)]
     order = list(dict.fromkeys(cells.policy))
-    table = cells.assign(said=said).pivot(index="policy", columns="expert_memory", values="said").reindex(order).fillna("-")
+    table = cells.assign(text=texts).pivot(index="policy", columns="expert_memory", values="text").reindex(order).fillna("-")
     shares: list[Any] = table.columns.tolist()
     table.columns = pd.Index([_share(share) for share in shares])
     table.insert(0, "system", [SYSTEM_NAMES[policy] for policy in order])
@@ -204,8 +204,8 @@ def _copied(machine: Measured) -> Iterator[str]:
         way = f"chunks of {format_bytes(one.chunk_bytes)}, {one.chunks_in_flight} in flight"
         share = _percent(one.bytes_per_s / link_peak(machine))
         yield f"The engine's prefetches ({way}) reach {share} of it while inference is {one.main_thread}."
-    beside = copies[copies.main_thread == LAUNCHING].sort_values("bytes_per_s").tail(1)
-    for one in _rows(beside):
+    concurrent = copies[copies.main_thread == LAUNCHING].sort_values("bytes_per_s").tail(1)
+    for one in _rows(concurrent):
         yield f"Best rate during inference: {one.bytes_per_s / 1e9:.1f} GB/s in chunks of {format_bytes(one.chunk_bytes)}."
 
 
@@ -273,12 +273,12 @@ def _wrong(compared: pd.DataFrame) -> str:
 def _orders(compared: pd.DataFrame) -> Iterator[str]:
     """The predicted and the measured order of the systems by speed."""
     for (model, share), part in _groups(compared.sort_values("expert_memory"), "model", "expert_memory"):
-        said, found = ([SYSTEM_NAMES[name] for name in part.sort_values(by).policy] for by in ("foretold_tpot_s", "tpot_s"))
+        predicted, found = ([SYSTEM_NAMES[name] for name in part.sort_values(by).policy] for by in ("foretold_tpot_s", "tpot_s"))
         where = f"{model} at {_share(share)}, fastest first"
         yield (
             f"{where}: {', '.join(found)}, as predicted"
-            if said == found
-            else f"{where}: predicted {', '.join(said)}; measured {', '.join(found)}"
+            if predicted == found
+            else f"{where}: predicted {', '.join(predicted)}; measured {', '.join(found)}"
         )
 
 
