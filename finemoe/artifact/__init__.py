@@ -1,1 +1,1 @@
-"""What only the figures, the tables and the claims of the paper need; the library never imports it."""
+"""Code for the paper's figures, tables and claims; the library never imports it."""

@@ -81,7 +81,7 @@ def _load(model: str) -> "SentenceTransformer":
 
 
 def _source(model: str) -> str:
-    """What sentence-transformers is to open: a folder, or a hub id."""
+    """The folder or hub id from which sentence-transformers loads the model."""
     if (ROOT / model).is_dir():
         return str(ROOT / model)
     packaged = _packaged_folder(model)

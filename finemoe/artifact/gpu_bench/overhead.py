@@ -29,7 +29,7 @@ def parts(settings: Settings, subjects: Subjects) -> Iterator[Part]:
 
 
 def measure(subject: Subject, rounds: int) -> list[Overhead]:
-    """Rounds of the first served request; Transformers' variants run before and after the engine's, to detect drift."""
+    """Rounds of the first served request; Transformers' variants run before and after the engine's, to balance drift."""
     first, expected = _own(subject, rounds, 0)
     ours = [row for policy in filter(is_fast_enough, OURS) for row in _ours(subject, policy, rounds, expected)]
     again, _ = _own(subject, rounds, rounds)

@@ -1,4 +1,4 @@
-"""What is measured, and how much of it."""
+"""Settings of a measurement: its models, policies, sizes and numbers of repetitions."""
 
 import hashlib
 import json

@@ -26,7 +26,7 @@ def measured_breakdown(
     """Mean decode iteration of FineMoE over a paced link, in ms by part, from the engine's own timeline (Fig. 17).
 
     Args:
-        history: the trace that FineMoE knows in advance.
+        history: a trace or filled store that FineMoE knows in advance.
         expert_memory: share of all routed experts on the device.
         prefetch_distance: d, in layers.
         load_s: time to load one expert over the link, in seconds.
