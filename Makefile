@@ -84,6 +84,7 @@ reference: reproduce
 	cp figures/*.csv figures/claims.md data/reference/figures/
 	cp figures/compare_systems/*.csv data/reference/figures/compare_systems/
 	cp results/engine_time_measured.csv results/paced_link_checks_measured.csv results/validate_simulator_checks.csv data/reference/tables/
+	$(BIN)/python -m finemoe.artifact.docs.costs
 	$(BIN)/python -m finemoe.artifact.docs
 
 lint: $(STAMP)

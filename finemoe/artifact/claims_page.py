@@ -6,11 +6,12 @@ table with panels and names as its two axes.
 
 import re
 from collections.abc import Callable
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from finemoe.artifact.markdown import one_line, pipe_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PANELS = (
     r"(?:mixtral-mini|qwen-mini|phi-mini|gpt-oss-20b|mixtral-8x7b|qwen1\.5-moe-a2\.7b|phi-3\.5-moe|Mixtral-8x7B|Qwen1\.5-MoE|Phi-3\.5-MoE"
@@ -27,7 +28,7 @@ Links = Callable[[str], str]
 Cells = dict[tuple[str, str], str]  # values by panel and name
 
 
-def claim_sections(table: pd.DataFrame, links: Links) -> str:
+def claim_sections(table: "pd.DataFrame", links: Links) -> str:
     """A section for each claim.
 
     Args:
@@ -67,13 +68,15 @@ def _section(claim: Any, links: Links) -> str:
     )
 
 
-def found_table(found: str, reported: str = "") -> tuple[str, pd.DataFrame]:
+def found_table(found: str, reported: str = "") -> "tuple[str, pd.DataFrame]":
     """The findings as a caption and a table with a row for each panel or, if there are fewer panels than names, for each name.
 
     Args:
         found: values of a claim, separated by semicolons.
         reported: the paper's values; they become a column if they have the same names.
     """
+    import pandas as pd
+
     caption, cells = _cells(found)
     _, theirs = _cells(reported)
     if tails := {tail[1] for value in cells.values() if (tail := _TAIL.search(value))}:

@@ -4,6 +4,7 @@ Snakemake reports every event to its logger, but prints either all of a job's fi
 and prints one line for each job that starts, ends or fails, in place of Snakemake's own lines about these events.
 """
 
+import csv
 import logging
 import sys
 import time
@@ -14,7 +15,8 @@ from typing import Any
 
 from finemoe.paths import ROOT
 
-EXPECTED = ROOT / "data" / "reference" / "job_seconds.tsv"  # mean wall time of each rule's jobs; written by `make reference`
+# What each rule cost in a run, written by `make reference`.
+EXPECTED = ROOT / "data" / "reference" / "docs" / "notebook_costs_measured.csv"
 _UNKNOWN_S = 5.0  # assumed for a rule that is not in the table
 _OWN_LINES = ("job_started", "job_finished", "progress")  # names of Snakemake's events
 
@@ -116,23 +118,5 @@ def read_expected(path: Path = EXPECTED) -> dict[str, float]:
     """Mean wall time of one job of each rule, in seconds; empty without the table."""
     if not path.is_file():
         return {}
-    rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:])
-    return {rule: float(seconds) for rule, seconds in rows}
-
-
-def write_expected(costs: Path, path: Path = EXPECTED) -> None:
-    """Write the table from a run's costs (`results/costs/RULE.tsv` or `RULE/JOB.tsv`).
-
-    Args:
-        costs: folder with the tables that `costs.costs_written` makes.
-    """
-    found: dict[str, list[float]] = {}
-    for table in sorted(costs.rglob("*.tsv")):
-        rule = table.relative_to(costs).parts[0].removesuffix(".tsv")
-        found.setdefault(rule, []).append(float(table.read_text(encoding="utf-8").splitlines()[1].split("\t")[0]))
-    lines = [f"{rule}\t{sum(all_s) / len(all_s):.1f}" for rule, all_s in sorted(found.items())]
-    path.write_text("\n".join(["rule\twall_s", *lines]) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_expected(ROOT / "results" / "costs")
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["rule"]: float(row["wall_s"]) / int(row["jobs"]) for row in csv.DictReader(file)}

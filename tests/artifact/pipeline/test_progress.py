@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from finemoe.artifact.pipeline.progress import Progress, duration, read_expected, write_expected
+from finemoe.artifact.pipeline.progress import Progress, duration, read_expected
+from finemoe.artifact.pipeline.table import read_table
 
 
 def record(event: str, **fields):
@@ -72,10 +73,13 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_expected_times_are_means_of_a_runs_costs(tmp_path):
-    for name, wall_s in {"f4.tsv": 4, "profile/a.tsv": 10, "profile/b.tsv": 20}.items():
-        path = tmp_path / "costs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"wall_s\tcpu_s\tmax_rss_mb\n{wall_s}\t1\t1\n")
-    write_expected(tmp_path / "costs", tmp_path / "expected.tsv")
-    assert read_expected(tmp_path / "expected.tsv") == {"f4": 4.0, "profile": 15.0}
+def test_expected_times_are_means_over_a_rules_jobs(tmp_path):
+    (tmp_path / "costs.csv").write_text("rule,jobs,cpu_s,wall_s\nf4,1,3,4\nprofile,2,25,30\n")
+    assert read_expected(tmp_path / "costs.csv") == {"f4": 4.0, "profile": 15.0}
+    assert read_expected(tmp_path / "absent.csv") == {}
+
+
+def test_every_notebook_has_an_expected_time():
+    """But those added after the last run that was shipped."""
+    assert set(read_expected()) <= set(read_table())
+    assert len(read_expected()) > 30
