@@ -56,7 +56,7 @@ def judged_predictions(rounds: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         by: columns that identify a cell.
     Returns:
         One row per cell: the medians of its numbers over rounds; error (of the medians, relative to the measurement); noise (the
-        largest of both spreads and of the median busy share); num_rounds; and verdict. The verdict is WITHIN or OUTSIDE the BAR if
+        largest of both spreads and the median busy share); num_rounds; and verdict. The verdict is WITHIN or OUTSIDE the BAR if
         this holds in every round and the noise is at most the BAR, else NOT_DECIDED. It is also OUTSIDE if the error exceeds the
         BAR by more than the noise, so a busy machine cannot hide a wrong prediction. With six rounds or more, the median error
         has an interval that narrows with every round. The interval must then be within or outside the BAR, and half its width
