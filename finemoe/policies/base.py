@@ -78,7 +78,7 @@ class Context:
         embeddings: [B, h] float32 semantic embeddings, or None; one row per sequence in decode, per token in prefill.
         is_prefill: whether this is a prefill; None if it mixes prefill and decode (continuous batching), or if unknown.
         starts_request: whether this is the first iteration of a request (or of a batch of requests).
-        num_rows: B, also if there are no embeddings.
+        num_rows: number of rows B, also if there are no embeddings.
     """
 
     embeddings: np.ndarray | None
@@ -162,7 +162,8 @@ class Policy(ABC):
 
         Args:
             layer: the layer, counted from 0.
-            probs: [B, J] its distribution, which ranks experts as the router selects them. experts: [B, K] the selected experts.
+            probs: [B, J] its distribution, which ranks experts as the router selects them.
+            experts: [B, K] the selected experts.
             lookahead: [strides, B, J] output of the routers applied ahead, zero past the last layer; None if unavailable.
         """
 
@@ -186,7 +187,7 @@ class Policy(ABC):
         is called in Python instead.
 
         Args:
-            num_rows: B.
+            num_rows: number of rows B.
         """
         return None
 
