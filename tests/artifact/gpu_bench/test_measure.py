@@ -324,7 +324,7 @@ def test_what_no_part_could_be_made_of_is_refused(changed, message):
 
 
 def test_nothing_is_recorded_for_a_card_that_nobody_knows(tmp_path):
-    with pytest.raises(FinemoeError, match=r"no testbed 'b200'; known: .*h100, h200"):
+    with pytest.raises(FinemoeError, match=r"no testbed 'b200'; did you mean 'h200'\? known: .*h100, h200"):
         foretell("b200", SETTINGS, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -47,5 +47,5 @@ def test_weights_are_small_on_disk(name):
 def test_names_resolve_or_are_refused(tmp_path):
     assert resolve(str(tmp_path)) == str(tmp_path)
     assert resolve("owner/name") == "owner/name"
-    with pytest.raises(FinemoeError, match="unknown model 'mixtral-min'; known: mixtral-mini"):
+    with pytest.raises(FinemoeError, match=r"unknown model 'mixtral-min'; did you mean 'mixtral-mini'\? known: mixtral-mini"):
         resolve("mixtral-min")
