@@ -27,7 +27,7 @@ def test_arrivals_are_drawn_from_a_file(tmp_path):
     assert drawn.arrival_s.is_monotonic_increasing
     assert drawn.arrival_s.iloc[-1] == pytest.approx(19 / 2.0)
     assert (drawn.prompt_tokens - drawn.new_tokens == 9).all()
-    with pytest.raises(FinemoeError, match="holds 40 requests, 50 are wanted"):
+    with pytest.raises(FinemoeError, match="contains 40 requests, but 50 are requested"):
         azure_trace(path, 50)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(FinemoeError, match="has no column TIMESTAMP"):
