@@ -176,7 +176,9 @@ def test_figures_say_how_much_was_decided_and_why():
         "faster 1 of 9, slower 0 of 9, not decided 8 of 9 (noisy: noise 40% in the median, 40% at most)"
     )
     once = pd.DataFrame({"verdict": [NOT_DECIDED], "noise": [np.nan]})
-    assert in_words(once, WITHIN, OUTSIDE) == "within 0 of 1, outside 0 of 1, not decided 1 of 1 (noise unknown from a single round)"
+    assert (
+        in_words(once, WITHIN, OUTSIDE) == "within 0 of 1, outside 0 of 1, not decided 1 of 1 (noise unknown from a single round)"
+    )
 
 
 def test_spread_is_relative_and_unknown_for_one():
