@@ -42,6 +42,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically; an existing file is replaced."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def require_place(path: str | Path) -> None:
     """Check that a file can be written to `path`, before the work that produces its content.
 

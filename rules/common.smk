@@ -79,8 +79,8 @@ def outputs_of(entry):
         found["png"] = in_report(entry, found["png"])
     if entry.name == "claims":
         labels = {"table": "the paper's claims"}
-        found["csv"] = report(
-            found["csv"], caption="notebooks/captions/claims.rst", category="Claims", labels=labels
+        found["html"] = report(
+            found["html"], caption="notebooks/captions/claims.rst", category="Claims", labels=labels
         )
     return found
 

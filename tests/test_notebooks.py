@@ -101,19 +101,15 @@ def rendered(caption: str, *targets: str) -> str:
 
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
 def test_captions_render(path):
-    html = rendered(path.read_text(encoding="utf-8"), "f10.png", "claims.csv")
+    html = rendered(path.read_text(encoding="utf-8"), "f10.png", "claims.html")
     assert len(html.split()) > 5
 
 
-def test_the_landing_page_links_every_figure_that_there_is():
-    html = rendered(
-        (ROOT / "notebooks" / "captions" / "report.rst").read_text(encoding="utf-8"), "f10.png", "f9.png", "claims.csv"
-    )
-    assert [name for name in ("f10.png", "f9.png", "claims.csv") if f"show('{name}')" in html] == [
-        "f10.png",
-        "f9.png",
-        "claims.csv",
-    ]
+def test_the_landing_page_links_the_claims_and_fits_a_screen():
+    """Snakemake centres it: what is taller than the window cannot be scrolled to."""
+    text = (ROOT / "notebooks" / "captions" / "report.rst").read_text(encoding="utf-8")
+    assert "show('claims.html')" in rendered(text, "f10.png", "claims.html")
+    assert len(text.split()) < 150
 
 
 def test_every_figure_of_the_report_has_a_caption_and_none_is_left_over(jobs):

@@ -26,7 +26,8 @@ RULE = (
     "miniatures. A statement about every distance, baseline, model or dataset has one case for each of them; a statement about "
     "a whole (the lowest, a minimum, an order) has one case per panel. A claim *holds* if every statement is true in every case. "
     "It *holds weaker* if every statement is true in more than half of its cases, on each kind of routing separately. Otherwise "
-    "it *does not hold*. The deciding statement is the one that is true in the smallest share of its cases."
+    "it *does not hold*. The deciding statement is the one that is true in the smallest share of its cases. Where values have "
+    "95 % intervals, one is *above* or *below* another only if the intervals are apart."
 )
 # In the order of the paper.
 ARTEFACTS = (
@@ -167,15 +168,17 @@ def collect(paths: list[str] | list[Path]) -> "pd.DataFrame":
     return pd.DataFrame([asdict(claim) for claim in claims], columns=[field.name for field in fields(Claim)])
 
 
-def to_markdown(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str] | None = None) -> str:
+def to_markdown(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str] | None = None, note: str = "") -> str:
     """The table of claims as a page: an overview, a section for each claim, and the GPU measurements.
 
     Args:
         table: claims, as `collect` returns them.
         on_gpu: the text of `machines.pages.claims_section`.
         links: returns links to details, by the stem of a figure; by default to the table of that name in the page's folder.
+        note: a warning at the top, for settings whose verdicts mean nothing.
     """
-    return f"# The paper's claims, and what became of them\n\n{to_sections(table, on_gpu, links or _beside)}"
+    warning = f"> **{note}**\n\n" if note else ""
+    return f"# The paper's claims, and what became of them\n\n{warning}{to_sections(table, on_gpu, links or _in_folder)}"
 
 
 def to_sections(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str]) -> str:
@@ -197,7 +200,7 @@ def _overview(table: "pd.DataFrame") -> str:
     return pipe_table(shown)
 
 
-def _beside(stem: str) -> str:
+def _in_folder(stem: str) -> str:
     return f"Table: [{stem}.csv]({stem}.csv). Notebook: `notebooks/figures/{stem}.ipynb`."
 
 

@@ -14,6 +14,7 @@ ELSEWHERE = (
     "FileNotFoundError",
     "No rule to produce",
     "Missing input files",
+    "marked for report but does not exist",
     "Directory cannot be locked",
     "Error: NOTEBOOK",
     "Nothing to be done",

@@ -40,7 +40,8 @@ def differences(made: Path, reference: Path) -> list[Difference]:
     names = sorted(path.name for path in reference.glob("*.csv") if not path.stem.endswith(_MEASURED) and path.stem != "claims")
     found = [_difference(name, made / name, reference / name) for name in names if (made / name).is_file()]
     if not found:
-        raise FinemoeError(f"{made}: none of the tables in {reference}; run the pipeline first (make reproduce)")
+        remedy = "run the pipeline first (make reproduce), or name the folder of another run"
+        raise FinemoeError(f"{made}: has none of the reference's tables; {remedy}")
     return found
 
 

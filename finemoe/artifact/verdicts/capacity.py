@@ -35,14 +35,14 @@ def capacity_claim(doubling: pd.DataFrame) -> Claim:
     return Claim.judged(
         [
             Statement.of("a doubling adds something before 1 K", "miniatures", doubling.is_rising),
-            Statement.of("at most half as much after it", "miniatures", doubling.is_flatter),
+            Statement.of("at most half as much after it", "miniatures", doubling.is_flatter[doubling.after.notna()]),
         ],
         id="F16a",
         artefact="Fig. 16a",
         claim="Similarity of the best match rises steeply with the store's capacity up to 1 K maps and is flat after",
         reported="steep to 1 K, flat after; no number",
         reproduced="per doubling of C, before and after 1 K: "
-        + "; ".join(f"{row.Index} {row.before:+.3f} and {row.after:+.3f}" for row in mean.itertuples()),
+        + "; ".join(f"{row.Index} {_gain(row.before)} and {_gain(row.after)}" for row in mean.itertuples()),
         panel="miniatures",
         executor="recorded",
         why=f"A doubling adds something before 1 K in {int(doubling.is_rising.sum())} of {len(doubling)} series, and at most "
@@ -53,3 +53,7 @@ def capacity_claim(doubling: pd.DataFrame) -> Claim:
 def _per_doubling(line: "pd.Series[float]") -> float:
     doublings = np.log2(line.index[-1] / line.index[0]) if len(line) > 1 else 0.0
     return float((line.iloc[-1] - line.iloc[0]) / doublings) if doublings else float("nan")
+
+
+def _gain(value: float) -> str:
+    return "not run" if np.isnan(value) else f"{value:+.3f}"

@@ -98,4 +98,4 @@ def test_every_figure_can_be_reached_in_the_report(tmp_path):
         for path in paths
     ]
     assert len(keys) == len(set(keys)) == len(shown)
-    assert f"app.showResultInfo('{here}/figures/claims.csv')" in page  # the introduction's link
+    assert f"app.showResultInfo('{here}/figures/claims.html')" in page  # the introduction's link
