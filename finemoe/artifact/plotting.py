@@ -22,6 +22,18 @@ MODEL_TITLES = {
     "mixtral-8x7b": "Mixtral-8x7B, real (32×8/2)",
 }
 DATASET_TITLES = {"questions": "questions", "dialogues": "dialogues"}
+# Eviction rules by their name in the code; `advise` and Figure 14b print the same names.
+RULE_NAMES = {
+    "lru": "LRU",
+    "lfu": "LFU",
+    "lfu-aged": "LFU with aging",
+    "lfru": "LFRU",
+    "least-stale": "Least-Stale",
+    "least-stale-interval": "Least-Stale (intervals)",
+    "next-use": "forecast of next use",
+    "finemoe": "FineMoE",
+    "belady": "Belady (knows the future)",
+}
 # Every series differs in colour, lightness, marker and dash, so that it stays readable when printed in grey.
 PALETTE = {
     "fine": "#0072B2",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.analysis.causal_grid import OURS, summary
-from finemoe.artifact.plotting import MARKERS, PALETTE, provenance, use_style
+from finemoe.artifact.plotting import MARKERS, PALETTE, RULE_NAMES, provenance, use_style
 from finemoe.paths import ROOT
 from finemoe.simulation.testbed import Testbed
 
@@ -49,6 +49,7 @@ _LOOKS: dict[str, dict[str, Any]] = {  # of modes: shades of the system's own co
     "history, adapting": {"color": "#CC6677", "marker": "s", "linestyle": (0, (4, 1.5))},
     "history, frozen": {"color": "#A67C1E", "marker": "^", "linestyle": (0, (1, 1)), "markerfacecolor": "white"},
 }
+_LETTERS = "defghijk"  # of the panels of TPOT, one per workload
 _OTHERS: dict[str, Any] = {"color": "#555555", "marker": "D", "markerfacecolor": "white"}
 _KINDS: dict[str, dict[str, Any]] = {  # by kind of row in `next_use.next_use_table`
     "rule": {"color": PALETTE[OURS], "marker": "o", "label": RULE},
@@ -177,9 +178,10 @@ def evidence_figure(points: pd.DataFrame) -> "Figure":
     _draw_eviction(middle, points[points.panel == _EVICTION])
     _draw_workloads(below, points[points.panel == _TPOT])
     fig.legend(handles=list(_legend()), loc="outside upper center", ncols=4)
-    routing = f"routing of gpt-oss-20b (a to c), {' and '.join(workloads)} (d)"
-    details = ("whiskers: 95 % over requests", "dashed in (c): next-use", "(d): geometric means, scales differ")
-    provenance(fig, "recorded (a, b), replayed (c), simulated (d)", routing, *details, "not in the paper")
+    of_tpot = " to ".join(dict.fromkeys((_LETTERS[0], _LETTERS[len(workloads) - 1])))
+    routing = f"routing: gpt-oss-20b (a to c), as titled ({of_tpot})"
+    details = ("whiskers: 95 % over requests", "dashed in (c): next-use", f"({of_tpot}): geometric means, scales differ")
+    provenance(fig, f"recorded (a, b), replayed (c), simulated ({of_tpot})", routing, *details, "not in the paper")
     return fig
 
 
@@ -197,7 +199,7 @@ def _legend() -> Iterator[Any]:
 
 def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
     """Draw predictions against outcomes; below, their difference and the share of forecasts."""
-    _title(place, f"(a) Are the predicted probabilities calibrated? {DISTANCE} layers ahead")
+    _title(place, f"(a) Calibration of predictions, {DISTANCE} layers ahead")
     axes = place.subplots(3, 1, sharex=True, height_ratios=[2.6, 1, 1])
     axes[0].plot([0, 1], [0, 1], color="black", linewidth=0.8, zorder=1)
     axes[1].axhline(0, color="black", linewidth=0.8, zorder=1)
@@ -205,8 +207,9 @@ def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
         for mode, line in points[points.quantity == quantity].groupby("series", sort=False):
             axis.plot(line.probability, line.value, label=mode, linewidth=1, **_LOOKS[str(mode)])
     axes[0].set(ylabel="share demanded", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
-    axes[1].set(ylabel="demanded less\npredicted")
-    axes[2].set(ylabel="share of\nforecasts", xlabel="predicted probability (means of ten bins)", yscale="log")
+    axes[1].set_ylabel("demanded\nless predicted", fontsize=6.5)
+    axes[2].set_ylabel("share of\nforecasts", fontsize=6.5)
+    axes[2].set(xlabel="predicted probability (means of ten bins)", yscale="log")
     axes[2].set_ylim(top=2)
     axes[2].yaxis.set_major_formatter("{x:g}")
     place.align_ylabels(axes)
@@ -217,7 +220,7 @@ def _draw_calibration(place: "SubFigure", points: pd.DataFrame) -> None:
 
 def _draw_recall(place: "SubFigure", points: pd.DataFrame) -> None:
     """Draw recall by distance, and next to other methods, which are known at one distance only."""
-    _title(place, "(b) How many of the demanded experts are named?")
+    _title(place, "(b) How many demanded experts are named?")
     above, below = place.subfigures(2, 1, squeeze=False, height_ratios=[1.1, 1])[:, 0]
     _draw_distances(above.subplots(), points[points.panel == _RECALL])
     _draw_methods(below.subplots(), points[points.panel == _METHODS])
@@ -279,20 +282,20 @@ def _name_best_rule(axis: "Axes", point: pd.Series, row: int) -> None:
     """Write the name of the best rule next to its marker."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     place: dict[str, Any] = {"xy": (point.value, row), "xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-    axis.annotate(point.stands_for, **place, fontsize=6, bbox=box, zorder=2)
+    axis.annotate(RULE_NAMES.get(point.stands_for, point.stands_for), **place, fontsize=6, bbox=box, zorder=2)
 
 
 def _draw_workloads(places: Sequence["SubFigure"], points: pd.DataFrame) -> None:
     """Draw each workload in its own row, with a legend of the testbeds' markers below the last."""
     workloads, looks = workload_of(points.trace), _looks_of_testbeds(list(dict.fromkeys(points.testbed)))
-    for place, workload in zip(places, dict.fromkeys(workloads), strict=True):
-        _draw_tpot(place, workload, points[workloads == workload], looks)
+    for letter, place, workload in zip(_LETTERS, places, dict.fromkeys(workloads), strict=False):
+        _title(place, f"({letter}) TPOT of finemoe-plus over another system's: {workload}")
+        _draw_tpot(place, points[workloads == workload], looks)
     places[-1].legend(handles=list(_testbed_legend(looks)), loc="outside lower center", ncols=3, fontsize=7)
 
 
-def _draw_tpot(place: "SubFigure", workload: str, points: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
+def _draw_tpot(place: "SubFigure", points: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
     """Draw a panel for every system that it is compared with, each with its own scale."""
-    _title(place, f"(d) TPOT of finemoe-plus over another system's: {workload}")
     memories = sorted(set(points.expert_memory))
     axes = place.subplots(1, len(OVER))
     for axis, other in zip(axes, OVER.values(), strict=True):

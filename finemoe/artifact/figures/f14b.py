@@ -9,24 +9,13 @@ from finemoe.artifact.analysis.system_tables import EVICTIONS, eviction_systems,
 from finemoe.artifact.figures.grids import distances_in_words, grid, key, marks
 from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, percent, whiskers
 from finemoe.artifact.figures.recordings import recordings
-from finemoe.artifact.plotting import provenance, series_styles
+from finemoe.artifact.plotting import RULE_NAMES, provenance, series_styles
 from finemoe.paths import ROOT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RULE_NAMES = {
-    "lru": "LRU",
-    "lfu": "LFU",
-    "lfu-aged": "LFU with aging",
-    "lfru": "LFRU",
-    "least-stale": "Least-Stale",
-    "least-stale-interval": "Least-Stale (intervals)",
-    "next-use": "forecast of next use",
-    "finemoe": "FineMoE",
-    "belady": "Belady (knows the future)",
-}
 _ON_DEMAND = "on demand"
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from finemoe.artifact.analysis.latency import BASELINES, BOUNDS, SHOWN_SYSTEMS
-from finemoe.artifact.analysis.latency_figure import shown_name, system_looks
+from finemoe.artifact.analysis.latency_figure import line_look, shown_name, system_looks
 from finemoe.artifact.figures.grids import without_data
 from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, whiskers
 from finemoe.artifact.plotting import log_ticks, provenance, use_style
@@ -27,7 +27,8 @@ _GAINS = {
 }
 _PANEL_INCHES, _ROW_INCHES = 2.6, 1.75
 _FAR_APART = 2  # times: a system this far above all others is cut, since it would flatten their bars
-_FAR_APART_ON_LOG = 20  # times, of bars of which the lowest could not be seen on a linear axis
+_FAR_APART_ON_LOG = 20  # times, of points that would touch each other on a linear axis
+_OTHER_NAMES = {"accelerate": "Accelerate (not ours)"}
 
 
 def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, measured: pd.DataFrame, *settings: str) -> "Figure":
@@ -48,7 +49,9 @@ def systems_figure(summary: pd.DataFrame, gains: pd.DataFrame, measured: pd.Data
     _draw_gains(parts[1], gains, in_order(summary.model))
     if len(measured):
         _draw_measured(parts[2], measured)
-    provenance(fig, "simulated", *settings, *_pairs(summary), "whiskers: 95 % over requests", CUT)
+    executor = f"simulated; last row: measured on {measured.machine.iloc[0]}" if len(measured) else "simulated"
+    whiskers_are = ["whiskers: 95 % over requests" + ", in the last row extremes" * (len(measured) > 0)]
+    provenance(fig, executor, *settings, *_pairs(summary), *whiskers_are, CUT)
     return fig
 
 
@@ -137,17 +140,28 @@ def _draw_gain(axis: "Axes", part: pd.DataFrame, quantity: str, offset: float) -
 
 
 def _draw_measured(fig: "SubFigure", measured: pd.DataFrame) -> None:
-    """TPOT on a real GPU, a panel for each model that was measured."""
+    """Draw TPOT on a real GPU with its extremes over requests, a panel for each model that was measured."""
     models = in_order(measured.model)
     axes = fig.subplots(1, len(models), squeeze=False)[0]
     for axis, model in zip(axes, models, strict=True):
-        part = measured[measured.model == model]
-        looks = [_bar_look(name) if name in SHOWN_SYSTEMS else {"color": "white", "edgecolor": "black"} for name in part.system]
-        for place, (tpot_s, look) in enumerate(zip(part.tpot_s, looks, strict=True)):
-            axis.bar(place, 1e3 * tpot_s, **look)
-        axis.set_xticks(range(len(part)), [name.replace("-", "-\n") for name in part.system], fontsize=5.5)
+        part = measured[(measured.model == model) & measured.tpot_s.notna()]
+        for place, (_, row) in enumerate(part.iterrows()):
+            tpot_ms, errors = 1e3 * row.tpot_s, [[1e3 * (row.tpot_s - row.tpot_s_low)], [1e3 * (row.tpot_s_high - row.tpot_s)]]
+            axis.errorbar(tpot_ms, place, xerr=errors, capsize=2, elinewidth=0.8, linestyle="", **_point_look(row.system))
+            beyond = (1e3 * row.tpot_s_high, place)
+            axis.annotate(f"{tpot_ms:,.0f}", beyond, (6, 0), textcoords="offset points", va="center", fontsize=6.5)
+        axis.set_yticks(range(len(part)), [_OTHER_NAMES.get(name, name) for name in part.system], fontsize=7)
+        axis.set(xlabel="measured TPOT (ms)", ylim=(len(part) - 0.5, -0.5))
         axis.set_title(f"{model} on {part.machine.iloc[0]}", fontsize=7)
         if part.tpot_s.max() > _FAR_APART_ON_LOG * part.tpot_s.min():
-            axis.set(yscale="log", ylim=(1e3 * part.tpot_s.min() / 2, None))
-            log_ticks(axis.yaxis)
-    axes[0].set_ylabel("measured TPOT (ms)")
+            axis.set_xscale("log")
+            log_ticks(axis.xaxis)
+        axis.margins(x=0.12)  # room for the values
+
+
+def _point_look(name: str) -> dict[str, Any]:
+    """A system's marker as in the other figures; hollow for systems that are not ours."""
+    if name not in SHOWN_SYSTEMS:
+        return {"color": "black", "marker": "*", "markersize": 8, "markerfacecolor": "white"}
+    look = line_look(name)
+    return {"color": look["color"], "marker": look["marker"] or "D", "markersize": 5}

@@ -17,16 +17,21 @@ TPOT_BOUND, SHARE_BOUND = 0.15, 0.05
 
 
 def tpot_on_gpu(machines: Sequence[Measured], expert_memory: float) -> pd.DataFrame:
-    """Mean TPOT of every system on the first machine with a GPU that served requests, (model, system, tpot_s, machine)."""
-    columns = ["model", "system", "tpot_s", "machine"]
+    """TPOT of every system on the first machine with a GPU that served requests.
+
+    Returns:
+        (model, system, tpot_s, tpot_s_low, tpot_s_high, machine): the mean over requests in seconds, with its extremes.
+    """
+    columns = ["model", "system", "tpot_s", "tpot_s_low", "tpot_s_high", "machine"]
     gpu = next((one for one in machines if one.is_gpu and len(one.tables["requests"])), None)
     if gpu is None:
         return pd.DataFrame(columns=columns)
     ours = gpu.tables["requests"].rename(columns={"policy": "system"}).replace({"system": SYSTEM_NAMES})
     tables = [table for table in (ours, gpu.tables["baselines"]) if len(table)]
     rows = pd.concat(tables, ignore_index=True)
-    here = rows[rows.expert_memory == expert_memory]
-    return here.groupby(["model", "system"], sort=False).tpot_s.mean().reset_index().assign(machine=gpu.title)[columns]
+    tpot = rows[rows.expert_memory == expert_memory].groupby(["model", "system"], sort=False).tpot_s
+    found = tpot.agg(tpot_s="mean", tpot_s_low="min", tpot_s_high="max")
+    return found.reset_index().assign(machine=gpu.title)[columns]
 
 
 def link_peak(machine: Measured) -> float:

@@ -20,9 +20,9 @@ from finemoe.artifact.analysis.latency_figure import shown_name
 from finemoe.artifact.analysis.modelled_breakdown import BESIDE, CRITICAL
 from finemoe.artifact.analysis.system_tables import ABLATION, EVICTIONS
 from finemoe.artifact.figures import f10, f11, f12, f13, f14a, f14b, f15, f16a, f16b, f17, f18, headline
-from finemoe.artifact.figures.f14b import RULE_NAMES
 from finemoe.artifact.figures.panels import panel_title
 from finemoe.artifact.machines.measured import NOT_YET
+from finemoe.artifact.plotting import RULE_NAMES
 from tests.artifact.verdicts.shipped import figure_table, miniatures, shipped_gains
 
 NO_REQUESTS = pd.DataFrame()
@@ -206,12 +206,24 @@ def test_gains_are_the_papers(figure):
 
 def test_an_a100_that_was_measured_gets_a_row():
     assert NOT_YET in (bare := drawn("f13")).get_supxlabel()
-    rows = [("mixtral-8x7b", name, tpot_s, "a card") for name, tpot_s in (("FineMoE", 0.1), ("ProMoE", 0.2), ("llama.cpp", 9.0))]
-    fig = drawn_f13(pd.DataFrame(rows, columns=["model", "system", "tpot_s", "machine"]))
+    times = {"FineMoE": 0.1, "ProMoE": 0.2, "llama.cpp": 9.0, "accelerate": float("nan")}
+    rows = [("mixtral-8x7b", name, tpot_s, 0.5 * tpot_s, 2 * tpot_s, "a card") for name, tpot_s in times.items()]
+    columns = ["model", "system", "tpot_s", "tpot_s_low", "tpot_s_high", "machine"]
+    fig = drawn_f13(pd.DataFrame(rows, columns=columns))
     assert NOT_YET not in fig.get_supxlabel()
+    assert "measured on a card" in fig.get_supxlabel()
     assert len(fig.axes) == len(bare.axes) + 1
-    assert [bar.get_height() for bar in fig.axes[-1].patches] == pytest.approx([100, 200, 9000])
-    assert fig.axes[-1].get_title() == "mixtral-8x7b on a card"
+    axis = fig.axes[-1]
+    assert not axis.patches  # a bar has no length on an axis without zero
+    assert [bars[0].get_xdata()[0] for bars in axis.containers] == pytest.approx([100, 200, 9000])
+    ends = [bars[2][0].get_segments()[0][:, 0] for bars in axis.containers]
+    assert np.array(ends) == pytest.approx(np.array([[50, 200], [100, 400], [4500, 18000]]))
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "FineMoE",
+        "ProMoE",
+        "llama.cpp",
+    ]  # what has no value is left out
+    assert axis.get_title() == "mixtral-8x7b on a card"
 
 
 @pytest.mark.parametrize("figure", ["f14a"], indirect=True)
