@@ -160,8 +160,8 @@ def _draw_measured(fig: "SubFigure", measured: pd.DataFrame) -> None:
 
 
 def _point_look(name: str) -> dict[str, Any]:
-    """A system's marker as in the other figures; hollow for systems that are not ours."""
+    """A system's marker as in the other figures; black pentagons for systems that are not ours."""
     if name not in SHOWN_SYSTEMS:
-        return {"color": "black", "marker": "*", "markersize": 8, "markerfacecolor": "white"}
+        return {"color": "black", "marker": "p", "markersize": 7}
     look = line_look(name)
     return {"color": look["color"], "marker": look["marker"] or "D", "markersize": 5}

@@ -1,6 +1,6 @@
 """Styles and scales of quantities, systems and memory sizes in the panels of a machine's figure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 QUANTITIES = {"tpot_s": "TPOT (ms)", "hit_rate": "expert hit rate", "link_use": "link use"}
 POLICIES = ("finemoe", "finemoe-plus", "promoe", "moe-infinity", "mixtral-offloading", "deepspeed-inference", "on-demand")
+
+
+_DODGE = 2.2  # percent of the experts between two systems; the smallest sizes are 12.5 apart
 
 
 def say(axis: "Axes", text: str) -> None:
@@ -32,14 +35,31 @@ def look_of(policy: str) -> dict[str, Any]:
     return {"label": name, "color": color, "marker": look["marker"], "linestyle": (0, dash) if dash else "-", "linewidth": 1.2}
 
 
+def dodged(policies: Iterable[str], by: float = 0.0) -> dict[str, float]:
+    """Horizontal shifts, in percent of the experts, that put systems with equal values next to each other.
+
+    Args:
+        policies: the systems of a panel, in any order.
+        by: added to every shift.
+    """
+    shown = [policy for policy in POLICIES if policy in set(policies)]
+    return {policy: by + _DODGE * (place - (len(shown) - 1) / 2) for place, policy in enumerate(shown)}
+
+
 def draw_hollow(
-    axis: "Axes", predictions: pd.DataFrame, column: str, scale: float = 0.0, shift: float = 0.0, is_joined: bool = False
+    axis: "Axes",
+    predictions: pd.DataFrame,
+    column: str,
+    scale: float = 0.0,
+    shifts: Mapping[str, float] | None = None,
+    is_joined: bool = False,
 ) -> None:
-    """Draw predictions as hollow markers, shifted by `shift` % so that they do not cover the measurements."""
+    """Draw predictions as hollow markers, each system's shifted by so many percent of the experts, as from `dodged`."""
     for policy, part in predictions.groupby("policy", sort=False):
         mine = part.sort_values("expert_memory")
         look = look_of(str(policy)) | {"markerfacecolor": "white", "label": None} | ({} if is_joined else {"linestyle": ""})
-        axis.plot(100 * mine.expert_memory + shift, (scale or scale_of(column)) * mine[column], **look, markersize=4.5, zorder=3)
+        places = 100 * mine.expert_memory + (shifts or {}).get(str(policy), 0.0)
+        axis.plot(places, (scale or scale_of(column)) * mine[column], **look, markersize=4.5, zorder=3)
 
 
 def scale_of(quantity: str) -> float:

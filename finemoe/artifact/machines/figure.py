@@ -44,11 +44,12 @@ def measured_figure(machine: Measured | None, cards: pd.DataFrame) -> "Figure":
 
     use_style()
     rows = list(_rows_of(machine)) + list(_rows_of_cards(machine, cards)) or [_Row("", 1, lambda axes: say(axes[0], NOT_YET))]
-    heights = [2.2 if row.num_panels == 4 else 1.9 for row in rows]  # the first row has its own legend
+    heights = [2.2 for _ in rows]
     fig = plt.figure(figsize=(7.2, 0.5 + sum(heights)))
     for row, place in zip(rows, fig.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0], strict=True):
         place.suptitle(row.title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
-        row.draw(list(place.subplots(1, row.num_panels, squeeze=False)[0]))
+        widths = [1.7, 1, 1] if row.num_panels == 3 else None  # TPOT comes first, and its systems need the width
+        row.draw(list(place.subplots(1, row.num_panels, squeeze=False, width_ratios=widths)[0]))
     fig.legend(handles=list(_legend(machine, cards)), loc="outside upper center", ncols=4, columnspacing=1.2)
     _provenance(fig, machine)
     return fig
@@ -114,7 +115,7 @@ def _legend(machine: Measured | None, cards: pd.DataFrame) -> Iterator[Any]:
     if machine is not None and len(machine.tables["predictions"]):
         yield Line2D([], [], color="black", linestyle=":", label="limit of FineMoE's decisions")
     if machine is not None and len(machine.tables["baselines"]):
-        yield Line2D([], [], marker="*", markersize=8, label="Accelerate (not ours)", **black)
+        yield Line2D([], [], marker="p", markersize=7, label="Accelerate (not ours)", **black)
 
 
 def _provenance(fig: "Figure", machine: Measured | None) -> None:
@@ -122,4 +123,5 @@ def _provenance(fig: "Figure", machine: Measured | None) -> None:
         provenance(fig, "simulated", NOT_YET)
         return
     level = "random weights, replayed routing" if machine.is_gpu else "memory copies as links; rows of cards: simulated"
-    provenance(fig, "measured", machine.title, level, "whiskers: extremes")
+    cut = ["↑: beyond the axis, with its value"] * bool(len(machine.tables["baselines"]))
+    provenance(fig, "measured", machine.title, level, "whiskers: extremes", *cut)
