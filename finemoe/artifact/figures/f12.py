@@ -8,7 +8,7 @@ import pandas as pd
 from finemoe.artifact.analysis.latency import SHOWN_SYSTEMS
 from finemoe.artifact.analysis.latency_figure import line_look
 from finemoe.artifact.figures.grids import grid
-from finemoe.artifact.figures.panels import in_order, legend_above, panel_title
+from finemoe.artifact.figures.panels import REFERENCE_LINE, in_order, legend_above, panel_title
 from finemoe.artifact.plotting import log_ticks, provenance
 from finemoe.artifact.verdicts.memory import REPORTED_AT_6_GB
 from finemoe.simulation.cost import size_named
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NOTES = ("bands: 95 % over requests", "dotted: all of a model's experts", "hollow: the paper's gains at 6 GB")
+_NOTES = ("bands: 95 % over requests", "vertical: all of a model's experts", "hollow: the paper's gains at 6 GB")
 
 
 def draw(summary: pd.DataFrame, gains: pd.DataFrame, testbed: str) -> "Figure":
@@ -50,7 +50,7 @@ def _draw_tpot(axis: "Axes", part: pd.DataFrame, experts_gb: float) -> None:
         axis.plot(line.cache_limit_gb, 1e3 * line.tpot_s, **line_look(name))
         bounds = 1e3 * line.tpot_s_low, 1e3 * line.tpot_s_high
         axis.fill_between(line.cache_limit_gb, *bounds, alpha=0.2, color="grey", linewidth=0)
-    axis.axvline(experts_gb, color="#888888", linestyle=":", linewidth=1)
+    axis.axvline(experts_gb, **REFERENCE_LINE)
     axis.set(xscale="log", yscale="log")
     log_ticks(axis.yaxis)
 

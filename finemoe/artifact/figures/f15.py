@@ -8,7 +8,7 @@ import pandas as pd
 from finemoe.artifact.analysis.latency import distance_table
 from finemoe.artifact.analysis.latency_figure import line_look
 from finemoe.artifact.figures.grids import grid, key, without_data
-from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, percent
+from finemoe.artifact.figures.panels import REFERENCE_LINE, in_order, legend_above, panel_title, percent
 from finemoe.artifact.figures.recordings import table_of
 from finemoe.artifact.plotting import MARKERS, provenance
 from finemoe.artifact.verdicts.distance import REPORTED_DISTANCES
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUANTITIES = {"ttft_s": "TTFT (ms)", "tpot_s": "TPOT (ms)"}
-_NOTES = ("dotted: the paper's minimum", "bands: 95 % over requests")
+_NOTES = ("vertical: the paper's minimum", "bands: 95 % over requests")
 
 
 def requests_at_distances(
@@ -75,4 +75,4 @@ def _draw_lines(axis: "Axes", part: pd.DataFrame, quantity: str, markers: dict[s
         axis.fill_between(line.prefetch_distance, *bounds, color=look["color"], alpha=0.15, linewidth=0)
     axis.set_ylim(bottom=0)
     if (reported := REPORTED_DISTANCES.get(part.model.iloc[0])) is not None:
-        axis.axvline(reported, color="#888888", linestyle=":", linewidth=1)
+        axis.axvline(reported, **REFERENCE_LINE)

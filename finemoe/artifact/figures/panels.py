@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
+# A vertical line that marks a value; no system's line has its dashes.
+REFERENCE_LINE: dict[str, Any] = {"color": "#888888", "linestyle": (0, (8, 2, 1, 2, 1, 2)), "linewidth": 1}
+
 
 def in_order(values: Iterable[Any]) -> list[Any]:
     """The different values, in the order in which they first occur."""
