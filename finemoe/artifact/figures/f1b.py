@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_IN_PARTS = ("FineMoE", "MoE-Infinity", "ProMoE", "No-offload")
+_VISIBLE = 0.01  # share of the longest bar from which a part gets a key in the legend; smaller ones are written in numbers
 # What bounds the others is grey or hollow, so that no system of the paper looks like it.
 _BOUND_LOOKS: dict[str, dict[str, Any]] = {
     "on-demand (LRU)": {"color": "#777777", "linestyle": "--", "marker": "o"},
@@ -62,10 +63,11 @@ def draw(table: pd.DataFrame, expert_memory: float, testbed: str, store_capacity
         _draw_parts(below, bars)
         for axis in (above, below):
             axis.set_xlim(0, 1.06 * bars.total_gb.max())
-        below.set_xlabel(f"memory by part at {expert_memory:.0%} of the experts (GB)")
+        below.set_xlabel("memory by part (GB)")
     _label(axes, models)
     legend_above(fig, axes[:, 0], ncols=4)
-    details = (f"dataset: {dataset}", f"{context_tokens} tokens of context, C = {store_capacity}")
+    of_parts = f"lower row: {expert_memory:.0%} of the experts, No-offload all"
+    details = (f"dataset: {dataset}", of_parts, f"{context_tokens} tokens of context, C = {store_capacity}")
     provenance(fig, "simulated", Testbed.load(testbed).title, *details, "whiskers: 95 % over requests, mostly within the marks")
     return fig
 
@@ -93,7 +95,8 @@ def _draw_latency(axis: "Axes", part: pd.DataFrame) -> None:
 def _draw_parts(axis: "Axes", bars: pd.DataFrame) -> None:
     """Stacked bars; the parts too small to be seen in numbers next to them."""
     left = pd.Series(0.0, index=bars.index)
-    for column, (label, colour, hatch) in PARTS.items():
+    for column, (name, colour, hatch) in PARTS.items():
+        label = name if bars[column].max() > _VISIBLE * bars.total_gb.max() else "_too small to be seen"
         axis.barh(bars.index, bars[column], left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=label)
         left = left + bars[column]
     widest = bars.total_gb.max()

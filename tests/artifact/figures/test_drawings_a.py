@@ -127,6 +127,10 @@ def test_figure_1b_draws_every_system_once_and_bounds_like_none(figures):
 
 def test_figure_1b_s_parts_add_up_and_no_grid_crosses_their_numbers(figures):
     below = figures["f1b"].axes[3]
+    assert legend_of(figures["f1b"])[len(LATENCY_SYSTEMS) :] == [
+        "experts",
+        "other weights",
+    ]  # no keys of parts that cannot be seen
     part = (
         shipped("f1b").query("model == 'mixtral-mini' and dataset == 'questions' and expert_memory == 0.25").set_index("system")
     )
