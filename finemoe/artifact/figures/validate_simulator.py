@@ -24,13 +24,15 @@ def draw(table: pd.DataFrame, num_served: int, num_tokens: int) -> "Figure":
 
     use_style()
     names = list(dict.fromkeys(table.model))
-    fig, axes = plt.subplots(1, len(names), figsize=(max(5.4, 2.7 * len(names)), 2.9), squeeze=False)
+    fig, axes = plt.subplots(1, len(names), figsize=(max(5.4, 2.7 * len(names)), 3.1), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         _draw_model(axis, table[table.model == name], list(dict.fromkeys(table.policy)))
         axis.set_title(model_title(name).replace(" (", "\n("))
     axes[0][0].set_ylabel("predicted TPOT (ms)")
-    handles = axes[0][0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside upper center", ncols=4, title=in_words(table, WITHIN, OUTSIDE))
+    hollow = plt.Line2D([], [], linestyle="", marker="o", color="black", fillstyle="none", label=f"hollow: {NOT_DECIDED}")
+    handles = [*axes[0][0].get_legend_handles_labels()[0], hollow]
+    title = in_words(table, WITHIN, OUTSIDE).replace(" (", "\n(")
+    fig.legend(handles=handles, loc="outside upper center", ncols=3, title=title)
     points = f"requests a point: {num_served}, of {num_tokens} tokens, medians of {table.num_rounds.max():g} rounds"
     provenance(fig, "paced against simulated", table.machine.iloc[0], points, "grey: within 10 %")
     return fig
@@ -53,7 +55,7 @@ def _draw_model(axis: "Axes", table: pd.DataFrame, policies: list[str]) -> None:
         is_open = points.verdict == NOT_DECIDED
         marks: dict[str, Any] = {"linestyle": "", "marker": look["markers"][policy], "color": look["palette"][policy]}
         _draw_points(axis, points[~is_open], label=SYSTEM_NAMES[policy], fillstyle="full", **marks)
-        _draw_points(axis, points[is_open], label=f"{SYSTEM_NAMES[policy]}, {NOT_DECIDED}", fillstyle="none", **marks)
+        _draw_points(axis, points[is_open], fillstyle="none", **marks)
     axis.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xlabel="measured TPOT (ms)")
     log_ticks(axis.xaxis)
     log_ticks(axis.yaxis)
