@@ -73,7 +73,7 @@ def comparison_figure(found: Mapping[str, Advice], hardware: str) -> "Figure":
             axis.set_xlabel("")
     handles = _handles(list(grid.flat))
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=7)
-    details = ("recorded routing", "bands: 95 % over requests", "grey: does not fit", "not in the paper")
+    details = ("recorded routing", "bands: 95 % over requests", "hatched: does not fit", "not in the paper")
     provenance(fig, f"replayed (left), simulated on {hardware} (others)", *details)
     return fig
 

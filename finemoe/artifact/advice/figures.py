@@ -36,7 +36,7 @@ _TIMES = Drawing(
     "Mean time of a token after the first, in virtual time; bands are 95 % intervals over requests. Black lines show "
     "limits: Belady's eviction, which knows the future, a perfect predictor, and all experts resident. The star is the "
     f"recommendation, if any size fits: the smallest that takes at most {WITHIN - 1:.0%} longer than the fastest that fits. "
-    "Sizes in the shaded region do not fit.",
+    "Sizes in the hatched region do not fit.",
     time_figure,
 )
 _HIT_RATES = Drawing(

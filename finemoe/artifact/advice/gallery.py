@@ -102,7 +102,7 @@ def _section(real: RealTrace, found: Mapping[str, Advice], published: pd.DataFra
         yield from _lists(advice, shown)
     bands = "bands are 95 % intervals over requests, " if any(map(has_interval, found[TESTBEDS[0]].times)) else ""
     yield f"![Time per token over expert memory]({PICTURES.name}/{real.name}-times.svg)\n"
-    yield f"Time per token on {TESTBEDS[0]}; {bands}the star is the recommendation, sizes in the shaded region do not fit.\n"
+    yield f"Time per token on {TESTBEDS[0]}; {bands}the star is the recommendation, sizes in the hatched region do not fit.\n"
     yield f"![Hit rate over expert memory]({PICTURES.name}/{real.name}-hit_rates.svg)\n"
     yield "Hit rate of every eviction rule when experts are loaded on demand.\n"
     yield pipe_table(pd.DataFrame([_summary(testbed, advice) for testbed, advice in found.items()])) + "\n"

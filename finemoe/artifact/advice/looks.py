@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finemoe.advice.systems import BELADY, BELADY_RULE, ORACLE, PREFETCHING, RESIDENT, RULES
-from finemoe.artifact.plotting import DASHES, MARKERS, PALETTE
+from finemoe.artifact.plotting import DASHES, MARKERS, PALETTE, RULE_NAMES
 
 RULE_OF = {  # the eviction rule of each system that loads on demand
     "on-demand (LRU)": "lru",
@@ -34,8 +34,8 @@ CAUSAL_RULES = tuple(name for name in RULES if name != BELADY_RULE)
 def rule_look(name: str) -> dict[str, Any]:
     """Style of an eviction rule, for `Axes.plot`."""
     if name == BELADY_RULE:
-        return {"color": "black", "linestyle": "--", "marker": "", "label": LIMIT_NAMES[BELADY]}
-    return {"color": _RULE_COLOURS[name], "label": name} | _place(CAUSAL_RULES, name)
+        return {"color": "black", "linestyle": "--", "marker": "", "label": RULE_NAMES[name]}
+    return {"color": _RULE_COLOURS[name], "label": RULE_NAMES[name]} | _place(CAUSAL_RULES, name)
 
 
 def system_look(name: str) -> dict[str, Any]:

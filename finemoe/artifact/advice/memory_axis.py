@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIB = 1 << 30
-NOT_FITTING = "#ECECEC"
+# Hatched, because the bands of intervals are light grey in print, too.
+NOT_FITTING: dict[str, Any] = {"facecolor": "#F8F8F8", "edgecolor": "#C4C4C4", "hatch": "//", "linewidth": 0}
 _DASHES = {"cliff": (0, (1, 1.5)), "knee": (0, (4, 2))}
 
 
@@ -60,13 +61,13 @@ class MemoryAxis:
         log_ticks(above.xaxis)
 
     def shade(self, axis: "Axes", advice: Advice) -> None:
-        """Shade sizes that do not fit into the machine's memory; call after `apply`."""
+        """Hatch sizes that do not fit into the machine's memory; call after `apply`."""
         if advice.machine is None:
             return
         room = advice.machine["room_bytes"] / advice.machine["expert_bytes"] * self.per_slot
         low, high = axis.get_xlim()
         if room < high:
-            axis.axvspan(max(room, low), high, color=NOT_FITTING, linewidth=0, zorder=0, label="does not fit")
+            axis.axvspan(max(room, low), high, zorder=0, label="does not fit", **NOT_FITTING)
 
     def mark(self, axes: Sequence["Axes"], advice: Advice) -> None:
         """Draw vertical lines at cliff and knee if they are in view, with their names in a strip above all data; call last.

@@ -10,7 +10,7 @@ from finemoe.artifact.advice.looks import CAUSAL_RULES, rule_look, system_look
 from finemoe.artifact.advice.memory_axis import GIB
 from finemoe.artifact.advice.memory_figures import hit_rate_figure, prefetching_figure, time_figure
 from finemoe.artifact.advice.routing_figures import recall_figure, reuse_figure, sensitivity_figure, usage_figure
-from finemoe.artifact.plotting import use_style
+from finemoe.artifact.plotting import RULE_NAMES, use_style
 from tests.artifact.advice.made_up import CHOSEN, EXPERT_BYTES, SIZES, SYSTEMS, make_advice
 
 TIMED = ["times", "prefetching", "sensitivity"]
@@ -74,6 +74,7 @@ def test_one_size_is_a_point_and_everything_resident_a_level():
 def test_what_does_not_fit_is_shaded_from_where_memory_ends():
     axis = time_figure(make_advice()).axes[0]
     patch = named(axis)["does not fit"]
+    assert patch.get_hatch()  # bands of intervals have none
     assert patch.get_x() == pytest.approx(23 * EXPERT_BYTES / GIB)
     assert patch.get_x() + patch.get_width() == pytest.approx(axis.get_xlim()[1])
     roomy = make_advice()
@@ -91,10 +92,10 @@ def test_hit_rates_of_every_rule():
     advice = make_advice()
     axis = hit_rate_figure(advice).axes[0]
     lines = named(axis)
-    assert set(lines) == {*CAUSAL_RULES, "Belady (knows the future)", "does not fit"}
+    assert set(lines) == {*(RULE_NAMES[rule] for rule in CAUSAL_RULES), "Belady (knows the future)", "does not fit"}
     assert to_hex(lines["Belady (knows the future)"].get_color()) == "#000000"
     rows = [row for row in advice.hit_rates if row["rule"] == "lfru" and row["slots"] >= SIZES[0]]
-    assert lines["lfru"].get_ydata() == pytest.approx([100 * row["hit_rate"] for row in rows])
+    assert lines["LFRU"].get_ydata() == pytest.approx([100 * row["hit_rate"] for row in rows])
     verticals = {
         line.get_xdata()[0] for line in axis.get_lines() if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2
     }
@@ -104,7 +105,7 @@ def test_hit_rates_of_every_rule():
 def test_without_a_size_memory_is_a_share():
     axis = hit_rate_figure(make_advice(machine=False, sizes_known=False)).axes[0]
     assert axis.get_xlabel() == "expert memory (% of all experts)"
-    assert named(axis)["lru"].get_xdata()[-1] == pytest.approx(100)
+    assert named(axis)["LRU"].get_xdata()[-1] == pytest.approx(100)
 
 
 def test_cliff_and_knee_out_of_view_are_not_marked():
