@@ -106,8 +106,9 @@ def _cliff(advice: Advice) -> str:
 
 
 def _knee(advice: Advice) -> str:
-    rule, slots = advice.knee["rule"], advice.knee["slots"]
+    slots = advice.knee["slots"]
     rates = {row["rule"]: row["hit_rate"] for row in advice.hit_rates if row["slots"] == slots}
+    rule = max((name for name in rates if name != "belady"), key=rates.__getitem__)
     return (
         f"Knee: beyond {amount(advice, slots)} the hit rate grows slowly. At that size the best causal rule, {rule}, hits "
         f"{rates[rule]:.1%}, LRU {rates['lru']:.1%}, Belady {rates['belady']:.1%}."

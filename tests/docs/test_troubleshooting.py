@@ -14,6 +14,7 @@ ELSEWHERE = (
     "FileNotFoundError",
     "No rule to produce",
     "Missing input files",
+    "has no attribute",
     "marked for report but does not exist",
     "Directory cannot be locked",
     "Error: NOTEBOOK",
