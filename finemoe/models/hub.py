@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from finemoe.errors import FinemoeError, first_line
+from finemoe.extras import module_of_extra
 
 _TIMEOUT_S = 10
 
@@ -15,10 +16,12 @@ def require_on_hub(source: str, kind: str = "model") -> bool:
     Returns:
         Whether only the cached copy can be used, since the hub cannot be reached.
     Raises:
-        FinemoeError: the hub has no such model or cannot be reached, and no copy is cached.
+        FinemoeError: the hub has no such model or cannot be reached, and no copy is cached; or `datasets` is not installed.
     """
     if Path(source).exists():
         return False
+    if kind == "dataset":
+        module_of_extra("datasets", f"reading {source!r} from the hub")
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
@@ -32,7 +35,7 @@ def require_on_hub(source: str, kind: str = "model") -> bool:
     try:
         HfApi().repo_info(source, repo_type=kind, timeout=_TIMEOUT_S)
     except HFValidationError as error:
-        raise FinemoeError(f"{source!r} is no hub id; give a {local}, or a hub id 'owner/name'") from error
+        raise FinemoeError(f"{source!r} is not a hub id; give a {local}, or a hub id 'owner/name'") from error
     except RepositoryNotFoundError as error:
         if not is_cached:
             raise FinemoeError(
@@ -41,7 +44,7 @@ def require_on_hub(source: str, kind: str = "model") -> bool:
             ) from error
     except HfHubHTTPError:
         return False  # the hub answers; loading reports what is wrong
-    except Exception as error:  # of the HTTP library, whichever the hub's client uses
+    except Exception as error:  # errors of the HTTP library that the hub's client uses
         if not is_cached:
             reason = f"{constants.ENDPOINT} cannot be reached ({first_line(error)})"
             raise FinemoeError(f"{nowhere}, and {reason}; check the network, or give a {local}") from error
