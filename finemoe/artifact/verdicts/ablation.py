@@ -3,7 +3,8 @@
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import FLOOR, REAL
+from finemoe.artifact.verdicts.gains import FLOOR
+from finemoe.artifact.verdicts.kinds import REAL
 
 FULL, COUNTS, TRAJECTORY, SEMANTIC = "Map (T+S+δ)", "Hit count", "Map (T)", "Map (T+S)"
 _OTHERS = ("Speculate", "Learn", TRAJECTORY, SEMANTIC, FULL)

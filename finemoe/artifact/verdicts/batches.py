@@ -3,7 +3,8 @@
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import NAMES, entries_of, exceptions_in
+from finemoe.artifact.verdicts.gains import NAMES, exceptions_in
+from finemoe.artifact.verdicts.kinds import entries_of
 
 
 def batch_tests(gains: pd.DataFrame) -> "pd.Series[bool]":

@@ -1,5 +1,7 @@
 """The claim on the store's capacity: Fig. 16a."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -55,5 +57,5 @@ def _per_doubling(line: "pd.Series[float]") -> float:
     return float((line.iloc[-1] - line.iloc[0]) / doublings) if doublings else float("nan")
 
 
-def _gain(value: float) -> str:
+def _gain(value: Any) -> str:
     return "not run" if np.isnan(value) else f"{value:+.3f}"

@@ -5,7 +5,7 @@ import pandas as pd
 
 from finemoe.artifact.analysis.latency import reduction
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import REAL, panel_of, panels_of
+from finemoe.artifact.verdicts.kinds import REAL, panel_of, panels_of
 
 REPORTED_DISTANCES = {"mixtral-mini": 3, "qwen-mini": 6, "phi-mini": 4}
 

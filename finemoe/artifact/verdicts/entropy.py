@@ -5,7 +5,7 @@ import pandas as pd
 
 from finemoe.artifact.analysis.entropy import plateau_after
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import entries_of
+from finemoe.artifact.verdicts.kinds import entries_of
 
 PANEL = ["model", "dataset"]
 REPORTED_ORDER = ("qwen-mini", "phi-mini", "mixtral-mini")  # of the entropies in Fig. 3c, from the highest

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import REAL, entries_of
+from finemoe.artifact.verdicts.kinds import REAL, entries_of
 
 _PREFETCHING = "prefetching"
 

@@ -5,7 +5,8 @@ import pandas as pd
 
 from finemoe.artifact.analysis.latency import reduction
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import FLOOR, SYSTEM, entries_of, gains_table
+from finemoe.artifact.verdicts.gains import FLOOR, SYSTEM, gains_table
+from finemoe.artifact.verdicts.kinds import entries_of
 
 
 def footprint_tests(requests: pd.DataFrame, summary: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

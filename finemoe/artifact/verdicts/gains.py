@@ -1,14 +1,14 @@
 """FineMoE's gains over every baseline, and those that the paper reports."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from finemoe.artifact.analysis.latency import BASELINES, reduction
+from finemoe.artifact.verdicts.kinds import entries_of, panels_of
 
-SYSTEM, FLOOR, REAL = "FineMoE", "on-demand (LRU)", "gpt-oss-20b"
+SYSTEM, FLOOR = "FineMoE", "on-demand (LRU)"
 # By what share FineMoE is below (TTFT, TPOT) or above (hit rate) each baseline (Fig. 10).
 REPORTED_GAINS = {
     "ttft_s": dict(zip(BASELINES, (0.74, 0.67, 0.56, 0.53), strict=True)),
@@ -52,18 +52,6 @@ def against_on_demand(requests: pd.DataFrame, seed: int = 0) -> str:
     return f"Compared with loading on demand under LRU, which the paper does not show, FineMoE's TPOT changes by {found}."
 
 
-def panel_of(table: pd.DataFrame) -> str:
-    """Which routing a claim was tested on, in words."""
-    is_there = (table.model == REAL).any()
-    return "gpt-oss-20b (real routing) where testable, and miniatures, separately" if is_there else "miniatures only"
-
-
-def panels_of(gains: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of the miniatures and of real routing, each with its name; a kind without rows is left out."""
-    real = gains.model == REAL
-    return [(name, part) for name, part in (("miniatures", gains[~real]), ("gpt-oss-20b", gains[real])) if len(part)]
-
-
 def mean_gains(gains: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Mean gain over models and datasets, by quantity and baseline."""
     mean = gains.groupby(["quantity", "baseline"], sort=False).gain.mean()
@@ -82,8 +70,3 @@ def exceptions_in(behind: pd.DataFrame) -> str:
         )
         + "."
     )
-
-
-def entries_of(table: "pd.DataFrame | pd.Series[Any]") -> Iterator[tuple[Any, Any]]:
-    """(key, row or value) of a table with several keys."""
-    return zip(table.index, table if isinstance(table, pd.Series) else table.itertuples(), strict=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import NAMES, REPORTED_GAINS, mean_gains, panel_of, panels_of
+from finemoe.artifact.verdicts.gains import NAMES, REPORTED_GAINS, mean_gains
+from finemoe.artifact.verdicts.kinds import panel_of, panels_of
 
 REPORTED_HEADLINE = {"latency": 0.47, "hit rate": 0.39}
 

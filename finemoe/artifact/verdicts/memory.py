@@ -4,7 +4,8 @@ import pandas as pd
 
 from finemoe.artifact.analysis.latency import BASELINES
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import REAL, exceptions_in, panel_of, panels_of
+from finemoe.artifact.verdicts.gains import exceptions_in
+from finemoe.artifact.verdicts.kinds import REAL, panel_of, panels_of
 
 REPORTED_AT_6_GB = dict(zip(BASELINES, (0.36, 0.25, 0.16, 0.29), strict=True))
 _CLOSED = 0.02  # a gap of at most this share counts as closed

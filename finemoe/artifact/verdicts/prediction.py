@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import REAL, entries_of
+from finemoe.artifact.verdicts.kinds import REAL, entries_of
 
 FINE, RANDOM_STORE = "expert maps", "expert maps, random store"
 COARSE = ["request neighbour", "request history"]

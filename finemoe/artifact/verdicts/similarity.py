@@ -6,7 +6,7 @@ Sentence embeddings are not the paper's; they are shown next to its two similari
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import entries_of
+from finemoe.artifact.verdicts.kinds import entries_of
 from finemoe.importers.request_table import MODEL as MIXTRAL  # real routing
 
 NOT_IN_THE_PAPER = "sentence"

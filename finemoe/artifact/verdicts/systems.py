@@ -3,16 +3,8 @@
 import pandas as pd
 
 from finemoe.artifact.claims import Claim, Statement
-from finemoe.artifact.verdicts.gains import (
-    NAMES,
-    REAL,
-    REPORTED_GAINS,
-    entries_of,
-    exceptions_in,
-    mean_gains,
-    panel_of,
-    panels_of,
-)
+from finemoe.artifact.verdicts.gains import NAMES, REPORTED_GAINS, exceptions_in, mean_gains
+from finemoe.artifact.verdicts.kinds import REAL, entries_of, panel_of, panels_of
 
 
 def systems_claim(id_: str, artefact: str, gains: pd.DataFrame, floor: str = "") -> Claim:

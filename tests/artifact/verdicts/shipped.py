@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from finemoe.artifact.claims import Claim
-from finemoe.artifact.verdicts.gains import REAL, REPORTED_GAINS, gains_table
+from finemoe.artifact.verdicts.gains import REPORTED_GAINS, gains_table
+from finemoe.artifact.verdicts.kinds import REAL
 from finemoe.paths import DATA, REFERENCE_FIGURES
 
 PANEL = ("model", "dataset")

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finemoe.artifact.verdicts.gains import REPORTED_GAINS, against_on_demand, exceptions_in, gains_table, panel_of, panels_of
+from finemoe.artifact.verdicts.gains import REPORTED_GAINS, against_on_demand, exceptions_in, gains_table
+from finemoe.artifact.verdicts.kinds import panel_of, panels_of
 from tests.artifact.tables import requests
 
 
