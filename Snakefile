@@ -81,6 +81,7 @@ rule all:
         ],
 
 
+# Snakemake evaluates `shell` when a job runs, after this loop: what differs between the entries must be a parameter.
 for entry in TABLE.values():
 
     rule:
