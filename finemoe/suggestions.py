@@ -9,7 +9,12 @@ _LISTED = 20  # of more names, only the closest is printed, if one is close
 def suggestion(word: object, known: Iterable[str]) -> str:
     """The end of an error message: the closest known name as a question, if one is close, and the known names."""
     names = list(known)
-    close = get_close_matches(str(word), names, n=1)
-    question = f"did you mean {close[0]!r}?" if close else ""
-    listed = f"known: {', '.join(names)}" if len(names) <= _LISTED or not close else ""
+    question = did_you_mean(word, names)
+    listed = f"known: {', '.join(names)}" if len(names) <= _LISTED or not question else ""
     return " ".join(part for part in (question, listed) if part)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The closest known name as a question; "" if none is close."""
+    close = get_close_matches(str(word), list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""

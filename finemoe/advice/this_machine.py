@@ -20,7 +20,7 @@ from finemoe.advice.machine_rates import (
 )
 from finemoe.advice.machine_steps import NUM_MAPS, SHAPES, TYPICAL_LAYERS, hand_over_s, step_overheads
 from finemoe.errors import FinemoeError, first_line
-from finemoe.files import atomic_path, require_place
+from finemoe.files import require_place, write_text
 from finemoe.processor import processor
 from finemoe.simulation.testbed import Testbed
 
@@ -54,8 +54,7 @@ class MeasuredTestbed:
         content: dict[str, Any] = {"title": self.testbed.title}
         content |= {name: {"value": value, "source": self.sources[name]} for name, value in constants.items()}
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1 << 16, allow_unicode=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(f"# SI units; every constant states its source.\n{text}", encoding="utf-8")
+        write_text(path, f"# SI units; every constant states its source.\n{text}")
         return Testbed.load(Path(path))
 
 

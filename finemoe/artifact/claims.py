@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from finemoe.artifact.claims_page import anchor_of, claim_sections, title_of
 from finemoe.artifact.markdown import pipe_table
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 from finemoe.paths import ROOT
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ class Claim:
 
     def save(self, path: str | Path) -> "Claim":
         """Write the claim as JSON; relative paths start at the repository root. Returns the claim, for a notebook to show."""
-        with atomic_path(ROOT / path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(ROOT / path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
         return self
 
     def _repr_markdown_(self) -> str:
@@ -191,11 +190,15 @@ def to_sections(table: "pd.DataFrame", on_gpu: str, links: Callable[[str], str])
     )
 
 
+def decided_by(table: "pd.DataFrame") -> "pd.Series[str]":
+    """The statement that decides each claim of a table, in words; `Claim.judged` puts it before the reproduced values."""
+    return table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
+
+
 def _overview(table: "pd.DataFrame") -> str:
     """All verdicts as one table."""
-    decided = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
     titles = [f"[{title_of(claim)}]({anchor_of(claim)})".replace(" ", _FIXED_SPACE) for claim in table.itertuples(index=False)]
-    shown = table[["claim", "verdict", "executor"]].assign(**{"decided by": decided})
+    shown = table[["claim", "verdict", "executor"]].assign(**{"decided by": decided_by(table)})
     shown.insert(0, "artefact", titles)
     return pipe_table(shown)
 

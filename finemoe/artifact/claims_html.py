@@ -3,7 +3,7 @@
 from html import escape
 from typing import TYPE_CHECKING
 
-from finemoe.artifact.claims import RULE
+from finemoe.artifact.claims import RULE, decided_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,9 +22,8 @@ def claims_html(table: "pd.DataFrame", note: str = "") -> str:
         table: claims, as `claims.collect` returns them.
         note: a warning at the top, for settings whose verdicts mean nothing.
     """
-    decided = table.reproduced.str.partition("; ")[0].str.removeprefix("decided by ")
     shown = table[["artefact", "claim", "reported", "verdict", "executor", "why"]].copy()
-    shown.insert(4, "decided by", decided)
+    shown.insert(4, "decided by", decided_by(table))
     warning = f'<p class="warning">{escape(note)}</p>' if note else ""
     rows = shown.to_html(index=False, border=0)
     return (

@@ -25,8 +25,7 @@ _UNREADABLE = (
     zlib.error,
     csv.Error,
     struct.error,
-    RecursionError,
-    NotImplementedError,  # raised by zipfile for unsupported compression
+    RuntimeError,  # zipfile's, for archives that are encrypted or compressed in a way it cannot read; json's, for deep nesting
 )
 
 

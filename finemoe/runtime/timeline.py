@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 
 _MOST_SPANS = 2_000_000
 Span = tuple[str, str, float, float]  # track, name, begin and end (time.perf_counter)
@@ -78,5 +78,4 @@ class Timeline:
             }
             for track, name, begin_s, end_s in sorted(self._spans, key=lambda span: span[2])
         ]
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"traceEvents": [*names, *spans], "displayTimeUnit": "ms"}), encoding="utf-8")
+        write_text(path, json.dumps({"traceEvents": [*names, *spans], "displayTimeUnit": "ms"}))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 from finemoe.paths import MODEL_CONFIGS, PUBLISHED_SIZES
 
 
@@ -29,8 +29,7 @@ def write_table() -> None:
         config.stem: {"config_sha256": _digest(config), "size": asdict(ModelSize.from_config(config, config.stem))}
         for config in sorted(MODEL_CONFIGS.glob("*.json"))
     }
-    with atomic_path(PUBLISHED_SIZES) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_text(PUBLISHED_SIZES, json.dumps(rows, indent=1) + "\n")
 
 
 def _digest(config: Path) -> str:

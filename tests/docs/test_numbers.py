@@ -95,3 +95,20 @@ def test_an_outdated_page_fails_the_check(monkeypatch, capsys, tmp_path):
     assert main(["--check"]) == 1
     assert "README.md: out of date" in capsys.readouterr().out
     assert page.read_bytes() == before
+
+
+def test_an_edit_made_meanwhile_is_kept(monkeypatch, capsys, tmp_path):
+    """Computing takes seconds, during which the page may be saved."""
+    page = tmp_path / "page.md"
+    page.write_text("before")
+
+    def renewed() -> dict:
+        page.write_text("edited")
+        return {page: "renewed"}
+
+    monkeypatch.setattr("finemoe.artifact.docs.__main__.written_pages", lambda: [page])
+    monkeypatch.setattr("finemoe.artifact.docs.__main__.renewed_pages", renewed)
+    monkeypatch.setattr("finemoe.artifact.docs.__main__.ROOT", tmp_path)
+    assert main([]) == 1
+    assert capsys.readouterr().err == "Error: page.md: edited meanwhile and left as it is; run this again\n"
+    assert page.read_text() == "edited"

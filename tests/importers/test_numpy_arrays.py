@@ -99,3 +99,19 @@ def test_damaged_files(tmp_path):
     (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-8])
     with pytest.raises(FinemoeError, match=r"b.npy: array '' ends before row 9; the file is truncated"):
         read_trace(tmp_path / "b.npy")
+
+
+def test_archives_that_zipfile_cannot_read_are_one_line(tmp_path):
+    """Marked as encrypted, or as compressed by an unknown method, in both headers of every member."""
+    path = write_npz(tmp_path / "a.npz", make())
+    whole = path.read_bytes()
+    for local, central, value in ((6, 8, 1), (8, 10, 99)):
+        content = bytearray(whole)
+        for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+            start = whole.find(signature)
+            while start >= 0:
+                content[start + offset] = value
+                start = whole.find(signature, start + 4)
+        path.write_bytes(content)
+        with pytest.raises(FinemoeError, match=r"a.npz: damaged, or of another format \(.*(encrypted|compression)"):
+            read_trace(path)

@@ -24,7 +24,7 @@ from finemoe.artifact.advice.real_traces import NOT_SHOWN, REAL_TRACES, RealTrac
 from finemoe.artifact.advice.tables import has_interval, rows_of
 from finemoe.artifact.claims import pipe_table
 from finemoe.artifact.plotting import STYLE, save_table
-from finemoe.files import atomic_path
+from finemoe.files import atomic_path, write_text
 from finemoe.importers import read_trace
 from finemoe.paths import DATA, ROOT
 
@@ -165,8 +165,7 @@ def write_gallery(from_tables: Annotated[bool, typer.Option(help="update figures
     for name, content in pictures(read_advice(TABLES)).items():
         with atomic_path(PICTURES / name) as path:
             path.write_bytes(content)
-    with atomic_path(PAGE) as path:
-        path.write_text(page(), encoding="utf-8")
+    write_text(PAGE, page())
 
 
 if __name__ == "__main__":

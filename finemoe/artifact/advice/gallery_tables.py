@@ -11,7 +11,7 @@ from finemoe.advice.result import Advice
 from finemoe.artifact.advice.tables import advice_of
 from finemoe.artifact.plotting import save_table
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 
 Key = tuple[str, str]  # trace and testbed
 _OF_TRACES = ("hit_rates", "working_set", "reuse", "concentration")  # the same on every machine
@@ -29,8 +29,7 @@ def write_advice(found: Mapping[Key, Advice], folder: Path) -> None:
     facts: dict[str, dict[str, Any]] = {}
     for (trace, testbed), advice in found.items():
         facts.setdefault(trace, {})[testbed] = {name: _rounded(getattr(advice, name)) for name in _FACTS}
-    with atomic_path(folder / "facts.json") as path:
-        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(folder / "facts.json", json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_advice(folder: Path) -> dict[Key, Advice]:

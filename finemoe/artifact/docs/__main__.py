@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from finemoe.artifact.docs.numbers import all_numbers
-from finemoe.artifact.docs.pages import renewed_pages
+from finemoe.artifact.docs.pages import CLAIMS, renewed_pages, written_pages
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 from finemoe.paths import ROOT
 
 
@@ -33,14 +34,24 @@ def list_numbers() -> int:
 
 
 def renew(is_check: bool = False) -> int:
-    """Write the pages that changed, and name them."""
-    changed = {path: text for path, text in renewed_pages().items() if path.read_text(encoding="utf-8") != text}
+    """Write the pages that changed, and name them.
+
+    Raises:
+        FinemoeError: a page was edited while its text was computed; the edit stays.
+    """
+    before = {path: path.read_text(encoding="utf-8") for path in [*written_pages(), CLAIMS]}
+    changed = {path: text for path, text in renewed_pages().items() if before[path] != text}
     for path, text in changed.items():
         if not is_check:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            _write(path, text, before[path])
         print(f"{path.relative_to(ROOT)}: {'out of date' if is_check else 'renewed'}")
     return int(is_check and bool(changed))
+
+
+def _write(path: Path, text: str, before: str) -> None:
+    if path.read_text(encoding="utf-8") != before:
+        raise FinemoeError(f"{path.relative_to(ROOT)}: edited meanwhile and left as it is; run this again")
+    write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ to the end of the line before; elsewhere it is refused.
 
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 
 from finemoe.errors import FinemoeError
+from finemoe.suggestions import did_you_mean
 
 MARK = re.compile(r"<!--n:(?P<name>[\w.-]+)-->(?P<text>.*?)<!--/n-->", re.DOTALL)
 _CODE = re.compile(r"^([ \t]*)```.*?^\1```|(?<!`)`[^`\n]+`(?!`)", re.MULTILINE | re.DOTALL)
@@ -43,8 +43,7 @@ def renewed_numbers(page: str, numbers: Mapping[str, str], where: str) -> str:
             raise FinemoeError(f"{where}, line {_line(page, mark)}: <!--n:{mark['name']}--> has another mark inside; close it")
     for name, line in marked_names(page):
         if name not in numbers:
-            close = "".join(f"did you mean {one!r}? " for one in get_close_matches(name, numbers, n=1))
-            advice = f"{close}`python -m finemoe.artifact.docs --list` prints all of them"
+            advice = f"{did_you_mean(name, numbers)} `python -m finemoe.artifact.docs --list` prints all of them".strip()
             raise FinemoeError(f"{where}, line {line}: no generated number {name!r}; {advice}")
     filled = MARK.sub(lambda mark: f"<!--n:{mark['name']}-->{numbers[mark['name']]}<!--/n-->", page)
     return filled.replace(_HIDDEN, "<!--")

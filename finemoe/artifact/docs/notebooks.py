@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finemoe.artifact.pipeline.notebooks import known_notebooks
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 from finemoe.paths import RESULTS, ROOT
 
 PAGES = ROOT / "docs" / "notebooks"
@@ -29,8 +29,7 @@ def stage_notebooks(executed: Path = RESULTS / "notebooks", pages: Path = PAGES)
         text = json.dumps(annotated(run or source, source, executed if run else None), indent=1, ensure_ascii=False) + "\n"
         if not page.is_file() or page.read_text(encoding="utf-8") != text:  # an unchanged page is not built again
             page.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(page) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(page, text)
         written.add(page)
         taken[name] = run or source
     for stale in set(pages.glob("*/*.ipynb")) - written:

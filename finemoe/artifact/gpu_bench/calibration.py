@@ -11,7 +11,7 @@ from finemoe.artifact.gpu_bench.software import RESIDENT
 from finemoe.artifact.machines.schema import LAUNCHING, MAPPED, PREFETCHED
 from finemoe.chunks import CHUNK_BYTES
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.testbed import Testbed
 
@@ -124,5 +124,4 @@ def write_testbed(testbed: Testbed, path: Path, source: str) -> None:
         for name, value in asdict(testbed).items()
     }
     content["devices"] = {"value": testbed.devices, "source": source}
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(content, sort_keys=False))

@@ -12,7 +12,7 @@ from typing import Any
 
 from finemoe.artifact.machines.schema import TABLES, Skipped
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 
 
 class Calls:
@@ -132,8 +132,7 @@ class Calls:
         return dict(sorted(found.items()))
 
     def _write(self) -> None:
-        with atomic_path(self._path) as path:
-            path.write_text(json.dumps(self._mine, indent=1), encoding="utf-8")
+        write_text(self._path, json.dumps(self._mine, indent=1))
 
 
 def _read(path: Path) -> dict[str, Any]:

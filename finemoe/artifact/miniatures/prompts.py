@@ -6,7 +6,7 @@ from random import Random
 import typer
 
 from finemoe.artifact.miniatures import grammar
-from finemoe.files import atomic_path
+from finemoe.files import write_text
 from finemoe.paths import PROMPTS
 from finemoe.workloads import GENRES
 
@@ -33,8 +33,7 @@ def make_prompts(genre: str) -> list[dict[str, str]]:
 def write_prompts() -> None:
     """Write the embedded prompt sets to their files."""
     for genre in GENRES:
-        with atomic_path(PROMPTS / f"{genre}.jsonl") as path:
-            path.write_text("".join(json.dumps(row) + "\n" for row in make_prompts(genre)), encoding="utf-8")
+        write_text(PROMPTS / f"{genre}.jsonl", "".join(json.dumps(row) + "\n" for row in make_prompts(genre)))
 
 
 if __name__ == "__main__":

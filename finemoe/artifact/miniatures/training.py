@@ -21,7 +21,7 @@ from finemoe.artifact.miniatures.architectures import build
 from finemoe.artifact.miniatures.corpus import training_texts
 from finemoe.artifact.miniatures.tokenizer import EOS, train_tokenizer
 from finemoe.errors import FinemoeError
-from finemoe.files import atomic_path
+from finemoe.files import atomic_path, write_text
 from finemoe.paths import MINIATURES, RESULTS
 
 
@@ -118,8 +118,7 @@ class Trainer:
         self.tokenizer.save_pretrained(folder)
         with atomic_path(folder / "training_curve.csv") as path:
             pd.DataFrame(self.curve).to_csv(path, index=False, float_format="%.5f")
-        with atomic_path(folder / "training.json") as path:
-            path.write_text(json.dumps(self._facts(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "training.json", json.dumps(self._facts(), indent=2) + "\n")
 
     def _facts(self) -> dict[str, Any]:
         return {
