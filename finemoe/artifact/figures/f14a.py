@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from finemoe.artifact.analysis.system_tables import ABLATION, gain, table_of
-from finemoe.artifact.figures.grids import distances_in_words, grid
-from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, percent, whiskers
+from finemoe.artifact.figures.grids import grid, replay_provenance
+from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, whiskers
 from finemoe.artifact.figures.recordings import recordings
-from finemoe.artifact.plotting import provenance, series_styles
+from finemoe.artifact.plotting import series_styles
 from finemoe.paths import ROOT
 from finemoe.simulation.comparison import system_reports
 from finemoe.simulation.systems import left_out
@@ -79,15 +79,7 @@ def draw(table: pd.DataFrame, expert_memory: float, prefetch_distances: Sequence
         lower.set(xlim=(0, max(1.2, 1.05 * table.loads.max())), xlabel="loads per expert demanded")
         _name_predictors((upper, lower), sorted(set(ABLATION) - set(part.system)))
     legend_above(fig, axes[0], ncols=4, extra={"evicted unused": plt.Rectangle((0, 0), 1, 1, **_UNUSED)})
-    settings = f"C = {store_capacity} (real panel: 25 %, d = 3, C = 1000)"
-    provenance(
-        fig,
-        "replay of recorded routing, instant link",
-        percent(expert_memory),
-        distances_in_words(prefetch_distances),
-        settings,
-        "whiskers: 95 % over requests",
-    )
+    replay_provenance(fig, expert_memory, prefetch_distances, store_capacity)
     return fig
 
 

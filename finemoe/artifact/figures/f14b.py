@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from finemoe.artifact.analysis.system_tables import EVICTIONS, eviction_systems, system_table
-from finemoe.artifact.figures.grids import distances_in_words, grid, key, marks
-from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, percent, whiskers
+from finemoe.artifact.figures.grids import grid, key, marks, replay_provenance
+from finemoe.artifact.figures.panels import in_order, legend_above, panel_title, whiskers
 from finemoe.artifact.figures.recordings import recordings
-from finemoe.artifact.plotting import RULE_NAMES, provenance, series_styles
+from finemoe.artifact.plotting import RULE_NAMES, series_styles
 from finemoe.paths import ROOT
 
 if TYPE_CHECKING:
@@ -55,15 +55,7 @@ def draw(table: pd.DataFrame, expert_memory: float, prefetch_distances: Sequence
         axis.set(yticks=range(len(EVICTIONS)), ylim=(len(EVICTIONS) - 0.5, -0.5))
     axes[0][0].set_yticklabels([RULE_NAMES[rule] for rule in EVICTIONS])
     _add_legend(fig, look)
-    settings = f"C = {store_capacity} (real panel: 25 %, d = 3, C = 1000)"
-    provenance(
-        fig,
-        "replay of recorded routing, instant link",
-        percent(expert_memory),
-        distances_in_words(prefetch_distances),
-        settings,
-        "whiskers: 95 % over requests",
-    )
+    replay_provenance(fig, expert_memory, prefetch_distances, store_capacity)
     return fig
 
 

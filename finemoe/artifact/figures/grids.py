@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from finemoe.artifact.plotting import use_style
+from finemoe.artifact.figures.panels import percent
+from finemoe.artifact.plotting import provenance, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,3 +56,14 @@ def published_title(name: str) -> str:
 def distances_in_words(distances: Iterable[int]) -> str:
     """Prefetch distances, for the line below a figure."""
     return f"d = {', '.join(str(distance) for distance in sorted(set(distances)))}"
+
+
+def replay_provenance(fig: "Figure", expert_memory: float, prefetch_distances: Iterable[int], store_capacity: int) -> None:
+    """The line below a figure that replays systems over an instant link, with a panel of real routing.
+
+    Args:
+        expert_memory: share of all routed experts. prefetch_distances: d of each model, layers. store_capacity: C, maps.
+    """
+    settings = f"C = {store_capacity} (real panel: 25 %, d = 3, C = 1000)"
+    words = percent(expert_memory), distances_in_words(prefetch_distances), settings, "whiskers: 95 % over requests"
+    provenance(fig, "replay of recorded routing, instant link", *words)
