@@ -98,7 +98,7 @@ lint: $(STAMP)
 # All pins except pip itself, and except the packages that pip adds to torch on machines with CUDA.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install -qq --disable-pip-version-check "torch==2.13.0" "setuptools>=77" ".[artifact,dev,docs,quantised]"
+	build/lock/bin/python -m pip install -qq --disable-pip-version-check "torch==2.13.0" "setuptools>=77" ".[artifact,dev,docs,quantised,serve]"
 	echo "# The reference environment, resolved on Python 3.11 by \`make lock\` from the ranges in pyproject.toml." > requirements.lock
 	build/lock/bin/python -m pip freeze --all --exclude finemoe --exclude pip \
 		| sed 's/+cpu$$//' | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock

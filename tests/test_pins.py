@@ -13,7 +13,7 @@ from finemoe.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + [text for extra in EXTRAS.values() for text in extra]]
-IMPORT_NAMES = {"yaml": "pyyaml"}
+IMPORT_NAMES = {"yaml": "pyyaml", "prometheus_client": "prometheus-client"}
 
 
 def lock_lines() -> list[str]:
@@ -54,11 +54,13 @@ def test_declared_ranges_are_those_promised():
 
 
 def test_every_import_of_the_package_is_declared():
-    """The library's without extras, the artefact's with them."""
+    """The library's without extras, the server's with its own, the artefact's with all of them."""
     everything = {canonicalize_name(requirement.name) for requirement in DIRECT}
     of_library = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    of_server = of_library | {canonicalize_name(Requirement(text).name) for text in EXTRAS["serve"]}
+    of_part = {ROOT / "finemoe" / "artifact": everything, ROOT / "finemoe" / "serving": of_server}
     for path in (ROOT / "finemoe").rglob("*.py"):
-        declared = everything if (ROOT / "finemoe" / "artifact") in path.parents else of_library
+        declared = next((names for part, names in of_part.items() if part in path.parents), of_library)
         for name in imported_packages(ast.parse(path.read_text(encoding="utf-8"))):
             known = name in sys.stdlib_module_names or name == "finemoe"
             assert known or canonicalize_name(IMPORT_NAMES.get(name, name)) in declared, f"{path.name} imports {name}"

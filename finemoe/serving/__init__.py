@@ -1,0 +1,1 @@
+"""`finemoe serve`: an endpoint for OpenAI clients over the server of Transformers."""
