@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from finemoe.cli.configs import config_for
 from finemoe.cli.messages import command, writing
-from finemoe.cli.models import is_hub_id, require_source
+from finemoe.cli.models import is_hub_id
 from finemoe.cli.options import INPUT, MACHINE, MEMORY, NO_TEXTS, OUTPUT, AsJson, Distance, Seed, memory_of
 from finemoe.cli.printing import print_json
 from finemoe.cli.progress import compiling_shown, is_watched, share_read, stage
@@ -103,7 +104,7 @@ def advise(
         require_place(page)
         drawing()
     if model is not None and is_hub_id(model):
-        require_source(model)
+        model = config_for(model)
     with stage("importing NumPy and Numba", is_shown):
         from finemoe.advice.advise import advise as advise_on
         from finemoe.importers import read_trace

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from finemoe.cli.configs import config_for
 from finemoe.cli.messages import command
-from finemoe.cli.models import require_source
 from finemoe.cli.options import INPUT, AsJson
 from finemoe.cli.printing import print_json, print_table
 from finemoe.cli.progress import is_watched, share_read, stage
@@ -90,10 +90,7 @@ def _of_file(what: str) -> dict[str, Any] | None:
 
 
 def _of_model(what: str, mix: str | None) -> dict[str, Any]:
-    from finemoe.models.shipped import resolve
-
-    source = resolve(what)
-    require_source(source)
+    source = config_for(what)
     from finemoe.cli.model_facts import model_facts
 
     return model_facts(source, mix)

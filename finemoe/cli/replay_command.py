@@ -7,7 +7,8 @@ import typer
 
 from finemoe.cli.comparison import compare_systems, drawing
 from finemoe.cli.messages import Interrupted, command
-from finemoe.cli.models import is_hub_id, require_source
+from finemoe.cli.configs import config_for
+from finemoe.cli.models import is_hub_id
 from finemoe.cli.options import (
     INPUT,
     MACHINE,
@@ -137,7 +138,7 @@ def replay(
         require_known(policy, eviction, is_replay=True)
     own = options_by_policy(option, policy, is_replay=True)
     if model is not None and is_hub_id(model):
-        require_source(model)
+        model = config_for(model)
     with stage(f"reading {trace}", is_shown, share_read(trace)):
         served = RoutingTrace.load(trace, mapped=True)
         known = None if history is None else RoutingTrace.load(history, mapped=True)

@@ -24,6 +24,7 @@ from finemoe.traces import RoutingTrace
 
 NUM_EXPERTS = 32
 MODEL = "gpt-oss-20b"
+UNPACKED = "gpt-oss-20b-bf16"  # the configuration with experts in bf16, as in the paper's setting
 NAME = "gpt-oss"
 _HISTORY_SHARE = 0.7
 _ARRAYS = ("expert_ids", "expert_probs", "offsets")

@@ -13,6 +13,7 @@ import numpy as np
 
 from finemoe.cache.capacity import slots_per_device
 from finemoe.errors import FinemoeError
+from finemoe.models.published import config_source
 from finemoe.paths import MODEL_CONFIGS
 from finemoe.simulation.published_sizes import known_size
 from finemoe.simulation.testbed import Testbed
@@ -109,10 +110,10 @@ class ModelSize:
         Raises:
             FinemoeError: there is none.
         """
-        for path in sorted(MODEL_CONFIGS.glob("*.json")):
-            size = size_named(path.stem)
-            if (size.num_layers, size.num_experts, size.top_k) == (num_layers, num_experts, top_k):
-                return size
+        sizes = [size_named(path.stem) for path in sorted(MODEL_CONFIGS.glob("*.json"))]
+        found = [size for size in sizes if (size.num_layers, size.num_experts, size.top_k) == (num_layers, num_experts, top_k)]
+        if found:  # of several formats, the smallest: a model is published packed, and unpacked for comparison
+            return min(found, key=lambda size: size.expert_bytes)
         raise FinemoeError(
             f"no published configuration of {num_layers} layers x {num_experts} experts / {top_k} is included; "
             "name the model: model='config.json', a folder or a hub id"
@@ -120,12 +121,14 @@ class ModelSize:
 
 
 def _attention_widths(text: Any) -> tuple[int, int]:
-    """Widths of queries, and of keys and values, over all heads: means over the layers, since heads may differ (Gemma 4)."""
-    layers = list(text.per_layer_config)
+    """Widths of queries, and of keys and values, over all heads: means over the layers, since heads may differ (Gemma 4), and
+    layers of linear attention have neither (Qwen3-Next)."""
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    layers = [layer for layer, kind in zip(text.per_layer_config, kinds, strict=True) if kind != "linear_attention"]
     sizes = [getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads for layer in layers]
     queries = sum(layer.num_attention_heads * size for layer, size in zip(layers, sizes, strict=True))
     keys = sum(layer.num_key_value_heads * size for layer, size in zip(layers, sizes, strict=True))
-    return queries // len(layers), 2 * keys // len(layers)
+    return queries // len(kinds), 2 * keys // len(kinds)
 
 
 @dataclass(frozen=True)
@@ -233,4 +236,8 @@ def model_size(model: str | Path) -> ModelSize:
     is_elsewhere = isinstance(model, Path) or "/" in str(model) or Path(model).exists()
     if str(model) not in known and not is_elsewhere:
         raise FinemoeError(f"unknown model {model!r}; {suggestion(model, known)}, or give a config.json, a folder or a hub id")
-    return size_named(str(model)) if str(model) in known else ModelSize.from_config(model, str(model))
+    if str(model) in known:
+        return size_named(str(model))
+    source = Path(config_source(str(model)))
+    is_included = source.parent == MODEL_CONFIGS and source.suffix == ".json"
+    return size_named(source.stem) if is_included else ModelSize.from_config(str(source), str(model))

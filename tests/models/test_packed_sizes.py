@@ -70,7 +70,7 @@ def test_what_a_quantisation_leaves_out_is_not_packed(told, all_bytes):
 
 
 def test_experts_that_are_not_packed_count_as_before():
-    geometry = Geometry.from_config(MODEL_CONFIGS / "gpt-oss-20b.json")
+    geometry = Geometry.from_config(MODEL_CONFIGS / "gpt-oss-20b-bf16.json")
     assert geometry.expert_format == "bf16"
     assert geometry.expert_bytes == geometry.unpacked_expert_bytes == 2 * geometry.expert_params
     assert geometry.all_experts_bytes == 24 * 32 * geometry.expert_bytes

@@ -139,7 +139,7 @@ def gpt_oss_parts(path: Path, folds: Sequence[int] = REPORTED_FOLDS, num_request
     fold = fold_of(trace.num_requests)
     for number in folds:
         mine, others = np.flatnonzero(fold == number)[:num_requests], np.flatnonzero(fold != number)
-        yield Part(f"gpt-oss-20b, fold {number}", trace.select(mine), trace.select(others))
+        yield Part(f"gpt-oss-20b, fold {number}", trace.select(mine), trace.select(others), gpt_oss.UNPACKED)
 
 
 def gemma_part(path: Path) -> Part:

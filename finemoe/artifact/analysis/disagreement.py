@@ -30,6 +30,7 @@ def disagreement_table(
     training_requests: Sequence[int],
     prefetch_distance: int = 3,
     store_capacity: int = 1000,
+    model: str | None = None,
 ) -> pd.DataFrame:
     """FineMoE and ProMoE under varied assumptions.
 
@@ -40,10 +41,11 @@ def disagreement_table(
         capacities: values of C, the capacity of FineMoE's store, in maps.
         training_requests: numbers of requests of the history that ProMoE learns from.
         prefetch_distance, store_capacity: d in layers and C in maps where they are not varied.
+        model: the model that supplies sizes, as in `replay`.
     Returns:
         Rows (assumption, value, system, and the columns of `analysis.latency.means`); value is a text.
     """
-    shared: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity}
+    shared: dict[str, Any] = {"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "model": model}
     ours, theirs = ({name: LATENCY_SYSTEMS[name]} for name in (_OURS, _THEIRS))
 
     def row(

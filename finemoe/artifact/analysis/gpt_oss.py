@@ -19,7 +19,7 @@ from finemoe.artifact.analysis.latency import distance_table, systems_on_testbed
 from finemoe.artifact.analysis.prediction import prediction_table
 from finemoe.artifact.analysis.system_tables import ABLATION, EVICTIONS, eviction_systems, system_table
 from finemoe.artifact.plotting import save_table
-from finemoe.importers.gpt_oss import MODEL, load_gpt_oss, sample_path
+from finemoe.importers.gpt_oss import MODEL, UNPACKED, load_gpt_oss, sample_path
 from finemoe.paths import DATA
 from finemoe.simulation.synthetic import statistics_of
 from finemoe.simulation.systems import SYSTEMS
@@ -44,15 +44,18 @@ def reference_tables(routing: RoutingTrace, store_capacity: int = 1000) -> dict[
         "f14b": system_table(history, served, eviction_systems(EVICTIONS), [0.25], **settings),
         "compare_systems": system_table(history, served, SYSTEMS, EXPERT_MEMORIES, **settings),
         "simulated": simulated_table(history, served, settings),
-        "disagreement": disagreement_table(history, served, TESTBED, 0.25, CAPACITIES, TRAINING_REQUESTS, **settings),
+        "disagreement": disagreement_table(
+            history, served, TESTBED, 0.25, CAPACITIES, TRAINING_REQUESTS, **settings, model=UNPACKED
+        ),
         "coverage": coverage_table(*recorded_maps(routing)),
         "statistics": pd.DataFrame([asdict(statistics_of(routing))]),
-        "f15": distance_table(history, served, TESTBED, 0.25, range(1, 9), store_capacity),
+        "f15": distance_table(history, served, TESTBED, 0.25, range(1, 9), store_capacity, model=UNPACKED),
     }
 
 
 def simulated_table(history: RoutingTrace, served: RoutingTrace, settings: dict[str, Any]) -> pd.DataFrame:
     """Every system on both testbeds of the paper, one row per request."""
+    settings = {**settings, "model": UNPACKED}
     paper = systems_on_testbed(history, served, TESTBED, SIMULATED_MEMORIES, CACHE_LIMITS_GB, **settings)
     return pd.concat(
         [paper, systems_on_testbed(history, served, HIGH_END, SIMULATED_MEMORIES, [], **settings)], ignore_index=True

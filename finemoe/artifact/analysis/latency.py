@@ -119,12 +119,13 @@ def distance_table(
     prefetch_distances: Sequence[int],
     store_capacity: int = 1000,
     seed: int = 0,
+    model: str | None = None,
 ) -> pd.DataFrame:
     """FineMoE, the oracle and on-demand loading at every prefetch distance, one row per request (Fig. 15)."""
 
     def table_of(names: Sequence[str], distance: int) -> pd.DataFrame:
         systems = {name: LATENCY_SYSTEMS[name] for name in names}
-        return latency_table(history, served, systems, hardware, [expert_memory], distance, store_capacity, seed)
+        return latency_table(history, served, systems, hardware, [expert_memory], distance, store_capacity, seed, model)
 
     on_demand = table_of(["on-demand (LRU)"], prefetch_distances[0])  # does not depend on the distance
     tables = [pd.concat([table_of(["FineMoE", "oracle"], d), on_demand], ignore_index=True) for d in prefetch_distances]

@@ -33,7 +33,9 @@ def draw(summary: pd.DataFrame, gains: pd.DataFrame, testbed: str) -> "Figure":
     fig, axes = grid(2, len(models), 2.6, 5, height_ratios=[1.5, 1], sharex="col")
     for upper, lower, model in zip(*axes, models, strict=True):
         part, gained = (table[(table.model == model) & (table.dataset == first[model])] for table in (summary, gains))
-        _draw_tpot(upper, part, size_named(model).all_experts_bytes / 1e9)
+        size = size_named(model)
+        in_bf16 = size.num_layers * size.num_experts * size.unpacked_bytes  # as they are simulated
+        _draw_tpot(upper, part, in_bf16 / 1e9)
         _draw_gains(lower, gained[gained.quantity == "tpot_s"])
         upper.set_title(panel_title(model))
         _set_sizes((upper, lower), sorted(part.cache_limit_gb.unique()))
