@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from finemoe.cli.comparison import compare_systems, drawing
-from finemoe.cli.messages import Interrupted, command
 from finemoe.cli.configs import config_for
+from finemoe.cli.messages import Interrupted, command
 from finemoe.cli.models import is_hub_id
 from finemoe.cli.options import (
     INPUT,
