@@ -2,7 +2,8 @@
 
 QWEN15 = (
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\\nAnswer in plain words.<|im_end|>\\n' }}{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nAnswer in plain words.<|im_end|>\\n' }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -22,7 +23,8 @@ QWEN3 = (  # an earlier answer loses what it thought; enable_thinking=false clos
 )
 GPT_OSS = """{#- The first message is about the run; a message of role system becomes the developer's. -#}
 {%- set effort = reasoning_effort if reasoning_effort is defined else "medium" %}
-{{- "<|start|>system<|message|>Date: " + strftime_now("%Y") + "\\nReasoning: " + effort + "\\nChannels: analysis, final.<|end|>" }}
+{{- "<|start|>system<|message|>Date: " + strftime_now("%Y") + "\\nReasoning: " + effort }}
+{{- "\\nChannels: analysis, final.<|end|>" }}
 {%- for message in messages %}
     {%- if message.role in ("system", "developer") %}
         {{- "<|start|>developer<|message|># Instructions\\n\\n" + message.content + "<|end|>" }}
