@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from finemoe.units import format_bytes
+from finemoe.draft_counts import NO_DRAFTS, DraftCounts
+from finemoe.report_rows import rows_of
 
 PREFETCHED, DEMANDED, WASTED, NUM_MOVED = range(4)  # indices into `Counters.moved`
 
@@ -19,7 +20,7 @@ class RequestReport:
         prefetched_bytes, demand_bytes, wasted_bytes: loaded ahead; loaded on demand; prefetched and evicted unused meanwhile.
         stall_s: time that inference waited for weights. ttft_s: duration of the prefill, NaN if unknown.
         tpot_s: mean duration of a decode step, NaN if unknown. num_decode_steps: number of decode steps.
-        padding_accesses, padding_bytes, num_unknown_steps: see Report.
+        padding_accesses, padding_bytes, num_unknown_steps, drafts: see Report.
     """
 
     accesses: int
@@ -36,6 +37,7 @@ class RequestReport:
     padding_accesses: int = 0
     padding_bytes: int = 0
     num_unknown_steps: int = 0
+    drafts: DraftCounts = NO_DRAFTS
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Counters:
             demand; prefetched and evicted unused. prefetched_bytes, demand_bytes, wasted_bytes: sums since the last reset.
         stall_s: time that inference waited for weights.
         padding_accesses, padding_bytes: experts that only padding selected, and the bytes loaded for them.
+        drafts: see Report. num_resets: how often the counters were reset.
         ttft_s, tpot_s: durations of prefills and of decode steps, in order, for iterations known to be one or the other.
         num_prefills, num_decode_steps, num_unknown_steps: see Report.
         skipped_iterations: iterations that the policy did not see because the matcher was too far behind.
@@ -65,6 +68,8 @@ class Counters:
     stall_s: float = field(init=False)
     padding_accesses: int = field(init=False)
     padding_bytes: int = field(init=False)
+    drafts: DraftCounts = field(init=False)
+    num_resets: int = field(init=False, default=-1)
     ttft_s: list[float] = field(init=False)
     tpot_s: list[float] = field(init=False)
     num_prefills: int = field(init=False)
@@ -87,6 +92,7 @@ class Counters:
         self.skipped_iterations = 0
         self._moved_before = [moved.copy() for moved in self.moved]
         self.padding_accesses = self.padding_bytes = 0
+        self.drafts, self.num_resets = NO_DRAFTS, self.num_resets + 1
         self.num_prefills = self.num_decode_steps = self.num_unknown_steps = 0
         self.stall_s = self._prefill_s = self._decode_s = 0.0
         self.ttft_s, self.tpot_s = [], []
@@ -106,8 +112,8 @@ class Counters:
 
     @property
     def demand_bytes(self) -> int:
-        """Bytes loaded on demand."""
-        return self._moved(DEMANDED)
+        """Bytes loaded on demand, other than for rejected drafts alone."""
+        return self._moved(DEMANDED) - self.drafts.rejected_bytes
 
     @property
     def wasted_bytes(self) -> int:
@@ -147,6 +153,10 @@ class Counters:
         self.tpot_s.append(duration_s)
         self._decode_s += duration_s
 
+    def count_drafts(self, counts: DraftCounts) -> None:
+        """Count drafts."""
+        self.drafts = self.drafts.plus(counts)
+
     def requests(self) -> tuple[RequestReport, ...]:
         """Every request since the last reset, by number."""
         counts = {**self._requests, **self._running()}
@@ -157,7 +167,9 @@ class Counters:
         if self._current is None:
             return {}
         totals, before = self._totals(), self._requests.get(self._current, {})
-        return {self._current: {name: totals[name] - self._mark[name] + before.get(name, 0) for name in totals}}
+        since = {name: totals[name] - self._mark[name] + before.get(name, 0) for name in totals if name != "drafts"}
+        drafts: DraftCounts = totals["drafts"].minus(self._mark["drafts"])
+        return {self._current: since | {"drafts": drafts.plus(before.get("drafts", NO_DRAFTS))}}
 
     def _totals(self) -> dict[str, Any]:
         return {
@@ -176,6 +188,7 @@ class Counters:
             "timed_steps": len(self.tpot_s),
             "num_decode_steps": self.num_decode_steps,
             "num_unknown_steps": self.num_unknown_steps,
+            "drafts": self.drafts,
         }
 
 
@@ -200,6 +213,7 @@ class Report:
         num_prefills, num_decode_steps: how many of each.
         num_unknown_steps: iterations that are not known to be entirely a prefill or a decode step; neither mean includes them.
         padding_accesses, padding_bytes: experts that only padding selected, and bytes loaded for them; no other count has them.
+        drafts: what became of drafted tokens, and the experts that only rejected ones selected; no other count has these.
         skipped_iterations: iterations that the policy did not see because its matcher was too far behind.
         layer_hits, layer_late, layer_misses: per MoE layer. requests: the same per request.
     """
@@ -226,6 +240,7 @@ class Report:
     num_unknown_steps: int = 0
     padding_accesses: int = 0
     padding_bytes: int = 0
+    drafts: DraftCounts = NO_DRAFTS
 
     @classmethod
     def of(
@@ -254,6 +269,7 @@ class Report:
             num_unknown_steps=counters.num_unknown_steps,
             padding_accesses=counters.padding_accesses,
             padding_bytes=counters.padding_bytes,
+            drafts=counters.drafts,
         )
 
     @property
@@ -281,34 +297,22 @@ class Report:
         """Hits / accesses; NaN if there were no accesses."""
         return _ratio(self.hits, self.accesses)
 
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens that a decode step generates for a sequence: 1 without drafts; NaN if it is unknown."""
+        return self.drafts.tokens_per_step(self.num_decode_steps)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain types, ready for JSON: policy and memory, the totals, and the rest."""
         rest = asdict(self)
         decided = {name: rest.pop(name) for name in ("policy", "eviction", "expert_memory_bytes")}
-        totals = {name: getattr(self, name) for name in ("accesses", "hits", "late", "misses", "hit_rate")}
+        totals = {name: getattr(self, name) for name in ("accesses", "hits", "late", "misses", "hit_rate", "tokens_per_step")}
         everything = {**decided, **totals, **rest}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in everything.items()}
 
     def rows(self) -> list[tuple[str, str]]:
         """The totals as (name, value with unit) pairs, for a table."""
-        rows = [
-            ("policy / eviction", f"{self.policy} / {self.eviction}"),
-            ("expert memory", format_bytes(self.expert_memory_bytes)),
-            ("hit rate", f"{self.hit_rate:.1%}  ({self.hits} of {self.accesses} accesses)"),
-            ("late / misses", f"{self.late} / {self.misses}"),
-            ("recall at K", recall_text(self.recall_at_k)),
-            ("loaded on demand", format_bytes(self.demand_bytes)),
-            ("prefetched", f"{format_bytes(self.prefetched_bytes)}  ({format_bytes(self.wasted_bytes)} evicted unused)"),
-            ("waited for weights", f"{self.stall_s:.3f} s"),
-            ("TTFT", _seconds(self.ttft_s, self.num_prefills, "prefills", self.num_unknown_steps)),
-            ("TPOT", _seconds(self.tpot_s, self.num_decode_steps, "decode steps", self.num_unknown_steps)),
-        ]
-        if self.num_unknown_steps:
-            rows.append(("not timed", f"{self.num_unknown_steps} iterations, not known to be a prefill or a decode step alone"))
-        if self.padding_accesses:
-            padding = f"{self.padding_accesses} accesses, {format_bytes(self.padding_bytes)} loaded, not counted above"
-            rows.append(("padding alone", padding))
-        return rows
+        return rows_of(self)
 
     def summary(self) -> str:
         """The totals as aligned text."""
@@ -317,18 +321,5 @@ class Report:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def recall_text(recall_at_k: float) -> str:
-    """A recall in the form that every table uses."""
-    return "no predictions" if np.isnan(recall_at_k) else f"{recall_at_k:.1%}"
-
-
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else float("nan")
-
-
-def _seconds(mean_s: float, count: int, of: str, num_unknown: int) -> str:
-    if not count:
-        return f"no {of}"
-    if np.isnan(mean_s):
-        return f"unknown  ({count} {of}, none timed)"
-    return f"{mean_s * 1e3:.2f} ms  (mean of {'the timed ones among ' if num_unknown else ''}{count} {of})"

@@ -41,7 +41,7 @@ def print_systems(setting: Setting, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _instant(rows: Sequence[dict[str, Any]]) -> Any:
-    from finemoe.report import recall_text
+    from finemoe.report_rows import recall_text
 
     is_one = rows[0]["num_requests"] == 1
     columns = ["hit rate" if is_one else "hit rate [95 %]", "recall", "on demand", "used", "unused"]
@@ -84,7 +84,7 @@ def print_system(setting: Setting, memory: float | str, report: Any) -> None:
 
 def _counts(report: Any) -> list[tuple[str, str]]:
     """The rows of a report that counts experts."""
-    from finemoe.report import recall_text
+    from finemoe.report_rows import recall_text
 
     return [
         ("policy / eviction", f"{report.policy} / {report.eviction}"),

@@ -48,10 +48,10 @@ class DeviceMemories:
             self._resident = [[self._weights(layer, e) for e in range(count)] for layer, count in enumerate(self.counts)]
         return self._resident[layer]
 
-    def start_iteration(self, iteration: int) -> None:
+    def start_iteration(self, iteration: int, is_streamed: bool) -> None:
         """See `ExpertMemory.start_iteration`."""
         for memory in self.memories:
-            memory.start_iteration(iteration)
+            memory.start_iteration(iteration, is_streamed)
 
     def post(self, iteration: int | None, predictions: Sequence[Prediction]) -> None:
         """Pass the predictions of the iteration with this number to every device; each loads the experts that it owns. See
@@ -164,6 +164,12 @@ class Leases:
     def experts(self) -> list[int]:
         """The demanded experts, ascending."""
         return sorted(expert for lease in self._leases for expert in lease.experts)
+
+    @property
+    def found(self) -> list[int]:
+        """See Lease."""
+        states = {expert: state for lease in self._leases for expert, state in zip(lease.experts, lease.found, strict=True)}
+        return [states[expert] for expert in self.experts]
 
     @property
     def num_hits(self) -> int:

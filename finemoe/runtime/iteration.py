@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from finemoe.cache.state import RESIDENT
+from finemoe.draft_counts import DraftCounts
 from finemoe.errors import EngineError
 from finemoe.maps.expert_map import lookahead_width
 from finemoe.report import Counters
@@ -18,6 +20,9 @@ from finemoe.runtime.lookahead import AheadOutput, Choice
 from finemoe.runtime.phases import Forward, Phase
 
 if TYPE_CHECKING:
+    from finemoe.runtime.devices import Leases
+    from finemoe.runtime.drafts import Drafts
+    from finemoe.runtime.lease import Lease
     from finemoe.runtime.observer import Observer
     from finemoe.runtime.parts import Parts
 
@@ -51,9 +56,9 @@ class Iteration:
         self.router_weights: dict[int, torch.Tensor] = {}
 
     @property
-    def has_rows(self) -> bool:
-        """Whether any row counts."""
-        return self.num_rows > 0 if self.rows is None else len(self.rows) > 0
+    def num_counting(self) -> int:
+        """Number of rows that count."""
+        return self.num_rows if self.rows is None else len(self.rows)
 
     def require_numbers(self) -> None:
         """Check that no router emitted NaN.
@@ -69,6 +74,17 @@ class Iteration:
         raise EngineError(
             f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite; check both"
         )
+
+    def note_demand(self, layer: int, selected: np.ndarray, lease: "Lease | Leases") -> None:
+        """Note what a layer demanded, in case drafts turn out to be rejected."""
+        if self.forward.drafts is not None:
+            self.forward.drafts.note(layer, selected, lease.experts, lease.found)
+
+    def note_all_resident(self, layer: int, selected: np.ndarray, experts: np.ndarray) -> None:
+        """The same of a layer whose experts stay in their slots for good."""
+        if self.forward.drafts is not None:
+            distinct = np.unique(experts).tolist()
+            self.forward.drafts.note(layer, selected, distinct, [RESIDENT] * len(distinct))
 
     def _has_nan(self, layer: int) -> bool:
         weights = self.router_weights[layer]
@@ -105,6 +121,9 @@ class Durations:
             self._prefills_s[request] = prefill_s + duration_s
         elif phase is Phase.DECODE:
             counters.count_decode_step(duration_s)
+            if forward.drafts is not None:
+                forward.drafts.is_counted = True
+                counters.count_drafts(DraftCounts(num_steps=1, num_open_steps=1))
         else:  # also a piece whose start was not seen or came before a reset
             counters.num_decode_steps += phase is Phase.SEVERAL
             counters.num_unknown_steps += 1
@@ -215,17 +234,50 @@ class Iterations:
         self.recover()
         self._end_publishing()
         self.raise_failures()
+        if forward.settled is not None:
+            self._settle(*forward.settled)
         self.current = iteration = Iteration(self.current.number + 1, forward, num_rows)
         self._parts.counters.enter_request(forward.request)
+        if forward.drafts is not None:
+            forward.drafts.num_resets = self._parts.counters.num_resets
         # If every expert is resident there is nothing to prefetch, so do not search; nor for a batch that is all padding.
         is_idle = self._parts.memories.is_all_resident and not self._parts.probe.always_accounts
-        iteration.is_published = self._parts.policy.needs_context and iteration.has_rows and not is_idle
-        self._parts.memories.start_iteration(iteration.number)
+        iteration.is_published = self._parts.policy.needs_context and iteration.num_counting > 0 and not is_idle
+        is_streamed = not is_idle and self._is_streamed(iteration)
+        if is_streamed:
+            with self.moving():
+                self._parts.memories.start_iteration(iteration.number, True)
+        else:
+            self._parts.memories.start_iteration(iteration.number, False)
         if iteration.is_published:
             with self.moving():
-                told = forward.phase.is_prefill, forward.starts_request
-                iteration.is_published = self._parts.matcher.publish_start(iteration.number, embeddings, *told, iteration.rows)
+                told = iteration.number, embeddings, forward.phase.is_prefill, forward.starts_request, iteration.rows
+                iteration.is_published = self._parts.matcher.publish_start(*told, is_streamed)
             self._parts.counters.skipped_iterations += not iteration.is_published
+
+    def _is_streamed(self, iteration: Iteration) -> bool:
+        num_rows, least = iteration.num_counting, self._parts.setup.stream_prompts_from
+        if least is None or num_rows < least:  # as for every token
+            return False
+        return self._parts.policy.streams(num_rows, iteration.forward.phase.is_prefill)
+
+    def _settle(self, drafts: "Drafts", num_rejected: int) -> None:
+        """Some drafts of an earlier step were rejected: what they alone demanded is no hit or miss of a request."""
+        counters, layouts = self._parts.counters, self._parts.memories.memories[0].records.layouts
+        if drafts.num_resets != counters.num_resets:
+            return  # its demand was counted before the counters were reset
+        counters.enter_request(drafts.request)
+        num_accesses = num_bytes = 0
+        for layer, hits, late, misses in drafts.rejected(num_rejected):
+            counters.hits[layer] -= hits
+            counters.late[layer] -= late
+            counters.misses[layer] -= misses
+            num_accesses += hits + late + misses
+            num_bytes += misses * layouts[layer].nbytes
+        counters.count_drafts(DraftCounts(rejected_accesses=num_accesses, rejected_bytes=num_bytes))
+        if drafts.is_counted:
+            accepted = drafts.num_drafts - num_rejected
+            counters.count_drafts(DraftCounts(num_open_steps=-1, num_drafts=drafts.num_drafts, num_accepted=accepted))
 
     def _start_past_the_embedding(self, num_rows: int, observer: "Observer") -> None:
         before, forward, is_inside = self.current, observer.forward, observer.is_inside

@@ -123,6 +123,7 @@ class LayerRunner:
         is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
         if is_idle and not iteration.is_published and not needs_slots:
             parts.counters.hits[index] += parts.memories.use(index, chosen)
+            iteration.note_all_resident(index, selected, chosen)
             return Resident(parts.memories.resident_weights(index))
         lease = parts.memories.demand(index, chosen, aside)
         num_recalled = lease.num_recalled
@@ -132,6 +133,7 @@ class LayerRunner:
         parts.counters.hits[index] += lease.num_hits
         parts.counters.late[index] += lease.num_late
         parts.counters.misses[index] += lease.num_misses
+        iteration.note_demand(index, selected, lease)
         if iteration.is_published:
             scores = scores_of(router_output, top_k_index)
             sizes = index, self._layer.num_experts, parts.setup.num_experts

@@ -29,7 +29,7 @@ class Lease:
         experts, aside: as in `ExpertMemory.demand`.
     Attributes:
         experts: the demanded experts, ascending.
-        num_hits, num_late, num_misses: what the gate found when it fired.
+        found: the state of each of them when the gate fired. num_hits, num_late, num_misses: how many were in each state.
         num_recalled: how many of them were ranked among the first n, or -1 if nothing was predicted for the layer.
     """
 
@@ -41,15 +41,17 @@ class Lease:
         memory.check()
         found = transitions.demand(memory.board.places, layer, experts, memory.told)
         count, self.num_misses, goes_on, self.num_recalled = found
-        self.experts, self._found, slots, marks = memory.told[:, :count].tolist()
+        self.experts, self.found, slots, marks = memory.told[:, :count].tolist()
         self._slots = dict(zip(self.experts, slots, strict=True))
-        self.num_hits = self._found.count(RESIDENT)
+        self.num_hits = self.found.count(RESIDENT)
         self.num_late = count - self.num_hits - self.num_misses
         self._late: set[int] = set()
         self._loads: dict[int, int] = {}  # marks of the loads in flight
         self._missing: list[int] = []  # without a slot
         if self.num_hits < count:
             self._sort_out(slots, marks, goes_on)
+        if memory.is_streamed:
+            memory.load_in_line()
         if self.num_misses:
             memory.counters.stall_s += time.perf_counter() - begin_s
 
@@ -113,7 +115,7 @@ class Lease:
         """Classify the experts that are not resident: this layer or a prefetch loads them, or they have no slot yet."""
         places = self._memory.board.places
         try:
-            for expert, found, slot, mark in zip(self.experts, self._found, slots, marks, strict=True):
+            for expert, found, slot, mark in zip(self.experts, self.found, slots, marks, strict=True):
                 if found == LOADING:
                     self._late.add(expert)
                 elif found == ABSENT and (slot == NO_SLOT or self._missing):

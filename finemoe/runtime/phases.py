@@ -1,9 +1,9 @@
 """Classifies a forward from its arguments before anything is computed: a prefill, a decode step, or neither; its request; and
 which of its rows are padding (docs/metrics.md defines the terms).
 
-A cache identifies a request. The arguments are ambiguous only if several tokens are fed over a cache that already holds some:
-these may be the rest of a prompt, a new turn, or drafts to be verified. Then Transformers' own generation decides, if it is the
-caller.
+A cache identifies a conversation, and every turn of it is a request. The arguments are ambiguous only if several tokens are fed
+over a cache that already holds some: these may be the rest of a prompt, a new turn, or drafts to be verified. Then Transformers'
+own generation decides, if it is the caller.
 """
 
 import inspect
@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
+
+from finemoe.runtime.drafts import Drafts
 
 _STEPS_REMEMBERED = 64  # how many steps a sequence of a continuous batch may pause; later, another sequence may match its end
 _CACHE_NAMES = ("past_key_values", "cache_params", "past_key_value", "cache")
@@ -46,14 +48,19 @@ class Forward:
     Attributes:
         phase: its kind.
         request: number of its request, from 0 on.
-        starts_request: whether the request starts with this forward.
+        starts_request: whether what policies know of a request starts anew: the request starts with this forward, and is not a
+            further turn over a cache that the engine knows.
         rows: indices of the token rows that are not padding, or None if no row is.
+        drafts: what it verifies, or None. How many are accepted is known later.
+        settled: the drafts that the last forward over the same cache verified, and how many of them were rejected.
     """
 
     phase: Phase
     request: int
     starts_request: bool
     rows: torch.Tensor | None = None
+    drafts: Drafts | None = None
+    settled: tuple[Drafts, int] | None = None
 
 
 class Call:
@@ -171,18 +178,24 @@ class Requests:
     def __init__(self) -> None:
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by cache
         self._progress: weakref.WeakKeyDictionary[Any, Progress] = weakref.WeakKeyDictionary()  # by cache of packed sequences
+        self._drafts: weakref.WeakKeyDictionary[Any, Drafts] = weakref.WeakKeyDictionary()  # by cache, until it is fed again
         self._next = 0
 
     def forward(self, call: Call, batch: int, num_tokens: int) -> Forward:
         """Classify a forward over [batch, num_tokens] tokens."""
         if call.packed is not None and batch == 1:
             return self._packed(call, call.packed, num_tokens)
-        phase, starts = _phase(call, num_tokens)
-        number = None if starts else self._number_of(call.cache)
+        step = _generation_step(call.cache)
+        phase, is_turn = _phase(call, num_tokens, step)
+        known = self._number_of(call.cache)
         counts = call.padding(batch, num_tokens)
         rows = None if counts is None or bool(counts.all()) else counts.flatten().nonzero().flatten()
-        starts = number is None
-        return Forward(phase, self._new(call.cache) if number is None else number, starts, rows)
+        number = self._new(call.cache) if known is None or is_turn else known
+        drafts, settled = None, self._settled(call)
+        if step is not None and step.num_drafts and call.past_tokens is not None:
+            drafts = Drafts(number, call.past_tokens, num_tokens, step.num_drafts)
+            self._note(self._drafts, call.cache, drafts)
+        return Forward(phase, number, known is None or call.past_tokens == 0, rows, drafts, settled)
 
     def unknown(self) -> Forward:
         """Classify a layer that is called by itself: it counts towards the last request."""
@@ -201,6 +214,12 @@ class Requests:
         rows = None if packed.num_rows == num_tokens else torch.arange(packed.num_rows)
         number = self._number_of(call.cache)
         return Forward(phase, self._new(call.cache) if number is None else number, number is None or starts, rows)
+
+    def _settled(self, call: Call) -> tuple[Drafts, int] | None:
+        """The drafts that were fed last over this cache, and how many of them it no longer holds."""
+        drafts = self._drafts.pop(call.cache, None) if _is_reference(call.cache) else None
+        num_rejected = None if drafts is None or call.past_tokens is None else drafts.num_rejected(call.past_tokens)
+        return None if drafts is None or num_rejected is None else (drafts, num_rejected)
 
     def _number_of(self, cache: Any) -> int | None:
         return self._numbers.get(cache) if _is_reference(cache) else None
@@ -232,19 +251,25 @@ def length_of(cache: Any) -> int | None:
             return None
 
 
-def _phase(call: Call, num_tokens: int) -> tuple[Phase, bool]:
-    """The phase, and whether a request certainly starts."""
+def _phase(call: Call, num_tokens: int, step: "_GenerationStep | None") -> tuple[Phase, bool]:
+    """The phase, and whether a prompt certainly starts: a request's first, or that of a further turn."""
     if call.past_tokens is None:
         return Phase.UNKNOWN, False
     if call.past_tokens == 0:
         return Phase.PREFILL, True
-    step = _generation_step(call.cache)
-    if step is not None:
-        is_first, is_later_piece = step
-        if not is_first:
-            return Phase.DECODE, False
-        return (Phase.PIECE, False) if is_later_piece else (Phase.PREFILL, True)
-    return (Phase.DECODE if num_tokens == 1 else Phase.SEVERAL), False
+    if step is None:
+        return (Phase.DECODE if num_tokens == 1 else Phase.SEVERAL), False
+    if not step.feeds_prompt:
+        return Phase.DECODE, False
+    return (Phase.PIECE, False) if step.is_later_piece else (Phase.PREFILL, True)
+
+
+class _GenerationStep(NamedTuple):
+    """What a `generate` that feeds a cache is about to do."""
+
+    feeds_prompt: bool
+    is_later_piece: bool
+    num_drafts: int
 
 
 @cache
@@ -254,16 +279,18 @@ def _generation_codes() -> frozenset[Any]:
     return frozenset(inspect.unwrap(function).__code__ for function in functions if function is not None)
 
 
-def _generation_step(cache: Any) -> tuple[bool, bool] | None:
-    """For the `generate` that feeds this cache: whether it feeds its prompt, and whether this is a later piece of it. None if no
-    `generate` feeds it or its state is unknown."""
+def _generation_step(cache: Any) -> _GenerationStep | None:
+    """The step of the `generate` that feeds this cache; None if none does or its state is unknown."""
+    if cache is None:
+        return None
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code in _generation_codes():
             known = frame.f_locals
             if known.get("cache") is not cache or "is_first_iteration" not in known:
                 return None
-            return bool(known["is_first_iteration"]), known.get("chunk_idx", 0) > 0
+            num_drafts = known.get("candidate_length", 0) if frame.f_code.co_name == "_assisted_decoding" else 0
+            return _GenerationStep(bool(known["is_first_iteration"]), known.get("chunk_idx", 0) > 0, num_drafts)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

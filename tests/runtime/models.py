@@ -1,5 +1,7 @@
 """Tiny random models of the three families and an odd one, for tests of the runtime."""
 
+import copy
+
 import torch
 from transformers import (
     GptOssConfig,
@@ -57,3 +59,13 @@ def padded_batch(rows: int = 3, width: int = 9) -> dict[str, torch.Tensor]:
     for row in range(rows - 1):
         mask[row, : 2 + row] = 0
     return {"input_ids": tokens * mask, "attention_mask": mask}
+
+
+def half_right(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that says nearly the same, so that some of its drafts are accepted and some are not."""
+    draft = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return draft

@@ -125,7 +125,7 @@ def test_drafts_that_are_verified_are_decode_steps(helper):
         assert (drafting.num_prefills, drafting.num_unknown_steps, len(drafting.requests)) == (1, 0, 1)
 
 
-def test_a_turn_over_a_kept_cache_is_a_request():
+def test_a_turn_over_a_kept_cache_is_a_request_that_continues_the_last_one():
     model = build("mixtral")
     with finemoe.offload(model, 0.3, asynchronous=False) as engine:
         spy, cache = Spy(engine), DynamicCache(config=model.config)
@@ -134,7 +134,7 @@ def test_a_turn_over_a_kept_cache_is_a_request():
         model.generate(torch.cat([second, IDS[:, :0]], 1), **TOKENS, past_key_values=cache)  # it only goes on: one token is new
         report = engine.report()
     turn = [True, *[False] * 5]
-    assert (spy.prefills, spy.starts) == (turn * 3, turn * 3)
+    assert (spy.prefills, spy.starts) == (turn * 3, [True, *[False] * 17])
     assert (report.num_prefills, report.num_decode_steps, report.num_unknown_steps) == (3, 15, 0)
     assert [one.num_decode_steps for one in report.requests] == [5, 5, 5]
 

@@ -17,7 +17,7 @@ import finemoe
 from finemoe.errors import FinemoeError
 from finemoe.traces import DECODE, PREFILL
 from tests.runtime import families
-from tests.runtime.models import build
+from tests.runtime.models import build, half_right
 from tests.runtime.recording_matrix import RIGHT, outcomes
 from tests.runtime.recordings import MODES, PROMPTS, TOLERANCE, Characters, configured, differences, side_by_side
 
@@ -230,16 +230,6 @@ def test_beams_end_where_each_of_them_ended(by_config):
 
 
 # Drafts: of another model, of the prompt, and of the model itself.
-
-
-def half_right(model):
-    """A model that says nearly the same, so that some of its drafts are accepted and some are not."""
-    draft = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in draft.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return draft
 
 
 def fed_and_recorded(model, prompts, **options):
