@@ -1,0 +1,99 @@
+"""The requests that the server holds: whether they wait or run, what they have generated, and whether to give them up."""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from finemoe.serving.refusals import Cancelled
+
+CURRENT: ContextVar["RunningRequest"] = ContextVar("finemoe_request")  # of the asyncio task that answers
+
+
+class RunningRequest:
+    """One request from its arrival to its answer.
+
+    Args:
+        endpoint: its path, such as "/v1/completions".
+    Attributes:
+        id: its number, in the answer and in its headers.
+        options: the checked fields of its body; empty before they are read.
+        has_begun: whether its prompt was accepted for generation.
+        failure: what ended its generation, or None.
+        prompt_tokens, generated_tokens: how many so far.
+        ttft_s: from its arrival to the first token; None before it.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.id, self.endpoint = uuid.uuid4().hex, endpoint
+        self.options: dict[str, Any] = {}
+        self.has_begun = self.is_computing = False
+        self.failure: Exception | None = None
+        self.prompt_tokens = self.generated_tokens = 0
+        self.ttft_s: float | None = None
+        self.token_times_s: list[float] = []  # between a token and the one before it
+        self._arrived_s = self._last_s = time.perf_counter()
+        self._reason: str | None = None
+
+    def cancel(self, reason: str) -> None:
+        """Give the request up: `generate` ends before its next layer."""
+        self._reason = self._reason or reason
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was given up."""
+        return self._reason is not None
+
+    def require_wanted(self) -> None:
+        """Raise Cancelled if it was given up."""
+        if self._reason is not None:
+            raise Cancelled(self._reason)
+
+    def note_tokens(self, count: int) -> None:
+        """Count generated tokens."""
+        now_s = time.perf_counter()
+        if self.ttft_s is None:
+            self.ttft_s = now_s - self._arrived_s
+        elif count:
+            self.token_times_s += [(now_s - self._last_s) / count] * count
+        self._last_s = now_s
+        self.generated_tokens += count
+
+
+class RunningRequests:
+    """All requests that are waiting or computing. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock, self._requests = threading.Lock(), set[RunningRequest]()
+        self._refusing: str | None = None
+
+    @contextmanager
+    def one_more(self, endpoint: str) -> Iterator[RunningRequest]:
+        """A request that is here during the block."""
+        request = RunningRequest(endpoint)
+        with self._lock:
+            self._requests.add(request)
+            if self._refusing is not None:
+                request.cancel(self._refusing)
+        try:
+            yield request
+        finally:
+            with self._lock:
+                self._requests.remove(request)
+
+    def cancel_all(self, reason: str) -> None:
+        """Give up all requests, and those that still come."""
+        with self._lock:
+            self._refusing = reason
+            for request in self._requests:
+                request.cancel(reason)
+
+    def counts(self) -> tuple[int, int]:
+        """How many compute, and how many wait for their turn."""
+        with self._lock:
+            accepted = [request for request in self._requests if request.has_begun]
+        computing = sum(request.is_computing for request in accepted)
+        return computing, len(accepted) - computing
