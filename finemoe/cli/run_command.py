@@ -8,28 +8,34 @@ from typing import Annotated, Any
 
 import typer
 
+from finemoe.cli.engine_options import (
+    Devices,
+    Dtype,
+    Eviction,
+    ExpertFormat,
+    ExpertMemory,
+    HostMemory,
+    Link,
+    PolicyName,
+    Slots,
+    Store,
+    load_options,
+)
 from finemoe.cli.messages import Interrupted, command
 from finemoe.cli.models import require_model
 from finemoe.cli.options import (
     INPUT,
-    MACHINE,
-    MEMORY,
     NO_TEXTS,
     OUTPUT,
-    OWN,
-    POLICY,
-    SYSTEMS,
     AsJson,
     Capacity,
     Distance,
     Model,
     PolicyOption,
     Seed,
-    loaded_store,
     memory_of,
     require_known,
 )
-from finemoe.cli.policy_options import options_by_policy
 from finemoe.cli.printing import print_json, print_table
 from finemoe.cli.progress import compiling_shown, is_watched, stage
 
@@ -41,55 +47,20 @@ def run(
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens to generate at most.", min=1, metavar="N", rich_help_panel=INPUT)
     ] = 64,
-    expert_memory: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="Share of all experts ('0.25'), or bytes per device ('6GiB').", rich_help_panel=MEMORY),
-    ] = "0.25",
-    host_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Experts kept in host memory, such as 8GiB; the rest stays on disk.", rich_help_panel=MEMORY
-        ),
-    ] = None,
-    expert_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FORMAT", help="Pack the experts while loading: mxfp4, fp8 or int8. Loses precision.", rich_help_panel=MEMORY
-        ),
-    ] = None,
-    slots: Annotated[
-        str,
-        typer.Option(metavar="KIND", help="'unpacked' keeps packed experts unpacked in memory as well.", rich_help_panel=MEMORY),
-    ] = "packed",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="TYPE", help="bfloat16, float16, float32, or auto: the type of the checkpoint.", rich_help_panel=MEMORY
-        ),
-    ] = "auto",
-    policy: Annotated[str, typer.Option(metavar="NAME", help=f"{SYSTEMS}, {OWN}.", rich_help_panel=POLICY)] = "finemoe",
+    expert_memory: ExpertMemory = "0.25",
+    host_memory: HostMemory = None,
+    expert_format: ExpertFormat = None,
+    slots: Slots = "packed",
+    dtype: Dtype = "auto",
+    policy: PolicyName = "finemoe",
     option: PolicyOption = NO_TEXTS,
-    eviction: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="lru, lfu, finemoe, ... Default: the rule of the policy.", rich_help_panel=POLICY),
-    ] = None,
+    eviction: Eviction = None,
     prefetch_distance: Distance = None,
     store_capacity: Capacity = 1000,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Expert Map Store to start from. Default: learn online.", rich_help_panel=POLICY),
-    ] = None,
+    store: Store = None,
     seed: Seed = 0,
-    num_devices: Annotated[
-        int,
-        typer.Option(
-            "--devices", metavar="N", help="GPUs that share the experts; without CUDA, memory pools.", rich_help_panel=MACHINE
-        ),
-    ] = 1,
-    link: Annotated[
-        str | None,
-        typer.Option(metavar="LINK", help="'paced:24GB/s' imitates such a link on a CPU.", rich_help_panel=MACHINE),
-    ] = None,
+    num_devices: Devices = 1,
+    link: Link = None,
     timeline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a timeline for Perfetto to this .json file.", rich_help_panel=OUTPUT),
@@ -106,12 +77,11 @@ def run(
     with stage("importing NumPy and Numba", is_shown):
         require_known([policy], eviction)
     require_model(model)
-    options: dict[str, Any] = {
-        **options_by_policy(option, [policy])[policy],
-        **{"policy": policy, "eviction": eviction, "history": loaded_store(store), "link": link, "dtype": dtype},
-        **{"host_memory": host_memory, "devices": num_devices, "prefetch_distance": prefetch_distance},
-        **{"store_capacity": store_capacity, "seed": seed, "expert_format": expert_format, "slots": slots},
-    }
+    options = load_options(
+        *(policy, option, store, num_devices),
+        **{"eviction": eviction, "link": link, "dtype": dtype, "host_memory": host_memory, "expert_format": expert_format},
+        **{"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed, "slots": slots},
+    )
     with stage("importing PyTorch and Transformers", is_shown):
         import finemoe
         from finemoe.runtime.generation import refusals_in_one_line

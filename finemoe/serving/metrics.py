@@ -31,9 +31,7 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(engine))
         registry.register(_RunningCollector(running))
-        self._requests = Counter(
-            "requests", "Answered requests.", ["endpoint", "status"], namespace=_PREFIX, registry=registry
-        )
+        self._requests = Counter("requests", "Answered requests.", ["endpoint", "status"], namespace=_PREFIX, registry=registry)
         self._cancelled = Counter("cancelled_requests", "Requests that were given up.", namespace=_PREFIX, registry=registry)
         self._prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", namespace=_PREFIX, registry=registry)
         self._generated_tokens = Counter("generated_tokens", "Tokens generated.", namespace=_PREFIX, registry=registry)
