@@ -5,6 +5,7 @@ Maps are stored as 16-bit fixed point (step 1/65535) and unit embeddings as sign
 (search.py).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,15 +125,32 @@ class ExpertMapStore:
             scores[rows] = cosines[np.arange(len(best)), best]
         return neighbours, scores
 
-    def save(self, path: str | Path) -> None:
-        """Write the store to one file, atomically."""
+    def state(self) -> dict[str, np.ndarray]:
+        """The records, by the names of the arrays that hold them; the last axis counts records."""
         used = len(self)
-        arrays: dict[str, np.ndarray] = {
+        return {
             "map_codes": self.map_codes[:, :, :used],
             "embedding_codes": self.embedding_codes[:, :used],
             "inverse_prefix_norms": self.inverse_prefix_norms[:, :used],
             "inverse_embedding_norms": self.inverse_embedding_norms[:used],
         }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Hold the records of another store's `state` instead, as many as fit.
+
+        Raises:
+            FinemoeError: they are of a model with other sizes.
+        """
+        kept = {name: state[name][..., : self.capacity] for name in self.state()}
+        for name, array in kept.items():
+            if array.shape[:-1] != getattr(self, name).shape[:-1]:
+                raise FinemoeError(f"the stored {name} are of shape {array.shape[:-1]}, not {getattr(self, name).shape[:-1]}")
+        self._size = kept["map_codes"].shape[-1]
+        for name, array in kept.items():
+            getattr(self, name)[..., : len(self)] = array
+
+    def save(self, path: str | Path) -> None:
+        """Write the store to one file, atomically."""
         meta = {
             "num_layers": self.num_layers,
             "num_experts": self.num_experts,
@@ -141,7 +159,7 @@ class ExpertMapStore:
             "prefetch_distance": self.prefetch_distance,
             "model": self.model,
         }
-        save_arrays(path, _KIND, _VERSION, arrays, meta)
+        save_arrays(path, _KIND, _VERSION, self.state(), meta)
 
     @classmethod
     def load(cls, path: str | Path, model: str | None = None) -> "ExpertMapStore":
@@ -156,9 +174,7 @@ class ExpertMapStore:
         if model is not None and meta["model"] != model:
             raise FinemoeError(f"{path}: holds maps of {meta['model']!r}, not of {model!r}; build a store for this model")
         store = cls(**meta)
-        store._size = arrays["map_codes"].shape[-1]
-        for name, array in arrays.items():
-            getattr(store, name)[..., : len(store)] = array
+        store.restore(arrays)
         return store
 
     def _unit_embeddings(self, embeddings: np.ndarray | None, num_rows: int) -> np.ndarray:

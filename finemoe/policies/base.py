@@ -6,7 +6,7 @@ faster. A policy never touches a weight, a clock or a thread.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -173,6 +173,14 @@ class Policy(ABC):
 
     def save(self) -> None:
         """Save what was learned. Called only if `saves` is set, at the end of the run, as the last call."""
+        return None
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """What the policy learned from the requests served, by name; empty if it learns nothing. A warm-up profile keeps it."""
+        return {}
+
+    def restore(self, learned: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `learned` returned in an earlier run of the same model."""
         return None
 
     def predict_block(self, block: Block) -> Predictions | None:

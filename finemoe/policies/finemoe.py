@@ -4,6 +4,8 @@ With a history, the store is filled from it and frozen. Without one it starts em
 the next one starts.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from finemoe.errors import FinemoeError
@@ -67,6 +69,13 @@ class FineMoE(Policy):
         maps = None if self._following is None else self._following.maps
         if maps is not None and has_embeddings:
             self.store.add(maps, self._context.embeddings)
+
+    def learned(self) -> dict[str, np.ndarray]:
+        return self.store.state() if self._learns else {}
+
+    def restore(self, learned: Mapping[str, np.ndarray]) -> None:
+        if self._learns:
+            self.store.restore(learned)
 
     def predict_block(self, block: Block) -> Predictions:
         """With a frozen store, search for all rows of the block together; otherwise one iteration at a time."""

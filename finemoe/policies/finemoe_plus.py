@@ -5,6 +5,7 @@ uses the forecasts (`cache.rules.next_use`). An expert is prefetched only if the
 would evict, by a margin that pays for prefetches that turn out to be useless.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,13 @@ class FinemoePlus(Policy):
     def save(self) -> None:
         if self._warm is not None:
             self.forecaster.save(self._warm)
+
+    def learned(self) -> dict[str, np.ndarray]:
+        return {} if self.forecaster.is_frozen else self.forecaster.state()
+
+    def restore(self, learned: Mapping[str, np.ndarray]) -> None:
+        if not self.forecaster.is_frozen:
+            self.forecaster.restore(dict(learned))
 
     def predict_block(self, block: Block) -> Predictions:
         """Predict all iterations of a block in one compiled call."""

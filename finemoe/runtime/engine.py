@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from torch import nn
 
 from finemoe.errors import EngineError
@@ -17,6 +18,7 @@ from finemoe.runtime.iteration import Iteration
 from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.parts import Parts
 from finemoe.runtime.probe import Probe
+from finemoe.runtime.profile import Profile
 from finemoe.runtime.session import Session
 from finemoe.runtime.tiers import ExpertStore
 
@@ -48,6 +50,7 @@ class Engine:
     ) -> None:
         self.model, self.layers, self.setup, self.options = model, layers, setup, options
         self._attachment = Attachment(model, layers, setup, options)
+        self._earlier: Profile | None = None  # of the runs that this one goes on from
         self._attachment.attach(records, keeps_records)
 
     @property
@@ -112,14 +115,56 @@ class Engine:
         Raises:
             EngineError: the engine is closed, this process was forked, or another thread is inside the model's forward.
         """
+        with self._between_forwards(), self._attachment.iterations.moving():
+            self.memories.preload()
+
+    def load_profile(self, path: str | Path) -> int:
+        """Start from the warm-up profile of earlier runs: fill the free slots with the experts that they demanded most, and let
+        the policy go on from what it learned.
+
+        Args:
+            path: a file that `save_profile` wrote.
+        Returns:
+            The number of experts loaded.
+        Raises:
+            FinemoeError: the file is missing, damaged, or of another model.
+            EngineError: as `preload`.
+        """
+        profile = Profile.load(path)
+        profile.require_model(path, self.setup.model, (self.setup.num_layers, self.setup.num_experts))
+        with self._between_forwards(), self._attachment.iterations.moving():
+            if learned := profile.learned.get(self.options.policy):
+                self.policy.restore(learned)
+            before = sum(memory.cache.num_resident for memory in self.memories.memories)
+            for index, memory in enumerate(self.memories.memories):
+                memory.preload([key for key in profile.experts() if self.memories.owner(*key) == index])
+            self._earlier = profile
+            return sum(memory.cache.num_resident for memory in self.memories.memories) - before
+
+    def save_profile(self, path: str | Path) -> None:
+        """Write a warm-up profile of this run, and of those that `load_profile` started it from, to one file, atomically.
+
+        Raises:
+            EngineError: as `preload`.
+        """
+        with self._between_forwards():
+            self.parts.matcher.flush()
+            visits = sum(memory.cache.arrays.stats.frequency - 1 for memory in self.memories.memories)
+            demands = np.asarray(visits, dtype=np.float64).reshape(self.setup.num_layers, self.setup.num_experts)
+            learned = self.policy.learned()
+            profile = Profile(self.setup.model, demands, {self.options.policy: learned} if learned else {})
+            profile.after(self._earlier).save(path)
+
+    @contextmanager
+    def _between_forwards(self) -> Iterator[None]:
+        """Hold the model while no forward runs; one that another thread starts meanwhile waits."""
         self.session.require_process()
-        with self.session.door:  # a forward that another thread starts meanwhile waits
+        with self.session.door:
             if self.session.is_closed:
                 raise EngineError("this engine is closed; offload the model again")
             self.session.require_turn()
             self._attachment.iterations.recover()
-            with self._attachment.iterations.moving():
-                self.memories.preload()
+            yield
 
     def reset_counters(self) -> None:
         """Restart all counters. Cache and policy keep their state; a running iteration counts from here on."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finemoe.runtime.skeleton import Skeleton
 
 _RANDOM = "random:"  # prefix of a configuration whose model gets random weights
-_POLICY_OPTIONS = ("history", "prefetch_distance", "store_capacity", "seed")  # that every policy gets
+_POLICY_OPTIONS = ("history", "prefetch_distance", "store_capacity", "seed", "stream_prompts_from")  # that every policy gets
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
@@ -64,6 +64,7 @@ def load(
     devices: Any = None,
     progress: bool = False,
     expert_format: str | None = None,
+    profile: str | Path | None = None,
     **options: Any,
 ) -> "tuple[PreTrainedModel, Engine]":
     """Load a model and offload its experts: they go from the checkpoint straight to the expert store, never into the model.
@@ -78,13 +79,15 @@ def load(
         expert_format: "mxfp4", "fp8" or "int8" packs the experts of a bf16, fp16 or fp32 checkpoint while loading. **Lossy**:
             the model then generates the tokens of the packed model. None, the default, keeps the checkpoint's format and is
             lossless.
+        profile: a warm-up profile that `Engine.save_profile` wrote, to start from; see `Engine.load_profile`.
         options: further options of `finemoe.offload`. For packed experts, slots="unpacked" also keeps every expert in
             expert memory unpacked next to its slot, instead of unpacking it at each use.
     Returns:
         The model, ready to generate, and its engine. Closing the engine leaves the model without experts.
     Raises:
         FinemoeError: the model does not exist, `from_pretrained` cannot load it or would fill weights with random numbers, an
-            adapter is next to the checkpoint, Transformers cannot unpack its quantisation, or `offload` refuses it.
+            adapter is next to the checkpoint, Transformers cannot unpack its quantisation, `offload` refuses it, or the profile
+            is damaged or of another model.
     """
     from finemoe.packing.formats import require_format
     from finemoe.runtime.options import engine_options
@@ -105,7 +108,16 @@ def load(
         skeleton = _gguf_model(file, dtype, expert_format)
     else:
         skeleton = Skeleton(source, dtype, expert_format)
-    return skeleton.load(engine_told, told, progress)
+    if profile is not None and not isinstance(skeleton, RandomModel):  # whose weights are still to be made
+        skeleton.require_profile(profile)
+    model, engine = skeleton.load(engine_told, told, progress)
+    if profile is not None:
+        try:
+            engine.load_profile(profile)
+        except BaseException:
+            engine.close()
+            raise
+    return model, engine
 
 
 def _gguf_model(path: Path, dtype: Any, expert_format: str | None) -> "Skeleton":

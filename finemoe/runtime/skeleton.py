@@ -16,10 +16,11 @@ from finemoe.runtime.engine import Engine
 from finemoe.runtime.expert_layout import ExpertLayout
 from finemoe.runtime.gguf_checkpoint import GgufCheckpoint
 from finemoe.runtime.guards import require_offloadable
-from finemoe.runtime.offloading import policy_setup
+from finemoe.runtime.offloading import identity_of, policy_setup
 from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.packing import Matrix, Packing, packing_matrices
 from finemoe.runtime.pretrained import model_without_experts
+from finemoe.runtime.profile import Profile
 from finemoe.runtime.tiers import ExpertStore
 
 
@@ -66,6 +67,15 @@ class Skeleton:
         except BaseException:
             records.close()
             raise
+
+    def require_profile(self, path: str | Path) -> None:
+        """Refuse a warm-up profile of another model before the experts are read.
+
+        Raises:
+            FinemoeError: it is of another model, missing or damaged.
+        """
+        shape = len(self.layers), max(layer.num_experts for layer in self.layers)
+        Profile.load(path).require_model(path, identity_of(self.model, self.layers), shape)
 
     def read_experts(
         self,
