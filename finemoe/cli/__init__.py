@@ -1,4 +1,4 @@
-"""The command line: `finemoe run`, `record`, `import`, `replay`, `advise`, `info`. Commands parse, call the library, print."""
+"""The command line: `finemoe run`, `serve`, `record`, `import`, `replay`, `advise`, `info`. Commands parse, call, print."""
 
 import sys
 from io import TextIOWrapper
@@ -13,10 +13,12 @@ from finemoe.cli.options import examples
 from finemoe.cli.record_command import record
 from finemoe.cli.replay_command import replay
 from finemoe.cli.run_command import run
+from finemoe.cli.serve_command import serve
 from finemoe.errors import one_line_for_bad_input
 
 _EPILOGUE = examples(
     'finemoe run -m mixtral-mini -p "Why is the sea salty?"',
+    "finemoe serve mixtral-mini",
     "finemoe record -m qwen-mini -o routing.trace --limit 40",
     "finemoe replay routing.trace --compare --hardware rtx3090",
     "finemoe COMMAND --help",
@@ -60,6 +62,9 @@ app.command(
 app.command(
     epilog=examples("finemoe info mixtral-mini", "finemoe info routing.trace --json", "finemoe info config.json --gguf Q4_K_M")
 )(info)
+app.command(epilog=examples("finemoe serve mixtral-mini", "finemoe serve Qwen/Qwen3-30B-A3B --expert-memory 6GiB --port 8080"))(
+    serve
+)
 
 
 def _print_version(is_asked: bool) -> None:

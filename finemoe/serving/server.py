@@ -26,7 +26,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Any, running: RunningRequests, when_ready: Callable[[], None], log_level: str) -> None:
         options = {"log_level": log_level, "access_log": log_level in ("info", "debug"), "timeout_graceful_shutdown": _GRACE_S}
-        super().__init__(uvicorn.Config(app, **options))
+        super().__init__(uvicorn.Config(app, lifespan="off", **options))
         self._running, self._when_ready = running, when_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -36,9 +36,9 @@ class Server(uvicorn.Server):
             self._when_ready()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Stop, as a signal asks."""
-        self.stop()
+        """Stop, as a signal asks; at a second one, without sending the answers that are left."""
         super().handle_exit(sig, frame)
+        self._running.cancel_all(STOPPING)
 
     def stop(self) -> None:
         """Give all requests up and end."""
