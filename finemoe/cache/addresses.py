@@ -1,4 +1,4 @@
-"""A device's cache by address, for compiled code that takes one number instead of its 25 arrays."""
+"""A device's cache by address, for compiled code that takes one number instead of its 26 arrays."""
 
 import numpy as np
 
@@ -28,18 +28,18 @@ def cache_at(table):  # type: ignore[no-untyped-def]
     num_experts, num_slots, num_layers, num_rows = table[0], table[1], table[2], table[3]
     at = table[_SIZES:]
     stats = Statistics(
-        at[21],
-        int64_at(at[10], num_experts),
+        at[22],
         int64_at(at[11], num_experts),
         int64_at(at[12], num_experts),
         int64_at(at[13], num_experts),
         int64_at(at[14], num_experts),
-        int64_at(at[15], num_layers),
-        int64_at(at[16], 3),
-        float32_at(at[17], num_experts),
-        int64_at(at[18], num_layers),
-        int64_at(at[19], num_experts),
-        float64_at(at[20], num_rows * num_experts).reshape(num_rows, num_experts),
+        int64_at(at[15], num_experts),
+        int64_at(at[16], num_layers),
+        int64_at(at[17], 3),
+        float32_at(at[18], num_experts),
+        int64_at(at[19], num_layers),
+        int64_at(at[20], num_experts),
+        float64_at(at[21], num_rows * num_experts).reshape(num_rows, num_experts),
     )
     return CacheState(
         uint8_at(at[0], num_experts),
@@ -52,5 +52,6 @@ def cache_at(table):  # type: ignore[no-untyped-def]
         int64_at(at[7], state.NUM_COUNTS),
         int64_at(at[8], num_experts),
         float64_at(at[9], num_experts),
+        bool_at(at[10], num_experts),
         stats,
     )

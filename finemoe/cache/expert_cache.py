@@ -30,6 +30,7 @@ class ExpertCache:
         state: [L, J] uint8 ABSENT, LOADING or RESIDENT. slot_of: [L, J] the slot of each expert, or -1.
         expected: [L, J] float32 the last prediction received for each layer, 1/J before there is any.
         running: [L, J] what the running layer demands and still needs. All of these are read-only for callers.
+        is_local: [L, J] which experts streaming may load (see CacheState); set by the owner of the cache.
     Raises:
         FinemoeError: there is no slot.
     """
@@ -45,7 +46,7 @@ class ExpertCache:
         shape = num_layers, num_experts
         self.state, self.slot_of = self._arrays.presence.reshape(shape), self._arrays.slot_of.reshape(shape)
         self.expected, self.running = self._arrays.stats.expected.reshape(shape), self._arrays.running.reshape(shape)
-        self._undemanded = self._arrays.undemanded.reshape(shape)
+        self._undemanded, self.is_local = self._arrays.undemanded.reshape(shape), self._arrays.is_local.reshape(shape)
 
     @property
     def arrays(self) -> CacheState:

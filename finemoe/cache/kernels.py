@@ -24,6 +24,7 @@ from finemoe.cache.state import (
     PASS,
     PREFETCH_LOADS,
     RESIDENT,
+    STREAMS,
     TIME,
     UNWEIGHED,
     USEFUL,
@@ -39,7 +40,7 @@ forget_stale_kernels(__file__, prefetch_queue.__file__, state.__file__)
 def start_iteration(cache):  # type: ignore[no-untyped-def]
     """Reset to the start of an iteration: no layer runs, and requests of an earlier iteration are no longer queued or awaited."""
     end_layer(cache)
-    cache.counts[LAYER] = -1
+    cache.counts[LAYER], cache.counts[STREAMS] = -1, False
     for place in range(cache.counts[HELD]):
         cache.awaiting[cache.held[place]] = False
     forget_prefetches(cache)
@@ -128,9 +129,10 @@ def admit(cache, flat, is_prefetch, weigh):  # type: ignore[no-untyped-def]
     """Give an absent expert a slot, like `give_slot`; the rule first weighs the held experts if their weights are outdated. With
     a minimum gain, a prefetch is weighed too: a free slot is worth nothing, and an occupied one is taken only if its expert is
     worth less than the prefetched one minus the gain (after the third rule of Cao et al., A study of integrated prefetching and
-    caching strategies, 1995: never evict a block that is needed before the one to be fetched)."""
+    caching strategies, 1995: never evict a block that is needed before the one to be fetched). In a streamed iteration, every
+    prefetch is worth its slot."""
     price = np.inf
-    if is_prefetch and cache.counts[LEAST_GAIN] != ANY_GAIN:
+    if is_prefetch and cache.counts[LEAST_GAIN] != ANY_GAIN and not cache.counts[STREAMS]:
         price = _worth(cache, flat, weigh) - cache.counts[LEAST_GAIN] / 1000
     if cache.counts[HELD] == cache.held.shape[0]:
         if not cache.counts[IS_WEIGHED]:

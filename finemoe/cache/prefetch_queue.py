@@ -38,10 +38,16 @@ def post_prefetches(cache, wanted):  # type: ignore[no-untyped-def]
             if cache.stats.layer_of[flat] > cache.counts[LAYER]:
                 cache.awaiting[flat] = True
             continue
-        if cache.urgency[flat] < 0:
-            cache.pending[cache.counts[NUM_PENDING]] = flat
-            cache.counts[NUM_PENDING] += 1
-        cache.urgency[flat] = cache.stats.expected[flat]
+        queue(cache, flat, cache.stats.expected[flat])
+
+
+@borrowing
+def queue(cache, flat, probability):  # type: ignore[no-untyped-def]
+    """Queue an absent expert, unless it is queued already, and note its probability."""
+    if cache.urgency[flat] < 0:
+        cache.pending[cache.counts[NUM_PENDING]] = flat
+        cache.counts[NUM_PENDING] += 1
+    cache.urgency[flat] = probability
 
 
 @borrowing

@@ -12,9 +12,10 @@ from finemoe.compiling import borrowing
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 # Places in `CacheState.counts`: the number of slots in use; the running layer; whether `worth` is up to date, except for one
 # slot; that slot; the minimum number of layers between a prefetch and the running layer; the number of queued prefetches; the
-# minimum gain of a prefetch over the expert it evicts, in thousandths, or ANY_GAIN; and totals so far.
-HELD, LAYER, IS_WEIGHED, UNWEIGHED, AHEAD, NUM_PENDING, NUM_RESIDENT, LEAST_GAIN = range(8)
-ADMITTED, EVICTED, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_COUNTS = range(8, 15)
+# minimum gain of a prefetch over the expert it evicts, in thousandths, or ANY_GAIN; whether the iteration is streamed (see
+# `streaming`); and totals so far.
+HELD, LAYER, IS_WEIGHED, UNWEIGHED, AHEAD, NUM_PENDING, NUM_RESIDENT, LEAST_GAIN, STREAMS = range(9)
+ADMITTED, EVICTED, DEMAND_LOADS, PREFETCH_LOADS, WASTED, USEFUL, NUM_COUNTS = range(9, 16)
 ANY_GAIN = -1
 TIME, PASS, LAST_LAYER = range(3)  # places in `Statistics.clock`
 
@@ -57,6 +58,7 @@ class CacheState(NamedTuple):
         running: [N] demanded by the running layer and still needed.
         worth: [S] worth of each held expert according to the rule. counts: [NUM_COUNTS] see the constants.
         pending: [N] queued prefetches in the order of their requests. urgency: [N] probability of queued experts, else -1.
+        is_local: [N] whether the expert exists, on this device, in a layer that may run; only streaming reads it.
         stats: what the rule reads.
     """
 
@@ -70,6 +72,7 @@ class CacheState(NamedTuple):
     counts: np.ndarray
     pending: np.ndarray
     urgency: np.ndarray
+    is_local: np.ndarray
     stats: Statistics
 
 
@@ -123,6 +126,7 @@ def empty_state(
         counts=counts,
         pending=np.zeros(experts, dtype=np.int64),
         urgency=np.full(experts, -1.0),
+        is_local=np.ones(experts, dtype=np.bool_),
         stats=statistics,
     )
 
@@ -142,6 +146,7 @@ def device_of(caches, device):  # type: ignore[no-untyped-def]
         caches.counts[device],
         caches.pending[device],
         caches.urgency[device],
+        caches.is_local[device],
         Statistics(
             stats.num_experts,
             stats.layer_of[device],

@@ -37,8 +37,9 @@ class PolicySetup:
         prefetch_distance: d in layers; store_capacity: C in maps.
         history: a RoutingTrace or ExpertMapStore of other requests, or None to learn online.
         model: identity of the model. seed: for policies that draw random numbers.
+        stream_prompts_from: number of rows from which a prompt is streamed (`Policy.streams`); None never streams.
     Raises:
-        FinemoeError: d is not in 1..L, C is not a positive whole number, or the history is of another model.
+        FinemoeError: d is not in 1..L, C or a number of rows is not a positive whole number, or the history is of another model.
     """
 
     num_layers: int
@@ -50,6 +51,7 @@ class PolicySetup:
     history: Any = None
     model: str = ""
     seed: int = 0
+    stream_prompts_from: int | None = None
 
     def __post_init__(self) -> None:
         if not (is_whole(self.prefetch_distance) and 1 <= self.prefetch_distance <= self.num_layers):
@@ -58,6 +60,11 @@ class PolicySetup:
             )
         if not (is_whole(self.store_capacity) and self.store_capacity >= 1):
             raise FinemoeError(f"store_capacity is {self.store_capacity!r}; it must be a whole number of maps, at least 1")
+        if self.stream_prompts_from is not None and not (is_whole(self.stream_prompts_from) and self.stream_prompts_from >= 1):
+            raise FinemoeError(
+                f"stream_prompts_from is {self.stream_prompts_from!r}; it must be a number of tokens, at least 1, or None, "
+                "to stream no prompt"
+            )
         for name in ("prefetch_distance", "store_capacity"):
             object.__setattr__(self, name, int(getattr(self, name)))  # a plain int, since it is saved with a store
         known = getattr(self.history, "model", "")
@@ -79,12 +86,14 @@ class Context:
         is_prefill: whether this is a prefill; None if it mixes prefill and decode (continuous batching), or if unknown.
         starts_request: whether this is the first iteration of a request (or of a batch of requests).
         num_rows: number of rows B, also if there are no embeddings.
+        is_streamed: whether the executor streams the iteration (`Policy.streams`), so that predictions load nothing.
     """
 
     embeddings: np.ndarray | None
     is_prefill: bool | None
     starts_request: bool
     num_rows: int = 1
+    is_streamed: bool = False
 
 
 class Prediction(NamedTuple):
@@ -149,6 +158,19 @@ class Policy(ABC):
                 if any(callable(value) for name, value in vars(kind).items() if not name.startswith("__")):
                     setattr(cls, shortcut, getattr(Policy, shortcut))
                     break
+
+    def streams(self, num_rows: int, is_prefill: bool | None) -> bool:
+        """Whether to stream an iteration: its rows demand nearly every expert, so each layer is loaded before its gate fires
+        (`cache.streaming`), and predictions only serve eviction and recall.
+
+        Called only for iterations of at least `setup.stream_prompts_from` rows. A system that waits for its prefetches, or that
+        holds, loads or knows everything anyway, never streams.
+
+        Args:
+            num_rows, is_prefill: as in Context.
+        """
+        never = self.is_synchronous or self.holds_everything or self.loads_whole_layers or self.needs_future
+        return not never and is_prefill is not False
 
     @abstractmethod
     def start_iteration(self, context: Context) -> list[Prediction]:

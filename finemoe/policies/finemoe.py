@@ -47,7 +47,7 @@ class FineMoE(Policy):
 
     def start_iteration(self, context: Context) -> list[Prediction]:
         self._context, self._following = context, None
-        if context.embeddings is None or not self._searches_embeddings:
+        if context.embeddings is None or context.is_streamed or not self._searches_embeddings:
             return []
         neighbours, scores = self.store.nearest_embeddings(context.embeddings)
         return [self._guided(layer, neighbours, scores) for layer in range(self.setup.prefetch_distance)]
@@ -117,7 +117,10 @@ class FineMoE(Policy):
         return Predictions(moments, layers, probs.max(axis=1), chosen)
 
     def read_bytes(self, num_rows: np.ndarray, hidden_size: int) -> np.ndarray:
-        """Each row searches separately: by its embedding at the start, by its trajectory at every gate."""
+        """Each row searches separately: by its embedding at the start, by its trajectory at every gate. In a streamed iteration,
+        none does."""
+        if self._context.is_streamed:
+            return np.zeros((len(num_rows), 1 + self.setup.num_layers))
         return self._read_bytes(num_rows, np.full(len(num_rows), len(self.store)), hidden_size)
 
     def read_bytes_in_block(self, block: Block, hidden_size: int) -> np.ndarray:
@@ -132,11 +135,10 @@ class FineMoE(Policy):
         return read
 
     def _follow(self, num_rows: int) -> Following:
-        """The search state of a new iteration."""
+        """The search state of a new iteration; a streamed one looks past the last layer, so it only keeps gates."""
         setup = self.setup
-        return Following(
-            self.store, num_rows, setup.prefetch_distance, setup.top_k, self._is_similarity_aware, keeps_gates=self._learns
-        )
+        distance = setup.num_layers if self._context.is_streamed else setup.prefetch_distance
+        return Following(self.store, num_rows, distance, setup.top_k, self._is_similarity_aware, keeps_gates=self._learns)
 
     @property
     def _searches_embeddings(self) -> bool:

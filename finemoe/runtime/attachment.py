@@ -202,14 +202,17 @@ class Attachment:
         devices, memories = self._options.devices, []
         memory_warm_up()
         names = ["link"] if len(devices) == 1 else [f"link {index}" for index in range(len(devices))]
-        for device, pool, name in zip(devices, pools, names, strict=True):
+        owners = owners_of(self._counts, len(devices))
+        exists = np.arange(owners.shape[1]) < np.array(self._counts)[:, None]
+        for index, (device, pool, name) in enumerate(zip(devices, pools, names, strict=True)):
             sizes = self._setup.num_layers, self._setup.num_experts, pool.num_slots
             cache = ExpertCache(rule_named(self.eviction), *sizes, least_gain)
+            cache.is_local[:] = exists & (owners == index)
             link = make_link(device, self._options.link)
             memory = ExpertMemory(cache, self.records, pool, link, self._counters, self._timeline, is_asynchronous, name)
             self._undo.push(memory.close)
             memories.append(memory)
-        return DeviceMemories(memories, owners_of(self._counts, len(devices)), self._counts, devices[0])
+        return DeviceMemories(memories, owners, self._counts, devices[0])
 
     def _connect(self, holds_weights: bool) -> None:
         """Let Transformers call into the engine's parts."""

@@ -4,7 +4,7 @@ import numpy as np
 
 from finemoe import native
 from finemoe.cache import addresses, kernels, prefetch_queue, state
-from finemoe.cache.state import LAYER, NUM_PENDING
+from finemoe.cache.state import LAYER, NUM_PENDING, STREAMS
 from finemoe.compiling import njit
 from finemoe.maps import following, ranking
 from finemoe.maps.following import OUT_OF_PLACE
@@ -30,7 +30,8 @@ _step_at, _ = function_types(1, _NUMBERS, 1, _SINGLES[None], _NUMBERS[None], *_P
 def post(board, iteration, layer, probabilities, experts):  # type: ignore[no-untyped-def]
     """Take a layer's predicted distribution, [J], and the experts of it to load, [n] ids.
 
-    A prediction for another iteration (or none, -1), or for a layer that has not run although others have, is only noted.
+    A prediction for another iteration (or none, -1), for a streamed one, or for a layer that has not run although others have, is
+    only noted.
 
     Returns:
         Whether prefetches of this iteration are pending.
@@ -99,7 +100,7 @@ def _post(board, cache, iteration, layer, probabilities, experts):  # type: igno
         int64_at(board[at.FORESEEN_IN], num_layers)[layer] = iteration
         float32_at(board[at.FORESEEN] + 4 * layer * num_experts, num_experts)[:] = probabilities
     is_of_now = iteration == board[at.ITERATION]
-    if is_of_now and may_run and len(experts):
+    if is_of_now and may_run and len(experts) and not cache.counts[STREAMS]:
         prefetch_queue.post_prefetches(cache, experts + layer * num_experts)
         if cache.counts[NUM_PENDING]:
             wake_all(board[at.WORK])

@@ -72,13 +72,14 @@ class Matcher:
         is_prefill: bool | None,
         starts_request: bool,
         rows: np.ndarray | None,
+        is_streamed: bool = False,
     ) -> bool:
         """Start a new iteration.
 
         Args:
             iteration: its number.
             embeddings: [rows, h].
-            is_prefill, starts_request: as in policies.base.Context.
+            is_prefill, starts_request, is_streamed: as in policies.base.Context.
             rows: indices of the rows that count (without padding), or None for all.
         Returns:
             False if the matcher is too far behind and will not see this iteration.
@@ -91,7 +92,7 @@ class Matcher:
             vectors = None if embeddings is None else Snapshot(embeddings, self._buffers)
             kind = "start", 0 if embeddings is None else len(embeddings).bit_length()
             keep = None if vectors is None else vectors.keep
-            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows), kind, keep)
+            self._worker.do(lambda: self._start(iteration, vectors, is_prefill, starts_request, rows, is_streamed), kind, keep)
         return self._accepting
 
     def publish_gate(
@@ -139,12 +140,13 @@ class Matcher:
         is_prefill: bool | None,
         starts_request: bool,
         rows: np.ndarray | None,
+        is_streamed: bool,
     ) -> None:
         begin_s = time.perf_counter()
         vectors = None if embeddings is None else as_recorded(embeddings.rows(rows))
         self._is_following, self._next_layer, self._step = True, 0, None
         self._num_rows = 0 if vectors is None else len(vectors)
-        answer = self._policy.start_iteration(Context(vectors, is_prefill, starts_request, self._num_rows or 1))
+        answer = self._policy.start_iteration(Context(vectors, is_prefill, starts_request, self._num_rows or 1, is_streamed))
         self._post(iteration, checked(answer, self._policy.setup))
         self._timeline.add("matcher", "semantic search", begin_s)
 

@@ -48,6 +48,8 @@ class ExpertMemory:
         counters, timeline: record what happens.
         asynchronous: prefetch in a worker thread, from `start` on; otherwise `post` loads each prefetch before it returns.
         name: name of the link's worker thread and of its track in a timeline.
+    Attributes:
+        is_streamed: whether the iteration is streamed.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class ExpertMemory:
         # The slots may still be being cleared: the first copies wait for that, as later ones wait for a slot's last reader.
         self.board.fences[:] = link.fence()
         self.told = np.zeros((4, cache.state.shape[1]), dtype=np.int64)  # filled by each demand
+        self._is_local, self.is_streamed = cache.is_local.copy(), False
         self._is_abandoned = False
         self._unheard: set[threading.Thread] = set()  # threads that have been refused because the process ends
         self.worker = (Worker if asynchronous else InlineWorker)(f"finemoe-{name}", "the prefetch worker", self._give_up)
@@ -91,9 +94,20 @@ class ExpertMemory:
         if self.worker.is_beside:
             self.worker.do(self._serve)
 
-    def start_iteration(self, iteration: int) -> None:
-        """Forget prefetches of earlier iterations and what they were waiting for; `iteration` is the number of the new one."""
-        transitions.start_iteration(self.board.places, iteration)
+    def start_iteration(self, iteration: int, is_streamed: bool = False) -> None:
+        """Forget prefetches of earlier iterations and what they were waiting for.
+
+        Args:
+            iteration: the number of the new one.
+            is_streamed: whether its layers are loaded ahead, whatever the policy predicts (`cache.streaming`).
+        """
+        if is_streamed:
+            may_run = self.board.has_run if iteration > 1 else np.True_  # see `hearing`: not a layer that has been idle so far
+            self.cache.is_local[:] = self._is_local & may_run[..., None]
+        self.is_streamed = is_streamed
+        transitions.start_iteration(self.board.places, iteration, is_streamed)
+        if is_streamed:
+            self.load_in_line()
 
     @property
     def expected(self) -> np.ndarray:
@@ -110,7 +124,7 @@ class ExpertMemory:
         for one in predictions:
             is_wanted |= hearing.post(places, number, one.layer, one.probabilities, one.experts)
         if is_wanted:
-            self._load_in_line()
+            self.load_in_line()
 
     def speak(self, iteration: int | None, step: GateStep, layer: int, said: Said) -> None:
         """Like `post`, for what a policy's compiled step predicts after the gate of a layer.
@@ -128,9 +142,9 @@ class ExpertMemory:
         if found < 0:
             raise FinemoeError(f"the policy's compiled step made an impossible prediction after the gate of layer {layer}")
         if found:
-            self._load_in_line()
+            self.load_in_line()
 
-    def _load_in_line(self) -> None:
+    def load_in_line(self) -> None:
         """Load what was requested before going on, unless a worker does so."""
         if not self.worker.is_beside:
             self.counters.stall_s += self.worker.do(self._load_pending)

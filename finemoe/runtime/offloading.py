@@ -11,7 +11,7 @@ from finemoe.policies.base import PolicySetup
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.guards import require_contiguous, require_free, require_offloadable
 from finemoe.runtime.observer import embedding_of
-from finemoe.runtime.options import engine_options
+from finemoe.runtime.options import STREAM_PROMPTS_FROM, engine_options
 
 
 def offload(
@@ -29,6 +29,7 @@ def offload(
     disk_folder: str | Path | None = None,
     asynchronous: bool | None = None,
     grouped_from: int | None = None,
+    stream_prompts_from: int | None = STREAM_PROMPTS_FROM,
     seed: int = 0,
     **policy_options: Any,
 ) -> Engine:
@@ -56,6 +57,8 @@ def offload(
             follows the system that the policy models.
         grouped_from: from this number of tokens on, compute a layer's experts with grouped matrix products over the slots,
             which suits long prompts; results then differ from eager's by rounding. None, the default, stays bit-equal.
+        stream_prompts_from: from this number of tokens on, a prompt is streamed: while a layer runs, the experts of the next ones
+            are loaded, since nearly all of them will be demanded. None streams no prompt.
         seed: seed of policies that draw random numbers.
         policy_options: options of the policy itself, such as promoe's `predictor`.
     Returns:
@@ -79,7 +82,8 @@ def offload(
         grouped_from=grouped_from,
         **policy_options,
     )
-    return Engine(model, layers, policy_setup(model, layers, history, prefetch_distance, store_capacity, seed), options)
+    setup = policy_setup(model, layers, history, prefetch_distance, store_capacity, seed, stream_prompts_from)
+    return Engine(model, layers, setup, options)
 
 
 def policy_setup(
@@ -89,6 +93,7 @@ def policy_setup(
     prefetch_distance: int | None = None,
     store_capacity: int = 1000,
     seed: int = 0,
+    stream_prompts_from: int | None = STREAM_PROMPTS_FROM,
 ) -> PolicySetup:
     """What a policy gets to know about a model; layers narrower than the widest are padded with probability 0."""
     embedding = embedding_of(model)
@@ -103,6 +108,7 @@ def policy_setup(
         history=history,
         model=identity_of(model, layers),
         seed=seed,
+        stream_prompts_from=stream_prompts_from,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from finemoe.cache.capacity import byte_count
 from finemoe.errors import FinemoeError
 
+STREAM_PROMPTS_FROM = 256  # tokens: from here on, nearly every expert of a layer is demanded (docs/engine.md, "Long prompts")
 _SLOTS = ("packed", "unpacked")
 
 

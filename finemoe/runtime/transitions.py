@@ -11,16 +11,16 @@ Experts are given by flat id. A mark is a link's number of a copy (see `link.Lin
 import numpy as np
 
 from finemoe import native, report
-from finemoe.cache import addresses, kernels, prefetch_queue, state
+from finemoe.cache import addresses, kernels, prefetch_queue, state, streaming
 from finemoe.cache.addresses import cache_at
-from finemoe.cache.state import ABSENT, HELD, NUM_RESIDENT, RESIDENT, empty_state
+from finemoe.cache.state import ABSENT, HELD, NUM_PENDING, NUM_RESIDENT, RESIDENT, STREAMS, empty_state
 from finemoe.compiling import njit
 from finemoe.native import float32_at, function_types, int64_at, lock, now_ns, transition, unlock, wait_until, wake_all
 from finemoe.report import DEMANDED, NUM_MOVED, PREFETCHED, WASTED
 from finemoe.runtime import board as at
 from finemoe.stale_kernels import forget_stale_kernels
 
-_SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, report, at
+_SOURCES = native.compiled, addresses, kernels, prefetch_queue, state, streaming, report, at
 forget_stale_kernels(__file__, *(one.__file__ for one in _SOURCES))
 FAILED = -2  # the eviction rule or the link failed
 CLOSED = -3
@@ -42,18 +42,23 @@ def cache_of(board):  # type: ignore[no-untyped-def]
 
 
 @transition
-def start_iteration(board, number):  # type: ignore[no-untyped-def]
-    """Start a new iteration with this number; see the cache's `start_iteration`."""
+def start_iteration(board, number, streams):  # type: ignore[no-untyped-def]
+    """Start a new iteration with this number, a streamed one or not; see the cache's `start_iteration` and `start_streaming`."""
+    cache = cache_of(board)
     lock(board[at.MUTEX])
     board[at.ITERATION] = number
-    kernels.start_iteration(cache_of(board))
+    kernels.start_iteration(cache)
+    if streams:
+        streaming.start_streaming(cache)
+        wake_all(board[at.WORK])
     unlock(board[at.MUTEX])
 
 
 @transition
 def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
     """Access a layer's set when its gate has fired. Missing experts get slots in ascending order while there are any, and their
-    copies start. Until that is done, no chunk of a prefetch starts.
+    copies start. Until that is done, no chunk of a prefetch starts. In a streamed iteration, experts of later layers are then
+    queued.
 
     Args:
         selected: [m] ids of the layer's experts, in any order and possibly repeated; ids below 0 or from J on are ignored.
@@ -83,9 +88,20 @@ def demand(board, layer, selected, told):  # type: ignore[no-untyped-def]
             slots[index], marks[index] = _start_load(board, cache, flat)
             is_open = slots[index] >= 0 and marks[index] != FAILED
             goes_on |= marks[index] < 0
+    if cache.counts[STREAMS]:
+        _stream_ahead(board, cache)
     if num_missing and not goes_on:
         _end_demand(board)
     return n, num_missing, goes_on, num_recalled
+
+
+@njit(cache=True, nogil=True)
+def _stream_ahead(board, cache):  # type: ignore[no-untyped-def]
+    lock(board[at.MUTEX])
+    streaming.stream_ahead(cache)
+    if cache.counts[NUM_PENDING]:
+        wake_all(board[at.WORK])
+    unlock(board[at.MUTEX])
 
 
 @njit(cache=True)

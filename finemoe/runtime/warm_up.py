@@ -28,7 +28,7 @@ def warm_up() -> None:
     )
     board.connect(MemoryLink())
     places, told = board.places, np.zeros((4, 2), dtype=np.int64)
-    transitions.start_iteration(places, 1)
+    transitions.start_iteration(places, 1, False)
     transitions.demand(places, 0, one, told)
     transitions.land(places, 0, 0, True, 0)
     hearing.post(places, 1, 1, probabilities, one)

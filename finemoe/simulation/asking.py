@@ -23,16 +23,27 @@ def ask(
     Returns:
         predictions; read_bytes [n, 1 + L] at every iteration's start and gates.
     """
-    predictions = policy.predict_block(block)
+    is_streamed = streamed(policy, block)
+    predictions = None if is_streamed.any() else policy.predict_block(block)  # which does not know what is streamed
     if predictions is None:
         sets = np.split(demanded, begins[1:-1]) if policy.needs_future else []
-        predictions, read_bytes = _step_by_step(policy, block, sets, hidden_size)
+        predictions, read_bytes = _step_by_step(policy, block, sets, is_streamed, hidden_size)
     else:
         predictions = predictions.checked(policy.setup.num_layers, policy.setup.num_experts, block.num_iterations)
         read_bytes = None if hidden_size is None else policy.read_bytes_in_block(block, hidden_size)
     if policy.loads_whole_layers:
         predictions = Predictions.of([predictions, _whole_layers(policy, block.num_iterations)], policy.setup.num_experts)
     return predictions, read_bytes
+
+
+def streamed(policy: Policy, block: Block) -> np.ndarray:
+    """Which iterations of a block are streamed, [n] bool."""
+    if policy.setup.stream_prompts_from is None:
+        return np.zeros(block.num_iterations, dtype=np.bool_)
+    is_streamed: np.ndarray = block.num_rows >= policy.setup.stream_prompts_from
+    for number in np.flatnonzero(is_streamed).tolist():
+        is_streamed[number] = policy.streams(int(block.num_rows[number]), bool(block.is_prefill[number]))
+    return is_streamed
 
 
 class Notes:
@@ -69,12 +80,12 @@ class Notes:
 
 
 def _step_by_step(
-    policy: Policy, block: Block, sets: list[np.ndarray], hidden_size: int | None
+    policy: Policy, block: Block, sets: list[np.ndarray], is_streamed: np.ndarray, hidden_size: int | None
 ) -> tuple[Predictions, np.ndarray | None]:
     """Like `ask`, in the order of a live run: start, every gate, end, iteration after iteration.
 
     Args:
-        sets: what every event demands, for policies that need the future.
+        sets: what every event demands, for policies that need the future. is_streamed: as in `ask`.
     """
     num_layers, notes, read_bytes = policy.setup.num_layers, Notes(policy.setup.num_experts), []
     ahead = np.stack([block.lookahead(stride) for stride in policy.lookahead]) if policy.lookahead else None
@@ -83,7 +94,8 @@ def _step_by_step(
         if policy.needs_future:
             policy.foresee(sets[first_event : first_event + num_layers])
         embeddings = None if block.embeddings is None else block.embeddings[begin:end]
-        context = Context(embeddings, bool(block.is_prefill[number]), bool(block.starts_request[number]), end - begin)
+        told = bool(block.is_prefill[number]), bool(block.starts_request[number])
+        context = Context(embeddings, *told, end - begin, bool(is_streamed[number]))
         notes.add(2 * first_event, checked(policy.start_iteration(context), policy.setup))
         if hidden_size is not None:  # asked now, because what the policy knows may grow from iteration to iteration
             read_bytes.append(policy.read_bytes(block.num_rows[number : number + 1], hidden_size))

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finemoe.cache import kernels, prefetch_queue, state
+from finemoe.cache import kernels, prefetch_queue, state, streaming
 from finemoe.cache.kernels import demand, foresee, hear, start_iteration
 from finemoe.cache.prefetch_queue import post_prefetches
 from finemoe.cache.rules.base import EvictionRule
-from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, device_of
+from finemoe.cache.state import LOADING, PREFETCH_LOADS, RESIDENT, STREAMS, USEFUL, WASTED, device_of
+from finemoe.cache.streaming import start_streaming, stream_ahead
 from finemoe.compiling import borrowing
 from finemoe.simulation import machine as machines
 from finemoe.simulation import transfers
@@ -24,7 +25,7 @@ from finemoe.simulation.machine import AFTER_LAYER, AT_GATE, BESIDE, hold_on_dev
 from finemoe.simulation.transfers import ABSENT_YET, advance, drain, load_in_turn, load_missing
 from finemoe.stale_kernels import forget_stale_kernels
 
-_SOURCES = kernels, prefetch_queue, state, machines, transfers
+_SOURCES = kernels, prefetch_queue, state, streaming, machines, transfers
 forget_stale_kernels(__file__, *(module.__file__ for module in _SOURCES))
 
 
@@ -161,6 +162,8 @@ def _start_iteration(machine, events, event, durations, said, ends):  # type: ig
     _hear_all(machine, events, said, ends)
     for d in range(machine.link_s.shape[0]):
         start_iteration(device_of(machine.caches, d))
+        if len(events.streams) and events.streams[event]:
+            start_streaming(device_of(machine.caches, d))
 
 
 @borrowing
@@ -216,7 +219,9 @@ def _hear(machine, events, moment):  # type: ignore[no-untyped-def]
 @borrowing
 def _post(machine, wanted):  # type: ignore[no-untyped-def]
     for index in range(wanted.shape[0]):
-        post_prefetches(device_of(machine.caches, machine.owners[wanted[index]]), wanted[index : index + 1])
+        cache = device_of(machine.caches, machine.owners[wanted[index]])
+        if not cache.counts[STREAMS]:
+            post_prefetches(cache, wanted[index : index + 1])
 
 
 @borrowing
@@ -239,6 +244,17 @@ def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-de
             counts[event, 1] += machine.found[index] == LOADING
             machine.ready[places[index]] = gate if machine.found[index] == RESIDENT else ABSENT_YET
         counts[event, 2] += load_missing(machine, d, base, mine, places)
+        if cache.counts[STREAMS] and _have_slots(machine, places):
+            stream_ahead(cache)
+
+
+@borrowing
+def _have_slots(machine, places):  # type: ignore[no-untyped-def]
+    """Whether a device's part of the demanded set fits into its cache."""
+    for place in places:  # noqa: SIM110 - no generators in compiled code
+        if machine.ready[place] == ABSENT_YET:
+            return False
+    return True
 
 
 @borrowing

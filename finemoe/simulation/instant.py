@@ -6,14 +6,15 @@ any length.
 
 import numpy as np
 
-from finemoe.cache import kernels, prefetch_queue, state
+from finemoe.cache import kernels, prefetch_queue, state, streaming
 from finemoe.cache.capacity import slots_per_device
 from finemoe.cache.kernels import admit, complete, demand, foresee, hear, release, start_iteration
 from finemoe.cache.placement import owners_of
 from finemoe.cache.prefetch_queue import NOTHING, post_prefetches, take_most_urgent
 from finemoe.cache.rules import rule_named
 from finemoe.cache.rules.base import EvictionRule
-from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, USEFUL, WASTED, empty_state, hold
+from finemoe.cache.state import ABSENT, DEMAND_LOADS, PREFETCH_LOADS, RESIDENT, STREAMS, USEFUL, WASTED, empty_state, hold
+from finemoe.cache.streaming import start_streaming, stream_ahead
 from finemoe.compiling import borrowing, failures_raised
 from finemoe.policies.base import Policy
 from finemoe.policies.block import Block
@@ -23,7 +24,7 @@ from finemoe.simulation.tally import Tally
 from finemoe.stale_kernels import forget_stale_kernels
 from finemoe.traces import RoutingTrace
 
-forget_stale_kernels(__file__, kernels.__file__, prefetch_queue.__file__, state.__file__)
+forget_stale_kernels(__file__, *(one.__file__ for one in (kernels, prefetch_queue, state, streaming)))
 
 
 class InstantCache:
@@ -51,7 +52,8 @@ class InstantCache:
         self.needs_future = rule.needs_future
         self._expert_bytes, self._memory_slots = expert_bytes or 1, slots * num_devices
         self._owners = owners_of([num_experts] * num_layers, num_devices).reshape(-1)
-        self._devices = [InstantDevice(rule, num_layers, num_experts, slots, policy.least_gain) for _ in range(num_devices)]
+        sizes = num_layers, num_experts, slots
+        self._devices = [InstantDevice(rule, *sizes, policy.least_gain, self._owners == d) for d in range(num_devices)]
         self._tally = Tally(trace)
         if policy.holds_everything:
             for number, device in enumerate(self._devices):
@@ -83,13 +85,22 @@ class InstantDevice:
 
     Args:
         num_layers, num_experts: L, J. num_slots: capacity in experts. least_gain: see policies.base.Policy.
+        is_mine: [L·J] which experts belong to this device; None for all.
     """
 
     def __init__(
-        self, rule: EvictionRule, num_layers: int, num_experts: int, num_slots: int, least_gain: float | None = None
+        self,
+        rule: EvictionRule,
+        num_layers: int,
+        num_experts: int,
+        num_slots: int,
+        least_gain: float | None = None,
+        is_mine: np.ndarray | None = None,
     ) -> None:
         self._pointers, own = rule.pointers(), rule.own(num_experts)
         self._arrays = empty_state(num_layers, num_experts, num_slots, own, True, least_gain)
+        if is_mine is not None:
+            self._arrays.is_local[:] = is_mine
         self._found = np.zeros(num_experts, dtype=np.uint8)
 
     def hold(self, experts: np.ndarray) -> None:
@@ -130,12 +141,17 @@ def run(cache, events, found, weigh, visit, outcome):  # type: ignore[no-untyped
         demand_loads, prefetch_loads, wasted = counts[DEMAND_LOADS], counts[PREFETCH_LOADS], counts[WASTED]
         if events.is_start[event]:
             start_iteration(cache)
+            if len(events.streams) and events.streams[event]:
+                start_streaming(cache)
+                _load_queue(cache, weigh)
             _listen(cache, events, 2 * event, weigh)
         demand(cache, layer, experts, found, visit)
         for index in range(experts.shape[0]):
             outcome[event, 0] += found[index] == RESIDENT
         foresee(cache, layer, experts, events.next_use[span])
-        _load_missing(cache, layer, experts, weigh)
+        if _load_missing(cache, layer, experts, weigh) and counts[STREAMS]:
+            stream_ahead(cache)
+            _load_queue(cache, weigh)
         _listen(cache, events, 2 * event + 1, weigh)
         outcome[event, 1] = counts[DEMAND_LOADS] - demand_loads
         outcome[event, 2] = counts[PREFETCH_LOADS] - prefetch_loads
@@ -144,10 +160,18 @@ def run(cache, events, found, weigh, visit, outcome):  # type: ignore[no-untyped
 
 @borrowing
 def _listen(cache, events, moment, weigh):  # type: ignore[no-untyped-def]
-    """Process the predictions of a moment and load everything that they request."""
+    """Process the predictions of a moment and load everything that they request, unless the iteration is streamed."""
     for update in range(events.update_begins[moment], events.update_begins[moment + 1]):
         hear(cache, events.update_layers[update], events.rows[events.update_rows[update]])
+    if cache.counts[STREAMS]:
+        return
     post_prefetches(cache, events.prefetches[events.prefetch_begins[moment] : events.prefetch_begins[moment + 1]])
+    _load_queue(cache, weigh)
+
+
+@borrowing
+def _load_queue(cache, weigh):  # type: ignore[no-untyped-def]
+    """Load everything that is queued, the most urgent expert first."""
     flat = take_most_urgent(cache)
     while flat != NOTHING:
         _load(cache, flat, True, weigh)
@@ -156,10 +180,12 @@ def _listen(cache, events, moment, weigh):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _load_missing(cache, layer, experts, weigh):  # type: ignore[no-untyped-def]
-    """Load on demand, in ascending order; a set larger than the cache streams through (DESIGN 4)."""
-    base = layer * cache.stats.num_experts
+    """Load on demand, in ascending order; experts of a set larger than the cache take turns (DESIGN 4). Returns whether the set
+    fits."""
+    base, fits = layer * cache.stats.num_experts, True
     for expert in experts:
         if cache.presence[base + expert] == ABSENT and not _load(cache, base + expert, False, weigh):
+            fits = False
             break
     for position in range(experts.shape[0]):
         flat = base + experts[position]
@@ -168,6 +194,7 @@ def _load_missing(cache, layer, experts, weigh):  # type: ignore[no-untyped-def]
         release(cache, layer, experts[:position])
         while not _load(cache, flat, False, weigh):
             _give_up_last(cache, base, experts[position + 1 :])
+    return fits
 
 
 @borrowing

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_NEVER = np.zeros(0, dtype=np.bool_)
+
 
 class Events(NamedTuple):
     """Layer events in order, E of them.
@@ -16,6 +18,7 @@ class Events(NamedTuple):
             of event e. For u in update_begins[2e]:update_begins[2e + 1], the distribution rows[update_rows[u]] predicts layer
             update_layers[u].
         prefetch_begins, prefetches: flat ids (layer·J + expert) requested at those moments, in order.
+        streams: [E] whether the event is of a streamed iteration (`cache.streaming`), or [0] if none is.
     """
 
     layers: np.ndarray
@@ -29,6 +32,7 @@ class Events(NamedTuple):
     rows: np.ndarray
     prefetch_begins: np.ndarray
     prefetches: np.ndarray
+    streams: np.ndarray = _NEVER
 
     def part(self, is_mine: np.ndarray) -> "Events":
         """The part that concerns one device; is_mine: [L·J] whether an expert belongs to that device."""

@@ -69,6 +69,9 @@ def idle_machine(
     num_layers, num_experts = owners.shape
     weigh, visit = rule.pointers()
     own = rule.own(num_experts)
+    owners = np.ascontiguousarray(owners.reshape(-1))
+    caches = empty_state(num_layers, num_experts, num_slots, own, waits == AFTER_LAYER, least_gain, num_devices)
+    caches.is_local[:] = owners == np.arange(num_devices)[:, None]
     return Machine(
         weigh=weigh,
         visit=visit,
@@ -80,8 +83,8 @@ def idle_machine(
         resume_s=resume_s,
         hand_over_s=hand_over_s,
         hits_first=hits_first,
-        owners=np.ascontiguousarray(owners.reshape(-1)),
-        caches=empty_state(num_layers, num_experts, num_slots, own, waits == AFTER_LAYER, least_gain, num_devices),
+        owners=owners,
+        caches=caches,
         link_s=np.zeros(num_devices),
         rest_s=np.zeros(num_devices),
         flying=np.full(num_devices, NOTHING),

@@ -15,14 +15,19 @@ def targets_of(predictions: Predictions, num_layers: int) -> np.ndarray:
 
 
 def events_of(
-    num_layers: int, begins: np.ndarray, demanded: np.ndarray, next_use: np.ndarray, predictions: Predictions
+    num_layers: int,
+    begins: np.ndarray,
+    demanded: np.ndarray,
+    next_use: np.ndarray,
+    predictions: Predictions,
+    is_streamed: np.ndarray,
 ) -> Events:
     """A block's layer events with the predictions between them.
 
     Prefetches of a moment are ordered by priority, equal ones in the order of the request (section 4.5).
 
     Args:
-        begins, demanded, next_use: as in Events.
+        begins, demanded, next_use: as in Events. is_streamed: [n] of each iteration.
     """
     layers = np.arange(len(begins) - 1) % num_layers
     num_moments = 2 * len(layers)
@@ -44,6 +49,7 @@ def events_of(
         rows=predictions.probabilities,
         prefetch_begins=prefetch_begins,
         prefetches=(wanted * predictions.probabilities.shape[1] + experts)[order],
+        streams=np.repeat(is_streamed, num_layers) if is_streamed.any() else is_streamed[:0],
     )
 
 

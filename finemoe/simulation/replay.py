@@ -18,7 +18,7 @@ from finemoe.policies import make_policy
 from finemoe.policies.base import Policy, PolicySetup
 from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
-from finemoe.simulation.asking import ask
+from finemoe.simulation.asking import ask, streamed
 from finemoe.simulation.cost import CostModel, ModelSize, size_of
 from finemoe.simulation.events import block_rows, demanded_sets, iteration_blocks
 from finemoe.simulation.future import Future
@@ -82,6 +82,7 @@ def sweep(
     seed: int = 0,
     batch_size: int = 1,
     arrangement: Arrangement | None = None,
+    stream_prompts_from: int | None = None,
     progress: bool = False,
     **policy_options: Any,
 ) -> list[Report]:
@@ -97,6 +98,7 @@ def sweep(
         link, host_memory: only for the live engine; a testbed describes its own.
         batch_size: number of consecutive requests that run together; a batch counts as one request.
         arrangement: order, arrival and length of requests, instead of `batch_size`; `trace` is then its trace.
+        stream_prompts_from: as in `finemoe.offload`; None, the default, is the system as published.
         progress: show a progress bar.
         policy_options: options of the policy, such as promoe's `predictor`.
     """
@@ -107,7 +109,7 @@ def sweep(
     _require_others(history, trace)
     arrangement = arrangement or _arranged(trace, batch_size)
     trace = arrangement.trace
-    setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed)
+    setup = replay_setup(trace, history, prefetch_distance, store_capacity, seed, stream_prompts_from)
     system = make_policy(policy, setup, is_replay=True, **policy_options)
     choices = [
         (memory, eviction or system.default_eviction) for memory, eviction in itertools.product(expert_memories, evictions)
@@ -155,6 +157,7 @@ def replay_setup(
     prefetch_distance: int | None = None,
     store_capacity: int = 1000,
     seed: int = 0,
+    stream_prompts_from: int | None = None,
 ) -> PolicySetup:
     """The `PolicySetup` for a trace's model."""
     return PolicySetup(
@@ -167,6 +170,7 @@ def replay_setup(
         history=history,
         model=trace.model,
         seed=seed,
+        stream_prompts_from=stream_prompts_from,
     )
 
 
@@ -226,7 +230,7 @@ def _run(
             next_use = future.take(len(demanded)) if future.is_known else np.zeros(len(demanded), dtype=np.int64)
             predictions, read_bytes = ask(policy, block, begins, demanded, None if pace is None else pace.hidden_size)
             targets = targets_of(predictions, trace.num_layers)
-            events = events_of(trace.num_layers, begins, demanded, next_use, predictions)
+            events = events_of(trace.num_layers, begins, demanded, next_use, predictions, streamed(policy, block))
             durations = None
             if pace is not None and read_bytes is not None:
                 durations = pace.durations(trace, block, begins, demanded, read_bytes)
