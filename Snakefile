@@ -104,6 +104,7 @@ for entry in TABLE.values():
             RUN
 
 
+include: "rules/external.smk"
 include: "rules/geometry.smk"
 include: "rules/gpu.smk"
 include: "rules/miniatures.smk"

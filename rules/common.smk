@@ -2,6 +2,9 @@
 import json
 from pathlib import Path
 
+from finemoe.artifact.external.manifest import read_manifest
+from finemoe.artifact.external.needed import SHIPPED_TABLES, prompt_sets
+from finemoe.artifact.external.store import ACCEPTED, MIRROR, mirror_of
 from finemoe.artifact.pipeline.filling import Filling, parameter_names
 from finemoe.artifact.pipeline.notebooks import notebook_named
 from finemoe.artifact.pipeline.sources import sources_of
@@ -28,7 +31,7 @@ MEASURED = (
 )
 # The values of the names in braces in notebooks/table.yaml.
 FILLING = Filling(
-    config,
+    config | {"dataset_sources": prompt_sets(config)},
     {"results": RESULTS, "figures": FIGURES, "miniatures": MINIATURES},
     {
         "ARRIVALS": [config["arrivals_file"]] if config["arrivals_file"] else [],
@@ -44,6 +47,11 @@ FILLING = Filling(
         "MODEL_FILES": ["config.json", "model.safetensors", "tokenizer.json"],
         "MODELS": MODELS,
         "TESTBED": config["testbed"],
+    },
+    made={
+        path: f"{RESULTS}/{path.removeprefix('data/')}"
+        for name in config["routing_tables"]
+        for path in SHIPPED_TABLES[name]
     },
 )
 

@@ -63,12 +63,16 @@ def simulated_table(history: RoutingTrace, served: RoutingTrace, settings: dict[
 
 
 def write_tables(
-    trace: Annotated[Path | None, typer.Argument(help="decode_traces.npz, or raw files; default: next to the checkout")] = None,
+    trace: Annotated[
+        Path | None, typer.Argument(help="a .trace, decode_traces.npz, or raw files; default: next to the checkout")
+    ] = None,
     folder: Annotated[Path, typer.Option()] = DATA / "reference",
     store_capacity: Annotated[int, typer.Option(help="C, maps")] = 1000,
 ) -> None:
     """Compute the real panels' tables and write them as CSV."""
-    for figure, table in reference_tables(load_gpt_oss(trace or sample_path()), store_capacity).items():
+    trace = trace or sample_path()
+    routing = RoutingTrace.load(trace) if trace.suffix == ".trace" else load_gpt_oss(trace)
+    for figure, table in reference_tables(routing, store_capacity).items():
         save_table(table.assign(model=MODEL, dataset=DATASET), folder / f"{figure}_gpt_oss.csv")
         typer.echo(f"{figure}: {len(table)} rows")
 

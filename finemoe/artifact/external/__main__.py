@@ -18,7 +18,7 @@ from finemoe.artifact.external.manifest import (
     require_accepted,
     require_known,
 )
-from finemoe.artifact.external.store import FOLDER, MIRROR, Store, mirror_of
+from finemoe.artifact.external.store import ACCEPTED, FOLDER, MIRROR, Store, mirror_of
 from finemoe.errors import FinemoeError, one_line_for_bad_input
 from finemoe.units import format_bytes
 
@@ -27,7 +27,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 Folder = Annotated[Path, typer.Option(help="Folder of external data.")]
 Mirror = Annotated[str, typer.Option(help=f"Address of a server with the layout of this folder; default: ${MIRROR}.")]
 Manifest = Annotated[Path, typer.Option(help="The list of external data.")]
-Accepted = Annotated[list[str] | None, typer.Option("--accept", help="Name of a licence that you accept; repeatable.")]
+Accepted = Annotated[
+    list[str] | None, typer.Option("--accept", envvar=ACCEPTED, help="Name of a licence that you accept; repeatable.")
+]
 Names = Annotated[list[str], typer.Argument(help="Names from `list`.")]
 
 

@@ -75,6 +75,11 @@ class Entry:
         return f"converted/{self.name}.trace" if self.routing else ""
 
     @property
+    def converter(self) -> str:
+        """The module of this package that makes it."""
+        return "prompt_sets" if self.prompts else "routing_traces"
+
+    @property
     def result(self) -> str:
         """The file that the pipeline reads, below the folder of external data."""
         return self.converted or self.file

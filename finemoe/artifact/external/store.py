@@ -15,6 +15,7 @@ from finemoe.units import format_bytes
 
 FOLDER = DATA / "external"
 MIRROR = "FINEMOE_EXTERNAL_MIRROR"
+ACCEPTED = "FINEMOE_ACCEPT_LICENCES"  # names of licences, separated by spaces
 _LOCK = ".sha256"  # as `sha256sum --check` reads it
 Say = Callable[[str], None]
 

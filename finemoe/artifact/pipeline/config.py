@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from finemoe.artifact.external.needed import check_licences, prompt_sets
 from finemoe.errors import FinemoeError
 from finemoe.paths import MINIATURES, PROMPTS, ROOT
 from finemoe.simulation.testbed import known_testbeds
@@ -101,7 +102,7 @@ def _check_references(config: Mapping[str, Any]) -> None:
     without = [model for model in config["models"] if model not in config["prefetch_distance"]]
     if without:
         raise FinemoeError(f"config: prefetch_distance has no entry for {without[0]!r}; add one (layers, e.g. 3)")
-    known = sorted({path.stem for path in PROMPTS.glob("*.jsonl")} | set(config["dataset_sources"]))
+    known = sorted({path.stem for path in PROMPTS.glob("*.jsonl")} | set(prompt_sets(config)))
     testbeds = known_testbeds()
     for testbed in [config[name] for name in _TESTBEDS] + config["further_testbeds"]:
         if testbed not in testbeds:
@@ -122,3 +123,4 @@ def _check_references(config: Mapping[str, Any]) -> None:
     for dataset in config["datasets"]:
         if dataset not in known:
             raise FinemoeError(f"config: unknown value {dataset!r} in datasets; {suggestion(dataset, known)}")
+    check_licences(config)

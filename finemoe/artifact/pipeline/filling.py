@@ -23,10 +23,17 @@ class Filling:
         config: the pipeline's configuration.
         folders: the folders named results, figures and miniatures.
         lists: the value of each upper-case name, a text or a list.
+        made: tables that a rule computes, by the path of the shipped table that they replace.
     """
 
-    def __init__(self, config: Mapping[str, Any], folders: Mapping[str, str], lists: Mapping[str, str | Sequence[str]]) -> None:
-        self._config, self._folders = config, folders
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        folders: Mapping[str, str],
+        lists: Mapping[str, str | Sequence[str]],
+        made: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config, self._folders, self._made = config, folders, made or {}
         self._lists = {name: [value] if isinstance(value, str) else list(value) for name, value in lists.items()}
         self._plural = {name for name, value in lists.items() if not isinstance(value, str)}
 
@@ -56,7 +63,7 @@ class Filling:
         """Values of the notebook's parameters, by name: from files first, then from wildcards, then from the configuration."""
         found: dict[str, Any] = {}
         derived = self._derived(entry, wildcards)
-        for name in parameter_names(entry.notebook):
+        for name, default in parameter_defaults(entry.notebook).items():
             if name in outputs:
                 found[name] = outputs[name]
             elif name in inputs and name in entry.inputs:
@@ -67,6 +74,8 @@ class Filling:
                 found[name] = derived[name]()
             elif name in self._config and not entry.own:
                 found[name] = self._config[name]
+            elif str(default) in self._made:
+                found[name] = self._made[str(default)]
         return found
 
     def dataset_source(self, name: str) -> dict[str, str]:
@@ -74,9 +83,13 @@ class Filling:
         return {"dataset": name, "column": "prompt"} | self._config["dataset_sources"].get(name, {})
 
     def dataset_files(self, name: str) -> list[str]:
-        """The local file behind a dataset, so that editing the file reruns the jobs that used it; empty for a hub id."""
+        """The local file behind a dataset, so that editing the file reruns the jobs that used it; empty for a hub id.
+
+        External data need not be here yet: another rule fetches them.
+        """
         source = self.dataset_source(name)["dataset"]
-        return [path for path in (f"data/prompts/{source}.jsonl", source) if (ROOT / path).is_file()]
+        fetched = f"{self._config['external']}/"
+        return [path for path in (f"data/prompts/{source}.jsonl", source) if (ROOT / path).is_file() or path.startswith(fetched)]
 
     def _derived(self, entry: Entry, wildcards: Mapping[str, str]) -> dict[str, Callable[[], Any]]:
         config, models = self._config, self._config["models"]
@@ -107,7 +120,8 @@ class Filling:
         names = [name for name in dict.fromkeys(_NAME.findall(pattern)) if name.isupper()]
         chosen = itertools.product(*(self._lists[name] for name in names))
         paths = [_filled(pattern, dict(zip(names, values, strict=True))) for values in chosen]
-        return [path for one in paths for path in (_matching(one) if "*" in one else [one])]
+        found = [path for one in paths for path in (_matching(one) if "*" in one else [one])]
+        return [self._made.get(path, path) for path in found]
 
 
 def _filled(pattern: str, values: Mapping[str, str]) -> str:
@@ -119,9 +133,18 @@ def _matching(pattern: str) -> list[str]:
 
 
 @cache
-def parameter_names(notebook: str) -> list[str]:
-    """The names in a notebook's parameters cell, read without importing what runs notebooks."""
+def parameter_defaults(notebook: str) -> dict[str, Any]:
+    """The names in a notebook's parameters cell with their defaults, read without importing what runs notebooks."""
     cells = json.loads(Path(notebook_named(notebook)).read_text(encoding="utf-8"))["cells"]
     cell = next(one for one in cells if "parameters" in one["metadata"].get("tags", []))
     statements = ast.parse("".join(cell["source"])).body
-    return [one.target.id for one in statements if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
+    return {
+        one.target.id: ast.literal_eval(one.value)
+        for one in statements
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and one.value is not None
+    }
+
+
+def parameter_names(notebook: str) -> list[str]:
+    """The names in a notebook's parameters cell."""
+    return list(parameter_defaults(notebook))

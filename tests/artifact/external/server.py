@@ -1,4 +1,4 @@
-"""A local server of files, which breaks off, refuses ranges, is busy or redirects as a test asks, and logs what it was asked for."""
+"""A local server of files: it breaks off, refuses ranges, is busy or redirects as a test asks, and logs what it was asked for."""
 
 import gzip
 import threading
