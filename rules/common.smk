@@ -132,3 +132,24 @@ def values_of(entry):
         )
 
     return values
+
+
+EXTERNAL = read_manifest()
+# In the environment and not among the parameters: fetched data do not change with the mirror or with what else is accepted.
+os.environ[ACCEPTED] = " ".join(config["accept_licences"])
+os.environ[MIRROR] = mirror_of(config["mirror"])
+
+
+def in_folder(file):
+    """The path of a file in the folder of external data."""
+    return f"{config['external']}/{file}"
+
+
+def above(file):
+    """The folder of external data, from the path of a rule's output in it."""
+    return lambda wildcards, output: output[0][: -len(file) - 1]
+
+
+def can_be_had(entry):
+    """Whether an entry's licence is accepted, and some server has it."""
+    return entry.licence.name in config["accept_licences"] and (entry.url or entry.hub or os.environ[MIRROR])

@@ -1,25 +1,4 @@
 # External data, fetched on request: `snakemake --cores 1 external`. data/external.yaml lists them; what figures need of them is fetched first.
-EXTERNAL = {entry.name: entry for entry in read_manifest().values()}
-# In the environment and not among the parameters: fetched data do not change with the mirror or with what else is accepted.
-os.environ[ACCEPTED] = " ".join(config["accept_licences"])
-os.environ[MIRROR] = mirror_of(config["mirror"])
-
-
-def in_folder(file):
-    """The path of a file in the folder of external data."""
-    return f"{config['external']}/{file}"
-
-
-def above(file):
-    """The folder of external data, of the path of a rule's output in it."""
-    return lambda wildcards, output: output[0].removesuffix(f"/{file}")
-
-
-def can_be_had(entry):
-    """Whether an entry's licence is accepted, and some server has it."""
-    return entry.licence.name in config["accept_licences"] and (entry.url or entry.hub or os.environ[MIRROR])
-
-
 rule external:
     input:
         [in_folder(entry.result) for entry in EXTERNAL.values() if can_be_had(entry)],
