@@ -29,9 +29,11 @@ _OPTIONS = {  # arguments of the library, and the options that set them
     "num_layers": "--layers",
     "prefetch_distance": "--prefetch-distance",
     "prompt_tokens": "--prompt-tokens",
+    "temperature": "--temperature",
     "served_rows": "--tokens",
     "store_capacity": "--store-capacity",
     "top_k": "--top-k",
+    "top_p": "--top-p",
 }
 _WORDS = (
     *("context", "devices", "dtype", "eviction", "hardware", "history", "link", "lookahead", "model", "policy", "seed", "slots"),

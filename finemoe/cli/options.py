@@ -11,6 +11,7 @@ from finemoe.errors import FinemoeError
 SYSTEMS = "finemoe, finemoe-plus, moe-infinity, promoe, mixtral-offloading, deepspeed-inference, on-demand, no-offload"
 OWN = "or module:Class for your own"
 POLICY, MEMORY, MACHINE, INPUT, OUTPUT = "Policy", "Expert memory", "Machine", "Input", "Output"  # panels of the help pages
+DECODING = "Decoding"
 
 Model = Annotated[
     str,

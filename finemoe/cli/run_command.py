@@ -1,4 +1,4 @@
-"""`finemoe run`: a model generates text with part of its experts on the device."""
+"""`finemoe run`: a model answers with part of its experts on the device."""
 
 import time
 from collections.abc import Iterator
@@ -21,32 +21,92 @@ from finemoe.cli.engine_options import (
     Store,
     load_options,
 )
-from finemoe.cli.messages import Interrupted, command
-from finemoe.cli.models import require_model
+from finemoe.cli.messages import command
+from finemoe.cli.models import dtype_to_load, require_model
 from finemoe.cli.options import (
+    DECODING,
     INPUT,
     NO_TEXTS,
     OUTPUT,
+    POLICY,
     AsJson,
     Capacity,
     Distance,
     Model,
     PolicyOption,
-    Seed,
     memory_of,
     require_known,
 )
-from finemoe.cli.printing import print_json, print_table
 from finemoe.cli.progress import compiling_shown, is_watched, stage
 
 
 @command
 def run(
     model: Model,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.", rich_help_panel=INPUT)],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="The question, or the text to continue. '-' reads it from standard input.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the prompt from a text file.", rich_help_panel=INPUT)
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", metavar="", help="Talk: every line of standard input is a turn, Ctrl-D ends.", rich_help_panel=INPUT
+        ),
+    ] = False,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message of the chat.", rich_help_panel=INPUT)] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", metavar="", help="Continue the text itself, without the model's chat template.", rich_help_panel=INPUT
+        ),
+    ] = False,
+    template_option: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An option of the chat template, such as enable_thinking=false. Repeatable.",
+            rich_help_panel=INPUT,
+        ),
+    ] = NO_TEXTS,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens to generate at most.", min=1, metavar="N", rich_help_panel=INPUT)
-    ] = 64,
+        int | None,
+        typer.Option(
+            help="Tokens to generate at most. Default: 64, or 512 with a chat template.",
+            min=1,
+            metavar="N",
+            rich_help_panel=DECODING,
+        ),
+    ] = None,
+    sample: Annotated[
+        bool | None,
+        typer.Option("--sample/--greedy", help="Draw tokens, or take the most probable (default).", rich_help_panel=DECODING),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", min=0, help="Of sampling. Default: the checkpoint's. 0 is greedy.", rich_help_panel=DECODING),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Of sampling. Default: the checkpoint's.", rich_help_panel=DECODING)
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of sampling, and of policies that draw random numbers.", min=0, metavar="N", rich_help_panel=DECODING
+        ),
+    ] = 0,
+    thoughts: Annotated[
+        bool,
+        typer.Option("--thoughts/--no-thoughts", help="Show what a model thinks before it answers.", rich_help_panel=OUTPUT),
+    ] = True,
     expert_memory: ExpertMemory = "0.25",
     host_memory: HostMemory = None,
     expert_format: ExpertFormat = None,
@@ -58,7 +118,12 @@ def run(
     prefetch_distance: Distance = None,
     store_capacity: Capacity = 1000,
     store: Store = None,
-    seed: Seed = 0,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Start from what earlier runs used and learned; written at the end.", rich_help_panel=POLICY
+        ),
+    ] = None,
     num_devices: Devices = 1,
     link: Link = None,
     timeline: Annotated[
@@ -67,45 +132,58 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate text with part of the experts on the device, and report what the expert cache did."""
+    """Answer a prompt with part of the experts on the device, and report what the expert cache did.
+
+    The text is greedy and the same every time unless --sample is given. Ctrl-C ends it at the next token and still reports.
+    """
+    from finemoe.cli.prompt_text import asked_of, template_options
     from finemoe.files import require_place
 
     begin, is_shown = time.monotonic(), is_watched(as_json)
     memory = memory_of(expert_memory)
-    if timeline is not None:
-        require_place(timeline)
+    asked = asked_of(prompt, prompt_file, chat, as_json)
+    template = template_options(template_option)
+    for file in (timeline, profile):
+        if file is not None:
+            require_place(file)
     with stage("importing NumPy and Numba", is_shown):
         require_known([policy], eviction)
     require_model(model)
+    loaded_dtype = dtype_to_load(model, dtype)
     options = load_options(
         *(policy, option, store, num_devices),
-        **{"eviction": eviction, "link": link, "dtype": dtype, "host_memory": host_memory, "expert_format": expert_format},
+        **{"eviction": eviction, "link": link, "dtype": loaded_dtype, "host_memory": host_memory, "expert_format": expert_format},
         **{"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed, "slots": slots},
     )
     with stage("importing PyTorch and Transformers", is_shown):
         import finemoe
+        from finemoe.cli.run_report import RunReport
+        from finemoe.cli.turns import Turns, decoding_of, speaker_of
         from finemoe.runtime.generation import refusals_in_one_line
         from finemoe.runtime.loading import load_tokenizer
-        from finemoe.runtime.prompts import encode
 
+    decoding = decoding_of(sample, temperature, top_p, seed)
     with stage("loading the tokenizer", is_shown):
         tokenizer = load_tokenizer(model)
-    encoding = encode(tokenizer, [prompt], 0)[0]
+    turns = Turns(tokenizer, asked, system, raw, template)
+    is_warm = profile is not None and profile.exists()
     with compiling_shown(is_shown):
-        module, engine = finemoe.load(model, memory, progress=is_shown, **options)
+        module, engine = finemoe.load(model, memory, progress=is_shown, profile=profile if is_warm else None, **options)
     start_s = time.monotonic() - begin
+    speaker = speaker_of(module, turns, decoding, max_new_tokens, thoughts, as_json, is_shown)
     with engine, _timeline(engine, timeline), refusals_in_one_line(module):
-        text, is_streamed = _generated(module, tokenizer, encoding, max_new_tokens, as_json, is_shown)
+        answers = turns.answered(speaker)
         report = engine.report()
+        if profile is not None:
+            engine.save_profile(profile)
+    config = module.generation_config
+    told = RunReport(answers, report, decoding.text(config), start_s, bool(config.do_sample) and not decoding.is_sampled)
     if as_json:
-        print_json({"text": text, "start_s": start_s, "report": report.to_dict()})
-        return
-    if not is_streamed:
-        typer.echo(text)
-    start = ("start", f"{start_s:.1f} s  (imports, loading, compiling; not part of TTFT)")
-    print_table(f"{model} at {expert_memory} expert memory", [*report.rows(), start])
-    if timeline is not None:
-        typer.echo(f"{timeline}: timeline, for ui.perfetto.dev")
+        told.print_json()
+    else:
+        written = {"dtype": None if loaded_dtype == dtype else loaded_dtype, "profile": profile, "is_warm": is_warm}
+        told.print_table(f"{model} at {expert_memory} expert memory", timeline=timeline, **written)
+    told.leave()
 
 
 @contextmanager
@@ -115,29 +193,3 @@ def _timeline(engine: Any, path: Path | None) -> Iterator[None]:
         return
     with engine.timeline(path):
         yield
-
-
-def _generated(
-    module: Any, tokenizer: Any, encoding: Any, max_new_tokens: int, as_json: bool, is_shown: bool
-) -> tuple[str, bool]:
-    """The text, and whether it was printed as it came."""
-    from finemoe.cli.token_stream import stream_of
-    from finemoe.runtime.generation import sequences_of, tokenizer_option
-    from finemoe.runtime.prompts import as_batch
-
-    is_streamed = not as_json and (module.generation_config.num_beams or 1) == 1  # beams are known at the end only
-    stream = stream_of(tokenizer, max_new_tokens, is_streamed, is_shown)
-    try:
-        output = module.generate(
-            **as_batch(module, [encoding], tokenizer.pad_token_id).inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            streamer=stream if is_streamed else None,
-            pad_token_id=tokenizer.pad_token_id,
-            **tokenizer_option(module, tokenizer, {}),
-        )
-    except KeyboardInterrupt:
-        stream.close()
-        done = f"after {stream.num_tokens} of at most {max_new_tokens} tokens" if is_streamed else "while generating"
-        raise Interrupted(f"{done}; no file was written") from None
-    return tokenizer.decode(sequences_of(output)[0], skip_special_tokens=True), is_streamed

@@ -36,20 +36,34 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     return whole_model(source, dtype).eval(), tokenizer
 
 
+def require_tokenizer(name: str) -> None:
+    """Refuse a model that has no tokenizer, before anything heavy is imported.
+
+    Raises:
+        FinemoeError: it has random weights.
+    """
+    if name.startswith(_RANDOM):
+        raise FinemoeError(
+            f"{name}: random weights write no text and have no tokenizer; name a checkpoint, or measure this size in Python "
+            "(docs/models.md, 'Measure at real sizes without weights')"
+        )
+
+
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of a model, which pads on the left.
 
     Raises:
         FinemoeError: the model does not exist, or its tokenizer is incomplete or damaged.
     """
+    require_tokenizer(name)
     from transformers import AutoTokenizer
 
-    from finemoe.runtime.pretrained import in_one_line
+    from finemoe.runtime.pretrained import in_one_line, without_warnings
 
     source = _source_of(name)
     file = gguf_path(source)
     folder, told = (source, {}) if file is None else (str(file.parent), {"gguf_file": file.name})
-    with in_one_line(f"the tokenizer of {name!r} cannot be loaded from {source}: "):
+    with in_one_line(f"the tokenizer of {name!r} cannot be loaded from {source}: "), without_warnings():
         return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **told)
 
 

@@ -141,7 +141,11 @@ class LoadingStep:
             self._require_no_distributed_shards()
         made = class_of(config)
         quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
-        with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly, warnings.catch_warnings():
+        unpacking = self._dequantizing(config)
+        silently = (
+            without_warnings() if unpacking else nullcontext()
+        )  # of experts unpacked, which they are not
+        with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly, silently, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # it is passed only to unpack
             model, info = made.from_pretrained(
                 self._source,
@@ -149,7 +153,7 @@ class LoadingStep:
                 experts_implementation="eager",
                 trust_remote_code=False,
                 output_loading_info=True,
-                **self._dequantizing(config),
+                **unpacking,
             )
         if lost := info["missing_keys"]:
             raise self._lacks(lost)
@@ -321,6 +325,17 @@ def in_one_line(before: str, after: Callable[[], str] = str) -> Iterator[None]:
         if not isinstance(error, Exception) and not type(error).__module__.startswith("torch."):  # such as CheckpointException
             raise
         raise FinemoeError(f"{before}{reason_of(error)}{after()}") from error
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Hide what Transformers remarks on published files, such as a tokenizer_config.json that names an older class."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from finemoe.runtime.observer import embedding_of
 
 Prompt = str | list[Any]  # a text, or a conversation: one mapping with role and content per message
 Encoding = dict[str, np.ndarray]  # input_ids and a tokenizer's other outputs, each [n]
+_NO_OPTIONS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,13 @@ def _a(value: Any) -> str:
     return text if len(text) <= 40 and "\n" not in text and not isinstance(value, list | dict) else type(value).__name__
 
 
-def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encoding]:
+def encode(
+    tokenizer: Any, prompts: Sequence[Prompt], first: int, template_options: Mapping[str, Any] = _NO_OPTIONS
+) -> list[Encoding]:
     """Tokenise the prompts of a batch, without padding; the tokenizer's chat template is applied to conversations.
 
     Args:
-        first: number of the first prompt, for error messages.
+        first: number of the first prompt, for error messages. template_options: further arguments of the chat template.
     Raises:
         FinemoeError: a text is not UTF-8, a chat template is missing, the template or the tokenizer refuses a prompt, or the
             result is not one row of tokens per prompt; the message names the prompt.
@@ -98,7 +101,7 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], first: int) -> list[Encodi
         if {"input_ids", "attention_mask"} <= set(tables):  # the mask marks padding
             rows = [{name: table[row] for name, table in tables.items()} for row in range(len(prompts))]
             return [_encoding(row, prompt, number) for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True), first)]
-    return [_encode_alone(tokenizer, prompt, number) for number, prompt in enumerate(prompts, first)]
+    return [_encode_alone(tokenizer, prompt, number, template_options) for number, prompt in enumerate(prompts, first)]
 
 
 def _check_text(prompt: str, number: int) -> None:
@@ -123,14 +126,14 @@ def _tables(given: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
     return tables
 
 
-def _encode_alone(tokenizer: Any, prompt: Prompt, number: int) -> Encoding:
+def _encode_alone(tokenizer: Any, prompt: Prompt, number: int, template_options: Mapping[str, Any]) -> Encoding:
     if isinstance(prompt, str):
         try:
             given = tokenizer([prompt], return_tensors="pt", padding=False)
         except Exception as error:  # a lone surrogate, or not a tokenizer of texts
             raise FinemoeError(f"prompt {number}: the tokenizer refuses it ({first_line(error)}): {prompt!r:.60}") from error
         return _encoding(given, prompt, number)
-    return _encoding(_through_template(tokenizer, prompt, number), prompt, number)
+    return _encoding(_through_template(tokenizer, prompt, number, template_options), prompt, number)
 
 
 def _encoding(given: Any, prompt: Prompt, number: int) -> Encoding:
@@ -161,12 +164,16 @@ def _ids(given: Any) -> np.ndarray | None:
         return None
 
 
-def _through_template(tokenizer: Any, messages: list[Any], number: int) -> Any:
+def _through_template(tokenizer: Any, messages: list[Any], number: int, options: Mapping[str, Any]) -> Any:
     if getattr(tokenizer, "chat_template", None) is None:
         raise FinemoeError(f"prompt {number} is a list of chat messages, but this tokenizer has no chat template; give a text")
     try:
         return tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            [dict(message) for message in messages],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            **options,
         )
     except Exception as error:  # a template is a program and may raise anything
         raise FinemoeError(f"prompt {number}: the chat template refuses it ({first_line(error)})") from error

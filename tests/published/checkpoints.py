@@ -206,8 +206,7 @@ def write_checkpoint(name: str, folder: Path, num_layers: int | None = None, see
     _write(folder / "config.json", config)
     generation = {**family.generation, **_ids(family.tokens["generation"], ids)}
     _write(folder / "generation_config.json", {**generation, "transformers_version": config["transformers_version"]})
-    num_tokens = max(ids.values()) + 1
-    _save(folder, tensors.values_of(family.shapes(config), num_tokens, seed), family.shards)
+    _save(folder, tensors.values_of(family.shapes(config), min(ids.values()), seed), family.shards)
     return family
 
 

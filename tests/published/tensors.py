@@ -57,8 +57,12 @@ def gpt_oss(config: dict[str, Any]) -> Shapes:
     yield from _decoder(config, attention, sparse)
 
 
-def values_of(shapes: Shapes, num_tokens: int, seed: int) -> dict[str, torch.Tensor]:
-    """Random values that keep activations near 1, so that tokens and routing vary; rows without a token are zero."""
+def values_of(shapes: Shapes, num_words: int, seed: int) -> dict[str, torch.Tensor]:
+    """Random values that keep activations near 1, so that tokens and routing vary.
+
+    Args:
+        num_words: the tokens that are text, which come first; only these are ever generated.
+    """
     rng = np.random.default_rng(seed)
     made = {}
     for name, shape in shapes:
@@ -68,8 +72,7 @@ def values_of(shapes: Shapes, num_tokens: int, seed: int) -> dict[str, torch.Ten
             made[name] = torch.from_numpy(rng.integers(121, 124, shape, dtype=np.uint8))
         else:
             made[name] = torch.from_numpy(_values(name, shape, rng)).to(torch.bfloat16)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        made[name][num_tokens:] = 0
+    made["lm_head.weight"][num_words:] = 0
     return made
 
 
