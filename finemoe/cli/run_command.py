@@ -151,9 +151,19 @@ def run(
     require_model(model)
     loaded_dtype = dtype_to_load(model, dtype)
     options = load_options(
-        *(policy, option, store, num_devices),
-        **{"eviction": eviction, "link": link, "dtype": loaded_dtype, "host_memory": host_memory, "expert_format": expert_format},
-        **{"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed, "slots": slots},
+        policy,
+        option,
+        store,
+        num_devices,
+        eviction=eviction,
+        link=link,
+        dtype=loaded_dtype,
+        host_memory=host_memory,
+        expert_format=expert_format,
+        prefetch_distance=prefetch_distance,
+        store_capacity=store_capacity,
+        seed=seed,
+        slots=slots,
     )
     with stage("importing PyTorch and Transformers", is_shown):
         import finemoe
@@ -181,8 +191,8 @@ def run(
     if as_json:
         told.print_json()
     else:
-        written = {"dtype": None if loaded_dtype == dtype else loaded_dtype, "profile": profile, "is_warm": is_warm}
-        told.print_table(f"{model} at {expert_memory} expert memory", timeline=timeline, **written)
+        chosen = None if loaded_dtype == dtype else loaded_dtype
+        told.print_table(f"{model} at {expert_memory} expert memory", chosen, profile, is_warm, timeline)
     told.leave()
 
 

@@ -58,7 +58,7 @@ class RunReport:
         published = "  (published: --sample)" if self.is_sampling_published else ""
         rows = [("decoding", self.decoding + published), ("generated", self._generated()), *self.report.rows()]
         if dtype is not None:
-            rows.append(("weights other than experts", f"{dtype}; --dtype float32 loads them as Transformers does"))
+            rows.append(("other weights", f"{dtype}  (as Transformers: --dtype float32)"))
         if profile is not None:
             rows.append(("profile", f"{profile}  ({'read, and' if is_warm else 'new,'} written)"))
         rows.append(("start", f"{self.start_s:.1f} s  (imports, loading, compiling; not part of TTFT)"))
