@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finemoe.advice.advise import advise
     from finemoe.cache.rules import register as register_eviction
+    from finemoe.planning.plan import plan
     from finemoe.policies import register as register_policy
     from finemoe.runtime.engine import Engine
     from finemoe.runtime.loading import load
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
     from finemoe.traces import RoutingTrace
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RoutingTrace", "advise", "load", "offload", "record", "register_eviction", "register_policy", "replay"]
+__all__ = [
+    "Engine",
+    "RoutingTrace",
+    "advise",
+    "load",
+    "offload",
+    "plan",
+    "record",
+    "register_eviction",
+    "register_policy",
+    "replay",
+]
 
 _HOMES = {
     "Engine": "finemoe.runtime.engine:Engine",
@@ -26,6 +38,7 @@ _HOMES = {
     "advise": "finemoe.advice.advise:advise",
     "load": "finemoe.runtime.loading:load",
     "offload": "finemoe.runtime.offloading:offload",
+    "plan": "finemoe.planning.plan:plan",
     "record": "finemoe.runtime.recorder:record",
     "register_eviction": "finemoe.cache.rules:register",
     "register_policy": "finemoe.policies:register",

@@ -1,4 +1,4 @@
-"""The command line: `finemoe run`, `serve`, `record`, `import`, `replay`, `advise`, `info`. Commands parse, call, print."""
+"""The command line: `finemoe run`, `serve`, `record`, `import`, `replay`, `advise`, `info`, `plan`."""
 
 import sys
 from io import TextIOWrapper
@@ -10,6 +10,7 @@ from finemoe.cli.advise_command import advise
 from finemoe.cli.import_command import import_
 from finemoe.cli.info_command import info
 from finemoe.cli.options import examples
+from finemoe.cli.plan_command import plan
 from finemoe.cli.record_command import record
 from finemoe.cli.replay_command import replay
 from finemoe.cli.run_command import run
@@ -62,6 +63,13 @@ app.command(
 app.command(
     epilog=examples("finemoe info mixtral-mini", "finemoe info routing.trace --json", "finemoe info config.json --gguf Q4_K_M")
 )(info)
+app.command(
+    epilog=examples(
+        "finemoe plan Qwen/Qwen3-30B-A3B --hardware laptop-8gb --host-memory 32GiB",
+        "finemoe plan openai/gpt-oss-20b --memory 8GiB",
+        "finemoe plan mixtral-mini --memory 8MiB --link paced:20MB/s --trace routing.trace",
+    )
+)(plan)
 app.command(epilog=examples("finemoe serve mixtral-mini", "finemoe serve Qwen/Qwen3-30B-A3B --expert-memory 6GiB --port 8080"))(
     serve
 )

@@ -1,0 +1,209 @@
+"""`finemoe.plan`: which format, expert memory, context and policy to choose for a model on a machine, and how fast it will be."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finemoe.cache.capacity import byte_count
+from finemoe.errors import FinemoeError
+from finemoe.models.published import config_source
+from finemoe.planning.choices import DISK_BYTES_PER_S, SYSTEMS, Choice, choices_of, room_bytes
+from finemoe.planning.loaded import PACKED_AT_LOAD, LoadedModel, loaded_models
+from finemoe.planning.place import Place, place_of
+from finemoe.planning.prediction import Prepared
+from finemoe.planning.routing import assumed_routings, recorded_routing, shipped_trace
+from finemoe.simulation.testbed import Testbed
+from finemoe.traces import RoutingTrace
+from finemoe.units import format_bytes
+
+_SIMPLER_WITHIN = 1.02  # a prefetching policy must gain more than this over a simpler one
+_NUM_CHOICES = 3
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A format that does not fit.
+
+    Attributes:
+        expert_format: its name. needed_bytes: on a device, with one expert in memory. missing_bytes: how much too much that is.
+        largest_context: the largest context with which it fits; None if it does not fit without any.
+    """
+
+    expert_format: str
+    needed_bytes: int
+    missing_bytes: int
+    largest_context: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to choose.
+
+    Attributes:
+        model, machine: names. memory_bytes: of a device. host_memory_bytes: for experts; None if unknown.
+        context: tokens whose keys and values have room. basis: what the predictions replay.
+        other_bytes, kv_bytes, reserve_bytes: of a device's memory, what is not for experts.
+        choices: the best first; the others are the next best. misfits: formats that do not fit.
+        notes: what to know about the numbers.
+    """
+
+    model: str
+    machine: str
+    memory_bytes: int
+    host_memory_bytes: int | None
+    context: int
+    basis: str
+    other_bytes: int
+    kv_bytes: int
+    reserve_bytes: int
+    choices: tuple[Choice, ...]
+    misfits: tuple[Misfit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Choice:
+        """The recommended choice."""
+        return self.choices[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain types, ready for JSON."""
+        return asdict(self)
+
+
+def plan(
+    model: str,
+    memory: int | str | None = None,
+    hardware: "str | Path | Testbed | None" = None,
+    *,
+    host_memory: int | str | None = None,
+    context: int = 4096,
+    trace: RoutingTrace | None = None,
+    link: str | None = None,
+    gguf: str | None = None,
+    formats: Sequence[str] = PACKED_AT_LOAD,
+    source: str | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Plan from a model's configuration; no weights are read.
+
+    Args:
+        model: name of a miniature or of a published model, a folder, a config.json, a GGUF file or a hub id.
+        memory: memory of each device, in bytes or as "8GiB"; None: all of the machine's.
+        hardware: name of a testbed in data/hardware, a YAML file, or a Testbed; None or "here": this machine.
+        host_memory: host memory for experts; None: this machine's, and for another machine enough for all experts.
+        context: tokens whose keys and values must fit.
+        trace: recorded routing of the model; None replays that of a miniature, if the project has it, or synthetic routing that
+            is fitted to real models, which gives a range.
+        link: the link's rate instead of the machine's, such as "24GB/s", or "paced:24GB/s" on a CPU that imitates one.
+        gguf: count experts as in a GGUF file of this mix. formats: values of --expert-format to consider for unpacked models.
+        source: what the configuration is read from; None: what `model` names. seed: seed of the synthetic routing.
+    Returns:
+        The plan: the best choice, the two next best, and what does not fit.
+    Raises:
+        FinemoeError: there is no such model or machine, or no format fits.
+    """
+    if context < 1:
+        raise FinemoeError(f"context is {context}; it is a number of tokens, at least 1")
+    host_bytes = None if host_memory is None else byte_count(host_memory, "host_memory")
+    place = place_of(hardware, link, host_bytes, None if memory is None else byte_count(memory, "memory"))
+    models = loaded_models(model, source or config_source(model), [None, *formats], gguf, not place.is_cpu)
+    fitting = [one for one in models if room_bytes(one, place, context) >= one.smallest_bytes]
+    misfits = tuple(_misfit(one, place, context) for one in models if one not in fitting)
+    if not fitting:
+        raise FinemoeError(_nothing_fits(models[0].name, place, misfits, context))
+    trace = shipped_trace(model) if trace is None else trace
+    prepared = prepare(models[0], trace, seed)
+    ranked = _ranked([choice for one in fitting for choice in choices_of(one, place, context, prepared)])
+    first = fitting[0]
+    return Plan(
+        model=model,
+        machine=place.testbed.title,
+        memory_bytes=int(place.testbed.memory_bytes),
+        host_memory_bytes=place.host_bytes,
+        context=context,
+        basis=basis_of(trace, prepared),
+        other_bytes=first.other_bytes,
+        kv_bytes=first.kv_bytes * context,
+        reserve_bytes=place.reserve_bytes(place.testbed.memory_bytes),
+        choices=tuple(ranked[:_NUM_CHOICES]),
+        misfits=misfits,
+        notes=_notes(first, place, ranked),
+    )
+
+
+def prepare(model: LoadedModel, trace: RoutingTrace | None, seed: int) -> list[Prepared]:
+    """The routing to replay: the trace's, or assumed ones.
+
+    Raises:
+        FinemoeError: the trace is of other sizes than the model.
+    """
+    size = model.size
+    if trace is None:
+        return [Prepared.of(one) for one in assumed_routings(size.num_layers, size.num_experts, size.top_k, seed)]
+    found, expected = (trace.num_layers, trace.num_experts), (size.num_layers, size.num_experts)
+    if found != expected:
+        raise FinemoeError(
+            f"the trace has {found[0]} layers x {found[1]} experts, {model.name} {expected[0]} x {expected[1]}; "
+            "give a trace of this model"
+        )
+    return [Prepared.of(recorded_routing(trace, trace.model or "the trace", seed))]
+
+
+def basis_of(trace: RoutingTrace | None, prepared: Sequence[Prepared]) -> str:
+    """What the predictions replay, in words."""
+    served = prepared[0].routing.served
+    if trace is not None:
+        known = prepared[0].routing.history
+        others = "" if known is None else f", after {known.num_requests} others"
+        return f"recorded routing of this model: {served.num_requests} requests, {served.num_rows} tokens{others}"
+    names = " and ".join(one.routing.name.removeprefix("like ") for one in prepared)
+    return f"assumed routing at this model's sizes, fitted to hit rates of {names}"
+
+
+def _ranked(choices: Sequence[Choice]) -> list[Choice]:
+    """The fastest first; a simpler policy before one that gains less than two percent; of each format its two best, and always a
+    choice that is not lossy among the first three."""
+    complexity = {system.policy: place for place, system in enumerate(SYSTEMS.values())}
+    ordered = sorted(choices, key=lambda one: one.tpot_s[1])
+    fastest = ordered[0].tpot_s[1]
+    near = [one for one in ordered if one.tpot_s[1] <= _SIMPLER_WITHIN * fastest]
+    first = min(near, key=lambda one: (one.is_lossy, complexity[one.policy], one.eviction is not None, one.tpot_s[1]))
+    rest = [one for one in ordered if one is not first]
+    if not first.is_lossy or not any(not one.is_lossy for one in rest):
+        return [first, *rest]
+    exact = next(one for one in rest if not one.is_lossy)
+    others = [one for one in rest if one is not exact]
+    return sorted([first, *others[:1], exact], key=lambda one: (one is not first, one.tpot_s[1])) + others[1:]
+
+
+def _misfit(model: LoadedModel, place: Place, context: int) -> Misfit:
+    needed = model.smallest_bytes + model.other_bytes + model.kv_bytes * context
+    left = room_bytes(model, place, 0) - model.smallest_bytes
+    largest = left // model.kv_bytes if left > 0 and model.kv_bytes else None
+    missing = model.smallest_bytes - room_bytes(model, place, context)
+    return Misfit(model.expert_format, needed, missing, largest or None)
+
+
+def _nothing_fits(name: str, place: Place, misfits: Sequence[Misfit], context: int) -> str:
+    least = min(misfits, key=lambda one: one.missing_bytes)
+    text = (
+        f"{name} does not fit: with one expert in memory and {context} tokens of context it needs "
+        f"{format_bytes(least.needed_bytes)} and a reserve of {format_bytes(place.reserve_bytes(place.testbed.memory_bytes))}; "
+        f"{place.testbed.title} has {format_bytes(place.testbed.memory_bytes)}, {format_bytes(least.missing_bytes)} too little"
+    )
+    return f"{text}; the largest context that fits is {least.largest_context}" if least.largest_context else text
+
+
+def _notes(model: LoadedModel, place: Place, ranked: Sequence[Choice]) -> tuple[str, ...]:
+    found = []
+    if place.host_bytes is None:
+        found.append(f"host memory is not known; all experts need {format_bytes(ranked[0].host_bytes)} of it (--host-memory)")
+    if ranked[0].disk_bytes:
+        found.append(
+            f"{format_bytes(ranked[0].disk_bytes)} of the experts are on disk, which is assumed to read "
+            f"{DISK_BYTES_PER_S / 1e9:g} GB/s"
+        )
+    if ranked[0].is_lossy:
+        found.append("packing experts at load is lossy: the model then generates the tokens of the packed model")
+    return tuple(found)
