@@ -65,7 +65,8 @@ onerror:
 
 onsuccess:
     nursery.stop()
-    if not workflow.dryrun:
+    has_figures = Path(f"{FIGURES}/claims.md").is_file()  # not after a target such as `external`
+    if has_figures and not workflow.dryrun:
         print(
             f"Figures are in {FIGURES}/, the claims they bear on in {FIGURES}/claims.md.", file=sys.stderr
         )

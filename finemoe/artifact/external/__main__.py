@@ -12,6 +12,7 @@ import typer
 from finemoe.artifact.external.manifest import (
     MANIFEST,
     Entry,
+    Licence,
     by_configuration,
     entry_named,
     read_manifest,
@@ -54,12 +55,7 @@ def list_(folder: Folder = FOLDER, manifest: Manifest = MANIFEST) -> None:
 @app.command()
 def licences(manifest: Manifest = MANIFEST) -> None:
     """Print every licence with its address and the data under it."""
-    under: dict[str, list[Entry]] = {}
-    for entry in read_manifest(manifest).values():
-        under.setdefault(entry.licence.name, []).append(entry)
-    for name, entries in under.items():
-        terms = entries[0].licence
-        typer.echo(f"{name}: {terms.title}\n  {terms.url}\n  {', '.join(entry.name for entry in entries)}")
+    _print_licences(read_manifest(manifest).values())
 
 
 @app.command()
@@ -100,13 +96,27 @@ def summary(accept: Accepted = None, folder: Folder = FOLDER, manifest: Manifest
     accept = accept or []
     require_known(accept, known)
     if not accept:
-        require_accepted(known.values(), [], by_configuration)
+        _print_licences(known.values())
+        names = list(dict.fromkeys(entry.licence.name for entry in known.values()))
+        how = by_configuration(names)
+        raise FinemoeError(f"no licence is accepted, so nothing was fetched; accept those you agree to with {how}")
     store = Store(folder)
     here = [entry.name for entry in known.values() if store.result(entry).is_file()]
     left = [f"{entry.name} ({_why(entry, accept)})" for entry in known.values() if entry.name not in here]
     typer.echo(f"{len(here)} of {len(known)} entries are in {folder}: {', '.join(here) or 'none'}")
     if left:
         typer.echo(f"left out: {', '.join(left)}")
+
+
+def _print_licences(entries: Iterable[Entry]) -> None:
+    under: dict[Licence, list[str]] = {}
+    for entry in entries:
+        under.setdefault(entry.licence, []).append(entry.name)
+    width = min(120, shutil.get_terminal_size().columns)
+    for licence, names in under.items():
+        typer.echo(fill(f"{licence.name}: {licence.title}", width, subsequent_indent="  "))
+        typer.echo(f"  {licence.url}")
+        typer.echo(fill(", ".join(names), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _why(entry: Entry, accepted: Iterable[str]) -> str:

@@ -79,6 +79,7 @@ def download(source: Source, path: Path, say: Say = print, longest_wait_s: float
         os.fsync(file.fileno())
         digest = _verified(source, part)
         os.replace(part, path)
+        path.with_name(path.name + WRONG).unlink(missing_ok=True)
     return digest
 
 
