@@ -30,7 +30,7 @@ class RunReport:
 
     @property
     def is_interrupted(self) -> bool:
-        return any(answer.ended == INTERRUPTED for answer in self.answers)
+        return bool(self.answers) and self.answers[-1].ended == INTERRUPTED
 
     def print_json(self) -> None:
         """One JSON value."""

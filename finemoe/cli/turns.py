@@ -53,7 +53,7 @@ class Turns:
             content = self.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             self._messages.append({"role": "assistant", "content": content})
             yield answer
-            if answer.ended == INTERRUPTED:
+            if answer.ended == INTERRUPTED and not sys.stdin.isatty():  # a person goes on with the next line
                 return
 
     def _encoded(self, prompt: Any) -> Any:
@@ -66,7 +66,10 @@ def _lines() -> Iterator[str]:
     while True:
         if is_typed:
             typer.echo("> ", nl=False, err=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:  # the chat ends as at its end, with its counters
+            line = ""
         if not line:
             return
         if line.strip():

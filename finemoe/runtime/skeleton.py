@@ -14,6 +14,7 @@ from finemoe.runtime.attachment import require_possible
 from finemoe.runtime.checkpoint import Checkpoint
 from finemoe.runtime.engine import Engine
 from finemoe.runtime.expert_layout import ExpertLayout
+from finemoe.runtime.fit import require_fit
 from finemoe.runtime.gguf_checkpoint import GgufCheckpoint
 from finemoe.runtime.guards import require_offloadable
 from finemoe.runtime.offloading import identity_of, policy_setup
@@ -59,6 +60,7 @@ class Skeleton:
         """
         is_cuda = options.devices[0].type == "cuda"
         layouts = self._layouts(is_cuda)
+        require_fit(self.model, layouts, sum(layer.num_experts for layer in self.layers), options)
         require_possible(self.layers, layouts, policy_setup(self.model, self.layers, **(told | {"history": None})), options)
         records = self.read_experts(is_cuda, options.host_bytes, options.disk_folder, progress)
         try:
