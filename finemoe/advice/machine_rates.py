@@ -1,10 +1,8 @@
 """Rates of this machine, each measured separately: the link as the engine copies, memory, arithmetic, and a search."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,19 +148,14 @@ def free_bytes(device: "torch.device") -> int:
     Raises:
         FinemoeError: the system does not report it.
     """
-    if device.type == "cuda":
-        import torch
+    from finemoe.runtime.free_memory import free_bytes as told
 
-        return int(torch.cuda.mem_get_info(device)[0])
-    told = Path("/proc/meminfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
-    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    try:
-        return kibibytes[0] << 10 if kibibytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError) as error:
+    num_bytes = told(device)
+    if num_bytes is None:
         raise FinemoeError(
             "hardware 'here': this system does not report how much memory is free; describe the machine in a YAML file"
-        ) from error
+        )
+    return num_bytes
 
 
 def _copies_s(link: "Link", record: "torch.Tensor", slot: "torch.Tensor") -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from finemoe.errors import FinemoeError
-from finemoe.units import is_whole, parse_bytes
+from finemoe.units import format_bytes, is_whole, parse_bytes
 
 
 def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None, num_experts: int, num_devices: int = 1) -> int:
@@ -29,7 +29,8 @@ def slots_per_device(expert_memory: int | float | str, expert_bytes: int | None,
     if expert_bytes is None:
         raise FinemoeError(f"expert_memory is {expert_memory!r}: bytes need expert_bytes; write 1.0 for all experts")
     if num_bytes < expert_bytes:
-        hint = "; write 1.0 for all experts" if num_bytes == 1 else "; give more, or a share such as 0.25"
+        least = f"; give at least that for each device ({format_bytes(expert_bytes)}), or a share such as 0.25"
+        hint = "; write 1.0 for all experts" if num_bytes == 1 else least
         raise FinemoeError(f"expert_memory is {num_bytes} bytes, but one expert takes {expert_bytes}{hint}")
     return min(most, num_bytes // expert_bytes)
 

@@ -6,6 +6,8 @@ import torch
 
 from finemoe.errors import FinemoeError
 from finemoe.runtime.expert_layout import ExpertLayout
+from finemoe.runtime.free_memory import free_bytes
+from finemoe.units import format_bytes
 
 
 class SlotPool:
@@ -22,11 +24,13 @@ class SlotPool:
     def __init__(self, layouts: Sequence[ExpertLayout], num_slots: int, device: torch.device) -> None:
         self.device, self.num_slots = device, num_slots
         slot_bytes = max(layout.nbytes for layout in layouts)
+        free = free_bytes(device)
+        if free is not None and num_slots * slot_bytes > free:  # a CPU would promise the memory, and end the program later
+            raise _too_large(num_slots, slot_bytes, device, free)
         try:
             self._bytes = torch.zeros((num_slots, slot_bytes), dtype=torch.uint8, device=device)
         except RuntimeError as error:  # torch.OutOfMemoryError is a subclass
-            total = num_slots * slot_bytes
-            raise FinemoeError(f"{total} bytes for experts cannot be allocated on {device}; lower expert_memory") from error
+            raise _too_large(num_slots, slot_bytes, device, free) from error
         self._layouts = layouts
         views: dict[ExpertLayout, dict[int, dict[str, torch.Tensor]]] = {layout: {} for layout in layouts}
         self._views = [views[layout] for layout in layouts]  # layers of equal layouts share views
@@ -73,3 +77,11 @@ class SlotPool:
             .unflatten(1, field.shape)
             for field in self._layouts[layer].fields
         }
+
+
+def _too_large(num_slots: int, slot_bytes: int, device: torch.device, free: int | None) -> FinemoeError:
+    remedy = "lower expert_memory"
+    if free is not None:
+        most = min(free // slot_bytes, num_slots - 1) * slot_bytes
+        remedy += f" to at most {most} bytes: {format_bytes(free)} are free"
+    return FinemoeError(f"{num_slots * slot_bytes} bytes for experts cannot be allocated on {device}; {remedy}")

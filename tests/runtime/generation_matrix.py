@@ -101,8 +101,9 @@ def section(rows: Sequence[str]) -> str:
     models = ", ".join(f"`{name}`" for name in FAMILIES)
     lines = [
         f"Transformers {transformers.__version__}; tiny random models of {models} in fp32 on a CPU, {SHARE:.0%} of the experts "
-        f"in memory, under {', '.join(f'`{name}`' for name in POLICIES)}, each with a cold and a warm cache. *Equal*: tokens and, where they are returned, the scores and logits of every step are those of the model "
-        "without an engine, bit for bit. The counts are those of the first family's report.",
+        f"in memory, under {', '.join(f'`{name}`' for name in POLICIES)}, each with a cold and a warm cache. *Equal*: tokens "
+        "and, where they are returned, the scores and logits of every step are those of the model without an engine, bit for "
+        "bit. The counts are those of the first family's report.",
         "",
         "| mode | how | equal in | prefills | decode steps | not timed | requests | tokens a step |",
         "|---|---|---|---:|---:|---:|---:|---:|",

@@ -118,6 +118,19 @@ def test_a_disk_that_lost_the_experts(policy, fault):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")]
 
 
+def test_more_memory_than_is_free_is_refused_with_what_fits(monkeypatch):
+    from finemoe.runtime import pool
+
+    model = build("mixtral")
+    monkeypatch.setattr(pool, "free_bytes", lambda device: 5 * 18432 + 7)
+    message = (
+        r"294912 bytes for experts cannot be allocated on cpu; lower expert_memory to at most 92160 bytes: 90\.0 KiB are free$"
+    )
+    with pytest.raises(FinemoeError, match=message):
+        finemoe.offload(model, 0.5)
+    finemoe.offload(model, 92160).close()
+
+
 def test_no_memory_for_the_slots_leaves_the_model_as_it_was(monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     with torch.no_grad():
@@ -128,7 +141,9 @@ def test_no_memory_for_the_slots_leaves_the_model_as_it_was(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(pool.torch, "zeros", fail)
-    with pytest.raises(FinemoeError, match="cannot be allocated on cpu; lower expert_memory"):
+    with pytest.raises(
+        FinemoeError, match="294912 bytes for experts cannot be allocated on cpu; lower expert_memory to at most 276480 bytes"
+    ):
         finemoe.offload(model, 0.5)
     monkeypatch.undo()
     with torch.no_grad():
