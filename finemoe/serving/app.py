@@ -48,7 +48,7 @@ def make_app(
         generation_state=state,
     )
     app.router.routes[:] = [route for route in app.routes if getattr(route, "path", None) in _KEPT]
-    _add_routes(app, engine, metrics)
+    _add_routes(app, served, engine, metrics)
     _answer_errors(app, is_engine_usable)
     return Gateway(app, running, metrics, api_key, is_engine_usable)
 
@@ -65,7 +65,12 @@ def engine_failure(engine: "Engine") -> str:
     return ""
 
 
-def _add_routes(app: FastAPI, engine: "Engine", metrics: Metrics) -> None:
+def _add_routes(app: FastAPI, served: ServedModel, engine: "Engine", metrics: Metrics) -> None:
+    @app.get("/v1/models/{name:path}")
+    def read_model(name: str) -> JSONResponse:
+        served.require_served(name)
+        return JSONResponse(served.get_gen_models()[0])
+
     @app.get("/health")
     def health() -> JSONResponse:
         reason = engine_failure(engine)
