@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from finemoe.cache.expert_cache import ExpertCache
-from finemoe.cache.state import ABSENT
+from finemoe.cache.state import ABSENT, ANY_GAIN, LEAST_GAIN
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.maps.following import OUT_OF_PLACE
 from finemoe.policies.base import Prediction
@@ -155,8 +155,13 @@ class ExpertMemory:
         Args:
             is_counted: whether they count as prefetches; experts that stay for good do not.
         """
-        for layer, expert in wanted:
-            self._bring(layer, expert, is_counted, may_evict=False)
+        counts = self.cache.arrays.counts
+        least_gain, counts[LEAST_GAIN] = int(counts[LEAST_GAIN]), ANY_GAIN  # a free slot need not pay for what it evicts
+        try:
+            for layer, expert in wanted:
+                self._bring(layer, expert, is_counted, may_evict=False)
+        finally:
+            counts[LEAST_GAIN] = least_gain
 
     def complete_layer(self, layer: int, experts: np.ndarray) -> None:
         """Load a running layer's other experts too, [n] ascending, in the calling thread, as far as there are slots."""

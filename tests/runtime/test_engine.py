@@ -221,7 +221,7 @@ def test_a_history_of_the_same_request_spares_loads_on_demand():
     assert not np.isnan(hit_rates["finemoe"])
 
 
-@pytest.mark.parametrize("policy", ["finemoe", "on-demand"])
+@pytest.mark.parametrize("policy", ["finemoe", "finemoe-plus", "on-demand"])
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_preload_fills_the_slots_and_no_more(policy, num_devices):
     model, batch = build("mixtral"), padded_batch()
