@@ -37,39 +37,6 @@ def reserve(board, flat, may_evict, is_counted):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _bring(board, cache, flat, slot, source):  # type: ignore[no-untyped-def]
-    """Copy an expert that is not demanded yet into its slot, chunk by chunk, and wait for it; demanded experts go first
-    meanwhile.
-
-    Returns:
-        1, FAILED or CLOSED.
-    """
-    size, fence = int64_at(board[at.SIZES], len(cache.presence))[flat], int64_at(board[at.FENCES], len(cache.held))[slot]
-    sink, marks = board[at.SLOTS] + slot * board[at.SLOT_BYTES], int64_at(board[at.MARKS], at.MOST_IN_FLIGHT)
-    begun, over, start = 0, 0, 0
-    while start < size:
-        if begun - over == board[at.IN_FLIGHT]:
-            found = _outlast(board, marks[over % at.MOST_IN_FLIGHT])
-            if found < 0:
-                return found
-            over += 1
-        _let_demands_pass(board)
-        chunk = min(board[at.CHUNK_BYTES], size - start)
-        mark = copy_at(board[at.COPY])(board[at.LINK], sink + start, source + start, chunk, fence)
-        if mark < 0:
-            return np.int64(FAILED)
-        marks[begun % at.MOST_IN_FLIGHT] = mark
-        begun += 1
-        start += chunk
-    while over < begun:
-        found = _outlast(board, marks[over % at.MOST_IN_FLIGHT])
-        if found < 0:
-            return found
-        over += 1
-    return np.int64(1)
-
-
-@njit(cache=True, nogil=True)
 def _outlast(board, mark):  # type: ignore[no-untyped-def]
     """Wait for a copy: 1, FAILED, or CLOSED if the memory was closed meanwhile."""
     found = np.int64(0)
@@ -90,14 +57,6 @@ def let_demands_pass(board, most_ns):  # type: ignore[no-untyped-def]
     is_over = board[at.IS_CLOSED] or not board[at.DEMANDING]
     unlock(board[at.MUTEX])
     return is_over
-
-
-@njit(cache=True, nogil=True)
-def _let_demands_pass(board):  # type: ignore[no-untyped-def]
-    lock(board[at.MUTEX])
-    while board[at.DEMANDING] and not board[at.IS_CLOSED]:
-        wait(board[at.WORK], board[at.MUTEX])
-    unlock(board[at.MUTEX])
 
 
 @transition
@@ -160,29 +119,64 @@ def serve(board):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _serve(board):  # type: ignore[no-untyped-def]
+    """Copy chunk after chunk, up to IN_FLIGHT at a time, of one expert and then the next, so that the link is never idle; an
+    expert is resident when its last chunk has arrived. While a layer demands loads, no chunk starts."""
     cache = cache_of(board)
-    records = int64_at(board[at.RECORDS], len(cache.presence))
+    records, marks = int64_at(board[at.RECORDS], len(cache.presence)), int64_at(board[at.MARKS], at.MOST_IN_FLIGHT)
+    ends, begins_ns = np.empty(at.MOST_IN_FLIGHT, dtype=np.int64), np.empty(at.MOST_IN_FLIGHT, dtype=np.int64)
+    flat, slot, start, begin_ns, begun, over = np.int64(NOTHING), np.int64(0), np.int64(0), np.int64(0), 0, 0
     while True:
         lock(board[at.MUTEX])
-        while not board[at.IS_CLOSED] and (board[at.DEMANDING] or not cache.counts[NUM_PENDING]):
+        while begun == over and not board[at.IS_CLOSED] and (board[at.DEMANDING] or (flat < 0 and not cache.counts[NUM_PENDING])):
             wait(board[at.WORK], board[at.MUTEX])
-        is_closed = board[at.IS_CLOSED]
-        flat = np.int64(CLOSED) if is_closed else _take_next(board, cache)
-        if flat == NOTHING:
-            wake_all(board[at.CHANGED])
+        is_closed, may_start = board[at.IS_CLOSED], not board[at.DEMANDING] and begun - over < board[at.IN_FLIGHT]
+        if may_start and flat < 0 and not is_closed:
+            flat, start, begin_ns = _take_next(board, cache), np.int64(0), now_ns()
+            slot = board[at.SLOT]
+            if flat == NOTHING:
+                wake_all(board[at.CHANGED])
         unlock(board[at.MUTEX])
-        if flat == NOTHING:
-            continue
-        if flat < 0 or not records[flat]:
+        if is_closed:
+            return np.int64(CLOSED)
+        if flat == FAILED:
             return flat
-        begin_ns = now_ns()
-        found = _bring(board, cache, flat, board[at.SLOT], records[flat])
-        if found < 0:
-            return found
-        lock(board[at.MUTEX])
-        _settle(board, cache, flat)
-        _note(board, flat, begin_ns)
-        unlock(board[at.MUTEX])
+        if may_start and flat >= 0 and records[flat]:
+            place = begun % at.MOST_IN_FLIGHT
+            size = _start_chunk(board, cache, flat, slot, records[flat], start, marks[place : place + 1])
+            if size < 0:
+                return np.int64(FAILED)
+            start += size
+            is_last = start == int64_at(board[at.SIZES], len(cache.presence))[flat]
+            ends[place], begins_ns[place] = flat if is_last else NOTHING, begin_ns
+            flat = np.int64(NOTHING) if is_last else flat
+            begun += 1
+        elif begun > over:
+            place = over % at.MOST_IN_FLIGHT
+            found = _outlast(board, marks[place])
+            if found < 0:
+                return found
+            if ends[place] >= 0:
+                _arrive(board, cache, ends[place], begins_ns[place])
+            over += 1
+        elif may_start and flat >= 0:
+            return flat
+
+
+@njit(cache=True, nogil=True)
+def _start_chunk(board, cache, flat, slot, source, start, mark):  # type: ignore[no-untyped-def]
+    """Start copying the chunk of an expert that begins at byte `start`; returns its size, or FAILED. mark: [1], filled in."""
+    size, fence = int64_at(board[at.SIZES], len(cache.presence))[flat], int64_at(board[at.FENCES], len(cache.held))[slot]
+    sink, chunk = board[at.SLOTS] + slot * board[at.SLOT_BYTES], min(board[at.CHUNK_BYTES], size - start)
+    mark[0] = copy_at(board[at.COPY])(board[at.LINK], sink + start, source + start, chunk, fence)
+    return np.int64(chunk) if mark[0] >= 0 else np.int64(FAILED)
+
+
+@njit(cache=True, nogil=True)
+def _arrive(board, cache, flat, begin_ns):  # type: ignore[no-untyped-def]
+    lock(board[at.MUTEX])
+    _settle(board, cache, flat)
+    _note(board, flat, begin_ns)
+    unlock(board[at.MUTEX])
 
 
 @njit(cache=True, nogil=True)

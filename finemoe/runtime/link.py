@@ -148,10 +148,12 @@ class PacedLink(Link):
         bytes_per_s: the link's bandwidth.
     """
 
+    chunks_in_flight = 2  # as with CUDA; together they take as long as one chunk
+
     def __init__(self, bytes_per_s: float) -> None:
         if bytes_per_s <= 0:
             raise FinemoeError(f"a paced link needs a positive bandwidth, not {bytes_per_s} bytes/s")
-        self.chunk_bytes = paced_chunk_bytes(bytes_per_s)
+        self.chunk_bytes = paced_chunk_bytes(bytes_per_s) // self.chunks_in_flight
         self._state = copying.pace(bytes_per_s)
 
     @cached_property
