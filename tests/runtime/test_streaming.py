@@ -132,6 +132,11 @@ def test_the_next_prompt_finds_what_the_window_left():
     assert loads == [32, 16, 16, 16]
 
 
+def generate_often(model, batch) -> None:
+    for _ in range(9):
+        model.generate(**batch, **STEPS)
+
+
 IN_LINE = ("linear", "demand", "start_iteration", "take_next", "settle")
 
 
@@ -144,8 +149,7 @@ def test_an_interrupt_in_a_streamed_prompt_and_then_again(where, at, beside, mon
     with finemoe.offload(model, 0.6, "finemoe", asynchronous=beside, link="paced:20MB/s", **STREAMING) as engine:
         monkeypatch.setattr(holder, where, Interrupts(getattr(holder, where), at))
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(9):
-                model.generate(**batch, **STEPS)
+            generate_often(model, batch)
         monkeypatch.undo()
         for _ in range(2):
             assert torch.equal(model.generate(**batch, **STEPS), expected)
@@ -177,15 +181,14 @@ def test_a_link_that_fails_in_a_streamed_prompt_is_raised_and_nothing_hangs(num_
     with finemoe.offload(model, 0.6, "on-demand", **STREAMING) as engine:
         engine.memories.memories[0].connect(FailingLink(num_copies))
         with pytest.raises((EngineError, OSError), match="the cable is out"):
-            for _ in range(9):
-                model.generate(**batch, **STEPS)
+            generate_often(model, batch)
     assert torch.equal(model.generate(**batch, **STEPS), expected)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("finemoe")]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "256"])
 def test_a_threshold_that_is_no_number_of_tokens_is_refused(value):
-    with pytest.raises(FinemoeError, match="stream_prompts_from is .*; it must be a number of tokens, at least 1, or None"):
+    with pytest.raises(FinemoeError, match=r"stream_prompts_from is .*; it must be a number of tokens, at least 1, or None"):
         finemoe.offload(build("mixtral"), 0.5, stream_prompts_from=value)
 
 
