@@ -84,7 +84,8 @@ class Context:
     Attributes:
         embeddings: [B, h] float32 semantic embeddings, or None; one row per sequence in decode, per token in prefill.
         is_prefill: whether this is a prefill; None if it mixes prefill and decode (continuous batching), or if unknown.
-        starts_request: whether this is the first iteration of a request (or of a batch of requests).
+        starts_request: whether this is the first iteration of a request (or of a batch of requests), and not of a further turn of
+            a conversation that is known.
         num_rows: number of rows B, also if there are no embeddings.
         is_streamed: whether the executor streams the iteration (`Policy.streams`), so that predictions load nothing.
     """

@@ -29,7 +29,7 @@ def test_the_page_describes_the_layers_of_the_recorded_step() -> None:
 def test_drawings_are_the_shipped_ones_byte_for_byte(tmp_path: Path) -> None:
     drawn = draw_all(tmp_path)
 
-    assert {path.stem for path in drawn} == {"expert_maps", "search", "fine_and_coarse", "timeline"}
+    assert {path.stem for path in drawn} == {"expert_maps", "search", "fine_and_coarse", "timeline", "chats"}
     for path in drawn:
         assert path.read_bytes() == (IMAGES / path.name).read_bytes(), (
             f"{path.name} is out of date: python -m finemoe.artifact.docs.drawings"

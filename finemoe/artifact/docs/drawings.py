@@ -1,4 +1,4 @@
-"""The drawings of docs/concepts.md and docs/engine.md: `python -m finemoe.artifact.docs.drawings` writes docs/images/*.svg.
+"""The drawings of the documentation's pages: `python -m finemoe.artifact.docs.drawings` writes docs/images/*.svg.
 
 Everything is drawn from files in data/, so that the same libraries give the same bytes. `--record` measures the timeline anew
 first, with the live engine on this machine.
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finemoe.artifact.docs.drawings_chats import CHATS, chats_drawing
 from finemoe.artifact.docs.drawings_maps import maps_drawing, methods_drawing, search_drawing
 from finemoe.artifact.docs.drawings_timeline import TIMELINE, record_timeline, timeline_drawing
 from finemoe.artifact.plotting import use_style
@@ -39,6 +40,7 @@ def draw_all(folder: Path = IMAGES) -> list[Path]:
         "search": search_drawing(trace),
         "fine_and_coarse": methods_drawing(pd.read_csv(REFERENCE_FIGURES / "f4.csv")),
         "timeline": timeline_drawing(pd.read_csv(TIMELINE)),
+        "chats": chats_drawing(pd.read_csv(CHATS)),
     }
     paths = [_save(figure, folder / f"{name}.svg") for name, figure in figures.items()]
     plt.close("all")
