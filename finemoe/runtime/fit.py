@@ -1,7 +1,6 @@
 """Whether the expert memory that a user asks for fits on the machine, known before a checkpoint's experts are read."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,11 +8,10 @@ from torch import nn
 from finemoe.errors import FinemoeError
 from finemoe.policies import policy_named
 from finemoe.runtime.expert_layout import ExpertLayout
+from finemoe.runtime.free_memory import free_bytes
 from finemoe.runtime.options import EngineOptions
 from finemoe.runtime.room import Room
 from finemoe.units import format_bytes
-
-_MEMINFO = Path("/proc/meminfo")
 
 
 def require_fit(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: int, options: EngineOptions) -> None:
@@ -44,31 +42,21 @@ def require_fit(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: 
 
 def _most_bytes(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: int, options: EngineOptions) -> int | None:
     """The largest expert memory of each device; None if the machine does not tell."""
-    home = options.devices[0]
-    if home.type == "cuda":
-        free = [int(torch.cuda.mem_get_info(device)[0]) for device in options.devices]
-        return max(min(free[0] - _rest_bytes(model, home), *free[1:], free[0]), 0)
-    free_bytes = _host_bytes()
-    if free_bytes is None:
+    home, free = options.devices[0], [free_bytes(device) for device in options.devices]
+    if any(one is None for one in free):
         return None
+    least_bytes = min(one for one in free if one is not None)
+    if home.type != "cpu":
+        return max(min(least_bytes, (free[0] or 0) - _rest_bytes(model, home)), 0)
     stored_bytes = num_experts * max(layout.nbytes for layout in layouts)
     in_host_bytes = stored_bytes if options.host_bytes is None else min(stored_bytes, options.host_bytes)
-    return max(free_bytes - in_host_bytes, 0) // len(options.devices)
+    return max(least_bytes - in_host_bytes, 0) // len(options.devices)
 
 
 def _rest_bytes(model: nn.Module, home: torch.device) -> int:
     """Bytes of weights that still have to go to the device; the experts' parameters take no memory."""
     tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device != home}
     return sum(tensor.nbytes for tensor in tensors.values() if tensor.is_contiguous())  # those without experts are not
-
-
-def _host_bytes() -> int | None:
-    """Host memory that programs can have, the swap space included."""
-    if not _MEMINFO.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines() if ":" in line)
-    found = [lines.get(name) for name in ("MemAvailable", "SwapFree")]
-    return sum(int(text.split()[0]) << 10 for text in found if text is not None) if found[0] is not None else None
 
 
 def _as_option(num_bytes: int, is_least: bool = False) -> str:

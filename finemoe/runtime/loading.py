@@ -58,7 +58,8 @@ def load_tokenizer(name: str) -> Any:
     require_tokenizer(name)
     from transformers import AutoTokenizer
 
-    from finemoe.runtime.pretrained import in_one_line, without_warnings
+    from finemoe.runtime.pretrained import in_one_line
+    from finemoe.runtime.remarks import without_warnings
 
     source = _source_of(name)
     file = gguf_path(source)

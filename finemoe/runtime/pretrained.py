@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import constants
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -28,7 +29,6 @@ from transformers import (
 )
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import find_adapter_config_file
-from transformers.utils import logging as transformers_logging
 
 from finemoe.errors import FinemoeError, first_line
 from finemoe.models.layers import find_moe_layers
@@ -36,6 +36,7 @@ from finemoe.packing.methods import quantization_of
 from finemoe.runtime.blockwise import replace_in
 from finemoe.runtime.checkpoint import Checkpoint
 from finemoe.runtime.quantization import require_known
+from finemoe.runtime.remarks import without_progress, without_warnings
 from finemoe.runtime.shards import Shards
 
 _AUTO: tuple[tuple[Any, Any], ...] = (
@@ -140,11 +141,10 @@ class LoadingStep:
         if not self._keeps_experts:
             self._require_no_distributed_shards()
         made = class_of(config)
-        quietly = _quiet() if Path(self._source).is_dir() else nullcontext()
         unpacking = self._dequantizing(config)
-        silently = (
-            without_warnings() if unpacking else nullcontext()
-        )  # of experts unpacked, which they are not
+        is_here = Path(self._source).is_dir() or constants.HF_HUB_OFFLINE
+        quietly = without_progress() if is_here else nullcontext()  # a download keeps its bar
+        silently = without_warnings() if unpacking else nullcontext()  # that all weights are unpacked, which experts are not
         with in_one_line(f"{self._source}: ", self._remedy), self._watched(), quietly, silently, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # it is passed only to unpack
             model, info = made.from_pretrained(
@@ -325,26 +325,3 @@ def in_one_line(before: str, after: Callable[[], str] = str) -> Iterator[None]:
         if not isinstance(error, Exception) and not type(error).__module__.startswith("torch."):  # such as CheckpointException
             raise
         raise FinemoeError(f"{before}{reason_of(error)}{after()}") from error
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Hide what Transformers remarks on published files, such as a tokenizer_config.json that names an older class."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide Transformers' progress bar, which would show reading where files are only mapped; a download keeps its own bar."""
-    is_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if is_shown:
-            transformers_logging.enable_progress_bar()

@@ -30,8 +30,8 @@ def test_too_much_says_the_smallest_and_the_largest(folder, expert_bytes, monkey
     _, engine = load(folder, 1.0, "on-demand")
     with engine:
         num_experts = sum(engine.memories.counts)
-    free_bytes = num_experts * expert_bytes + 5 * expert_bytes  # the experts in host memory, and five of them once more
-    monkeypatch.setattr(fit, "_host_bytes", lambda: free_bytes)
+    num_bytes = num_experts * expert_bytes + 5 * expert_bytes  # the experts in host memory, and five of them once more
+    monkeypatch.setattr(fit, "free_bytes", lambda device: num_bytes)
     with pytest.raises(FinemoeError, match=r"^expert_memory is 1\.0, which takes .* on cpu; from \S+, which holds one") as caught:
         load(folder, 1.0, "on-demand")
     least, most = re.search(r"from (\S+), .* to (\S+) fits here", str(caught.value)).groups()
@@ -48,7 +48,7 @@ def test_too_little_says_both_too(folder, expert_bytes):
         load(folder, expert_bytes - 1, "on-demand")
 
 
-def test_a_machine_that_reports_nothing_refuses_nothing(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(fit, "_MEMINFO", tmp_path / "none")
+def test_a_machine_that_reports_nothing_refuses_nothing(folder, monkeypatch):
+    monkeypatch.setattr(fit, "free_bytes", lambda device: None)
     _, engine = finemoe.load(folder, 1.0, "on-demand")
     engine.close()
