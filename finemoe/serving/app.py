@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from transformers.cli.serving.server import build_server
 
 from finemoe.errors import EngineError, FinemoeError, first_line
@@ -88,6 +89,8 @@ def _answer_errors(app: FastAPI, is_engine_usable: Callable[[], bool]) -> None:
         return JSONResponse(refusal.body, refusal.status)
 
     async def answer_status(request: Request, error: Any) -> JSONResponse:
+        if error.status_code == 400:
+            return await answer_unreadable(request, error)
         what = {404: "no such endpoint", 405: "no such method"}.get(error.status_code, str(error.detail))
         refusal = Refusal(f"{request.method} {request.url.path}: {what}", error.status_code)
         return JSONResponse(refusal.body, refusal.status)
@@ -97,6 +100,5 @@ def _answer_errors(app: FastAPI, is_engine_usable: Callable[[], bool]) -> None:
 
     for kind in (Refusal, Cancelled, FinemoeError, EngineError, Exception):
         app.add_exception_handler(kind, answer)
-    for status in (404, 405, HTTPException):
-        app.add_exception_handler(status, answer_status)
+    app.add_exception_handler(HTTPException, answer_status)
     app.add_exception_handler(RequestValidationError, answer_unreadable)

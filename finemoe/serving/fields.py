@@ -127,7 +127,8 @@ def checked(body: dict[str, Any], fields: type[BaseModel]) -> dict[str, Any]:
 def _refusal_of(error: ValidationError) -> Refusal:
     errors = error.errors(include_url=False, include_context=False)
     field = errors[0]["loc"][0]
-    first = max((one for one in errors if one["loc"][0] == field), key=lambda one: len(one["loc"]))  # of several types
+    of_field = [one for one in errors if one["loc"][0] == field]  # one for each type that the value might have
+    first = max(of_field, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     path = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
     if first["type"] == "extra_forbidden":
         return Refusal(f"{path} is not a field of this endpoint", param=path, code="unknown_parameter")

@@ -76,6 +76,7 @@ class Gateway:
                     await JSONResponse(refusal.body, refusal.status)(scope, receive, answer.send)
             finally:
                 await client.leave()
+                await request.until_over()
                 CURRENT.reset(token)
                 self._metrics.note(request, path, HUNG_UP if client.is_gone else answer.status)
 

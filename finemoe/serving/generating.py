@@ -48,8 +48,9 @@ class OneAtATime(GenerateManager):
         return await super().generate_non_streaming(turn, processor, inputs, gen_config, request_id)
 
     def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
-        """Run a function in the thread, after those before it."""
-        return self._executor.submit(fn, *args, **kwargs)
+        """Run a function in the thread, after those before it, for the current request."""
+        CURRENT.get().generation = future = self._executor.submit(fn, *args, **kwargs)
+        return future
 
     def async_submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future:
         """The same, awaitable."""

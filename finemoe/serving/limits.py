@@ -17,20 +17,25 @@ class Limits:
         context_tokens: most tokens of prompt and answer together.
         new_tokens: most tokens of an answer, and what a request gets that asks for no number.
         pad_token_id: token that `generate` may fill with.
+        vocabulary_size: number of tokens that the model knows.
     """
 
     context_tokens: int
     new_tokens: int
     pad_token_id: int | None
+    vocabulary_size: int
 
     def apply(self, request: RunningRequest, num_prompt_tokens: int, config: Any) -> None:
         """Set what a request asks for in its GenerationConfig.
 
         Raises:
-            Refusal: prompt and answer would be too long, or the prompt is empty.
+            Refusal: prompt and answer would be too long, the prompt is empty, or a token is unknown.
         """
         if not num_prompt_tokens:
             raise Refusal("the prompt has no tokens; give a text", param="prompt")
+        unknown = [token for token in request.options.get("logit_bias", {}) if not 0 <= token < self.vocabulary_size]
+        if unknown:
+            raise Refusal(f"logit_bias: the model has no token {unknown[0]}", param="logit_bias")
         request.prompt_tokens = num_prompt_tokens
         config.max_new_tokens, config.pad_token_id = self._new_tokens(request, num_prompt_tokens), self.pad_token_id
         temperature, top_p = request.options.get("temperature"), request.options.get("top_p")

@@ -1,9 +1,11 @@
 """The requests that the server holds: whether they wait or run, what they have generated, and whether to give them up."""
 
+import asyncio
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,6 +25,7 @@ class RunningRequest:
         options: the checked fields of its body; empty before they are read.
         has_begun: whether its prompt was accepted for generation.
         failure: what ended its generation, or None.
+        generation: its work in the generating thread, or None before that was given.
         prompt_tokens, generated_tokens: how many so far.
         ttft_s: from its arrival to the first token; None before it.
     """
@@ -32,6 +35,7 @@ class RunningRequest:
         self.options: dict[str, Any] = {}
         self.has_begun = self.is_computing = False
         self.failure: Exception | None = None
+        self.generation: Future[Any] | None = None
         self.prompt_tokens = self.generated_tokens = 0
         self.ttft_s: float | None = None
         self.token_times_s: list[float] = []  # between a token and the one before it
@@ -51,6 +55,13 @@ class RunningRequest:
         """Raise Cancelled if it was given up."""
         if self._reason is not None:
             raise Cancelled(self._reason)
+
+    async def until_over(self) -> None:
+        """Wait until the generating thread is done with it, which may be later than its answer."""
+        if self.generation is not None:
+            loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+            self.generation.add_done_callback(lambda _: loop.call_soon_threadsafe(is_over.set))
+            await is_over.wait()
 
     def note_tokens(self, count: int) -> None:
         """Count generated tokens."""
@@ -91,9 +102,13 @@ class RunningRequests:
             for request in self._requests:
                 request.cancel(reason)
 
+    def requests(self) -> list[RunningRequest]:
+        """Those that are here."""
+        with self._lock:
+            return list(self._requests)
+
     def counts(self) -> tuple[int, int]:
         """How many compute, and how many wait for their turn."""
-        with self._lock:
-            accepted = [request for request in self._requests if request.has_begun]
+        accepted = [request for request in self.requests() if request.has_begun]
         computing = sum(request.is_computing for request in accepted)
         return computing, len(accepted) - computing

@@ -44,10 +44,15 @@ class Service:
         max_new_tokens: int = 1024,
         api_key: str | None = None,
     ) -> None:
-        context = _context_of(model, max_context)
+        limits = Limits(
+            context_tokens=_context_of(model, max_context),
+            new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            vocabulary_size=model.get_input_embeddings().num_embeddings,  # type: ignore[operator, union-attr]
+        )
         self.running = RunningRequests()
         self._served = ServedModel(name, aliases, model, tokenizer)
-        self._manager = OneAtATime(model, engine.layers, Limits(context, max_new_tokens, tokenizer.pad_token_id))
+        self._manager = OneAtATime(model, engine.layers, limits)
         self.app = make_app(self._served, self._manager, engine, self.running, api_key)
 
     @property
