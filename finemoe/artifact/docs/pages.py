@@ -9,6 +9,7 @@ from finemoe.artifact.claims import to_markdown, to_sections
 from finemoe.artifact.docs.marks import renewed_numbers
 from finemoe.artifact.docs.numbers import all_numbers
 from finemoe.artifact.docs.plus import plus_blocks
+from finemoe.artifact.external.page import external_lines
 from finemoe.artifact.machines import pages as machine_pages
 from finemoe.artifact.machines.foretold import read_all_foretold
 from finemoe.artifact.machines.measured import MEASURED, machines_in
@@ -45,6 +46,7 @@ def _blocks(measured: Path) -> dict[Path, Mapping[str, str]]:
     """Generated parts larger than a number, by page and name."""
     machines, cards = machines_in(measured), read_all_foretold(measured)
     return {
+        ROOT / "data" / "README.md": {"external": external_lines()},
         _DOCS / "gpu.md": {
             "machines": machine_pages.machine_lines(machines, cards),
             "predictions": machine_pages.foretold_section(cards),

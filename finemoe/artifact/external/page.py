@@ -8,16 +8,15 @@ from finemoe.units import format_bytes
 
 
 def external_lines() -> str:
-    """A Markdown table of every entry of data/external.yaml, and its notes."""
+    """A Markdown table of every entry of data/external.yaml, with its notes."""
     entries = read_manifest().values()
     rows = [{"name": f"`{one.name}`", "data": _data(one), "used by": one.used_by, "licence": _licence(one)} for one in entries]
     return pipe_table(pd.DataFrame(rows)) + "\n"
 
 
 def _data(entry: Entry) -> str:
-    checked = _checked(entry)
     note = f" {entry.note}." if entry.note else ""
-    return f"{entry.what} ({_source(entry)}{checked}).{note}"
+    return f"{entry.what}: {_source(entry)}{_checked(entry)}.{note}"
 
 
 def _source(entry: Entry) -> str:
