@@ -6,8 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from finemoe.cli.configs import config_for
+from finemoe.cli.info_text import print_model
 from finemoe.cli.messages import command
 from finemoe.cli.options import INPUT, AsJson
+from finemoe.cli.plan_command import Context, Hardware
 from finemoe.cli.printing import print_json, print_table
 from finemoe.cli.progress import is_watched, share_read, stage
 from finemoe.errors import FinemoeError
@@ -18,19 +20,7 @@ _LABELS = {
     "num_layers": "MoE layers",
     "num_experts": "experts per layer",
     "top_k": "experts per token",
-    "experts_per_token": "experts per token",
-    "expert_params": "parameters of one expert",
-    "total_params": "parameters",
-    "active_params": "parameters that one token uses",
-    "expert_bytes": "one expert",
-    "unpacked_expert_bytes": "one expert, unpacked",
-    "recommended_expert_memory": "recommended --expert-memory",
-    "recommended_expert_memory_bytes": "  in bytes",
-    "recommended_slots": "  in experts",
     "lookahead_strides": "routers applied ahead, layers",
-    "expert_share_of_bf16": "share of the size in bf16",
-    "smallest_because": "  because it holds",
-    "recommended_because": "  because it is",
     "nbytes": "size",
 }
 
@@ -47,32 +37,35 @@ def info(
             metavar="MIX", help="Count a model's experts as in a GGUF file of this mix, such as Q4_K_M.", rich_help_panel=INPUT
         ),
     ] = None,
+    hardware: Hardware = None,
+    context: Context = 4096,
     as_json: AsJson = False,
 ) -> None:
     """Describe a model, a trace file or an Expert Map Store.
 
-    Of a model: its MoE geometry, how its experts are packed, and the expert memory to give it.
+    Of a model: its geometry, its bytes, what this machine or another holds of it, and how fast that will be.
     """
-    is_shown = is_watched(as_json)
+    from finemoe.runtime.gguf_names import gguf_path
+
+    is_shown, file = is_watched(as_json), gguf_path(what)
     with stage(f"reading {what}", is_shown, share_read(Path(what))):
-        facts = _of_file(what)
-    if gguf is not None and facts is not None:
+        facts = None if file else _of_file(what)
+    if gguf is not None and (file or facts is not None):
         raise FinemoeError(f"--gguf counts the experts of a model, and {what} is not a configuration; leave it out")
+    if facts is not None:
+        rows = [(_label(name), _text(name, value)) for name, value in facts.items()]
+        print_json(facts) if as_json else print_table(what, rows)
+        return
     with stage("importing PyTorch and Transformers", is_shown):
-        facts = _of_model(what, gguf) if facts is None else facts
-    print_json(facts) if as_json else print_table(what, [(_label(name), _text(name, value)) for name, value in facts.items()])
+        facts = _of_model(what, file, gguf, hardware, context)
+    print_json(facts) if as_json else print_model(what, facts)
 
 
 def _of_file(what: str) -> dict[str, Any] | None:
-    """Facts about a trace, a store or a GGUF file; None for anything else."""
+    """Facts about a trace or a store; None for anything else."""
     from finemoe.files import kind_of
-    from finemoe.runtime.gguf_names import gguf_path
 
     path = Path(what)
-    if (file := gguf_path(what)) is not None:
-        from finemoe.cli.gguf_facts import gguf_facts
-
-        return gguf_facts(file)
     kind = kind_of(path)
     if kind == "routing-trace" or path.suffix == ".trace":
         from finemoe.traces import RoutingTrace
@@ -89,11 +82,17 @@ def _of_file(what: str) -> dict[str, Any] | None:
     return None
 
 
-def _of_model(what: str, mix: str | None) -> dict[str, Any]:
-    source = config_for(what)
-    from finemoe.cli.model_facts import model_facts
+def _of_model(what: str, file: Path | None, mix: str | None, hardware: str | None, context: int) -> dict[str, Any]:
+    source = str(file) if file else config_for(what)
+    from finemoe.cli.gguf_facts import gguf_facts
+    from finemoe.cli.model_facts import machine_facts, model_facts
+    from finemoe.planning.loaded import loaded_models
+    from finemoe.planning.place import described_place
 
-    return model_facts(source, mix)
+    facts = gguf_facts(file) if file else model_facts(source, mix)
+    place, is_timed = described_place(hardware)
+    model = loaded_models(what, source, mix=mix, is_cuda=not place.is_cpu)[0]
+    return facts | machine_facts(model, place, context, is_timed)
 
 
 def _label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The facts that `finemoe info` reports about a model: geometry, expert format and recommended memory."""
+"""The facts that `finemoe info` reports about a model: geometry, bytes, and what a machine holds of it and how fast that is."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 from finemoe.cli.expert_memory import ExpertMemory
 
 if TYPE_CHECKING:
-    from finemoe.models.layers import MoELayer
-
-_FILE_ALIGNMENT = 8  # bytes, of tensors in a safetensors file
+    from finemoe.planning.loaded import LoadedModel
+    from finemoe.planning.place import Place
 
 
 def model_facts(source: str, mix: str | None) -> dict[str, Any]:
@@ -23,6 +22,7 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     from finemoe.models.layers import find_moe_layers
     from finemoe.models.packed_sizes import PLAIN
     from finemoe.packing.methods import quantization_of
+    from finemoe.planning.loaded import latest_phases
     from finemoe.runtime.expert_layout import ExpertLayout
     from finemoe.runtime.quantization import require_known
 
@@ -34,7 +34,7 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     geometry = Geometry.of_model(model, mix)
     is_packed = geometry.expert_format != PLAIN
     layers = find_moe_layers(model.float() if mix else model)  # the default type when a GGUF file is loaded
-    unpacked = max(ExpertLayout.of(layer, None if mix else _latest_phases(layer, is_packed)).nbytes for layer in layers)
+    unpacked = max(ExpertLayout.of(layer, None if mix else latest_phases(layer, is_packed)).nbytes for layer in layers)
     memory = ExpertMemory(
         slot_bytes=geometry.expert_bytes if is_packed else unpacked,
         room_bytes=unpacked if is_packed else 0,
@@ -46,13 +46,52 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     return asdict(geometry) | _share(geometry.expert_bytes, geometry.unpacked_expert_bytes) | memory.facts()
 
 
-def _latest_phases(layer: "MoELayer", is_packed: bool) -> dict[str, int]:
-    """The phases of the weights that take the most room. On the CPU, records keep the phase that a weight has in the checkpoint's
-    file (see `runtime.expert_layout`), which costs up to 256 bytes per parameter. Unpacked weights are in new memory."""
-    from finemoe.runtime.expert_layout import LINE_BYTES
+def machine_facts(model: "LoadedModel", place: "Place", context: int, is_timed: bool) -> dict[str, Any]:
+    """What a machine holds of a model, and, if it is timed, how fast that is.
 
-    as_in_file = [name for name, one in layer.expert_parameters().items() if not is_packed or one.ndim == 2]  # vectors, as biases
-    return dict.fromkeys(as_in_file, LINE_BYTES - _FILE_ALIGNMENT)
+    Args:
+        context: tokens whose keys and values must fit.
+    Returns:
+        The fields of JSON. expert_memory_here_bytes is recommended: the least that is within two percent of the fastest.
+    """
+    from finemoe.planning.choices import disk_bytes, room_bytes
+
+    room = room_bytes(model, place, context)
+    fits = room >= model.smallest_bytes
+    found: dict[str, Any] = {
+        "other_weights_bytes": model.other_bytes,
+        "kv_cache_bytes_per_1000_tokens": 1000 * model.kv_bytes,
+        "machine": place.testbed.title,
+        "machine_memory_bytes": int(place.testbed.memory_bytes),
+        "machine_reserve_bytes": place.reserve_bytes(place.testbed.memory_bytes),
+        "context": context,
+        "kv_cache_bytes": model.kv_bytes * context,
+        "fits": fits,
+        "largest_expert_memory_bytes": min(room, model.expert_memory_bytes(model.num_experts)) if fits else 0,
+        "largest_context": max(0, (room_bytes(model, place, 0) - model.smallest_bytes) // model.kv_bytes),
+        "host_memory_bytes": place.host_bytes,
+        "disk_bytes": disk_bytes(model, place),
+    }
+    return found | (_timed(model, place, context) if fits and is_timed else {})
+
+
+def _timed(model: "LoadedModel", place: "Place", context: int) -> dict[str, Any]:
+    from finemoe.planning.choices import choices_of
+    from finemoe.planning.plan import basis_of, prepare, ranked
+    from finemoe.planning.routing import shipped_trace
+
+    trace = shipped_trace(model.name)
+    prepared = prepare(model, trace, seed=0)
+    best = ranked(choices_of(model, place, context, prepared))[0]
+    return {
+        "expert_memory_here_bytes": best.expert_memory_bytes,
+        "expert_memory_here_slots": best.slots,
+        "policy": best.policy,
+        "eviction": best.eviction,
+        "tokens_per_s": best.tokens_per_s,
+        "tpot_s": best.tpot_s,
+        "basis": basis_of(trace, prepared),
+    }
 
 
 def _share(packed_bytes: int, unpacked_bytes: int) -> dict[str, Any]:

@@ -168,4 +168,4 @@ def _range(values: tuple[float, float], factor: float = 1.0, unit: str = "") -> 
 
 
 def _say(text: str) -> None:
-    typer.echo(textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  "))
+    typer.echo(textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False))

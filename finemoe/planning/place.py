@@ -1,12 +1,18 @@
 """The machine that a plan is for: a described testbed, or this one, with the memory of its host."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from finemoe.advice.machine_rates import free_bytes
+from finemoe.advice.this_machine import machine_title, write_testbed
 from finemoe.errors import FinemoeError
 from finemoe.simulation.testbed import Testbed
 from finemoe.units import parse_rate
+
+if TYPE_CHECKING:
+    import torch
 
 HERE = "here"
 _PACED = "paced:"
@@ -53,9 +59,10 @@ def place_of(
     Raises:
         FinemoeError: there is no such testbed, or the link is not a rate.
     """
-    is_here = hardware is None or str(hardware) == HERE
-    testbed = remembered_testbed() if is_here else Testbed.load(hardware)  # type: ignore[arg-type]
-    is_cpu = _has_no_gpu() if is_here else "in host memory" in testbed.title
+    is_measured = hardware is None or str(hardware) == HERE
+    testbed = remembered_testbed() if is_measured else Testbed.load(hardware)  # type: ignore[arg-type]
+    is_here = is_measured or testbed.title == machine_title(default_device())
+    is_cpu = default_device().type == "cpu" if is_here else "in host memory" in testbed.title
     if is_here and host_bytes is None:
         host_bytes = host_memory_bytes() // (1 if memory_bytes or not is_cpu else 2)  # the other half is for the rest
     shares = is_cpu and memory_bytes is None
@@ -71,19 +78,29 @@ def place_of(
     return Place(testbed, host_bytes, is_cpu, is_here, link if link.startswith(_PACED) else None, shares)
 
 
+def described_place(hardware: str | None) -> tuple[Place, bool]:
+    """The machine for a description that takes no time to make, and whether its rates are known: this machine is not measured
+    unless it is named. Its steps are computed from its rates.
+
+    Raises:
+        FinemoeError: there is no such testbed.
+    """
+    if hardware is not None or testbed_file().is_file():
+        return replace(place_of(hardware), is_here=False), True
+    device = default_device()
+    rates = dict.fromkeys((field.name for field in fields(Testbed) if field.name not in ("title", "devices", "hits_first")), 1.0)
+    testbed = Testbed(title=machine_title(device), devices=1, **rates | {"memory_bytes": free_bytes(device)})
+    host_bytes, is_cpu = host_memory_bytes(), device.type == "cpu"
+    return Place(testbed, host_bytes // 2 if is_cpu else host_bytes, is_cpu, is_here=False, shares_memory=is_cpu), False
+
+
 def remembered_testbed() -> Testbed:
     """This machine, measured on the first call and read from a file in the user's cache folder later; free memory is current.
 
     Raises:
         FinemoeError: it cannot be measured.
     """
-    import torch
-
-    from finemoe.advice.machine_rates import free_bytes
-    from finemoe.advice.this_machine import machine_title, write_testbed
-
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    path = testbed_file()
+    device, path = default_device(), testbed_file()
     if path.is_file() and (kept := Testbed.load(path)).title == machine_title(device):
         return replace(kept, memory_bytes=free_bytes(device))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,12 +121,11 @@ def host_memory_bytes() -> int:
     """
     import torch
 
-    from finemoe.advice.machine_rates import free_bytes
-
     return free_bytes(torch.device("cpu"))
 
 
-def _has_no_gpu() -> bool:
+def default_device() -> "torch.device":
+    """The device that the engine takes by default."""
     import torch
 
-    return not torch.cuda.is_available()
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -114,7 +114,7 @@ def plan(
         raise FinemoeError(_nothing_fits(models[0].name, place, misfits, context))
     trace = shipped_trace(model) if trace is None else trace
     prepared = prepare(models[0], trace, seed)
-    ranked = _ranked([choice for one in fitting for choice in choices_of(one, place, context, prepared)])
+    ordered = ranked([choice for one in fitting for choice in choices_of(one, place, context, prepared)])
     first = fitting[0]
     return Plan(
         model=model,
@@ -126,9 +126,9 @@ def plan(
         other_bytes=first.other_bytes,
         kv_bytes=first.kv_bytes * context,
         reserve_bytes=place.reserve_bytes(place.testbed.memory_bytes),
-        choices=tuple(ranked[:_NUM_CHOICES]),
+        choices=tuple(ordered[:_NUM_CHOICES]),
         misfits=misfits,
-        notes=_notes(first, place, ranked),
+        notes=_notes(first, place, ordered),
     )
 
 
@@ -161,7 +161,7 @@ def basis_of(trace: RoutingTrace | None, prepared: Sequence[Prepared]) -> str:
     return f"assumed routing at this model's sizes, fitted to hit rates of {names}"
 
 
-def _ranked(choices: Sequence[Choice]) -> list[Choice]:
+def ranked(choices: Sequence[Choice]) -> list[Choice]:
     """The fastest first; a simpler policy before one that gains less than two percent; of each format its two best, and always a
     choice that is not lossy among the first three."""
     complexity = {system.policy: place for place, system in enumerate(SYSTEMS.values())}

@@ -11,7 +11,7 @@ from finemoe.errors import FinemoeError
 from finemoe.models.shipped import NAMES
 from finemoe.paths import DATA
 from finemoe.simulation.synthetic import Recipe, synthetic_trace
-from finemoe.traces import RoutingTrace
+from finemoe.traces import DECODE, RoutingTrace
 
 RECIPES = {
     "gpt-oss-20b": Recipe(popular=0.167, requested=0.38, persistence=0.197, rank=12),
@@ -26,8 +26,8 @@ class Routing:
     """Requests to replay and those known beforehand.
 
     Attributes:
-        name: what the routing is. served: decode rows of the requests to replay. history: other requests; None if there are too
-            few.
+        name: what the routing is. served: the requests to replay, with their prompts if they were recorded. history: other
+            requests; None if there are too few.
     """
 
     name: str
@@ -57,7 +57,6 @@ def recorded_routing(trace: RoutingTrace, name: str, seed: int = 0) -> Routing:
         FinemoeError: no tokens are decoded in it.
     """
     sample = sample_of(trace, _SERVED_ROWS, _HISTORY_ROWS, seed)
-    served = sample.served.decode()
-    if not served.num_rows:
+    if not (sample.served.phase == DECODE).any():
         raise FinemoeError(f"{name}: the trace has only prompts, so it shows nothing about the time per token")
-    return Routing(name, served, sample.history)
+    return Routing(name, sample.served, sample.history)
