@@ -32,6 +32,7 @@ _OPTIONS = {  # arguments of the library, and the options that set them
     "temperature": "--temperature",
     "served_rows": "--tokens",
     "store_capacity": "--store-capacity",
+    "stream_prompts_from": "--stream-prompts-from",
     "top_k": "--top-k",
     "top_p": "--top-p",
 }

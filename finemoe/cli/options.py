@@ -36,6 +36,14 @@ PolicyOption = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of policies that draw random numbers.", min=0, metavar="N", rich_help_panel=POLICY)]
+StreamPromptsFrom = Annotated[
+    str,
+    typer.Option(
+        metavar="N|off",
+        help="Tokens from which a prompt is streamed: its next layers load while one runs.",
+        rich_help_panel=POLICY,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="Print JSON instead of text, and no progress.", rich_help_panel=OUTPUT)
 ]
@@ -89,6 +97,19 @@ def memory_of(text: str) -> float | str:
     if not 0 < number <= 1:
         raise FinemoeError(f"--expert-memory {text}: a bare number is a share in (0, 1]; for bytes add a unit, such as '6GiB'")
     return number
+
+
+def streamed_from(text: str) -> int | None:
+    """The meaning of `--stream-prompts-from`: a number of tokens, or None for "off".
+
+    Raises:
+        FinemoeError: it is neither.
+    """
+    if text == "off":
+        return None
+    if not (text.isdecimal() and int(text) >= 1):
+        raise FinemoeError(f"--stream-prompts-from {text}: give a number of tokens, at least 1, or 'off'")
+    return int(text)
 
 
 def loaded_store(path: Path | None) -> Any:

@@ -10,7 +10,7 @@ from finemoe.errors import FinemoeError
 from finemoe.suggestions import suggestion
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_OF_EVERY_POLICY = ("prefetch_distance", "store_capacity", "seed", "history")  # options of the commands
+_OF_EVERY_POLICY = ("prefetch_distance", "store_capacity", "stream_prompts_from", "seed", "history")  # options of the commands
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 

@@ -23,8 +23,10 @@ from finemoe.cli.options import (
     Distance,
     PolicyOption,
     Seed,
+    StreamPromptsFrom,
     memory_of,
     require_known,
+    streamed_from,
 )
 from finemoe.cli.policy_options import options_by_policy
 from finemoe.cli.printing import print_json
@@ -84,6 +86,7 @@ def replay(
     ] = None,
     prefetch_distance: Distance = None,
     store_capacity: Capacity = 1000,
+    stream_prompts_from: StreamPromptsFrom = "off",
     seed: Seed = 0,
     hardware: Annotated[
         str | None,
@@ -127,7 +130,7 @@ def replay(
     from finemoe.traces import RoutingTrace
 
     is_shown = is_watched(as_json)
-    memories = [memory_of(memory) for memory in expert_memory]
+    memories, threshold = [memory_of(memory) for memory in expert_memory], streamed_from(stream_prompts_from)
     if history is not None and history.exists() and trace.exists() and history.samefile(trace):
         raise FinemoeError("--history names TRACE itself, but must hold other requests; use --split, or another file")
     _require_consistent(policy, option, eviction, history, split, compare, figure, hardware, model)
@@ -146,6 +149,7 @@ def replay(
             known, served = served.split("history"), served.split("served")
     setting = Setting.of(trace, served, hardware, model, num_devices)
     options: dict[str, Any] = {"store_capacity": store_capacity, "batch_size": batch_size, "seed": seed, "progress": is_shown}
+    options["stream_prompts_from"] = threshold
     with compiling_shown(is_shown):
         if compare:
             distance = min(3, served.num_layers) if prefetch_distance is None else prefetch_distance

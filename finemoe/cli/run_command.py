@@ -34,8 +34,10 @@ from finemoe.cli.options import (
     Distance,
     Model,
     PolicyOption,
+    StreamPromptsFrom,
     memory_of,
     require_known,
+    streamed_from,
 )
 from finemoe.cli.progress import compiling_shown, is_watched, stage
 
@@ -117,6 +119,7 @@ def run(
     eviction: Eviction = None,
     prefetch_distance: Distance = None,
     store_capacity: Capacity = 1000,
+    stream_prompts_from: StreamPromptsFrom = "256",
     store: Store = None,
     profile: Annotated[
         Path | None,
@@ -162,6 +165,7 @@ def run(
         expert_format=expert_format,
         prefetch_distance=prefetch_distance,
         store_capacity=store_capacity,
+        stream_prompts_from=streamed_from(stream_prompts_from),
         seed=seed,
         slots=slots,
     )

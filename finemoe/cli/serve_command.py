@@ -21,7 +21,17 @@ from finemoe.cli.engine_options import (
 )
 from finemoe.cli.messages import INTERRUPTED, command
 from finemoe.cli.models import require_model
-from finemoe.cli.options import NO_TEXTS, Capacity, Distance, PolicyOption, Seed, memory_of, require_known
+from finemoe.cli.options import (
+    NO_TEXTS,
+    Capacity,
+    Distance,
+    PolicyOption,
+    Seed,
+    StreamPromptsFrom,
+    memory_of,
+    require_known,
+    streamed_from,
+)
 from finemoe.cli.printing import print_table
 from finemoe.cli.progress import compiling_shown, is_watched, stage
 from finemoe.errors import FinemoeError
@@ -72,6 +82,7 @@ def serve(
     eviction: Eviction = None,
     prefetch_distance: Distance = None,
     store_capacity: Capacity = 1000,
+    stream_prompts_from: StreamPromptsFrom = "256",
     store: Store = None,
     seed: Seed = 0,
     num_devices: Devices = 1,
@@ -87,6 +98,7 @@ def serve(
         *(policy, option, store, num_devices),
         **{"eviction": eviction, "link": link, "dtype": dtype, "host_memory": host_memory, "expert_format": expert_format},
         **{"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed, "slots": slots},
+        **{"stream_prompts_from": streamed_from(stream_prompts_from)},
     )
     with stage("importing PyTorch, Transformers and its server", is_shown):
         service, served_model, server = _modules()
