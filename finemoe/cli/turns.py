@@ -71,6 +71,8 @@ def _lines() -> Iterator[str]:
         except KeyboardInterrupt:  # the chat ends as at its end, with its counters
             line = ""
         if not line:
+            if is_typed:
+                typer.echo(err=True)  # below the prompt
             return
         if line.strip():
             yield line.rstrip("\n")

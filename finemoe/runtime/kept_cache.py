@@ -19,7 +19,7 @@ class KeptCache:
     def __init__(self, model: Any) -> None:
         self._config = model.config
         self._tokens = np.zeros(0, dtype=np.int64)  # whose keys and values are held
-        self._cache = DynamicCache(config=self._config)
+        self._keys_values = DynamicCache(config=self._config)
 
     def for_prompt(self, tokens: np.ndarray) -> Any:
         """The cache as `past_key_values` of a `generate` call whose input_ids are these, [n]."""
@@ -27,19 +27,19 @@ class KeptCache:
         differing = np.flatnonzero(tokens[:most] != self._tokens[:most])
         shared = int(differing[0]) if len(differing) else most
         if not self._cut(len(self._tokens) - shared):
-            self._cache = DynamicCache(config=self._config)
-        return self._cache
+            self._keys_values = DynamicCache(config=self._config)
+        return self._keys_values
 
     def hold(self, tokens: np.ndarray) -> None:
         """Note the prompt and the answer, [n]; of the last tokens there may be no keys and values yet."""
-        self._tokens = tokens[: self._cache.get_seq_length()]
+        self._tokens = tokens[: self._keys_values.get_seq_length()]
 
     def _cut(self, num_tokens: int) -> bool:
         """Remove the last tokens; whether that could be done."""
         if not num_tokens:
             return True
         try:
-            self._cache.crop(-num_tokens)
+            self._keys_values.crop(-num_tokens)
         except RuntimeError:  # a sliding window or a recurrent state has forgotten what came before
             return False
         return True
