@@ -194,6 +194,9 @@ def _require_level(level: str) -> None:
 
 def _set_log_level(level: str) -> None:
     """Transformers reports every request as a warning; show those only where requests are asked for."""
-    from transformers import logging
+    import logging
 
-    logging.set_verbosity({"info": logging.WARNING, "debug": logging.DEBUG}.get(level, logging.ERROR))
+    from transformers.utils.logging import set_verbosity
+
+    set_verbosity({"info": logging.WARNING, "debug": logging.DEBUG}.get(level, logging.ERROR))
+    logging.getLogger("finemoe.serving").setLevel(level.upper())

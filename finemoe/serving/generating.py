@@ -1,6 +1,7 @@
 """Generates for one request at a time, in a thread of its own, and stops when the client is gone."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,17 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cli.serving.utils import GenerateManager, GenerationState
 
+from finemoe.errors import EngineError, FinemoeError, first_line
 from finemoe.models.layers import MoELayer
 from finemoe.runtime.generation import refusals_in_one_line
 from finemoe.serving.limits import Limits
+from finemoe.serving.refusals import Cancelled
 from finemoe.serving.running import CURRENT, RunningRequest
 
 if TYPE_CHECKING:
     from torch import nn
+
+_LOGGER = logging.getLogger("finemoe.serving")
 
 
 class OneAtATime(GenerateManager):
@@ -73,6 +78,7 @@ class OneAtATime(GenerateManager):
 
     def _require_wanted(self, *_: Any) -> None:
         if self._turn is not None:
+            self._turn.has_run = True
             self._turn.require_wanted()
 
 
@@ -96,10 +102,13 @@ class _Turn:
             if request.options.get("seed") is not None:
                 torch.manual_seed(request.options["seed"])
             watch = StoppingCriteriaList([_Watch(request)])
-            with refusals_in_one_line(self._model, lambda: request.generated_tokens > 0):
+            with refusals_in_one_line(self._model, lambda: request.has_run):
                 return self._model.generate(**arguments, stopping_criteria=watch)
         except Exception as error:
             request.failure = error
+            if not isinstance(error, Cancelled | FinemoeError):
+                trace = None if isinstance(error, EngineError) else error
+                _LOGGER.error("request %s failed: %s", request.id, first_line(error), exc_info=trace)
             raise
         finally:
             self._begin(None)

@@ -12,7 +12,7 @@ from transformers.cli.serving.response import ResponseHandler
 from finemoe.errors import EngineError, FinemoeError, first_line
 from finemoe.serving.fields import ChatFields, CompletionFields, ResponseFields, checked
 from finemoe.serving.limits import LENGTHS
-from finemoe.serving.refusals import Refusal
+from finemoe.serving.refusals import Cancelled, Refusal, refusal_of
 from finemoe.serving.running import CURRENT
 
 _OURS = frozenset({"temperature", "top_p", "seed", *LENGTHS})  # applied when the request's turn comes
@@ -40,11 +40,11 @@ class _Checked:
         kept["model"] = self.model_manager.force_model
         try:
             return await super().handle_request(kept, request.id)  # type: ignore[misc]
-        except (Refusal, FinemoeError, EngineError):
+        except (Cancelled, EngineError, FinemoeError, Refusal):
             raise
         except Exception as error:
-            if request.has_begun:
-                raise
+            if request.has_begun:  # nothing but this request is lost
+                raise refusal_of(error, is_engine_usable=True) from error
             raise Refusal(f"no prompt can be made of this request: {first_line(error)}") from error
 
 

@@ -23,7 +23,7 @@ class RunningRequest:
     Attributes:
         id: its number, in the answer and in its headers.
         options: the checked fields of its body; empty before they are read.
-        has_begun: whether its prompt was accepted for generation.
+        has_begun: whether its prompt was accepted for generation. has_run: whether the model has seen it.
         failure: what ended its generation, or None.
         generation: its work in the generating thread, or None before that was given.
         prompt_tokens, generated_tokens: how many so far.
@@ -33,7 +33,7 @@ class RunningRequest:
     def __init__(self, endpoint: str) -> None:
         self.id, self.endpoint = uuid.uuid4().hex, endpoint
         self.options: dict[str, Any] = {}
-        self.has_begun = self.is_computing = False
+        self.has_begun = self.is_computing = self.has_run = False
         self.failure: Exception | None = None
         self.generation: Future[Any] | None = None
         self.prompt_tokens = self.generated_tokens = 0
