@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from finemoe.planning.loaded import LoadedModel
-from finemoe.simulation.cost import CostModel
+from finemoe.simulation.cost import CostModel, ModelSize
 from finemoe.simulation.testbed import Testbed
+from finemoe.units import parse_rate
 
 LARGEST_BYTES = 256 << 20  # a larger model takes too long to make; its steps are computed from the testbed's rates
 _ROUNDS = 5
@@ -26,11 +27,12 @@ class Calibration:
     """Times of one architecture on this machine, in seconds.
 
     Attributes:
-        step_s: a decode step with all experts resident, by policy. load_s: one expert that inference waits for.
-        prefetch_s: one expert loaded ahead.
+        step_s: a decode step with all experts resident, by policy. waiting_s: one in which every expert is loaded on demand.
+        load_s: one expert on the link. prefetch_s: one loaded ahead, chunk by chunk.
     """
 
     step_s: Mapping[str, float]
+    waiting_s: float
     load_s: float
     prefetch_s: float
 
@@ -67,9 +69,8 @@ def calibration(model: LoadedModel, policies: Sequence[str], link: str | None, r
         times = np.array([[step() for step in steps.values()] for _ in range(rounds + 1)])[1:]  # the first warms up
         prefetch_s = _prefetch_s(engines[_ON_DEMAND], link)
     found = dict(zip(steps, np.median(times, axis=0).tolist(), strict=True))
-    waited_s = float(np.median(times[:, list(steps).index("waiting")] - times[:, 0]))
-    load_s = waited_s / (model.size.num_layers * cycle)
-    return Calibration({name: found[name] for name in engines if name != "waiting"}, load_s, max(prefetch_s, 1e-9))
+    load_s = prefetch_s if link is None else model.slot_bytes / parse_rate(link.removeprefix("paced:"))
+    return Calibration({name: found[name] for name in engines if name != "waiting"}, found["waiting"], load_s, prefetch_s)
 
 
 @cache
@@ -78,36 +79,32 @@ def remembered(model: LoadedModel, policies: tuple[str, ...], link: str | None) 
     return calibration(model, policies, link)
 
 
-def calibrated(testbed: Testbed, model: LoadedModel, found: Calibration, policy: str) -> tuple[Testbed, LoadedModel]:
-    """The testbed and model with which the simulator's steps take the measured times.
+def calibrated(testbed: Testbed, model: LoadedModel, found: Calibration, policy: str) -> tuple[Testbed, ModelSize, float]:
+    """The testbed and sizes with which the simulator's steps take the measured times, and `wake_s` (see Clockwork).
 
-    Only times matter: experts have as many of the simulator's chunks as the link really moves.
+    Only times matter: experts have as many of the simulator's chunks as the link really moves. What a layer takes beyond its
+    loads when all its experts are missing is the time to wake up, and to compute on cold caches.
     """
     from finemoe.chunks import CHUNK_BYTES, paced_chunk_bytes
 
     size = model.size
     told_bytes = max(1, round(model.slot_bytes / paced_chunk_bytes(testbed.load_bytes_per_s) * CHUNK_BYTES))
-    simulated = replace(size, packed_bytes=told_bytes)
-    plain = replace(testbed, layer_overhead_s=0.0)
+    plain = replace(testbed, layer_overhead_s=0.0, link_latency_s=0.0)
     step_s = found.step_s.get(policy, found.step_s[_ON_DEMAND])
     layer_s = max(0.0, step_s - resident_step_s(CostModel(size, plain))) / size.num_layers
-    hidden_s = (
-        (size.top_k - 1) / size.top_k * float(CostModel(size, plain).expert(np.ones(1))[0])
-    )  # computed during the next load
-    load_s = max(found.load_s + hidden_s, 1e-9)
-    bytes_per_s = told_bytes / load_s
-    num_chunks = -(-told_bytes // CHUNK_BYTES)
+    hidden_s = (size.top_k - 1) * float(CostModel(size, plain).expert(np.ones(1))[0])  # computed during the next load
+    beyond_s = (found.waiting_s - found.step_s[_ON_DEMAND]) / size.num_layers - size.top_k * found.load_s
+    rate = told_bytes / found.load_s
     changed = replace(
         plain,
         layer_overhead_s=layer_s,
-        link_bytes_per_s=bytes_per_s,
-        host_bytes_per_s=bytes_per_s,
-        link_latency_s=0.0,
-        chunk_overhead_s=max(0.0, found.prefetch_s - load_s) / num_chunks,
+        link_bytes_per_s=rate,
+        host_bytes_per_s=rate,
+        chunk_overhead_s=max(0.0, found.prefetch_s - found.load_s) / -(-told_bytes // CHUNK_BYTES),
         search_overhead_s=0.0,
         search_bytes_per_s=1e18,  # a policy's own work is part of its step
     )
-    return changed, replace(model, size=simulated)
+    return changed, replace(size, packed_bytes=told_bytes), max(0.0, beyond_s + hidden_s)
 
 
 def resident_step_s(cost: CostModel, context: int = 1) -> float:

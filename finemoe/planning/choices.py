@@ -85,8 +85,8 @@ def predicted(model: LoadedModel, place: Place, prepared: Prepared, context: int
     measured = remembered(model, tuple(system.policy for system in SYSTEMS.values()), place.link)
     found = {}
     for name, system in SYSTEMS.items():
-        changed, simulated = calibrated(testbed, model, measured, system.policy)
-        found |= curves(prepared, changed, simulated.size, {name: system}, context // 2)
+        changed, size, wake_s = calibrated(testbed, model, measured, system.policy)
+        found |= curves(prepared, changed, size, {name: system}, context // 2, wake_s)
     return found
 
 

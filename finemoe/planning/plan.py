@@ -8,6 +8,7 @@ from typing import Any
 from finemoe.cache.capacity import byte_count
 from finemoe.errors import FinemoeError
 from finemoe.models.published import config_source
+from finemoe.packing.formats import require_format
 from finemoe.planning.choices import DISK_BYTES_PER_S, SYSTEMS, Choice, choices_of, room_bytes
 from finemoe.planning.loaded import PACKED_AT_LOAD, LoadedModel, loaded_models
 from finemoe.planning.place import Place, place_of
@@ -105,6 +106,8 @@ def plan(
     """
     if context < 1:
         raise FinemoeError(f"context is {context}; it is a number of tokens, at least 1")
+    for name in formats:
+        require_format(name)
     host_bytes = None if host_memory is None else byte_count(host_memory, "host_memory")
     place = place_of(hardware, link, host_bytes, None if memory is None else byte_count(memory, "memory"))
     models = loaded_models(model, source or config_source(model), [None, *formats], gguf, not place.is_cpu)
@@ -188,11 +191,11 @@ def _misfit(model: LoadedModel, place: Place, context: int) -> Misfit:
 def _nothing_fits(name: str, place: Place, misfits: Sequence[Misfit], context: int) -> str:
     least = min(misfits, key=lambda one: one.missing_bytes)
     text = (
-        f"{name} does not fit: with one expert in memory and {context} tokens of context it needs "
+        f"{name} does not fit: with one expert in memory and a context of {context:,} tokens it needs "
         f"{format_bytes(least.needed_bytes)} and a reserve of {format_bytes(place.reserve_bytes(place.testbed.memory_bytes))}; "
         f"{place.testbed.title} has {format_bytes(place.testbed.memory_bytes)}, {format_bytes(least.missing_bytes)} too little"
     )
-    return f"{text}; the largest context that fits is {least.largest_context}" if least.largest_context else text
+    return f"{text}; the largest context that fits is {least.largest_context:,} tokens" if least.largest_context else text
 
 
 def _notes(model: LoadedModel, place: Place, ranked: Sequence[Choice]) -> tuple[str, ...]:

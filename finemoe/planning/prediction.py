@@ -12,9 +12,11 @@ import numpy as np
 
 from finemoe.advice.sample import STORE_CAPACITY
 from finemoe.advice.sizes import timed_slots
+from finemoe.advice.timing import decode_seconds
 from finemoe.advice.usage import usage_counts
 from finemoe.planning.routing import Routing
 from finemoe.policies import make_policy
+from finemoe.report import Report
 from finemoe.simulation.arrangement import Arrangement
 from finemoe.simulation.cost import CostModel, ModelSize
 from finemoe.simulation.knowledge import Knowledge
@@ -61,33 +63,50 @@ class Prepared:
         return cls(routing, knowledge, np.argsort(-usage_counts(known), axis=None, kind="stable"))
 
 
+@dataclass(frozen=True)
+class WakingPace(ModelledPace):
+    """The modelled speed, with the time that inference takes to go on after it waited for an expert."""
+
+    wake_s: float = 0.0
+
+
 def curves(
-    prepared: Prepared, testbed: Testbed, size: ModelSize, systems: Mapping[str, System], context: int = 0
+    prepared: Prepared,
+    testbed: Testbed,
+    size: ModelSize,
+    systems: Mapping[str, System],
+    context: int = 0,
+    wake_s: float = 0.0,
 ) -> dict[str, Curve]:
     """Replay the systems, by name.
 
     Args:
-        testbed, size: the machine and the model. context: tokens in the KV cache before every request.
+        testbed, size: the machine and the model. context: tokens in the KV cache before every request. wake_s: see Clockwork.
     """
     served = prepared.routing.served
+    arrangement = Arrangement.one_by_one(served)
+    longer = replace(arrangement, contexts=arrangement.contexts + context)
+    pace = WakingPace(CostModel(size, replace(testbed, memory_bytes=_ENDLESS_BYTES)), longer, wake_s)
     slots = timed_slots(served.num_layers, served.num_experts, served.top_k)
-    return {
-        name: _curve(prepared, replace(testbed, memory_bytes=_ENDLESS_BYTES), size, one, slots, context)
-        for name, one in systems.items()
-    }
+    return {name: _curve(prepared, pace, system, slots) for name, system in systems.items()}
 
 
-def _curve(prepared: Prepared, testbed: Testbed, size: ModelSize, system: System, slots: Sequence[int], context: int) -> Curve:
+def _curve(prepared: Prepared, pace: ModelledPace, system: System, slots: Sequence[int]) -> Curve:
     served = prepared.routing.served
     distance, count = min(_DISTANCE, served.num_layers), served.num_layers * served.num_experts
     setup = replay_setup(served, prepared.knowledge.of(system.policy), distance, STORE_CAPACITY)
     policy: Any = make_policy(system.policy, setup, is_replay=True, **system.options)
-    arrangement = Arrangement.one_by_one(served)
-    pace = ModelledPace(CostModel(size, testbed), replace(arrangement, contexts=arrangement.contexts + context))
     choices = [(float(one / count), system.eviction or policy.default_eviction) for one in slots]
     reports = paced(served, system.policy, policy, choices, pace, first_held=prepared.held)
-    times = np.minimum.accumulate([report.tpot_s for report in reports])
+    times = np.minimum.accumulate([_tpot_s(report) for report in reports])
     return Curve(np.array(slots), times, np.maximum.accumulate([report.hit_rate for report in reports]))
+
+
+def _tpot_s(report: Report) -> float:
+    """Mean time of a decode step, without the first request if there are others: systems adapt to it."""
+    seconds, steps = decode_seconds(report)
+    kept = slice(1, None) if steps[1:].any() else slice(None)
+    return float(seconds[kept].sum() / steps[kept].sum())
 
 
 def prompt_s(cost: CostModel, num_tokens: int, held_share: float) -> float:

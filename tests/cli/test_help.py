@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from finemoe.cli import app
 
-COMMANDS = ["run", "record", "import", "replay", "advise", "info"]
+COMMANDS = ["run", "record", "import", "replay", "advise", "info", "plan"]
 
 
 def page(*arguments: str) -> str:

@@ -2,11 +2,12 @@
 
 `python -m finemoe.artifact.pipeline.plan_check` plans the miniatures on this machine over paced links, with several memories, and
 measures every planned choice, round by round. A plan knows recorded routing of other requests than those measured. Measured
-caches start full of the experts that those requests used most, as the plan assumes. Rounds that the table has are kept.
+caches start full of the experts that those other requests used most, and serve two of them first, as the plan assumes. A choice
+that other work delayed is measured once more. Rounds that the table has are kept.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from finemoe.traces import RoutingTrace
 
 POLICIES = ("on-demand", "finemoe-plus")
 TIME_BAR, MEMORY_BAR = 0.15, 0.03  # what predictions may differ from measurements, relative
+_NUM_KNOWN, _MOST_DELAYED = 2, 0.12  # requests served first; share of the time that threads may wait for a core
 _DATASET, _CONTEXT, _DTYPE = "questions", 128, "bfloat16"  # of the miniatures as `finemoe run` loads them
 
 
@@ -78,8 +80,11 @@ def planned(cell: Cell, testbed: Testbed, trace: RoutingTrace) -> Plan:
     )
 
 
-def measured(cell: Cell, choice: Choice, trace: RoutingTrace, prompts: Sequence[str], num_tokens: int) -> dict[str, Any]:
-    """Run a choice: mean time of a decode step over the requests, the share of time taken by other work, and memory in bytes."""
+def measured(
+    cell: Cell, choice: Choice, trace: RoutingTrace, known: Sequence[str], prompts: Sequence[str], num_tokens: int
+) -> dict[str, Any]:
+    """Run a choice after the `known` prompts: mean time of a decode step over the requests, the share of the time that threads
+    waited for a core, and memory in bytes."""
     prepared = Prepared.of(recorded_routing(trace, cell.name))
     history = None if choice.policy == "on-demand" else prepared.routing.history
     held = [divmod(int(flat), trace.num_experts) for flat in prepared.held]
@@ -87,9 +92,8 @@ def measured(cell: Cell, choice: Choice, trace: RoutingTrace, prompts: Sequence[
     model, engine = finemoe.load(cell.name, choice.expert_memory_bytes, choice.policy, eviction=choice.eviction, history=history)
     with engine:
         memory = engine.memories.memories[0]
-        serve(model, tokenizer, prompts[:1], 3, engine)  # warms up over the machine's own link
-        memory.reset()
         memory.preload(held, is_counted=False)
+        serve(model, tokenizer, known, num_tokens, engine)  # over the machine's own link
         memory.connect(make_link(memory.pool.device, cell.link))
         before_s = waited_s()
         served = serve(model, tokenizer, list(prompts), num_tokens, engine)
@@ -143,12 +147,21 @@ def recorded(name: str, folder: Path, num_requests: int, num_tokens: int) -> Rou
     path = folder / f"{name}.trace"
     if path.is_file():
         return RoutingTrace.load(path)
-    prompts = load_prompts(_DATASET).to_pandas().query("split == 'history'").head(num_requests)
     model, tokenizer = load_model(name, _DTYPE)
-    trace = finemoe.record(model, list(prompts["prompt"]), tokenizer=tokenizer, max_new_tokens=num_tokens)
+    trace = finemoe.record(model, _prompts("history", num_requests), tokenizer=tokenizer, max_new_tokens=num_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     trace.save(path)
     return trace
+
+
+def _prompts(split: str, count: int) -> list[str]:
+    return list(load_prompts(_DATASET).to_pandas().query("split == @split").head(count)["prompt"])
+
+
+def _least_delayed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The measurement, or, if other work delayed it, the less delayed of two."""
+    first = measure()
+    return first if first["delayed"] <= _MOST_DELAYED else min(first, measure(), key=lambda one: one["delayed"])
 
 
 def write_table(
@@ -163,7 +176,7 @@ def write_table(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """Plan and measure every cell in every round, and write the rounds as CSV."""
-    prompts = list(load_prompts(_DATASET).to_pandas().query("split == 'served'").head(num_served)["prompt"])
+    prompts = _prompts("served", num_served)
     traces = {name: recorded(name, folder, num_recorded, num_tokens) for name in models}
     table = pd.read_csv(output) if output.exists() else pd.DataFrame({"round": []})
     for number in range(rounds):
@@ -183,14 +196,14 @@ def _round(
 
     testbed = measure_testbed(3, _DTYPE).testbed
     remembered.cache_clear()
-    rows = []
+    rows, known = [], _prompts("history", _NUM_KNOWN)
     for cell in itertools.starmap(Cell, cells):
         found = planned(cell, testbed, traces[cell.name])
         for policy in POLICIES:
             choice = next(one for one in found.choices if one.policy == policy and one.eviction is None)
             key = {"model": cell.name, "load_ms": cell.load_ms, "share": cell.share, "policy": policy, "round": number}
             plans = {"slots": choice.slots, "planned_tpot_s": choice.tpot_s[0], "planned_hit_rate": choice.hit_rate[0]}
-            seen = measured(cell, choice, traces[cell.name], prompts, num_tokens)
+            seen = _least_delayed(lambda: measured(cell, choice, traces[cell.name], known, prompts, num_tokens))  # noqa: B023
             rows.append(key | plans | seen | {"executor": "CPU, paced link", "machine": machine()})
             typer.echo(f"{key} planned {1e3 * choice.tpot_s[0]:.1f} ms, measured {1e3 * seen['measured_tpot_s']:.1f} ms")
     return rows
