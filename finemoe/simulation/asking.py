@@ -13,17 +13,23 @@ from finemoe.policies.predictions import Predictions
 
 
 def ask(
-    policy: Policy, block: Block, begins: np.ndarray, demanded: np.ndarray, hidden_size: int | None = None
+    policy: Policy,
+    block: Block,
+    begins: np.ndarray,
+    demanded: np.ndarray,
+    hidden_size: int | None = None,
+    is_streamed: np.ndarray | None = None,
 ) -> tuple[Predictions, np.ndarray | None]:
     """The policy's predictions for every iteration of a block, and the bytes it reads for them.
 
     Args:
         begins, demanded: what the block's events demand (`demanded_sets`). hidden_size: h of the simulated model, see
             `Policy.read_bytes`; None if the bytes are not needed.
+        is_streamed: [n] which iterations are (`streamed`); None for none.
     Returns:
         predictions; read_bytes [n, 1 + L] at every iteration's start and gates.
     """
-    is_streamed = streamed(policy, block)
+    is_streamed = np.zeros(block.num_iterations, dtype=np.bool_) if is_streamed is None else is_streamed
     predictions = None if is_streamed.any() else policy.predict_block(block)  # which does not know what is streamed
     if predictions is None:
         sets = np.split(demanded, begins[1:-1]) if policy.needs_future else []

@@ -228,9 +228,10 @@ def _run(
         for block in iteration_blocks(trace, block_rows(trace)):
             begins, demanded = demanded_sets(trace, block)
             next_use = future.take(len(demanded)) if future.is_known else np.zeros(len(demanded), dtype=np.int64)
-            predictions, read_bytes = ask(policy, block, begins, demanded, None if pace is None else pace.hidden_size)
+            is_streamed, hidden_size = streamed(policy, block), None if pace is None else pace.hidden_size
+            predictions, read_bytes = ask(policy, block, begins, demanded, hidden_size, is_streamed)
             targets = targets_of(predictions, trace.num_layers)
-            events = events_of(trace.num_layers, begins, demanded, next_use, predictions, streamed(policy, block))
+            events = events_of(trace.num_layers, begins, demanded, next_use, predictions, is_streamed)
             durations = None
             if pace is not None and read_bytes is not None:
                 durations = pace.durations(trace, block, begins, demanded, read_bytes)
