@@ -89,13 +89,13 @@ def hand_over_s() -> float:
 @contextmanager
 def _variants(device: "torch.device", dtype: "torch.dtype") -> Iterator[list[Callable[[], float]]]:
     """Decode steps of every shape with on-demand loading, then of the last shape with FineMoE."""
-    import finemoe
+    from finemoe.runtime.offloading import offload
 
     models = [tiny_model(*shape, device, dtype) for shape in (*SHAPES, SHAPES[-1])]
     told: dict[str, Any] = {"prefetch_distance": _DISTANCE, "store_capacity": NUM_MAPS, "history": _history(models[-1])}
     with ExitStack() as stack:
-        engines = [stack.enter_context(finemoe.offload(model, 1.0, "on-demand")) for model in models[:-1]]
-        engines.append(stack.enter_context(finemoe.offload(models[-1], 1.0, "finemoe", **told)))
+        engines = [stack.enter_context(offload(model, 1.0, "on-demand")) for model in models[:-1]]
+        engines.append(stack.enter_context(offload(models[-1], 1.0, "finemoe", **told)))
         for engine in engines:
             engine.preload()
             stack.enter_context(engine.probe.accounting())

@@ -99,7 +99,7 @@ def _layers(layers: list[dict[str, Any]]) -> str:
 
 
 def _billions(value: int) -> str:
-    return f"{value / 1e9:.1f} billion" if value >= 1e8 else f"{value / 1e6:.1f} million"
+    return f"{value / 1e9:.1f} billion" if value >= 1e9 else f"{value / 1e6:.1f} million"
 
 
 def _option(num_bytes: int) -> str:

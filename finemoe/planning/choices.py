@@ -83,7 +83,7 @@ def predicted(model: LoadedModel, place: Place, prepared: Prepared, context: int
     if not (place.is_here and place.is_cpu and is_small(model)):
         return curves(prepared, _unpacking(testbed, model), size, SYSTEMS, context // 2)
     measured = remembered(model, tuple(system.policy for system in SYSTEMS.values()), place.link)
-    found = {}
+    found: dict[str, Curve] = {}
     for name, system in SYSTEMS.items():
         changed, size, wake_s = calibrated(testbed, model, measured, system.policy)
         found |= curves(prepared, changed, size, {name: system}, context // 2, wake_s)

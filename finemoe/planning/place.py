@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finemoe.advice.machine_rates import free_bytes
 from finemoe.advice.this_machine import machine_title, write_testbed
@@ -88,8 +88,9 @@ def described_place(hardware: str | None) -> tuple[Place, bool]:
     if hardware is not None or testbed_file().is_file():
         return replace(place_of(hardware), is_here=False), True
     device = default_device()
-    rates = dict.fromkeys((field.name for field in fields(Testbed) if field.name not in ("title", "devices", "hits_first")), 1.0)
-    testbed = Testbed(title=machine_title(device), devices=1, **rates | {"memory_bytes": free_bytes(device)})
+    unknown = [field.name for field in fields(Testbed) if field.name not in ("title", "devices", "memory_bytes", "hits_first")]
+    rates: dict[str, Any] = dict.fromkeys(unknown, 1.0)
+    testbed = Testbed(title=machine_title(device), devices=1, memory_bytes=free_bytes(device), **rates)
     host_bytes, is_cpu = host_memory_bytes(), device.type == "cpu"
     return Place(testbed, host_bytes // 2 if is_cpu else host_bytes, is_cpu, is_here=False, shares_memory=is_cpu), False
 

@@ -1,7 +1,7 @@
 """How the routing that plans assume was chosen, and how well it stands for a model that it was not fitted to.
 
-`finemoe plan` has no trace of most models. It replays synthetic routing instead, whose recipe is fitted to the hit rates of the two
-public traces of real models, gpt-oss-20b and gemma-4-26b, and which is generated at the sizes of the model asked about.
+`finemoe plan` has no trace of most models. It replays synthetic routing instead, whose recipe is fitted to the hit rates of the
+two public traces of real models, gpt-oss-20b and gemma-4-26b, and which is generated at the sizes of the model asked about.
 `python -m finemoe.artifact.analysis.assumed_routing` fits a recipe to each trace and compares hit rates: of a trace, of its own
 recipe, and of the other trace's recipe at the sizes of this one.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,7 @@ def comparison(traces: dict[str, RoutingTrace], recipes: dict[str, Recipe], seed
     Returns:
         Rows (trace, recipe, popular, requested, persistence, rank, rule, expert_memory, hit_rate, assumed_hit_rate).
     """
-    rows: list[dict[str, Any]] = []
+    tables = []
     for name, trace in traces.items():
         shares = np.array(_sizes(trace)) / (trace.num_layers * trace.num_experts)
         real = hit_rates(trace)
@@ -79,12 +79,13 @@ def comparison(traces: dict[str, RoutingTrace], recipes: dict[str, Recipe], seed
             for rule, of_trace, of_recipe in zip(RULES, real, assumed, strict=True):
                 values = {"expert_memory": shares, "hit_rate": of_trace, "assumed_hit_rate": of_recipe}
                 cell = {"trace": name, "recipe": fitted_to, **asdict(recipe), "rule": rule}
-                rows += pd.DataFrame(cell | values).to_dict("records")
-    return pd.DataFrame(rows)
+                tables.append(pd.DataFrame(cell | values))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _recipe(values: Sequence[float] | np.ndarray) -> Recipe:
-    return Recipe(*map(float, values), rank=_RANK)
+    popular, requested, persistence = map(float, values)
+    return Recipe(popular, requested, persistence, _RANK)
 
 
 def _like(trace: RoutingTrace, recipe: Recipe, seed: int) -> RoutingTrace:
