@@ -29,6 +29,7 @@ app.command(
     epilog=examples(
         'finemoe run -m mixtral-mini -p "Why is the sea salty?"',
         'finemoe run -m Qwen/Qwen3-30B-A3B -p "Hello" --expert-memory 6GiB',
+        "finemoe run -m openai/gpt-oss-20b --chat --profile gpt-oss.profile",
         'finemoe run -m qwen-mini -p "Hello" --policy finemoe --option semantic=false',
     )
 )(run)
