@@ -90,7 +90,9 @@ def run(
     ] = None,
     sample: Annotated[
         bool | None,
-        typer.Option("--sample/--greedy", help="Draw tokens, or take the most probable (default).", rich_help_panel=DECODING),
+        typer.Option(
+            "--sample/--greedy", metavar="", help="Draw tokens, or take the most probable (default).", rich_help_panel=DECODING
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -105,10 +107,6 @@ def run(
             help="Seed of sampling, and of policies that draw random numbers.", min=0, metavar="N", rich_help_panel=DECODING
         ),
     ] = 0,
-    thoughts: Annotated[
-        bool,
-        typer.Option("--thoughts/--no-thoughts", help="Show what a model thinks before it answers.", rich_help_panel=OUTPUT),
-    ] = True,
     expert_memory: ExpertMemory = "0.25",
     host_memory: HostMemory = None,
     expert_format: ExpertFormat = None,
@@ -129,6 +127,12 @@ def run(
     ] = None,
     num_devices: Devices = 1,
     link: Link = None,
+    thoughts: Annotated[
+        bool,
+        typer.Option(
+            "--thoughts/--no-thoughts", metavar="", help="Show what a model thinks before it answers.", rich_help_panel=OUTPUT
+        ),
+    ] = True,
     timeline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a timeline for Perfetto to this .json file.", rich_help_panel=OUTPUT),
