@@ -192,16 +192,27 @@ def run(
     with engine, _timeline(engine, timeline), refusals_in_one_line(module):
         answers = turns.answered(speaker)
         report = engine.report()
-        if profile is not None:
-            engine.save_profile(profile)
+        failure = None if profile is None else _failure_to_save(engine, profile)
     config = module.generation_config
     told = RunReport(answers, report, decoding.text(config), start_s, bool(config.do_sample) and not decoding.is_sampled)
     if as_json:
         told.print_json()
     else:
         chosen = None if loaded_dtype == dtype else loaded_dtype
-        told.print_table(f"{model} at {expert_memory} expert memory", chosen, profile, is_warm, timeline)
+        written = profile if failure is None else None
+        told.print_table(f"{model} at {expert_memory} expert memory", chosen, written, is_warm, timeline)
+    if failure is not None:
+        raise failure
     told.leave()
+
+
+def _failure_to_save(engine: Any, profile: Path) -> OSError | None:
+    """Save the profile; a full disk must not cost the user the counters."""
+    try:
+        engine.save_profile(profile)
+    except OSError as error:
+        return error
+    return None
 
 
 @contextmanager

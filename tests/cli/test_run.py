@@ -1,5 +1,6 @@
 """`finemoe run`: where the prompt comes from, Ctrl-C with counters, the warm-up profile, and one line for each mistake."""
 
+import errno
 import json
 import os
 import signal
@@ -110,6 +111,18 @@ def test_a_profile_is_read_written_and_of_one_model(qwen3, tmp_path):
     assert line.endswith("name another file, or remove this one to start afresh")
     (tmp_path / "a.profile").write_bytes((tmp_path / "a.profile").read_bytes()[:-5])
     assert "truncated or not a warm-up-profile file" in refusal(*arguments, "--profile", profile)
+
+
+def test_a_disk_without_room_for_the_profile_costs_no_counters(qwen3, tmp_path, monkeypatch):
+    profile = tmp_path / "a.profile"
+
+    def save(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(profile))
+
+    monkeypatch.setattr("finemoe.runtime.profile.save_arrays", save)
+    done = run("-m", qwen3, "-p", "Why?", "--max-new-tokens", "2", "--profile", str(profile))
+    assert "hit rate" in done.stdout
+    assert str(done.exception) == f"{profile}: No space left on device; free some space, or write elsewhere"
 
 
 def test_other_weights_of_a_gguf_file_are_bfloat16_and_it_is_stated(tmp_path, monkeypatch):
