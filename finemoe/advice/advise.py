@@ -17,6 +17,7 @@ from finemoe.advice.timing import Reports, time_rows, timed_reports
 from finemoe.advice.usage import concentration_rows, decode_steps, decoded, request_rows, reuse_rows, working_set_rows
 from finemoe.advice.verdict import Recommendation, cliff, knee, limits_at, prefetch_rows, recommended
 from finemoe.advice.warnings import warnings_of
+from finemoe.cache.capacity import byte_count
 from finemoe.errors import FinemoeError
 from finemoe.intervals import bootstrap_ratio
 from finemoe.plain import whole_number
@@ -26,6 +27,7 @@ from finemoe.simulation.knowledge import Knowledge
 from finemoe.simulation.systems import left_out
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import DECODE, RoutingTrace
+from finemoe.units import format_bytes
 
 _DISTANCES = (1, 2, 3, 6)  # layers ahead
 _DISTANCE = 3  # the paper's d
@@ -38,11 +40,12 @@ def _silence(text: str) -> None:
 
 def advise(
     trace: RoutingTrace,
-    model: str | Path | None = None,
+    model: str | Path | ModelSize | None = None,
     hardware: str | Path | Testbed | None = None,
     expert_memories: Sequence[float | int | str] = (),
     context: int = 0,
     expert_bits: float | None = None,
+    host_memory: int | str | None = None,
     prefetch_distance: int | None = None,
     served_rows: int = 4000,
     history_rows: int = 15000,
@@ -53,11 +56,12 @@ def advise(
 
     Args:
         trace: recorded routing.
-        model: the model that supplies sizes: name of a published configuration, a folder, a config.json or a hub id. None: the
-            published model with the trace's layers and experts.
+        model: the model that supplies sizes: name of a published configuration, a folder, a config.json, a hub id, or a
+            `ModelSize`. None: the published model with the trace's layers and experts.
         hardware: name of a testbed in data/hardware, path of a YAML file, or a Testbed.
         expert_memories: sizes to consider, as shares of all experts or bytes per device; by default a range of shares.
         context: number of tokens that precede every request. expert_bits: bits of an expert's weight when it is transferred.
+        host_memory: host memory for experts, in bytes or as "32GiB"; if they exceed it, a warning says by how much.
         prefetch_distance: d, layers.
         served_rows, history_rows: approximate number of tokens to replay in virtual time, and to train learning systems on
             beforehand; hit rates use five times as many served tokens.
@@ -89,8 +93,19 @@ def advise(
         **timed,
         left_out=missing,
         notes=[*sample.notes, *notes, *_notes(trace, distance)],
-        warnings=warnings_of(trace, sample.served, curves["lru"], chosen),
+        warnings=warnings_of(trace, sample.served, curves["lru"], chosen) + _about_host(size, host_memory),
     )
+
+
+def _about_host(size: ModelSize | None, host_memory: int | str | None) -> list[str]:
+    """A warning if host memory does not hold all experts."""
+    if host_memory is None or size is None:
+        return []
+    beyond = size.all_experts_bytes - byte_count(host_memory, "host_memory")
+    if beyond <= 0:
+        return []
+    told = f"all experts take {format_bytes(size.all_experts_bytes)}, of which host memory does not hold {format_bytes(beyond)}"
+    return [f"{told}: these are read from disk, which is slower than the link and not part of the times"]
 
 
 def _require_sensible(
@@ -123,13 +138,11 @@ def _tokens_per_step(trace: RoutingTrace) -> float:
 
 
 def _sized(
-    trace: RoutingTrace, model: str | Path | None, hardware: Any, context: int, expert_bits: float | None
+    trace: RoutingTrace, model: str | Path | ModelSize | None, hardware: Any, context: int, expert_bits: float | None
 ) -> tuple[ModelSize | None, Machine | None, tuple[str, ...]]:
     """The model's sizes and the machine. Without hardware, the sizes may stay unknown unless a model is named."""
     if context < 0:
         raise FinemoeError(f"context is {context}; it is a number of tokens, at least 0")
-    if expert_bits is not None and not 0 < expert_bits <= 64:
-        raise FinemoeError(f"expert_bits is {expert_bits:g}; a weight takes more than 0 bits and at most 64")
     if context and hardware is None:
         raise FinemoeError("context takes time and memory on a machine; name the machine with hardware")
     if hardware is None and model is None and expert_bits is None:

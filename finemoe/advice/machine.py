@@ -77,34 +77,36 @@ def machine_facts(machine: Machine) -> dict[str, Any]:
     }
 
 
-def sized(trace: RoutingTrace, model: str | Path | None, expert_bits: float | None = None) -> tuple[ModelSize, tuple[str, ...]]:
+def sized(
+    trace: RoutingTrace, model: str | Path | ModelSize | None, expert_bits: float | None = None
+) -> tuple[ModelSize, tuple[str, ...]]:
     """The sizes of a trace's model, and notes on what was assumed.
 
     Args:
-        model: name of a published configuration, a folder, a config.json or a hub id; None for the published model of the trace's
-            sizes. Its number of activated experts may differ from the trace's.
+        model: name of a published configuration, a folder, a config.json, a hub id, or sizes, which count before those that the
+            trace states; None for the published model of the trace's sizes. Its number of activated experts may differ from the
+            trace's.
         expert_bits: bits of an expert's weight when it is transferred, instead of what the model or the trace states.
     Raises:
         FinemoeError: no sizes are known, or the model has other layers or experts than the trace.
     """
     size, notes = _meant(trace, model)
     if expert_bits is not None:
-        packed = max(1, round(size.expert_params * expert_bits / 8))
-        return replace(size, packed_bytes=packed), (*notes, f"experts in {expert_bits:g} bits a weight")
-    if trace.expert_bytes:
+        return size.in_bits(expert_bits), (*notes, f"experts in {expert_bits:g} bits a weight")
+    if trace.expert_bytes and not isinstance(model, ModelSize):
         note = "the size of an expert is what the trace states (the largest, where layers differ)"
         return replace(size, packed_bytes=max(trace.expert_bytes)), (*notes, note)
     return size, notes
 
 
-def _meant(trace: RoutingTrace, model: str | Path | None) -> tuple[ModelSize, tuple[str, ...]]:
+def _meant(trace: RoutingTrace, model: str | Path | ModelSize | None) -> tuple[ModelSize, tuple[str, ...]]:
     if model is None:
         return ModelSize.known(trace.num_layers, trace.num_experts, trace.top_k), ()
-    size = model_size(model)
+    size = model if isinstance(model, ModelSize) else model_size(model)
     of_model, of_trace = (size.num_layers, size.num_experts), (trace.num_layers, trace.num_experts)
     if of_model != of_trace:
         texts = ["{} layers x {} experts".format(*one) for one in (of_model, of_trace)]
-        raise FinemoeError(f"{model} has {texts[0]}, the trace {texts[1]}; name a model of the trace's sizes")
+        raise FinemoeError(f"{size.name} has {texts[0]}, the trace {texts[1]}; name a model of the trace's sizes")
     if size.top_k == trace.top_k:
         return size, ()
     note = f"the trace activates {trace.top_k} experts a token, {size.name} {size.top_k}"  # K may be chosen per run

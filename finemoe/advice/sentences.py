@@ -55,13 +55,13 @@ def _unit(advice: Advice) -> str:
 
 
 def _call(advice: Advice, row: Mapping[str, Any], name: str) -> str:
-    """The call of `finemoe.offload` that applies the recommendation."""
+    """The call that applies the recommendation; unlike `offload`, it also loads models that do not fit in memory."""
     system, count = ALL[name], advice.trace["all_experts"]
     devices = 1 if advice.machine is None else advice.machine["devices"]
     texts = (f"{row['expert_memory']:.{digits}g}" for digits in range(3, 18))
     share = next(text for text in texts if slots_per_device(float(text), None, count, devices) * devices >= row["slots"])
     eviction = "" if system.eviction is None else f", eviction={system.eviction!r}"
-    return f"In code: finemoe.offload(model, expert_memory={float(share)!r}, policy={system.policy!r}{eviction})."
+    return f"In code: finemoe.load(model, expert_memory={float(share)!r}, policy={system.policy!r}{eviction})."
 
 
 def _prefetching(advice: Advice, chosen: Mapping[str, Any]) -> str:

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from finemoe.cli.configs import config_for
+from finemoe.cli.configs import sizes_for
 from finemoe.cli.messages import command, writing
-from finemoe.cli.models import is_hub_id
 from finemoe.cli.options import INPUT, MACHINE, MEMORY, NO_TEXTS, OUTPUT, AsJson, Distance, Seed, memory_of
 from finemoe.cli.printing import print_json
 from finemoe.cli.progress import compiling_shown, is_watched, share_read, stage
@@ -34,7 +33,7 @@ def advise(
             "--model",
             "-m",
             metavar="NAME",
-            help="The model whose sizes count: a name in data/models/configs, a config.json, a folder, or a hub id.",
+            help="The model whose sizes count: a name in data/models/configs, a config.json, .gguf, folder or hub id.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -67,6 +66,14 @@ def advise(
     expert_bits: Annotated[
         float | None,
         typer.Option(metavar="BITS", help="Bits per weight of an expert, such as 4.25 in MXFP4.", rich_help_panel=MEMORY),
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(metavar="MIX", help="Count the experts of --model as in a GGUF file: Q4_K_M.", rich_help_panel=MEMORY),
+    ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Host memory for experts; warns if they exceed it: '32GiB'.", rich_help_panel=MEMORY),
     ] = None,
     prefetch_distance: Distance = None,
     seed: Seed = 0,
@@ -103,9 +110,8 @@ def advise(
     if page is not None:
         require_place(page)
         drawing()
-    if model is not None and is_hub_id(model):
-        model = config_for(model)
     with stage("importing NumPy and Numba", is_shown):
+        sizes = sizes_for(model, gguf)
         from finemoe.advice.advise import advise as advise_on
         from finemoe.importers import read_trace
     with stage(f"reading {trace}", is_shown, share_read(trace)):
@@ -115,11 +121,12 @@ def advise(
         with _steps(hardware is not None, is_shown) as say:
             advice = advise_on(
                 recorded,
-                model=model,
+                model=sizes,
                 hardware=testbed,
                 expert_memories=memories,
                 context=context,
                 expert_bits=expert_bits,
+                host_memory=host_memory,
                 prefetch_distance=prefetch_distance,
                 served_rows=tokens,
                 history_rows=history_tokens,

@@ -1,5 +1,6 @@
 """`finemoe replay --compare`: every system of the paper on one trace, as a table and, with the extra `artifact`, as a figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,17 +24,26 @@ def drawing() -> ModuleType:
 
 
 def compare_systems(
-    setting: Setting, history: Any, memories: list[float | str], figure: Path | None, as_json: bool, **options: Any
+    setting: Setting,
+    history: Any,
+    memories: list[float | str],
+    figure: Path | None,
+    as_json: bool,
+    others: Sequence[str],
+    **options: Any,
 ) -> None:
     """Replay every system at every memory size, print what each did, and draw it to a file stem if one is given.
 
     Args:
-        history: requests known beforehand. options: as in `system_reports`.
+        history: requests known beforehand. others: policies to compare with the paper's systems. options: as in
+            `system_reports`.
     """
     from finemoe.simulation.comparison import system_reports
     from finemoe.simulation.systems import SYSTEMS, System, left_out
 
-    systems = {**SYSTEMS, "oracle": System("oracle")} if setting.is_timed else SYSTEMS
+    known = {system.policy for system in SYSTEMS.values()}
+    systems = {**SYSTEMS, **{name: System(name) for name in others if name not in known}}
+    systems |= {"oracle": System("oracle")} if setting.is_timed else {}
     for name, reason in left_out(setting.served, systems, options["prefetch_distance"]).items():
         typer.echo(f"left out: {name}, {reason}", err=True)
     shares: Any = memories

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from finemoe.cli.comparison import compare_systems, drawing
-from finemoe.cli.configs import config_for
+from finemoe.cli.configs import sizes_for
 from finemoe.cli.messages import Interrupted, command
-from finemoe.cli.models import is_hub_id
 from finemoe.cli.options import (
     INPUT,
     MACHINE,
@@ -74,7 +73,7 @@ def replay(
         typer.Option(
             "--compare",
             metavar="",
-            help="Replay every system of the paper, each with its own rule. Implies --split.",
+            help="Replay every system of the paper, each with its own rule, and those of --policy. Implies --split.",
             rich_help_panel=POLICY,
         ),
     ] = False,
@@ -105,6 +104,16 @@ def replay(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(metavar="MIX", help="Count the experts of --model as in a GGUF file: Q4_K_M.", rich_help_panel=MACHINE),
+    ] = None,
+    expert_bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS", help="With --hardware, bits per weight of an expert: 4.25 in MXFP4.", rich_help_panel=MACHINE
+        ),
+    ] = None,
     num_devices: Annotated[
         int | None,
         typer.Option(
@@ -133,27 +142,27 @@ def replay(
     memories, threshold = [memory_of(memory) for memory in expert_memory], streamed_from(stream_prompts_from)
     if history is not None and history.exists() and trace.exists() and history.samefile(trace):
         raise FinemoeError("--history names TRACE itself, but must hold other requests; use --split, or another file")
-    _require_consistent(policy, option, eviction, history, split, compare, figure, hardware, model)
+    _require_consistent(policy, option, eviction, history, split, compare, figure, hardware, model, expert_bits)
     _require_shares(memories, hardware)
     if figure is not None:
         drawing()
     with stage("importing NumPy and Numba", is_shown):
         require_known(policy, eviction, is_replay=True)
     own = options_by_policy(option, policy, is_replay=True)
-    if model is not None and is_hub_id(model):
-        model = config_for(model)
+    sizes = sizes_for(model, gguf)
     with stage(f"reading {trace}", is_shown, share_read(trace)):
         served = RoutingTrace.load(trace, mapped=True)
         known = None if history is None else RoutingTrace.load(history, mapped=True)
         if split or compare:
             known, served = served.split("history"), served.split("served")
-    setting = Setting.of(trace, served, hardware, model, num_devices)
+    setting = Setting.of(trace, served, hardware, sizes, num_devices, expert_bits)
     options: dict[str, Any] = {"store_capacity": store_capacity, "batch_size": batch_size, "seed": seed, "progress": is_shown}
     options["stream_prompts_from"] = threshold
     with compiling_shown(is_shown):
         if compare:
             distance = min(3, served.num_layers) if prefetch_distance is None else prefetch_distance
-            compare_systems(setting, known, memories, figure, as_json, prefetch_distance=distance, **options)
+            others = [name for name in policy if name not in _FINEMOE]
+            compare_systems(setting, known, memories, figure, as_json, others, prefetch_distance=distance, **options)
             return
         _replay_each(setting, own, memories, eviction, known, as_json, options | {"prefetch_distance": prefetch_distance})
 
@@ -168,16 +177,19 @@ def _require_consistent(
     figure: Path | None,
     hardware: str | None,
     model: str | None,
+    expert_bits: float | None,
 ) -> None:
     from finemoe.files import require_place
 
     if history is not None and (split or compare):
         raise FinemoeError("--history and --split (or --compare) both name what is known beforehand; give one of them")
-    given = {"--policy": policies != _FINEMOE, "--option": bool(options), "--eviction": eviction is not None}
+    given = {"--option": bool(options), "--eviction": eviction is not None}
     if compare and (fixed := [name for name, is_given in given.items() if is_given]):
-        raise FinemoeError(f"--compare replays every system with its own policy, options and rule; leave out {', '.join(fixed)}")
+        raise FinemoeError(f"--compare replays every system with its own options and rule; leave out {', '.join(fixed)}")
     if model is not None and hardware is None:
         raise FinemoeError("--model names the model whose sizes count on --hardware; give both")
+    if expert_bits is not None and hardware is None:
+        raise FinemoeError("--expert-bits sets the size of an expert on --hardware; give both")
     if figure is not None and not compare:
         raise FinemoeError("--figure draws the result of --compare; give both")
     if figure is not None:

@@ -24,20 +24,27 @@ class Setting:
     size: Any = None
 
     @classmethod
-    def of(cls, path: Path, served: Any, hardware: str | None, model: str | None, devices: int | None) -> "Setting":
-        """From the options of the command.
+    def of(
+        cls, path: Path, served: Any, hardware: str | None, model: Any, devices: int | None, expert_bits: float | None = None
+    ) -> "Setting":
+        """From the options of the command; model: a name, sizes, or None.
 
         Raises:
             FinemoeError: the machine or the model is unknown, or the model has other sizes than the trace.
         """
-        from finemoe.simulation.cost import size_of
+        from finemoe.errors import FinemoeError
+        from finemoe.simulation.cost import ModelSize, size_of
         from finemoe.simulation.testbed import Testbed
 
         if hardware is None:
             return cls(path, served, devices or 1)
         testbed = Testbed.load(hardware)
         testbed = testbed if devices is None else replace(testbed, devices=devices)
-        return cls(path, served, testbed.devices, testbed, size_of(model, served.num_layers, served.num_experts, served.top_k))
+        if isinstance(model, ModelSize) and (model.num_layers, model.num_experts) != (served.num_layers, served.num_experts):
+            texts = [f"{one.num_layers} layers x {one.num_experts} experts" for one in (model, served)]
+            raise FinemoeError(f"{model.name} has {texts[0]}, the trace {texts[1]}; name a model of the trace's sizes")
+        size = size_of(model, served.num_layers, served.num_experts, served.top_k)
+        return cls(path, served, testbed.devices, testbed, size if expert_bits is None else size.in_bits(expert_bits))
 
     @property
     def is_timed(self) -> bool:

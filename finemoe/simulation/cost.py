@@ -4,7 +4,7 @@ A part takes the longer of its arithmetic and of reading its weights (and keys a
 Non-expert weights are on the first device. Within a layer, only loads overlap with anything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,16 @@ class ModelSize:
     def resident_bytes(self) -> int:
         """Bytes of all weights except the routed experts, in bf16."""
         return _BYTES * (self.total_params - self.num_layers * self.num_experts * self.expert_params)
+
+    def in_bits(self, bits: float) -> "ModelSize":
+        """The sizes with experts of so many bits a weight.
+
+        Raises:
+            FinemoeError: no weight has so many bits.
+        """
+        if not 0 < bits <= 64:
+            raise FinemoeError(f"expert_bits is {bits:g}; a weight takes more than 0 bits and at most 64")
+        return replace(self, packed_bytes=max(1, round(self.expert_params * bits / 8)))
 
     @classmethod
     def from_config(cls, source: Any, name: str = "") -> "ModelSize":
