@@ -54,6 +54,6 @@ def _add_legend(fig: "Figure", systems: list[str], styles: dict[str, dict[str, s
         Line2D([], [], color=styles["palette"][name], marker=styles["markers"][name], markeredgecolor="white", label=name)
         for name in systems
     ]
-    dashes = zip(_TITLES.values(), ("-", "--"), strict=True)
-    handles += [Line2D([], [], color="black", linestyle=dash, label=title) for title, dash in dashes]
+    kept, cold = _TITLES.values()
+    handles += [Line2D([], [], color="black", label=kept), Line2D([], [], color="black", linestyle="--", label=cold)]
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
