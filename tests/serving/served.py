@@ -1,8 +1,10 @@
 """A tiny random model behind the server, in a thread of the tests' process."""
 
 import asyncio
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +61,14 @@ class Live:
         """Arguments of a client, synchronous or not."""
         return {"base_url": f"{self.url}/v1", "api_key": "any", "max_retries": 0, "timeout": 60, **options}
 
+    def send(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """Send a request, and return its connection."""
+        request = httpx.Request("POST", self.url + path, json=body)
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        connection = socket.create_connection(("localhost", self.port))
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.content)
+        return connection
+
     def expected(self, text: str, num_new: int, **options: Any) -> str:
         """What the model's own `generate` writes after a text."""
         inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=not text.startswith(self.tokenizer.bos_token))
@@ -101,3 +111,11 @@ def running(service: Service) -> Iterator[int]:
         server.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait, but not for ever."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)

@@ -8,7 +8,7 @@ import torch
 
 from finemoe.errors import EngineError
 from finemoe.serving.service import Service
-from tests.serving.served import CHAT, NAME, running, served
+from tests.serving.served import CHAT, NAME, running, served, wait_until
 
 
 class Fault:
@@ -109,8 +109,7 @@ def test_a_server_that_stops_gives_its_requests_up(live):
         for number, client in enumerate(clients):
             client.start()
             assert is_inside.wait(20)
-            while sum(service.running.counts()) <= number:
-                pass
+            wait_until(lambda wanted=number + 1: sum(service.running.counts()) == wanted)
         service.running.cancel_all("the server is stopping")
         go_on.set()
         for client in clients:

@@ -2,13 +2,11 @@
 
 import socket
 import threading
-import time
 
-import httpx
 import openai
 import pytest
 
-from tests.serving.served import CHAT, MOST_NEW, NAME
+from tests.serving.served import CHAT, MOST_NEW, NAME, wait_until
 
 PATHS = {
     "/v1/chat/completions": {"messages": CHAT},
@@ -43,22 +41,6 @@ def slow(live):
     slow.remove()
 
 
-def send(live, path: str, body: dict) -> socket.socket:
-    """Send a request, and return its connection."""
-    request = httpx.Request("POST", live.url + path, json=body)
-    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    connection = socket.create_connection(("localhost", live.port))
-    connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.content)
-    return connection
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def is_cancelled(live) -> bool:
     return any(request.is_cancelled for request in live.service.running.requests())
 
@@ -69,7 +51,7 @@ def is_cancelled(live) -> bool:
 def test_a_client_that_hangs_up(live, slow, path, is_stream, stop_at):
     """Layer 1 is the last that runs: of a prompt, too."""
     slow.stop_at = stop_at
-    connection = send(live, path, {**PATHS[path], "stream": is_stream})
+    connection = live.send(path, {**PATHS[path], "stream": is_stream})
     assert slow.is_inside.wait(20)
     assert live.service.running.counts() == (1, 0)
     connection.close()
@@ -85,9 +67,9 @@ def test_a_client_that_hangs_up(live, slow, path, is_stream, stop_at):
 
 def test_a_client_that_hangs_up_while_it_waits(live, slow):
     slow.stop_at = 1
-    first = send(live, "/v1/completions", {**PATHS["/v1/completions"], "max_tokens": 2})
+    first = live.send("/v1/completions", {**PATHS["/v1/completions"], "max_tokens": 2})
     assert slow.is_inside.wait(20)
-    second = send(live, "/v1/completions", {**PATHS["/v1/completions"], "max_tokens": MOST_NEW})
+    second = live.send("/v1/completions", {**PATHS["/v1/completions"], "max_tokens": MOST_NEW})
     wait_until(lambda: live.service.running.counts() == (1, 1))
     second.close()
     wait_until(lambda: is_cancelled(live))
@@ -99,7 +81,7 @@ def test_a_client_that_hangs_up_while_it_waits(live, slow):
 
 
 def test_a_client_that_sends_half_a_request(live):
-    connection = send(live, "/v1/completions", PATHS["/v1/completions"])
+    connection = live.send("/v1/completions", PATHS["/v1/completions"])
     connection.close()
     half = socket.create_connection(("localhost", live.port))
     half.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{")
