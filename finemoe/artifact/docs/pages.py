@@ -9,6 +9,7 @@ from finemoe.artifact.claims import to_markdown, to_sections
 from finemoe.artifact.docs.marks import renewed_numbers
 from finemoe.artifact.docs.numbers import all_numbers
 from finemoe.artifact.docs.plus import plus_blocks
+from finemoe.artifact.docs.running import running_blocks
 from finemoe.artifact.external.page import external_lines
 from finemoe.artifact.machines import pages as machine_pages
 from finemoe.artifact.machines.foretold import read_all_foretold
@@ -55,6 +56,7 @@ def _blocks(measured: Path) -> dict[Path, Mapping[str, str]]:
         _DOCS / "testbeds.md": {"simulator": machine_pages.simulator_lines(machines)},
         _DOCS / "claims.md": {"claims": to_sections(_claims(), _on_gpu(measured), _notebook_and_table)},
         _DOCS / "finemoe_plus.md": plus_blocks(),
+        _DOCS / "running.md": running_blocks(),
     }
 
 
