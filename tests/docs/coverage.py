@@ -36,6 +36,7 @@ ELSEWHERE = {
         "tests/packed/test_bit_equal.py::test_every_checkpoint_at_every_size_of_the_cache",
         "tests/test_cli.py::test_run_prints_text_and_a_table_of_counters",
     ),
+    r"finemoe serve .*": ("tests/serving/test_serve_command.py::test_a_kill_and_a_restart_on_the_same_port",),
     r"finemoe advise .*--hardware here\b.*": ("tests/test_advise_command.py::test_a_link_of_ones_own",),
     r"finemoe advise .*gpt-oss-20b.*": ("tests/test_advise_command.py::test_json_is_one_object_with_every_part",),
     r"finemoe import .*": ("tests/test_import_command.py::test_a_table_becomes_a_trace",),

@@ -25,6 +25,7 @@ PAGES = {str(path.relative_to(ROOT)): path for path in written_pages()}
 PYTHON_ELSEWHERE = {
     "docs/add_a_system.md": "tests/policies/test_outside.py::test_the_page_says_what_is_tested",
     "docs/packed_experts.md": "tests/packed/test_bit_equal.py::test_every_checkpoint_at_every_size_of_the_cache",
+    "docs/serving.md": "tests/serving/test_answers.py::test_a_chat",
     "README.md": "tests/test_readme.py::test_its_python_runs_as_pasted",  # in a process of its own
 }
 # The same command with less work: what is recorded is read by the commands after it.
