@@ -13,6 +13,7 @@ from finemoe.errors import FinemoeError
 from finemoe.runtime.decoding import Decoding
 from finemoe.runtime.kept_cache import KeptCache
 from finemoe.runtime.prompts import encode
+from finemoe.runtime.response import response_of, text_of
 
 _OF_TEXT, _OF_CHAT = 64, 512  # tokens to generate at most
 
@@ -50,7 +51,7 @@ class Turns:
             answer = speaker.answer(encoding, cache.for_prompt(encoding["input_ids"]))
             cache.hold(answer.tokens)
             new = answer.tokens[len(encoding["input_ids"]) :]
-            content = self.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            content = text_of(response_of(self.tokenizer, shows_thoughts=False), new.tolist())  # templates forget thoughts, too
             self._messages.append({"role": "assistant", "content": content})
             yield answer
             if answer.ended == INTERRUPTED and not sys.stdin.isatty():  # a person goes on with the next line

@@ -6,6 +6,7 @@ from typing import Any
 from finemoe.errors import FinemoeError
 
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+_USUAL = {"top_k": 50}  # what `generate` takes where a checkpoint sets nothing
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -41,6 +42,7 @@ class Decoding:
     def text(self, generation_config: Any) -> str:
         """In words, with the settings of the checkpoint that apply."""
         told = {name: getattr(generation_config, name, None) for name in (*_OF_SAMPLING, "repetition_penalty")}
+        told |= {name: value for name, value in _USUAL.items() if told[name] is None}
         told |= {name: value for name, value in self.options().items() if name in told}
         names = (*_OF_SAMPLING, "repetition_penalty") if self.is_sampled else ("repetition_penalty",)
         parts = [f"{name} {told[name]:g}" for name in names if told[name] not in (None, _NEUTRAL[name])]

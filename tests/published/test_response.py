@@ -1,9 +1,15 @@
 """Text of a response, token by token: characters whole, special tokens hidden, thoughts marked or hidden."""
 
+import io
 import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from transformers import AutoConfig
 
+from finemoe.cli.answering import END, Answer
+from finemoe.cli.turns import Turns
 from finemoe.runtime.loading import load_tokenizer
 from finemoe.runtime.response import PlainText, response_of, text_of
 
@@ -72,3 +78,24 @@ def test_channels_are_thoughts_and_an_answer(text, shown, hidden, folders):
     tokens = tokens_of(tokenizer, text)
     assert text_of(response_of(tokenizer), tokens) == shown
     assert text_of(response_of(tokenizer, shows_thoughts=False), tokens) == hidden
+
+
+def test_a_chat_goes_on_from_answers_without_their_thoughts(folders, monkeypatch):
+    """What gpt-oss thought is no part of its earlier messages, as its channels' names are no part of their text."""
+    tokenizer = load_tokenizer(str(folders["gpt_oss"]))
+    said = "<|channel|>analysis<|message|>Old sea.<|end|><|start|>assistant<|channel|>final<|message|>Rivers.<|return|>"
+    prompts = []
+
+    class Speaker:
+        model = SimpleNamespace(config=AutoConfig.from_pretrained(folders["gpt_oss"]))
+
+        def answer(self, encoding, cache):
+            prompts.append(tokenizer.decode(encoding["input_ids"]))
+            tokens = np.concatenate([encoding["input_ids"], tokens_of(tokenizer, said)])
+            return Answer("", tokens, 9, END, True)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\nAnd then?\n"))
+    Turns(tokenizer, None, None, raw=False, template={}).answered(Speaker())
+    earlier = "<|start|>user<|message|>Why?<|end|><|start|>assistant<|channel|>final<|message|>Rivers.<|end|>"
+    assert prompts[1].endswith(f"{earlier}<|start|>user<|message|>And then?<|end|><|start|>assistant")
+    assert "Old sea" not in prompts[1]

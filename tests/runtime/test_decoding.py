@@ -41,7 +41,9 @@ def test_what_is_asked_for_and_what_is_published(asked, options, text):
 
 def test_a_checkpoint_that_sets_nothing():
     assert Decoding().text(GenerationConfig()) == "greedy"
-    assert Decoding(True, seed=1).text(GenerationConfig()) == "sampled, seed 1"
+    assert Decoding(True, seed=1).text(GenerationConfig()) == "sampled, top_k 50, seed 1"
+    usual = GenerationConfig._get_default_generation_params()
+    assert (usual["top_k"], usual["temperature"], usual["top_p"]) == (50, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
