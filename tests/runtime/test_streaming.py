@@ -64,6 +64,26 @@ def test_bits_are_those_of_eager(family, policy, share, options):
         assert torch.equal(model.generate(**batch, **STEPS), tokens)
 
 
+def test_packed_experts_are_streamed_too(tmp_path):
+    build("mixtral").save_pretrained(tmp_path)
+    batch, found = padded_batch(), []
+    for told in ({"stream_prompts_from": None}, STREAMING):
+        model, engine = finemoe.load(tmp_path, 0.5, "on-demand", expert_format="int8", asynchronous=False, **told)
+        with engine:
+            found.append(model.generate(**batch, **STEPS))
+            assert (engine.report().prefetched_bytes > 0) == (told["stream_prompts_from"] is not None)
+    assert torch.equal(*found)
+
+
+def test_grouped_products_of_a_streamed_prompt_are_those_of_one_loaded_on_demand():
+    model, batch = build("mixtral"), padded_batch()
+    found = []
+    for threshold in (None, 4):
+        with finemoe.offload(model, 0.6, "on-demand", grouped_from=4, stream_prompts_from=threshold), torch.no_grad():
+            found.append(model(**batch).logits)
+    torch.testing.assert_close(*found)
+
+
 def test_a_prompt_in_pieces_streams_every_long_piece():
     model, (tokens, mask) = build("mixtral"), padded_batch(1, 21).values()
     expected = model.generate(tokens, attention_mask=mask, prefill_chunk_size=8, **STEPS)

@@ -22,8 +22,9 @@ from finemoe.artifact.plotting import machine, save_table
 from finemoe.artifact.progress import progress
 from finemoe.artifact.prompts import load_prompts
 from finemoe.errors import FinemoeError
+from finemoe.models.layers import find_moe_layers
 from finemoe.paths import DATA
-from finemoe.runtime.loading import load_model
+from finemoe.runtime.loading import load_model, load_tokenizer
 from finemoe.runtime.options import STREAM_PROMPTS_FROM
 
 POLICIES = ("on-demand", "finemoe", "finemoe-plus")
@@ -51,14 +52,14 @@ class Subject:
     def __init__(self, name: str, width: int, num_tokens: int) -> None:
         import torch
 
-        self.model, tokenizer = load_model(name)
-        resident, _ = load_model(name)
-        for model in (self.model, resident):
-            widen(model, width)
-        tokens = tokenizer("\n".join(load_prompts(_DATASET)["prompt"]), verbose=False)["input_ids"]
+        tokens = load_tokenizer(name)("\n".join(load_prompts(_DATASET)["prompt"]), verbose=False)["input_ids"]
         if len(tokens) < _NUM_PROMPTS * num_tokens:
             raise FinemoeError(f"the prompts have {len(tokens)} tokens; num_tokens is at most {len(tokens) // _NUM_PROMPTS}")
         self.prompts = list(torch.tensor(tokens)[: _NUM_PROMPTS * num_tokens].view(_NUM_PROMPTS, 1, num_tokens))
+        self.model, resident = (load_model(name)[0] for _ in range(2))
+        for model in (self.model, resident):
+            widen(model, width)
+        self.num_experts = sum(layer.num_experts for layer in find_moe_layers(resident))
         self._resident, self._engine = resident, finemoe.offload(resident, 1.0, "no-offload")
         self.expected = [first_logits(resident, prompt) for prompt in self.prompts]
 
@@ -140,6 +141,7 @@ def write_table(
     rows = [] if afresh or not output.exists() else pd.read_csv(output).to_dict("records")
     subject = Subject(model, width, num_tokens)
     told = {"executor": "live, paced link", "machine": machine(), "model": model, "width": width, "prompt_tokens": num_tokens}
+    told["num_experts"] = subject.num_experts
     if rows and {name: rows[0][name] for name in told} != told:
         raise FinemoeError(f"{output} was measured on {rows[0]['machine']}, or with other options; add --afresh to replace it")
     rates = {row["link"]: row["bytes_per_s"] for row in rows} or _rates(subject)
