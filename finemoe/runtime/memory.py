@@ -102,8 +102,8 @@ class ExpertMemory:
             is_streamed: whether its layers are loaded ahead, whatever the policy predicts (`cache.streaming`).
         """
         if is_streamed:
-            may_run = self.board.has_run if iteration > 1 else np.True_  # see `hearing`: not a layer that has been idle so far
-            self.cache.is_local[:] = self._is_local & may_run[..., None]
+            may_run = self.board.has_run | (iteration <= 1)  # see `hearing`: not a layer that has been idle so far
+            self.cache.is_local[:] = self._is_local & may_run[:, None]
         self.is_streamed = is_streamed
         transitions.start_iteration(self.board.places, iteration, is_streamed)
         if is_streamed:

@@ -16,6 +16,6 @@ def widen(model: nn.Module, times: int) -> None:
 
 
 def _widen(experts: nn.Module, times: int) -> None:
-    gate, up = experts.gate_up_proj.chunk(2, dim=1)  # type: ignore[operator, union-attr]
+    gate, up = experts.gate_up_proj.chunk(2, dim=1)  # type: ignore[operator]
     experts.gate_up_proj = nn.Parameter(torch.cat((gate.repeat(1, times, 1), up.repeat(1, times, 1)), dim=1))
-    experts.down_proj = nn.Parameter(experts.down_proj.repeat(1, 1, times) / times)  # type: ignore[operator, union-attr]
+    experts.down_proj = nn.Parameter(experts.down_proj.repeat(1, 1, times) / times)  # type: ignore[operator]

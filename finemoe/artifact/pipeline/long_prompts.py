@@ -103,8 +103,8 @@ def measured(subject: Subject, cell: Cell, bytes_per_s: float) -> list[dict[str,
         FinemoeError: logits differ from those of the model with every expert resident.
     """
     rows, compute_s = [], subject.compute_s()
-    told = {"link": paced_link(bytes_per_s), "stream_prompts_from": STREAM_PROMPTS_FROM if cell.streaming else None}
-    with finemoe.offload(subject.model, cell.expert_memory, cell.policy, **told) as engine:
+    link, threshold = paced_link(bytes_per_s), STREAM_PROMPTS_FROM if cell.streaming else None
+    with finemoe.offload(subject.model, cell.expert_memory, cell.policy, link=link, stream_prompts_from=threshold) as engine:
         for number, prompt in enumerate(subject.prompts):
             engine.reset_counters()
             logits = first_logits(subject.model, prompt)
@@ -138,7 +138,7 @@ def write_table(
     afresh: Annotated[bool, typer.Option("--afresh", help="measure everything again, also what the table has")] = False,
 ) -> None:
     """Measure every cell in every round, write after each, and print the medians."""
-    rows = [] if afresh or not output.exists() else pd.read_csv(output).to_dict("records")
+    rows: list[Any] = [] if afresh or not output.exists() else pd.read_csv(output).to_dict("records")
     subject = Subject(model, width, num_tokens)
     told = {"executor": "live, paced link", "machine": machine(), "model": model, "width": width, "prompt_tokens": num_tokens}
     told["num_experts"] = subject.num_experts
