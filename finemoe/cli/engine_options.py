@@ -40,6 +40,12 @@ Store = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Expert Map Store to start from. Default: learn online.", rich_help_panel=POLICY),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Start from what earlier runs used and learned; written at the end.", rich_help_panel=POLICY
+    ),
+]
 Devices = Annotated[
     int,
     typer.Option(
@@ -61,3 +67,13 @@ def load_options(policy: str, option: list[str], store: Path | None, num_devices
     """
     chosen = options_by_policy(option, [policy])[policy]
     return {**chosen, "policy": policy, "history": loaded_store(store), "devices": num_devices, **others}
+
+
+def failure_to_save(engine: Any, profile: Path | None) -> OSError | None:
+    """Save a profile, if one is wanted; a full disk must not cost the user the counters."""
+    try:
+        if profile is not None:
+            engine.save_profile(profile)
+    except OSError as error:
+        return error
+    return None

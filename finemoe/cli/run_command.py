@@ -17,8 +17,10 @@ from finemoe.cli.engine_options import (
     HostMemory,
     Link,
     PolicyName,
+    Profile,
     Slots,
     Store,
+    failure_to_save,
     load_options,
 )
 from finemoe.cli.messages import command
@@ -28,7 +30,6 @@ from finemoe.cli.options import (
     INPUT,
     NO_TEXTS,
     OUTPUT,
-    POLICY,
     AsJson,
     Capacity,
     Distance,
@@ -119,12 +120,7 @@ def run(
     store_capacity: Capacity = 1000,
     stream_prompts_from: StreamPromptsFrom = "256",
     store: Store = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Start from what earlier runs used and learned; written at the end.", rich_help_panel=POLICY
-        ),
-    ] = None,
+    profile: Profile = None,
     num_devices: Devices = 1,
     link: Link = None,
     thoughts: Annotated[
@@ -192,7 +188,7 @@ def run(
     with engine, _timeline(engine, timeline), refusals_in_one_line(module):
         answers = turns.answered(speaker)
         report = engine.report()
-        failure = None if profile is None else _failure_to_save(engine, profile)
+        failure = failure_to_save(engine, profile)
     config = module.generation_config
     told = RunReport(answers, report, decoding.text(config), start_s, bool(config.do_sample) and not decoding.is_sampled)
     if as_json:
@@ -204,15 +200,6 @@ def run(
     if failure is not None:
         raise failure
     told.leave()
-
-
-def _failure_to_save(engine: Any, profile: Path) -> OSError | None:
-    """Save the profile; a full disk must not cost the user the counters."""
-    try:
-        engine.save_profile(profile)
-    except OSError as error:
-        return error
-    return None
 
 
 @contextmanager

@@ -15,12 +15,14 @@ from finemoe.cli.engine_options import (
     HostMemory,
     Link,
     PolicyName,
+    Profile,
     Slots,
     Store,
+    failure_to_save,
     load_options,
 )
 from finemoe.cli.messages import INTERRUPTED, command
-from finemoe.cli.models import require_model
+from finemoe.cli.models import dtype_to_load, require_model
 from finemoe.cli.options import (
     NO_TEXTS,
     Capacity,
@@ -84,21 +86,33 @@ def serve(
     store_capacity: Capacity = 1000,
     stream_prompts_from: StreamPromptsFrom = "256",
     store: Store = None,
+    profile: Profile = None,
     seed: Seed = 0,
     num_devices: Devices = 1,
     link: Link = None,
 ) -> None:
     """Answer OpenAI clients with a model that has part of its experts on the device, one request at a time."""
+    from finemoe.files import require_place
+
     is_shown, memory, api_key = is_watched(), memory_of(expert_memory), _key_in(api_key_file)
     _require_level(log_level)
+    if profile is not None:
+        require_place(profile)
     with stage("importing NumPy and Numba", is_shown):
         require_known([policy], eviction)
     require_model(model)
     options = load_options(
         *(policy, option, store, num_devices),
-        **{"eviction": eviction, "link": link, "dtype": dtype, "host_memory": host_memory, "expert_format": expert_format},
-        **{"prefetch_distance": prefetch_distance, "store_capacity": store_capacity, "seed": seed, "slots": slots},
-        **{"stream_prompts_from": streamed_from(stream_prompts_from)},
+        eviction=eviction,
+        link=link,
+        dtype=dtype_to_load(model, dtype),
+        host_memory=host_memory,
+        expert_format=expert_format,
+        slots=slots,
+        prefetch_distance=prefetch_distance,
+        store_capacity=store_capacity,
+        stream_prompts_from=streamed_from(stream_prompts_from),
+        seed=seed,
     )
     with stage("importing PyTorch, Transformers and its server", is_shown):
         service, served_model, server = _modules()
@@ -108,14 +122,17 @@ def serve(
     service.require_free(host, port)
     _set_log_level(log_level)
     tokenizer = load_tokenizer(model)
+    warm = profile if profile is not None and profile.exists() else None
     with compiling_shown(is_shown):
-        module, engine = finemoe.load(model, memory, progress=is_shown, **options)
+        module, engine = finemoe.load(model, memory, progress=is_shown, profile=warm, **options)
     known_as, aliases = served_model.names_of(model)
     known_as, aliases = (name or known_as), [known_as, *aliases]
     with engine:
         with service.Service(
             *(module, engine, tokenizer, known_as, aliases),
-            **{"max_context": max_context, "max_new_tokens": max_new_tokens, "api_key": api_key},
+            max_context=max_context,
+            max_new_tokens=max_new_tokens,
+            api_key=api_key,
         ) as running:
             sockets = server.bind(host, port)
             address = _address(host, sockets[0].getsockname()[1])
@@ -127,6 +144,9 @@ def serve(
 
             is_interrupted = _run(running.server(announce, log_level), sockets)
         print_table(f"{known_as} at {expert_memory} expert memory", engine.report().rows())
+        failure = failure_to_save(engine, profile)
+    if failure is not None:
+        raise failure
     if is_interrupted:
         raise typer.Exit(INTERRUPTED)
 

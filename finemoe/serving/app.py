@@ -39,13 +39,14 @@ def make_app(
     def is_engine_usable() -> bool:
         return not engine_failure(engine)
 
+    absent: Any = None  # handlers of routes that are closed below
     app = build_server(
         served,
         Chats(served, state),
         completion_handler=Completions(served, state),
         response_handler=Responses(served, state),
-        transcription_handler=None,
-        systemone_handler=None,
+        transcription_handler=absent,
+        systemone_handler=absent,
         generation_state=state,
     )
     app.router.routes[:] = [route for route in app.routes if getattr(route, "path", None) in _KEPT]

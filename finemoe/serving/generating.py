@@ -35,7 +35,8 @@ class OneAtATime(GenerateManager):
     def __init__(self, model: "nn.Module", layers: list[MoELayer], limits: Limits) -> None:
         # The base class would start a thread that nothing can end; this one ends with `stop`.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="finemoe-generate")
-        self._limits, self._turn = limits, None
+        self._limits = limits
+        self._turn: RunningRequest | None = None
         self._hooks = _call_before_each(layers, model, self._require_wanted)
 
     def generate_streaming(
@@ -67,7 +68,7 @@ class OneAtATime(GenerateManager):
         for hook in self._hooks:
             hook.remove()
 
-    def _accepted(self, model: Any, inputs: Any, gen_config: Any) -> "_Turn":
+    def _accepted(self, model: Any, inputs: Any, gen_config: Any) -> Any:
         request = CURRENT.get()
         self._limits.apply(request, inputs["input_ids"].shape[-1], gen_config)
         request.has_begun = True

@@ -25,8 +25,10 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, running: RunningRequests, when_ready: Callable[[], None], log_level: str) -> None:
-        options = {"log_level": log_level, "access_log": log_level in ("info", "debug"), "timeout_graceful_shutdown": _GRACE_S}
-        super().__init__(uvicorn.Config(app, lifespan="off", **options))
+        is_logged = log_level in ("info", "debug")
+        super().__init__(
+            uvicorn.Config(app, lifespan="off", log_level=log_level, access_log=is_logged, timeout_graceful_shutdown=_GRACE_S)
+        )
         self._running, self._when_ready = running, when_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -48,7 +48,7 @@ class Service:
             context_tokens=_context_of(model, max_context),
             new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            vocabulary_size=model.get_input_embeddings().num_embeddings,  # type: ignore[operator, union-attr]
+            vocabulary_size=model.get_input_embeddings().num_embeddings,  # type: ignore[operator]
         )
         self.running = RunningRequests()
         self._served = ServedModel(name, aliases, model, tokenizer)
