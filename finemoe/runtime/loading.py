@@ -65,7 +65,10 @@ def load_tokenizer(name: str) -> Any:
     file = gguf_path(source)
     folder, told = (source, {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     with in_one_line(f"the tokenizer of {name!r} cannot be loaded from {source}: "), without_warnings():
-        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **told)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **told)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes of no files at all
+        raise FinemoeError(f"the tokenizer of {name!r} has no words: its files, such as tokenizer.json, are missing in {source}")
+    return tokenizer
 
 
 def load(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,13 @@ def test_mistakes_are_one_line(arguments, message):
 def test_random_weights_are_refused_at_once():
     line = refusal("-m", "random:data/models/configs/qwen1.5-moe-a2.7b.json", "-p", "x")
     assert "random weights write no text and have no tokenizer; name a checkpoint, or measure this size in Python" in line
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(qwen3, tmp_path):
+    """Transformers would make a tokenizer without words of it."""
+    folder = tmp_path / "bare"
+    shutil.copytree(qwen3, folder, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    assert "has no words: its files, such as tokenizer.json, are missing in" in refusal("-m", str(folder), "-p", "x")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(qwen3, tmp_path):
