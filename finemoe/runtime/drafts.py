@@ -52,6 +52,11 @@ class Drafts:
         if len(selected) == self._num_tokens:
             self._demands.append(LayerDemand(layer, selected.copy(), experts, found))
 
+    def note_all_resident(self, layer: int, selected: np.ndarray, experts: np.ndarray) -> None:
+        """The same of a layer whose experts stay in their slots for good; `experts` may name one several times."""
+        distinct = np.unique(experts).tolist()
+        self.note(layer, selected, distinct, [RESIDENT] * len(distinct))
+
     def num_rejected(self, past_tokens: int) -> int | None:
         """How many were rejected, given the tokens that the cache holds now; None if it was emptied or cut otherwise."""
         num_rejected = self._past_tokens + self._num_tokens - past_tokens

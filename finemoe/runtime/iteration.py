@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from finemoe.cache.state import RESIDENT
 from finemoe.draft_counts import DraftCounts
 from finemoe.errors import EngineError
 from finemoe.maps.expert_map import lookahead_width
@@ -20,9 +19,7 @@ from finemoe.runtime.lookahead import AheadOutput, Choice
 from finemoe.runtime.phases import Forward, Phase
 
 if TYPE_CHECKING:
-    from finemoe.runtime.devices import Leases
     from finemoe.runtime.drafts import Drafts
-    from finemoe.runtime.lease import Lease
     from finemoe.runtime.observer import Observer
     from finemoe.runtime.parts import Parts
 
@@ -74,17 +71,6 @@ class Iteration:
         raise EngineError(
             f"the router of MoE layer {first} emitted NaN; the model's weights or its input are not finite; check both"
         )
-
-    def note_demand(self, layer: int, selected: np.ndarray, lease: "Lease | Leases") -> None:
-        """Note what a layer demanded, in case drafts turn out to be rejected."""
-        if self.forward.drafts is not None:
-            self.forward.drafts.note(layer, selected, lease.experts, lease.found)
-
-    def note_all_resident(self, layer: int, selected: np.ndarray, experts: np.ndarray) -> None:
-        """The same of a layer whose experts stay in their slots for good."""
-        if self.forward.drafts is not None:
-            distinct = np.unique(experts).tolist()
-            self.forward.drafts.note(layer, selected, distinct, [RESIDENT] * len(distinct))
 
     def _has_nan(self, layer: int) -> bool:
         weights = self.router_weights[layer]

@@ -123,7 +123,8 @@ class LayerRunner:
         is_idle = parts.memories.is_all_resident and not parts.probe.always_accounts
         if is_idle and not iteration.is_published and not needs_slots:
             parts.counters.hits[index] += parts.memories.use(index, chosen)
-            iteration.note_all_resident(index, selected, chosen)
+            if iteration.forward.drafts is not None:
+                iteration.forward.drafts.note_all_resident(index, selected, chosen)
             return Resident(parts.memories.resident_weights(index))
         lease = parts.memories.demand(index, chosen, aside)
         num_recalled = lease.num_recalled
@@ -133,7 +134,8 @@ class LayerRunner:
         parts.counters.hits[index] += lease.num_hits
         parts.counters.late[index] += lease.num_late
         parts.counters.misses[index] += lease.num_misses
-        iteration.note_demand(index, selected, lease)
+        if iteration.forward.drafts is not None:
+            iteration.forward.drafts.note(index, selected, lease.experts, lease.found)
         if iteration.is_published:
             scores = scores_of(router_output, top_k_index)
             sizes = index, self._layer.num_experts, parts.setup.num_experts
