@@ -20,7 +20,6 @@ from tests.published.checkpoints import write_checkpoint
 pytestmark = pytest.mark.timeout(300)
 
 PROMPT = "User: Why is the sea salty?\nAssistant:"
-SHORT = ["-m", "mixtral-mini", "--max-new-tokens", "4", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +46,13 @@ def refusal(*arguments: str, text: str | None = None) -> str:
     return str(done.exception)
 
 
-def test_a_prompt_comes_from_a_file_or_standard_input_too(tmp_path):
+def test_a_prompt_comes_from_a_file_or_standard_input_too(qwen3, tmp_path):
     (tmp_path / "prompt.txt").write_text(f"{PROMPT}\n")
+    short = ["-m", qwen3, "--raw", "--max-new-tokens", "4", "--json"]
     texts = {
-        told(*SHORT, "-p", PROMPT)["text"],
-        told(*SHORT, "-p", "-", text=f"{PROMPT}\n")["text"],
-        told(*SHORT, "--prompt-file", str(tmp_path / "prompt.txt"))["text"],
+        told(*short, "-p", PROMPT)["text"],
+        told(*short, "-p", "-", text=f"{PROMPT}\n")["text"],
+        told(*short, "--prompt-file", str(tmp_path / "prompt.txt"))["text"],
     }
     assert len(texts) == 1
     assert texts.pop().startswith(PROMPT)
@@ -107,7 +107,8 @@ def test_a_profile_is_read_written_and_of_one_model(qwen3, tmp_path):
     assert warm["text"] == cold["text"]
     assert warm["report"]["hits"] > cold["report"]["hits"]
     assert warm["report"]["demand_bytes"] < cold["report"]["demand_bytes"]
-    line = refusal("-m", "mixtral-mini", "-p", "x", "--profile", profile)
+    write_checkpoint("olmoe", tmp_path / "other", 1)
+    line = refusal("-m", str(tmp_path / "other"), "-p", "x", "--profile", profile)
     assert line.startswith(f"{profile}: this profile is of 'Qwen3MoeForCausalLM-")
     assert line.endswith("name another file, or remove this one to start afresh")
     (tmp_path / "a.profile").write_bytes((tmp_path / "a.profile").read_bytes()[:-5])
