@@ -133,6 +133,7 @@ class Engine:
         profile = Profile.load(path)
         profile.require_model(path, self.setup.model, (self.setup.num_layers, self.setup.num_experts))
         with self._between_forwards(), self._attachment.iterations.moving():
+            self.parts.matcher.flush()  # the policy is the matcher's until it has heard everything
             if learned := profile.learned.get(self.options.policy):
                 self.policy.restore(learned)
             before = sum(memory.cache.num_resident for memory in self.memories.memories)

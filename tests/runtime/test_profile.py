@@ -73,6 +73,18 @@ def test_what_a_policy_learned_goes_on(policy, tmp_path):
         assert any(not np.array_equal(array, learned.get(name)) for name, array in engine.policy.learned().items())
 
 
+@pytest.mark.parametrize("policy", ["finemoe", "finemoe-plus", "on-demand"])
+def test_a_profile_may_be_loaded_between_requests_of_a_running_engine(policy, tmp_path):
+    """With prefetches in a thread of their own."""
+    model, path = build("mixtral"), tmp_path / "a.profile"
+    expected, _, _ = serve(model, policy, out=path)
+    with finemoe.offload(model, 0.5, policy) as engine:
+        for _ in range(3):
+            engine.load_profile(path)
+            assert torch.equal(model.generate(**padded_batch(), max_new_tokens=6, do_sample=False), expected)
+            engine.save_profile(path)
+
+
 def test_one_file_serves_several_policies(tmp_path):
     """A policy takes the demands of all runs, and what it learned itself; the rest stays in the file."""
     model, path = build("mixtral"), tmp_path / "a.profile"
