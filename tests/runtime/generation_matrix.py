@@ -46,7 +46,7 @@ def outcome(model: PreTrainedModel, mode: Mode, policies: Sequence[str] = POLICI
     try:
         expected = mode.run(copy.deepcopy(model), copy.deepcopy(assistant))
     except Exception as error:  # whatever Transformers raises is its refusal
-        return Outcome(f"refused by Transformers: {first_line(error)}")
+        return Outcome(f"refused by Transformers: {first_line(error).replace('`', '')}")
     first: Report | None = None
     for policy in policies:
         with finemoe.offload(model, SHARE, policy) as engine, contextlib.ExitStack() as stack:
