@@ -12,7 +12,7 @@ from typing import Any
 
 from finemoe.errors import FinemoeError
 from finemoe.extras import module_of_extra
-from finemoe.paths import PROMPTS
+from finemoe.paths import PROMPTS, ROOT
 from finemoe.suggestions import suggestion
 
 GENRES = ("questions", "dialogues")
@@ -23,7 +23,8 @@ def read_prompts(source: str, *, limit: int | None = None, column: str = "prompt
     """Read a prompt set.
 
     Args:
-        source: "questions" or "dialogues", a JSONL file, or a hub id "owner/name" (its train split).
+        source: "questions" or "dialogues", a JSONL file, or a hub id "owner/name" (its train split). A relative path that is not
+            in the working folder starts at the repository root: notebooks have working folders of their own.
         limit: number of requests to take, keeping the ratio of 7:3 between the splits.
         column: name of the column that holds the prompt in datasets from elsewhere.
         split_seed: seed of the 7:3 split for prompts that do not state "history" or "served".
@@ -33,8 +34,14 @@ def read_prompts(source: str, *, limit: int | None = None, column: str = "prompt
         FinemoeError: there is no such prompt set, it is damaged, the column has no text, a split has too few prompts, or the
             package that reads from the hub is not installed.
     """
-    rows = _read_rows(PROMPTS / f"{source}.jsonl" if source in GENRES else Path(source), source, column, split_seed)
+    rows = _read_rows(_path_of(source), source, column, split_seed)
     return rows if limit is None else _take(rows, limit)
+
+
+def _path_of(source: str) -> Path:
+    if source in GENRES:
+        return PROMPTS / f"{source}.jsonl"
+    return Path(source) if Path(source).is_file() else ROOT / source
 
 
 def _read_rows(path: Path, source: str, column: str, split_seed: int) -> list[dict[str, str]]:

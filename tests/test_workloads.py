@@ -26,6 +26,17 @@ def test_foreign_file_gets_a_split_and_a_column_of_its_own(tmp_path):
         read_prompts(str(path))
 
 
+def test_a_relative_path_starts_at_the_root_where_the_working_folder_does_not_have_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("finemoe.workloads.ROOT", tmp_path)
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "elsewhere" / "sets").mkdir(parents=True)
+    (tmp_path / "sets" / "mine.jsonl").write_text('{"prompt": "of the root"}\n')
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_prompts("sets/mine.jsonl")[0]["prompt"] == "of the root"
+    (tmp_path / "elsewhere" / "sets" / "mine.jsonl").write_text('{"prompt": "from here"}\n')
+    assert read_prompts("sets/mine.jsonl")[0]["prompt"] == "from here"
+
+
 def test_unknown_names_and_limits_are_refused_in_one_line():
     with pytest.raises(FinemoeError, match=r"unknown dataset 'qestions'; did you mean 'questions'\? known: questions, dialogues"):
         read_prompts("qestions")

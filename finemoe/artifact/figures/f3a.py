@@ -26,8 +26,8 @@ def map_table(recorded: Mapping[str, RoutingTrace], request: int, iterations: Se
     """Gate probabilities of one request: the mean over its decode iterations, and single ones.
 
     Args:
-        recorded: served requests by model. request: which of them. iterations: which decode iterations, from 1; where a
-            request has fewer, its last.
+        recorded: served requests by model. request: which of them, without those that end with their first token.
+        iterations: which decode iterations, from 1; where a request has fewer, its last.
     Returns:
         Rows (layer, expert, probability, model, kind).
     """
@@ -46,7 +46,8 @@ def _maps_of(trace: RoutingTrace, request: int, iterations: Sequence[int]) -> It
 
 
 def _decode_rows_of(trace: RoutingTrace, request: int) -> np.ndarray:
-    rows = trace.rows_of(request)
+    decoded = [one for one in range(trace.num_requests) if (trace.phase[trace.rows_of(one)] == DECODE).any()]
+    rows = trace.rows_of(decoded[request])
     return np.arange(rows.start, rows.stop)[trace.phase[rows] == DECODE]
 
 

@@ -22,8 +22,12 @@ def recordings(paths: Sequence[str]) -> Iterator[tuple[str, str, RoutingTrace]]:
 
 
 def names_of(path: str) -> tuple[str, str]:
-    """The model and the dataset in the file name of a trace."""
-    model, _, dataset = Path(path).stem.rpartition("-")
+    """The model and the dataset in the file name of a trace. Both may have hyphens; a miniature's name ends in "-mini"."""
+    stem = Path(path).stem
+    model, mark, dataset = stem.partition("-mini-")
+    if mark:
+        return f"{model}-mini", dataset
+    model, _, dataset = stem.rpartition("-")
     return model, dataset
 
 

@@ -67,11 +67,11 @@ def paced_table(
     turns = list(itertools.product(range(num_rounds), subjects))
     for number, ((folder, rate), store, distance) in progress(turns, "serving", "model and round"):
         model, tokenizer = load_model(folder)
-        expected = serve(model, tokenizer, list(prompts["prompt"]), num_tokens)
+        expected = serve(model, tokenizer, list(prompts["prompt"]), num_tokens, min_new_tokens=num_tokens)
         options: dict[str, Any] = {"history": ExpertMapStore.load(store), "prefetch_distance": distance, "link": paced_link(rate)}
         for share, policy in itertools.product(expert_memories, POLICIES):
             with finemoe.offload(model, share, policy, **options) as engine:
-                served = serve(model, tokenizer, list(prompts["prompt"]), num_tokens, engine)
+                served = serve(model, tokenizer, list(prompts["prompt"]), num_tokens, engine, min_new_tokens=num_tokens)
             assert [one.tokens for one in served] == [one.tokens for one in expected]
             busy = busy_share()
             for request, one in zip(prompts["id"], served, strict=True):

@@ -36,6 +36,7 @@ def serve(
     max_new_tokens: int,
     engine: "Engine | None" = None,
     title: str = "",
+    min_new_tokens: int | None = None,
 ) -> list[Served]:
     """Generate greedily for each prompt in turn. The expert cache stays warm between requests; the counters are reset.
 
@@ -43,15 +44,22 @@ def serve(
         max_new_tokens: maximum number of tokens generated per prompt.
         engine: the engine of an offloaded model.
         title: title of a progress bar that counts tokens; "" shows none, which is the choice for precise measurements.
+        min_new_tokens: tokens generated at least; without them, a prompt whose answer ends at once has no time per token.
     """
+    lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
     if not title:
-        return [_serve_one(model, tokenizer, prompt, max_new_tokens, engine) for prompt in prompts]
+        return [_serve_one(model, tokenizer, prompt, lengths, engine) for prompt in prompts]
     with steps(title, len(prompts) * max_new_tokens, "token") as bar:
-        return [_serve_one(model, tokenizer, prompt, max_new_tokens, engine, bar) for prompt in prompts]
+        return [_serve_one(model, tokenizer, prompt, lengths, engine, bar) for prompt in prompts]
 
 
 def _serve_one(
-    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, engine: "Engine | None", streamer: Steps | None = None
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    lengths: dict[str, int | None],
+    engine: "Engine | None",
+    streamer: Steps | None = None,
 ) -> Served:
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     if engine is not None:
@@ -60,7 +68,7 @@ def _serve_one(
     output = model.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        max_new_tokens=max_new_tokens,
+        **lengths,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         streamer=streamer,

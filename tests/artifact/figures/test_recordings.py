@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from finemoe.artifact.figures.f3a import map_table
 from finemoe.artifact.figures.recordings import first_of_each_model, names_of, recordings, table_of
 from tests.test_traces import make_trace
 
@@ -16,8 +17,10 @@ def paths(tmp_path) -> list[str]:
     return found
 
 
-def test_a_dataset_is_what_follows_the_last_dash():
+def test_a_dataset_is_what_follows_the_model():
     assert names_of("results/traces/qwen-mini-questions.trace") == ("qwen-mini", "questions")
+    assert names_of("results/traces/qwen-mini-arena-hard.trace") == ("qwen-mini", "arena-hard")
+    assert names_of("results/traces/gpt-oss-20b-mixed.trace") == ("gpt-oss-20b", "mixed")
 
 
 def test_traces_come_in_the_order_of_their_paths(paths):
@@ -40,3 +43,10 @@ def test_the_first_trace_of_each_model_has_what_was_served(paths):
     assert list(first) == ["b-mini", "a-mini"]
     assert first["b-mini"].request_ids == make_trace(0).split("served").request_ids
     assert (first["b-mini"].expert_ids == make_trace(0).split("served").expert_ids).all()
+
+
+def test_figure_3a_passes_over_requests_that_end_with_their_first_token():
+    trace = make_trace(0, lengths=(2, 5, 7))  # two tokens are a prefill alone
+    table = map_table({"a": trace}, 0, [1, 2])
+    pd.testing.assert_frame_equal(table, map_table({"a": trace.select([1, 2])}, 0, [1, 2]))
+    assert set(table.kind) == {"mean of 3 iterations", "iteration 1", "iteration 2"}
