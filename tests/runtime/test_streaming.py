@@ -15,6 +15,7 @@ from finemoe.runtime import fetching, lean, transitions
 from finemoe.runtime.link import Link
 from tests.runtime.models import FAMILIES, ODD_FAMILY, build, padded_batch
 from tests.runtime.test_faults import Interrupts
+from tests.runtime.test_memory import Fixture, use
 from tests.runtime.test_padding import Ready, batch_of
 
 STEPS = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -158,6 +159,18 @@ def generate_often(model, batch) -> None:
 
 
 IN_LINE = ("linear", "demand", "start_iteration", "take_next", "settle")
+
+
+def test_layers_that_have_been_idle_so_far_are_not_streamed():
+    fixture = Fixture(slots=20, asynchronous=False)
+    memory = fixture.memory
+    for layer in (0, 1, 3):
+        use(memory, layer, [0])
+        memory.board.has_run[layer] = True
+    fixture.link.log.clear()
+    memory.start_iteration(2, True)
+    assert sorted(fixture.order()) == [1, 2, 3, 5, 6, 7, 13, 14], "a window of two layers' experts, none of layer 2"
+    memory.close()
 
 
 @pytest.mark.parametrize("at", [1, 5])
