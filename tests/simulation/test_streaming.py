@@ -17,6 +17,7 @@ FREE = {"link_bytes_per_s": 1e21, "host_bytes_per_s": 1e22, "link_latency_s": 0.
 @pytest.mark.parametrize("share", [0.1, 0.6])
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_free_link_is_an_instant_one(policy, share, devices):
+    """Of policies that predict nothing in streamed iterations: a forecast may come at the moment at which the queue is loaded."""
     told = {"stream_prompts_from": 2, "devices": devices}
     testbed = replace(Testbed.load("rtx3090"), **FREE, memory_bytes=1e13, search_bytes_per_s=1e21, search_overhead_s=0.0)
     timed = finemoe.replay(TRACE, policy, share, testbed, **told)
