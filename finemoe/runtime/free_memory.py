@@ -9,9 +9,11 @@ _TOLD = Path("/proc/meminfo")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a device; for a CPU, what the system reports as available to programs. None if that is unknown."""
+    """Free memory of a device, with what PyTorch holds there unused; for a CPU, what the system reports as available to
+    programs. None if that is unknown."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     if device.type != "cpu":
         return None
     lines = _TOLD.read_text(encoding="utf-8").splitlines() if _TOLD.is_file() else []

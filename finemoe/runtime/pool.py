@@ -25,7 +25,7 @@ class SlotPool:
         self.device, self.num_slots = device, num_slots
         slot_bytes = max(layout.nbytes for layout in layouts)
         free = free_bytes(device)
-        if free is not None and num_slots * slot_bytes > free:  # a CPU would promise the memory, and end the program later
+        if device.type == "cpu" and free is not None and num_slots * slot_bytes > free:  # else it ends the program later
             raise _too_large(num_slots, slot_bytes, device, free)
         try:
             self._bytes = torch.zeros((num_slots, slot_bytes), dtype=torch.uint8, device=device)

@@ -131,6 +131,17 @@ def test_more_memory_than_is_free_is_refused_with_what_fits(monkeypatch):
     finemoe.offload(model, 92160).close()
 
 
+def test_memory_that_pytorch_holds_unused_is_free(monkeypatch):
+    from finemoe.runtime.free_memory import free_bytes
+
+    told = {"mem_get_info": (100, 1000), "memory_reserved": 60, "memory_allocated": 45}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda", 0)) == 115
+    assert free_bytes(torch.device("meta")) is None
+    assert free_bytes(torch.device("cpu")) > 1 << 20
+
+
 def test_no_memory_for_the_slots_leaves_the_model_as_it_was(monkeypatch):
     model, batch = build("mixtral"), padded_batch()
     with torch.no_grad():
