@@ -44,8 +44,6 @@ class OneAtATime(GenerateManager):
     ) -> tuple[asyncio.Queue, Any]:
         """Start a streamed answer; see the base class."""
         turn = self._accepted(model, inputs, gen_config)
-        if response_parser is not None:
-            response_parser.initial_events.clear()  # the end of the prompt, which a whole answer does not repeat either
         return super().generate_streaming(turn, processor, inputs, gen_config, request_id, response_parser)
 
     async def generate_non_streaming(
