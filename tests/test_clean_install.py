@@ -123,14 +123,15 @@ def test_routing_is_recorded_replayed_and_compared(clean, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "missing"),
+    ("arguments", "missing", "extra"),
     [
-        (["replay", str(ROOT / "tests/simulation/data/golden.trace"), "--compare", "--figure", "systems"], "pandas"),
-        (["record", "-m", "phi-mini", "-o", "routing.trace", "--dataset", "owner/name"], "datasets"),
+        (["replay", str(ROOT / "tests/simulation/data/golden.trace"), "--compare", "--figure", "systems"], "pandas", "artifact"),
+        (["record", "-m", "phi-mini", "-o", "routing.trace", "--dataset", "owner/name"], "datasets", "artifact"),
+        (["serve", "phi-mini"], "fastapi", "serve"),
     ],
 )
-def test_what_needs_the_extra_names_it_in_one_line(clean, arguments, missing):
+def test_what_needs_the_extra_names_it_in_one_line(clean, arguments, missing, extra):
     done = finemoe(clean, *arguments)
     assert done.returncode == 1
-    assert f"needs {missing}, which is not installed; install it with `pip install 'finemoe[artifact]'`" in done.stderr
+    assert f"needs {missing}, which is not installed; install it with `pip install 'finemoe[{extra}]'`" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
