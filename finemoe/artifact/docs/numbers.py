@@ -6,13 +6,22 @@ from itertools import chain
 from finemoe.artifact.docs.engine_numbers import engine_numbers
 from finemoe.artifact.docs.figure_numbers import figure_numbers
 from finemoe.artifact.docs.generation import generation_numbers
+from finemoe.artifact.docs.long_prompts import long_prompt_numbers
 from finemoe.artifact.docs.machine_numbers import machine_numbers
 from finemoe.artifact.docs.plus import plus_numbers
 from finemoe.artifact.docs.reported_numbers import reported_numbers
 from finemoe.artifact.docs.tables import Number
 from finemoe.errors import FinemoeError
 
-_SOURCES = (figure_numbers, engine_numbers, generation_numbers, plus_numbers, machine_numbers, reported_numbers)
+_SOURCES = (
+    figure_numbers,
+    engine_numbers,
+    generation_numbers,
+    long_prompt_numbers,
+    plus_numbers,
+    machine_numbers,
+    reported_numbers,
+)
 
 
 @cache

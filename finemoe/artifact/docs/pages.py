@@ -7,6 +7,7 @@ import pandas as pd
 
 from finemoe.artifact.claims import to_markdown, to_sections
 from finemoe.artifact.docs.generation import generation_blocks
+from finemoe.artifact.docs.long_prompts import long_prompt_blocks
 from finemoe.artifact.docs.marks import renewed_numbers
 from finemoe.artifact.docs.numbers import all_numbers
 from finemoe.artifact.docs.plus import plus_blocks
@@ -56,6 +57,7 @@ def _blocks(measured: Path) -> dict[Path, Mapping[str, str]]:
         },
         _DOCS / "testbeds.md": {"simulator": machine_pages.simulator_lines(machines)},
         _DOCS / "claims.md": {"claims": to_sections(_claims(), _on_gpu(measured), _notebook_and_table)},
+        _DOCS / "engine.md": long_prompt_blocks(),
         _DOCS / "finemoe_plus.md": plus_blocks(),
         _DOCS / "generation.md": generation_blocks(),
         _DOCS / "running.md": running_blocks(),

@@ -1,11 +1,17 @@
 """Long prompts over paced links: what a row says, which cells there are, and that interrupted runs continue."""
 
+import csv
+import statistics
+from collections import defaultdict
+
 import pandas as pd
 import pytest
 
+from finemoe.artifact.docs.long_prompts import long_prompt_blocks, long_prompt_numbers
 from finemoe.artifact.pipeline import long_prompts
 from finemoe.artifact.pipeline.long_prompts import EXPERT_MEMORIES, LINKS, POLICIES, Cell, Subject, cells, measured, summary
 from finemoe.errors import FinemoeError
+from finemoe.paths import DATA
 from finemoe.runtime.options import STREAM_PROMPTS_FROM
 
 NUM_TOKENS = STREAM_PROMPTS_FROM + 4
@@ -68,3 +74,22 @@ def test_an_interrupted_run_continues(subject, monkeypatch, tmp_path, capsys):
     assert "balanced" in capsys.readouterr().out
     with pytest.raises(FinemoeError, match="add --afresh"):
         long_prompts.write_table(output, rounds=2, **(told | {"width": 2}))
+
+
+def test_the_page_counts_what_the_table_has():
+    ratios = defaultdict(list)
+    with (DATA / "reference" / "long_prompts_measured.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["streaming"] == "True":
+                bar_s = max(float(row["moved_bytes"]) / float(row["bytes_per_s"]), float(row["compute_s"]))
+                assert float(row["ratio"]) == pytest.approx(float(row["ttft_s"]) / bar_s, rel=1e-4)
+                key = row["link"], float(row["expert_memory"]), row["policy"], row["prompt"]
+                ratios[key].append(float(row["ratio"]))
+    medians = {key: statistics.median(values) for key, values in ratios.items()}
+    numbers = {number.name: number.text for number in long_prompt_numbers()}
+    assert numbers["long_prompts_cells"] == str(len(medians))
+    assert numbers["long_prompts_within"] == str(sum(value <= 1.1 for value in medians.values()))
+    lines = long_prompt_blocks()["long prompts"].splitlines()[2:]
+    for line, (link, memory) in zip(lines, [(link, memory) for link in LINKS for memory in EXPERT_MEMORIES], strict=True):
+        cells = [f"{medians[link, memory, name, '0']:.2f}, {medians[link, memory, name, '1']:.2f}" for name in POLICIES]
+        assert line == f"| {link} | {100 * memory:.0f} % | {' | '.join(cells)} |"
