@@ -19,6 +19,7 @@ from finemoe.traces import RoutingTrace
 from finemoe.units import format_bytes
 
 _SIMPLER_WITHIN = 1.02  # a prefetching policy must gain more than this over a simpler one
+_EXACT_WITHIN = 1.25  # a lossy format must gain more than this over an exact one
 _NUM_CHOICES = 3
 
 
@@ -165,19 +166,19 @@ def basis_of(trace: RoutingTrace | None, prepared: Sequence[Prepared]) -> str:
 
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
-    """The fastest first; a simpler policy before one that gains less than two percent; of each format its two best, and always a
-    choice that is not lossy among the first three."""
+    """The fastest first; but a choice that is not lossy before lossy ones that gain less than a quarter, and a simpler policy
+    before one that gains less than two percent. A choice that is not lossy is always among the first three."""
     complexity = {system.policy: place for place, system in enumerate(SYSTEMS.values())}
     ordered = sorted(choices, key=lambda one: one.tpot_s[1])
-    fastest = ordered[0].tpot_s[1]
-    near = [one for one in ordered if one.tpot_s[1] <= _SIMPLER_WITHIN * fastest]
+    exact = [one for one in ordered if not one.is_lossy]
+    pool = exact if exact and exact[0].tpot_s[1] <= _EXACT_WITHIN * ordered[0].tpot_s[1] else ordered
+    near = [one for one in pool if one.tpot_s[1] <= _SIMPLER_WITHIN * pool[0].tpot_s[1]]
     first = min(near, key=lambda one: (one.is_lossy, complexity[one.policy], one.eviction is not None, one.tpot_s[1]))
     rest = [one for one in ordered if one is not first]
-    if not first.is_lossy or not any(not one.is_lossy for one in rest):
+    if not first.is_lossy or not exact:
         return [first, *rest]
-    exact = next(one for one in rest if not one.is_lossy)
-    others = [one for one in rest if one is not exact]
-    return sorted([first, *others[:1], exact], key=lambda one: (one is not first, one.tpot_s[1])) + others[1:]
+    others = [one for one in rest if one is not exact[0]]
+    return sorted([first, *others[:1], exact[0]], key=lambda one: (one is not first, one.tpot_s[1])) + others[1:]
 
 
 def _misfit(model: LoadedModel, place: Place, context: int) -> Misfit:

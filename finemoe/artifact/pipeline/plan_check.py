@@ -3,13 +3,13 @@
 `python -m finemoe.artifact.pipeline.plan_check` plans the miniatures on this machine over paced links, with several memories, and
 measures every planned choice, round by round. A plan knows recorded routing of other requests than those measured. Measured
 caches start full of the experts that those other requests used most, and serve two of them first, as the plan assumes. A choice
-that other work delayed is measured once more. Rounds that the table has are kept.
+that other work delayed is measured once more. What the table has is kept, so a run may be stopped and continued.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from finemoe.artifact.plotting import machine, save_table
 from finemoe.artifact.prompts import load_prompts
 from finemoe.models.shipped import NAMES
 from finemoe.paths import DATA, RESULTS
+from finemoe.planning.calibration import remembered
 from finemoe.planning.choices import Choice
 from finemoe.planning.loaded import LoadedModel, loaded_models
 from finemoe.planning.place import MOST_RESERVE_BYTES, RESERVE_SHARE
@@ -38,6 +39,7 @@ from finemoe.traces import RoutingTrace
 
 POLICIES = ("on-demand", "finemoe-plus")
 TIME_BAR, MEMORY_BAR = 0.15, 0.03  # what predictions may differ from measurements, relative
+_CELL = ["model", "load_ms", "share"]
 _NUM_KNOWN, _MOST_DELAYED = 2, 0.12  # requests served first; share of the time that threads may wait for a core
 _DATASET, _CONTEXT, _DTYPE = "questions", 128, "bfloat16"  # of the miniatures as `finemoe run` loads them
 
@@ -129,7 +131,7 @@ def check_rows(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows (model, load_ms, share, policy, planned_tokens_per_s, measured_tokens_per_s, error, memory_error, is_within).
     """
-    by = ["model", "load_ms", "share", "policy"]
+    by = [*_CELL, "policy"]
     found = table.groupby(by, sort=False)[["planned_tpot_s", "measured_tpot_s", "planned_bytes", "measured_bytes"]].median()
     rows = found.assign(
         planned_tokens_per_s=1 / found.planned_tpot_s,
@@ -178,34 +180,38 @@ def write_table(
     """Plan and measure every cell in every round, and write the rounds as CSV."""
     prompts = _prompts("served", num_served)
     traces = {name: recorded(name, folder, num_recorded, num_tokens) for name in models}
-    table = pd.read_csv(output) if output.exists() else pd.DataFrame({"round": []})
+    known = _prompts("history", _NUM_KNOWN)
+    table = pd.read_csv(output) if output.exists() else pd.DataFrame(columns=[*_CELL, "round"])
     for number in range(rounds):
-        if number in set(table["round"]):
-            continue
-        rows = _round(itertools.product(models, load_ms, shares), traces, prompts, num_tokens, number)
-        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
-        save_table(table, output)
+        cells = list(itertools.starmap(Cell, itertools.product(models, load_ms, shares)))
+        missing = [cell for cell in cells if not _has(table, cell, number)]
+        testbed = measure_testbed(3, _DTYPE).testbed if missing else None
+        remembered.cache_clear()  # every round measures the machine anew
+        for cell in missing:
+            assert testbed is not None
+            rows = _rows(cell, planned(cell, testbed, traces[cell.name]), traces[cell.name], known, prompts, num_tokens)
+            table = pd.concat([table, pd.DataFrame(rows).assign(round=number, machine=machine())], ignore_index=True)
+            save_table(table, output)
     typer.echo(check_rows(table).to_string(index=False))
 
 
-def _round(
-    cells: Any, traces: dict[str, RoutingTrace], prompts: Sequence[str], num_tokens: int, number: int
-) -> list[dict[str, Any]]:
-    """Every cell once. The machine is measured anew, so that a plan never knows the measurements that it is compared with."""
-    from finemoe.planning.calibration import remembered
+def _has(table: pd.DataFrame, cell: Cell, number: int) -> bool:
+    key = {"model": cell.name, "load_ms": cell.load_ms, "share": cell.share, "round": number}
+    return bool(len(table.merge(pd.DataFrame([key]), on=list(key))))
 
-    testbed = measure_testbed(3, _DTYPE).testbed
-    remembered.cache_clear()
-    rows, known = [], _prompts("history", _NUM_KNOWN)
-    for cell in itertools.starmap(Cell, cells):
-        found = planned(cell, testbed, traces[cell.name])
-        for policy in POLICIES:
-            choice = next(one for one in found.choices if one.policy == policy and one.eviction is None)
-            key = {"model": cell.name, "load_ms": cell.load_ms, "share": cell.share, "policy": policy, "round": number}
-            plans = {"slots": choice.slots, "planned_tpot_s": choice.tpot_s[0], "planned_hit_rate": choice.hit_rate[0]}
-            seen = _least_delayed(lambda: measured(cell, choice, traces[cell.name], known, prompts, num_tokens))  # noqa: B023
-            rows.append(key | plans | seen | {"executor": "CPU, paced link", "machine": machine()})
-            typer.echo(f"{key} planned {1e3 * choice.tpot_s[0]:.1f} ms, measured {1e3 * seen['measured_tpot_s']:.1f} ms")
+
+def _rows(
+    cell: Cell, found: Plan, trace: RoutingTrace, known: Sequence[str], prompts: Sequence[str], num_tokens: int
+) -> list[dict[str, Any]]:
+    """Measure the choice of every policy."""
+    rows = []
+    for policy in POLICIES:
+        choice = next(one for one in found.choices if one.policy == policy and one.eviction is None)
+        plans = {"slots": choice.slots, "planned_tpot_s": choice.tpot_s[0], "planned_hit_rate": choice.hit_rate[0]}
+        seen = _least_delayed(partial(measured, cell, choice, trace, known, prompts, num_tokens))
+        key = {"model": cell.name, "load_ms": cell.load_ms, "share": cell.share, "policy": policy}
+        rows.append(key | plans | seen | {"executor": "CPU, paced link"})
+        typer.echo(f"{key} planned {1e3 * choice.tpot_s[0]:.1f} ms, measured {1e3 * seen['measured_tpot_s']:.1f} ms")
     return rows
 
 
