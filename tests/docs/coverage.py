@@ -25,6 +25,8 @@ RUN = "run as pasted"
 # that do the same with what is here: a tiny model of the same family and format, a described machine.
 ELSEWHERE = {
     r"finemoe info .*(Qwen3-30B|gpt-oss).*": ("tests/test_cli.py::test_info_names_the_format_and_the_memory_to_give",),
+    r"finemoe info qwen3-30b.*": ("tests/cli/test_plan.py::test_info_without_a_measured_machine_predicts_nothing",),
+    r"finemoe plan .*": ("tests/cli/test_plan.py::test_a_plan_in_words_and_as_json",),
     r"finemoe info .*\.gguf": ("tests/test_cli.py::test_info_on_a_gguf_file",),
     r"finemoe (run|record) .*\.gguf.*": ("tests/packed/test_gguf.py::test_every_file_at_every_size_of_the_cache",),
     r"finemoe run (?!.*FP8).*(Qwen1.5|Qwen3|gpt-oss|OLMoE|DeepSeek-V2).*": (
