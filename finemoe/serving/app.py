@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from transformers.cli.serving.server import build_server
 
-from finemoe.errors import EngineError, FinemoeError, first_line
+from finemoe.errors import EngineError, FinemoeError
 from finemoe.serving.gateway import ENDPOINTS, Gateway
 from finemoe.serving.generating import OneAtATime, OneModel
 from finemoe.serving.handlers import Chats, Completions, Responses
+from finemoe.serving.health import engine_failure
 from finemoe.serving.metrics import Metrics
 from finemoe.serving.refusals import Cancelled, Refusal, refusal_of
 from finemoe.serving.running import RunningRequests
@@ -53,18 +54,6 @@ def make_app(
     _add_routes(app, served, engine, metrics)
     _answer_errors(app, is_engine_usable)
     return Gateway(app, running, metrics, api_key, is_engine_usable)
-
-
-def engine_failure(engine: "Engine") -> str:
-    """Why the engine can serve no request; empty if it can."""
-    if engine.session.is_closed:
-        return "the engine is closed"
-    try:
-        engine.parts.matcher.check()
-        engine.memories.check()
-    except Exception as error:  # an eviction rule may have raised anything
-        return first_line(error)
-    return ""
 
 
 def _add_routes(app: FastAPI, served: ServedModel, engine: "Engine", metrics: Metrics) -> None:

@@ -6,7 +6,7 @@ import openai
 import pytest
 import torch
 
-from tests.serving.served import CHAT, CONTEXT, MOST_NEW, NAME
+from tests.serving.served import CHAT, CONTEXT, MOST_NEW, NAME, wait_until
 
 TEXTS = ["User: Why is the sea salty?\nAssistant:", "The wheel", "é 猫 🦊 \U0001f469\u200d\U0001f680 end"]
 CHATS = [
@@ -143,6 +143,7 @@ def test_raw_responses_and_timeouts(live):
         assert raw.parse().usage.completion_tokens == 2
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.01).chat.completions.create(**asked, max_tokens=40)
+    wait_until(lambda: not live.service.running.requests())
 
 
 def test_fields_without_effect_are_accepted(live):

@@ -5,7 +5,7 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.served import CHAT, NAME
+from tests.serving.served import CHAT, NAME, wait_until
 
 OF_THE_ENGINE = {
     "finemoe_expert_hits_total": "hits",
@@ -34,10 +34,19 @@ def scraped(live) -> dict[str, float]:
     }
 
 
+def settled(live):
+    """The report, once every request is counted and no expert is under way."""
+    wait_until(lambda: not live.service.running.requests())
+    live.engine.report()
+    wait_until(lambda: all(memory.wait_until_idle() for memory in live.engine.memories.memories))
+    return live.engine.report()
+
+
 def test_the_engines_counters(live):
     with live.client() as client:
         client.completions.create(model=NAME, prompt="The wheel", max_tokens=5)
-    samples, report = scraped(live), live.engine.report()
+    report = settled(live)
+    samples = scraped(live)
     assert {name: samples[name] for name in OF_THE_ENGINE} == {
         name: pytest.approx(getattr(report, attribute)) for name, attribute in OF_THE_ENGINE.items()
     }
@@ -46,13 +55,15 @@ def test_the_engines_counters(live):
 
 
 def test_requests_and_tokens(live):
+    settled(live)
     before = scraped(live)
     with live.client() as client:
         usages = [client.completions.create(model=NAME, prompt="The wheel", max_tokens=num).usage for num in (1, 5)]
         list(client.completions.create(model=NAME, prompt="The wheel", max_tokens=3, stream=True))
         for wrong in ("another", NAME):
-            assert live.http.post("/v1/completions", json={"model": wrong, "n": 2}).status_code == (400)
+            assert live.http.post("/v1/completions", json={"model": wrong, "n": 2}).status_code == 400
         list(client.chat.completions.create(model=NAME, messages=CHAT, max_tokens=2, stream=True))
+    settled(live)
     after = scraped(live)
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert grown["finemoe_requests_total /v1/completions 200"] == 3
