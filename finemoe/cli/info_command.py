@@ -9,7 +9,7 @@ from finemoe.cli.configs import config_for
 from finemoe.cli.info_text import print_model
 from finemoe.cli.messages import command
 from finemoe.cli.options import INPUT, AsJson
-from finemoe.cli.plan_command import Context, Hardware
+from finemoe.cli.plan_command import Context, Hardware, measuring_noted
 from finemoe.cli.printing import print_json, print_table
 from finemoe.cli.progress import is_watched, share_read, stage
 from finemoe.errors import FinemoeError
@@ -56,7 +56,7 @@ def info(
         rows = [(_label(name), _text(name, value)) for name, value in facts.items()]
         print_json(facts) if as_json else print_table(what, rows)
         return
-    with stage("importing PyTorch and Transformers", is_shown):
+    with stage("importing PyTorch and Transformers", is_shown), measuring_noted():
         facts = _of_model(what, file, gguf, hardware, context)
     print_json(facts) if as_json else print_model(what, facts)
 

@@ -1,6 +1,8 @@
 """`finemoe plan`: which format, expert memory, context and policy to choose for a model on a machine."""
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +96,7 @@ def plan(
         with stage(f"reading {trace}", is_shown):
             recorded = read_trace(trace)
     formats = [one for one in expert_format if one != "none"] if expert_format else PACKED_AT_LOAD
-    with compiling_shown(is_shown), stage("predicting", is_shown):
+    with compiling_shown(is_shown), stage("predicting", is_shown), measuring_noted():
         found = plan_for(
             model,
             memory,
@@ -108,6 +110,18 @@ def plan(
             source=source,
         )
     print_json(found.to_dict()) if as_json else print_plan(found)
+
+
+@contextmanager
+def measuring_noted() -> Iterator[None]:
+    """Say on stderr if this machine is measured within the block, and where the result is kept."""
+    from finemoe.planning.place import testbed_file
+
+    path = testbed_file()
+    was_there = path.is_file()
+    yield
+    if not was_there and path.is_file():
+        typer.echo(f"note: this machine was measured; {path} keeps the result for the next plans", err=True)
 
 
 def print_plan(plan: "Plan") -> None:
