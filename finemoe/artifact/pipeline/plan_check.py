@@ -146,7 +146,7 @@ def check_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def recorded(name: str, folder: Path, num_requests: int, num_tokens: int) -> RoutingTrace:
     """Routing of requests of the history, recorded once and kept in a folder."""
-    path = folder / f"{name}.trace"
+    path = folder / f"{name}-{num_requests}x{num_tokens}.trace"
     if path.is_file():
         return RoutingTrace.load(path)
     model, tokenizer = load_model(name, _DTYPE)
@@ -172,9 +172,9 @@ def write_table(
     models: Annotated[list[str], typer.Option("--model")] = list(NAMES),  # noqa: B006
     load_ms: Annotated[list[float], typer.Option(help="time of an expert on the link, in ms")] = [1.0, 4.0],  # noqa: B006
     shares: Annotated[list[float], typer.Option("--share", help="of the experts, in memory")] = [0.25, 0.5],  # noqa: B006
-    num_recorded: Annotated[int, typer.Option(help="requests whose routing is known to plans")] = 20,
-    num_served: Annotated[int, typer.Option(help="other requests, which are measured")] = 3,
-    num_tokens: Annotated[int, typer.Option(help="tokens of each request", min=3)] = 16,
+    num_recorded: Annotated[int, typer.Option(help="requests whose routing is known to plans")] = 40,
+    num_served: Annotated[int, typer.Option(help="other requests, which are measured")] = 6,
+    num_tokens: Annotated[int, typer.Option(help="tokens of each request", min=3)] = 12,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """Plan and measure every cell in every round, and write the rounds as CSV."""
