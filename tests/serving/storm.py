@@ -104,6 +104,7 @@ class Storm:
 def left_behind(live: Live) -> dict[str, Any]:
     """What must be the same after every round."""
     gc.collect()
+    live.http.get("/health")  # its connection, which the server closes after a while, is open each time
     cache = live.engine.memories.memories[0].cache
     wait_until(lambda: not (cache.state == LOADING).any())
     num_files = 0
