@@ -10,6 +10,7 @@ from finemoe.artifact.docs.generation import generation_blocks
 from finemoe.artifact.docs.long_prompts import long_prompt_blocks
 from finemoe.artifact.docs.marks import renewed_numbers
 from finemoe.artifact.docs.numbers import all_numbers
+from finemoe.artifact.docs.planning import planning_blocks
 from finemoe.artifact.docs.plus import plus_blocks
 from finemoe.artifact.docs.running import running_blocks
 from finemoe.artifact.external.page import external_lines
@@ -60,6 +61,7 @@ def _blocks(measured: Path) -> dict[Path, Mapping[str, str]]:
         _DOCS / "engine.md": long_prompt_blocks(),
         _DOCS / "finemoe_plus.md": plus_blocks(),
         _DOCS / "generation.md": generation_blocks(),
+        _DOCS / "planning.md": planning_blocks(),
         _DOCS / "running.md": running_blocks(),
     }
 
