@@ -64,7 +64,7 @@ numbers: $(STAMP)
 	$(BIN)/python -m finemoe.artifact.docs
 
 families: $(STAMP)
-	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_routing.py tests/runtime/test_loading.py tests/runtime/test_recorded_modes.py
+	FINEMOE_FAMILIES=all $(BIN)/python -m pytest -q tests/runtime/test_families.py tests/runtime/test_routing.py tests/runtime/test_loading.py tests/runtime/test_recorded_modes.py tests/runtime/test_generation_matrix.py
 	$(BIN)/python -m tests.runtime.support_matrix
 
 bench: $(STAMP)
