@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -95,8 +95,8 @@ def read_manifest(path: Path = MANIFEST) -> dict[str, Entry]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FinemoeError(f"{path}: not a list of external data ({str(error).splitlines()[0]})") from error
-    licences = {name: _made(Licence, path, name, keys) for name, keys in content["licences"].items()}
-    return {name: _entry(path, name, keys, licences) for name, keys in content["entries"].items()}
+    licences = {name: _made(Licence, path, name, keys) for name, keys in _table(path, content, "licences").items()}
+    return {name: _entry(path, name, keys, licences) for name, keys in _table(path, content, "entries").items()}
 
 
 def entry_named(name: str, manifest: Mapping[str, Entry]) -> Entry:
@@ -145,6 +145,18 @@ def require_known(accepted: Iterable[str], manifest: Mapping[str, Entry]) -> Non
             raise FinemoeError(f"no licence {name!r} among those of external data; {suggestion(name, known)}")
 
 
+def _table(path: Path, content: Any, key: str) -> dict[str, Mapping[str, Any]]:
+    """The entries under a key by name.
+
+    Raises:
+        FinemoeError: there are none, or one has no fields.
+    """
+    table = content.get(key) if isinstance(content, Mapping) else None
+    if not isinstance(table, dict) or not all(isinstance(keys, Mapping) for keys in table.values()):
+        raise FinemoeError(f"{path}: `{key}` is not a table of names with their fields")
+    return table
+
+
 def _entry(path: Path, name: str, keys: Mapping[str, Any], licences: Mapping[str, Licence]) -> Entry:
     if keys.get("licence") not in licences:
         raise FinemoeError(f"{path}: {name} has no licence of those listed: {', '.join(licences)}")
@@ -154,6 +166,9 @@ def _entry(path: Path, name: str, keys: Mapping[str, Any], licences: Mapping[str
     entry = _made(Entry, path, name, given)
     if not (entry.hub and entry.revision and entry.prompts) and not (entry.file and (entry.url or entry.source)):
         raise FinemoeError(f"{path}: {name} needs a file with its url or source, or a hub id with its revision and prompts")
+    for one in (str(name), str(entry.file)):
+        if PurePosixPath(one).is_absolute() or ".." in PurePosixPath(one).parts:
+            raise FinemoeError(f"{path}: {name}: {one} would be written outside the folder of external data")
     return entry
 
 

@@ -16,6 +16,7 @@ from finemoe.importers.route_trace import load_route_trace
 from finemoe.traces import RoutingTrace
 
 _EXAMPLES = ("_examples.json", "_examples.json.gz")
+_PIECE_BYTES = 1 << 20
 
 
 def write_trace(entry: Entry, source: Path, path: Path) -> RoutingTrace:
@@ -38,7 +39,7 @@ def read_archive(source: Path, name: str) -> RoutingTrace:
     with tempfile.TemporaryDirectory(dir=source.parent, prefix=f".{name}-") as folder:
         try:
             _unpack(source, Path(folder))
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError, zlib.error) as error:  # KeyError: a link to nothing
             raise FinemoeError(f"{source}: damaged, or not an archive ({first_line(error)}); fetch it again") from error
         return load_gpt_oss(folder)
 
@@ -54,6 +55,8 @@ def _unpack(source: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with packed, _written(target) as file:
                     shutil.copyfileobj(packed, file)
+        while cast(IO[bytes], archive.fileobj).read(_PIECE_BYTES):  # up to the end, where the archive has its checksum
+            pass
 
 
 def _written(target: Path) -> IO[bytes]:

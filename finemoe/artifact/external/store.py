@@ -1,6 +1,7 @@
 """The folder of external data: what is in it, and how it gets there."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ FOLDER = DATA / "external"
 MIRROR = "FINEMOE_EXTERNAL_MIRROR"
 ACCEPTED = "FINEMOE_ACCEPT_LICENCES"  # names of licences, separated by spaces
 _LOCK = ".sha256"  # as `sha256sum --check` reads it
+_SHA256 = re.compile("[0-9a-f]{64}")
 Say = Callable[[str], None]
 
 
@@ -101,7 +103,7 @@ class Store:
         path = self.result(entry)
         digest, lock = sha256_of(path), _lock(path)
         if lock.is_file():
-            is_same = lock.read_text(encoding="utf-8").split()[0] == digest
+            is_same = _locked_sum(lock) == digest
             return ", as at the first fetch" if is_same else f", not as at the first fetch ({lock.name} has its checksum)"
         write_text(lock, f"{digest}  {path.name}\n")
         return ""
@@ -130,7 +132,7 @@ class Store:
         lock = _lock(self.path(entry))
         if entry.sha256 or not lock.is_file():
             return entry.sha256, "data/external.yaml"
-        return lock.read_text(encoding="utf-8").split()[0], lock.name
+        return _locked_sum(lock), lock.name
 
 
 def mirror_of(configured: str = "") -> str:
@@ -140,3 +142,15 @@ def mirror_of(configured: str = "") -> str:
 
 def _lock(path: Path) -> Path:
     return path.with_name(path.name + _LOCK)
+
+
+def _locked_sum(lock: Path) -> str:
+    """The checksum of the first fetch.
+
+    Raises:
+        FinemoeError: the file does not have one.
+    """
+    words = lock.read_text(encoding="utf-8", errors="replace").split()
+    if not words or not _SHA256.fullmatch(words[0]):
+        raise FinemoeError(f"{lock}: has no sha256; remove it if you trust the next fetch, which writes it again")
+    return words[0]

@@ -27,6 +27,7 @@ ATTEMPTS = 5  # in a row that bring nothing new
 TIMEOUTS_S = (10.0, 60.0)  # to connect, and between two pieces
 _PIECE_BYTES = 1 << 16  # what a broken connection may lose
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.TooManyRedirects)
 _ELSEWHERE = "free some space, or set `external` to a folder elsewhere"
 Say = Callable[[str], None]
 
@@ -106,16 +107,28 @@ class _NothingNew:
 def _only_one(part: Path, source: Source) -> Iterator[IO[bytes]]:
     """The partial file, which no other process may fill at the same time; removed if it stayed empty."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FinemoeError(f"{source.name}: another process is fetching {part}; wait until it ends") from error
+    with _locked(part, source) as file:
         try:
             yield file
         finally:
             if part.exists() and part.stat().st_size == 0:
                 part.unlink()
+
+
+def _locked(part: Path, source: Source) -> IO[bytes]:
+    while True:
+        file = part.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Before the lock, another process may have ended and renamed the file: then this is not the partial file any more.
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        except BlockingIOError as error:
+            file.close()
+            raise FinemoeError(f"{source.name}: another process is fetching {part}; wait until it ends") from error
+        except FileNotFoundError:
+            pass
+        file.close()
 
 
 @contextmanager
@@ -169,11 +182,27 @@ def _continue(source: Source, file: IO[bytes]) -> None:
     try:
         with requests.get(source.url, headers=headers, stream=True, timeout=TIMEOUTS_S) as answer:
             _check_answer(source, answer, file, present)
+            if answer.headers.get("Content-Length") == str(source.bytes):
+                # The body is the file itself: a .gz file that the server calls a compressed body must stay as it is.
+                answer.raw.headers.discard("Content-Encoding")
             for piece in answer.iter_content(_PIECE_BYTES):
                 file.write(piece)
                 file.flush()
+                if 0 < source.bytes < _size(file):
+                    return  # the size is wrong already, and such a body may have no end
+    except _NO_ADDRESS as error:
+        raise FinemoeError(
+            f"{source.name}: {source.url}: {first_line(error).rstrip('.')}; the address or the mirror is wrong"
+        ) from error
     except requests.RequestException as error:
         raise Interruption(_reason(error)) from error
+    if _size(file) < source.bytes and not _states_end(answer):
+        raise Interruption("the connection broke off")
+
+
+def _states_end(answer: requests.Response) -> bool:
+    """Whether `requests` notices that a body broke off; it cannot if only the end of the connection marks the end."""
+    return "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
 
 
 def _check_answer(source: Source, answer: requests.Response, file: IO[bytes], present: int) -> None:

@@ -14,6 +14,8 @@ class Files:
 
     Attributes:
         content: bytes by path. has_ranges: whether it continues a file. encodes: whether it compresses bodies, asked or not.
+        states_length: whether it states the length of bodies. calls_packed: whether it says that bodies are compressed, and
+            leaves them as they are.
         breaks: by path, after how many bytes of its next answers it breaks off. busy: statuses of the next answers.
         moved: where a path is now. log: path, requested range and status of every answer.
     """
@@ -21,6 +23,8 @@ class Files:
     content: dict[str, bytes]
     has_ranges: bool = True
     encodes: bool = False
+    states_length: bool = True
+    calls_packed: bool = False
     breaks: dict[str, list[int]] = field(default_factory=dict)
     busy: list[int] = field(default_factory=list)
     moved: dict[str, str] = field(default_factory=dict)
@@ -74,7 +78,10 @@ def _handler(files: Files) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(length))
+            if files.calls_packed and status < 300:
+                self.send_header("Content-Encoding", "gzip")
+            if files.states_length:
+                self.send_header("Content-Length", str(length))
             self.end_headers()
 
         def log_message(self, *_: object) -> None:

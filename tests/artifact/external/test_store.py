@@ -60,6 +60,18 @@ def test_mistakes_in_a_list_are_one_line(tmp_path):
     (tmp_path / "open.yaml").write_text("entries: [")
     with pytest.raises(FinemoeError, match=r"open\.yaml: not a list of external data"):
         read_manifest(tmp_path / "open.yaml")
+    for text, key in [("", "licences"), ("licences: {}\nentries: [a]", "entries"), ("licences: {a: 1}", "licences")]:
+        (tmp_path / "open.yaml").write_text(text)
+        with pytest.raises(FinemoeError, match=f"`{key}` is not a table of names with their fields"):
+            read_manifest(tmp_path / "open.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("mine", "../a.csv"), ("mine", "/tmp/a.csv"), ("../mine", "a.csv"), ("mine", "a/../../b")]
+)
+def test_nothing_is_written_outside_the_folder(tmp_path, name, file):
+    with pytest.raises(FinemoeError, match="would be written outside the folder of external data"):
+        read_manifest(manifest_of(tmp_path, **{name: ARRIVALS | {"file": file}}))
 
 
 def test_nothing_is_fetched_before_its_licence_is_accepted(server, tmp_path):
@@ -104,6 +116,9 @@ def test_the_first_fetch_decides_where_no_checksum_is_known(server, tmp_path):
     with pytest.raises(FinemoeError, match=r"but a\.csv\.sha256 states "):
         store.fetch(entry)
     assert not path.exists()
+    lock.write_text("")
+    with pytest.raises(FinemoeError, match=r"a\.csv\.sha256: has no sha256; remove it if you trust the next fetch"):
+        store.fetch(entry)
 
 
 def test_a_file_that_no_publisher_has_needs_a_mirror(server, tmp_path):
@@ -185,10 +200,24 @@ def test_the_publishers_archive_becomes_the_trace_that_its_files_give(tmp_path):
     assert (made.request_ids, made.splits) == (expected.request_ids, expected.splits)
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]  # the unpacked files are gone
 
-    archive.write_bytes(archive.read_bytes()[:2000])
-    with pytest.raises(FinemoeError, match="damaged, or not an archive") as caught:
-        store.convert(ENTRIES["gpt-oss-20b"])
-    assert "\n" not in str(caught.value)
+    whole = archive.read_bytes()
+    changed = bytearray(whole)
+    changed[-6] ^= 1  # of the checksum
+    for damaged in (whole[:2000], bytes(changed), linked_to_nothing()):
+        archive.write_bytes(damaged)
+        with pytest.raises(FinemoeError, match="damaged, or not an archive") as caught:
+            store.convert(ENTRIES["gpt-oss-20b"])
+        assert "\n" not in str(caught.value)
+
+
+def linked_to_nothing() -> bytes:
+    """An archive whose only file is a link to one that it does not have."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as packed:
+        member = tarfile.TarInfo("repository/a_examples.json")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        packed.addfile(member)
+    return content.getvalue()
 
 
 def test_published_samples_arrive_and_become_what_the_pipeline_reads(shared_data, tmp_path):

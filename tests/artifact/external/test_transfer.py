@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import random
 import shutil
@@ -236,3 +237,58 @@ def test_two_processes_do_not_fill_the_same_file(server, path):
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "another process is fetching" in refused(source(server), path)
     fetch(source(server), path)
+
+
+def test_a_file_that_was_just_renamed_by_another_process_is_left_alone(server, path, monkeypatch):
+    """Another process ends after this one has opened the partial file, and before it has locked it."""
+    path.parent.mkdir()
+    lock, arrived = fcntl.flock, []
+
+    def late(file, kind):
+        if not arrived:
+            arrived.append(part_of(path).rename(path))
+            path.write_bytes(b"what the other process fetched")
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    server.busy = [404]
+    with pytest.raises(FinemoeError, match="the server answers 404"):
+        download(source(server, sha256=""), path, lambda line: None, longest_wait_s=0.0)
+    assert path.read_bytes() == b"what the other process fetched"
+
+
+def test_a_body_without_a_length_that_breaks_off_is_continued(server, path):
+    server.states_length = False
+    server.breaks[PATH] = [300_000]
+    assert fetch(source(server), path) == ["data: the connection broke off; attempt 2 in 0 s"]
+    assert server.ranges == ["", "bytes=300000-"]
+
+
+def test_a_body_without_an_end_is_not_read_for_ever(server, path):
+    server.states_length = False
+    server.content[PATH] = BODY * 5
+    assert "its size is" in refused(source(server), path)
+    assert path.with_name(path.name + WRONG).stat().st_size <= len(BODY) + (1 << 16)
+
+
+def test_a_packed_file_that_the_server_calls_a_compressed_body_stays_packed(server, path):
+    body = gzip.compress(BODY)
+    server.content[PATH], server.calls_packed = body, True
+    packed = source(server, bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+    server.breaks[PATH] = [300_000]
+    download(packed, path, lambda line: None, longest_wait_s=0.0)
+    assert path.read_bytes() == body
+
+
+@pytest.mark.parametrize("url", ["http://", "http:///data.bin", "http://[::1/data.bin", "ftp://localhost/data.bin"])
+def test_what_is_no_address_is_not_asked_again(path, url):
+    said = []
+    with pytest.raises(FinemoeError, match="the address or the mirror is wrong") as caught:
+        download(Source("data", url, len(BODY), SHA256), path, said.append, longest_wait_s=0.0)
+    assert "\n" not in str(caught.value)
+    assert said == []
+
+
+def test_an_endless_redirection_is_not_asked_again(server, path):
+    server.moved["old"] = "/old"
+    assert "Exceeded 30 redirects; the address or the mirror is wrong" in refused(source(server, url=f"{server.url}/old"), path)
