@@ -67,6 +67,19 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Tokens of an answer at most.", rich_help_panel=SERVER)
     ] = 1024,
+    batched: Annotated[
+        bool,
+        typer.Option("--batched", help="Compute all requests together; answers are greedy.", rich_help_panel=SERVER),
+    ] = False,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=64,
+            help="With --batched: tokens of all prompts and answers at once, at most. Default: 8 contexts, up to 16,384.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text file with the key that clients must send.", rich_help_panel=SERVER),
@@ -91,11 +104,13 @@ def serve(
     num_devices: Devices = 1,
     link: Link = None,
 ) -> None:
-    """Answer OpenAI clients with a model that has part of its experts on the device, one request at a time."""
+    """Answer OpenAI clients with a model that has part of its experts on the device."""
     from finemoe.files import require_place
 
     is_shown, memory, api_key = is_watched(), memory_of(expert_memory), _key_in(api_key_file)
     _require_level(log_level)
+    if batch_tokens is not None and not batched:
+        raise FinemoeError("--batch-tokens counts only with --batched; give both, or neither")
     if profile is not None:
         require_place(profile)
     with stage("importing NumPy and Numba", is_shown):
@@ -133,12 +148,14 @@ def serve(
             max_context=max_context,
             max_new_tokens=max_new_tokens,
             api_key=api_key,
+            is_batched=batched,
+            batch_tokens=batch_tokens,
         ) as running:
             sockets = server.bind(host, port)
             address = _address(host, sockets[0].getsockname()[1])
 
             def announce() -> None:
-                _announce(known_as, address, engine, running.has_own_template)
+                _announce(known_as, address, engine, running)
                 if not server.is_loopback(host):
                     _warn(host, api_key is not None)
 
@@ -173,12 +190,15 @@ def _modules() -> tuple[Any, Any, Any]:
     return service, served_model, server
 
 
-def _announce(name: str, address: str, engine: Any, has_own_template: bool) -> None:
+def _announce(name: str, address: str, engine: Any, service: Any) -> None:
     from finemoe.units import format_bytes
 
     memory = format_bytes(engine.expert_memory_bytes)
-    if not has_own_template:
+    if not service.has_own_template:
         typer.echo(f"{name} has no chat template; a message becomes a line of text that starts with its role.")
+    if service.batch_tokens:
+        room = f"up to {service.batch_tokens:,} tokens at once, {service.context_tokens:,} of them in one request"
+        typer.echo(f"Requests are batched: {room}. Answers are greedy, and rounded otherwise than alone.")
     typer.echo(f"{name} is ready at {address}/v1 with {memory} of expert memory; Ctrl-C stops it.")
 
 
@@ -220,3 +240,5 @@ def _set_log_level(level: str) -> None:
 
     set_verbosity({"info": logging.WARNING, "debug": logging.DEBUG}.get(level, logging.ERROR))
     logging.getLogger("finemoe.serving").setLevel(level.upper())
+    if level != "debug":  # the server reports what fails in a batch, without a traceback
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)

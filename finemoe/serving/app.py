@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from transformers.cli.serving.server import build_server
+from transformers.cli.serving.utils import BaseGenerateManager
 
 from finemoe.errors import EngineError, FinemoeError
 from finemoe.serving.gateway import ENDPOINTS, Gateway
-from finemoe.serving.generating import OneAtATime, OneModel
+from finemoe.serving.generating import OneModel
 from finemoe.serving.handlers import Chats, Completions, Responses
 from finemoe.serving.health import engine_failure
 from finemoe.serving.metrics import Metrics
@@ -27,7 +28,7 @@ _KEPT = (*ENDPOINTS, "/v1/models")
 
 
 def make_app(
-    served: ServedModel, manager: OneAtATime, engine: "Engine", running: RunningRequests, api_key: str | None = None
+    served: ServedModel, manager: BaseGenerateManager, engine: "Engine", running: RunningRequests, api_key: str | None = None
 ) -> Gateway:
     """The ASGI application.
 

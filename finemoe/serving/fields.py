@@ -16,6 +16,7 @@ ONE_ANSWER = "this server gives one answer to a request"
 NO_LOGPROBS = "this server returns no log probabilities"
 PENALTIES = "this server has no such penalty"
 TEXT_ONLY = "this server answers in text"
+BATCHED = {"logit_bias": "have no biased tokens", "stop": "have no stop sequences"}
 KEEPS_NOTHING = "this server keeps no answers"
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {  # what asks for nothing, and why anything else is refused
     "audio": ((), TEXT_ONLY),
@@ -122,6 +123,25 @@ def checked(body: dict[str, Any], fields: type[BaseModel]) -> dict[str, Any]:
         return fields.model_validate(kept).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise _refusal_of(error) from None
+
+
+def require_greedy(options: dict[str, Any]) -> None:
+    """Refuse what a batch, which serves all requests alike, cannot do for one of them.
+
+    Raises:
+        Refusal: the answer would be drawn, its tokens biased, or ended by a text.
+    """
+    is_greedy = options.get("temperature") == 0
+    wanted = {
+        "temperature": not is_greedy and options.get("temperature") is not None,
+        "top_p": not is_greedy and options.get("top_p") not in (None, 1),
+        "seed": not is_greedy and options.get("seed") is not None,
+        "logit_bias": bool(options.get("logit_bias")),
+        "stop": bool(options.get("stop")),
+    }
+    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+        reason = f"answers of a server with --batched {BATCHED.get(name, 'are greedy')}"
+        raise Refusal(f"{name} is not supported: {reason}", param=name, code="unsupported_parameter")
 
 
 def _refusal_of(error: ValidationError) -> Refusal:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.cli.serving.utils import BaseGenerateManager, GenerateManager, GenerationState
 
 from finemoe.errors import EngineError, FinemoeError, first_line
 from finemoe.models.layers import MoELayer
@@ -16,6 +16,7 @@ from finemoe.runtime.generation import refusals_in_one_line
 from finemoe.serving.limits import Limits
 from finemoe.serving.refusals import Cancelled
 from finemoe.serving.running import CURRENT, RunningRequest
+from finemoe.serving.stops import WithoutStops, before_stop
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,17 +42,20 @@ class OneAtATime(GenerateManager):
 
     def generate_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str, response_parser: Any = None
-    ) -> tuple[asyncio.Queue, Any]:
+    ) -> tuple[Any, Any]:
         """Start a streamed answer; see the base class."""
         turn = self._accepted(model, inputs, gen_config)
-        return super().generate_streaming(turn, processor, inputs, gen_config, request_id, response_parser)
+        queue, streamer = super().generate_streaming(turn, processor, inputs, gen_config, request_id, response_parser)
+        stops = CURRENT.get().stops
+        return (WithoutStops(queue, stops) if stops else queue), streamer
 
     async def generate_non_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str
     ) -> tuple[str, int, Any]:
         """Generate a whole answer; see the base class."""
         turn = self._accepted(model, inputs, gen_config)
-        return await super().generate_non_streaming(turn, processor, inputs, gen_config, request_id)
+        text, num_tokens, tokens = await super().generate_non_streaming(turn, processor, inputs, gen_config, request_id)
+        return before_stop(text, CURRENT.get().stops), num_tokens, tokens
 
     def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
         """Run a function in the thread, after those before it, for the current request."""
@@ -136,11 +140,15 @@ class OneModel(GenerationState):
         manager: generates for all of them.
     """
 
-    def __init__(self, manager: OneAtATime) -> None:
+    def __init__(self, manager: BaseGenerateManager) -> None:
         super().__init__()
         self._manager = manager
 
-    def get_manager(self, model_id: str, use_cb: bool = False) -> OneAtATime:
+    def use_continuous_batching(self, model: Any, modality: Any) -> bool:
+        """Whether the manager takes prompts as lists of tokens, for a batch."""
+        return not isinstance(self._manager, OneAtATime)
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> BaseGenerateManager:
         """The manager."""
         return self._manager
 

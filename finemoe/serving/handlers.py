@@ -14,6 +14,7 @@ from finemoe.serving.fields import ChatFields, CompletionFields, ResponseFields,
 from finemoe.serving.limits import LENGTHS
 from finemoe.serving.refusals import Cancelled, Refusal, refusal_of
 from finemoe.serving.running import CURRENT
+from finemoe.serving.stops import before_stop
 
 _OURS = frozenset({"temperature", "top_p", "seed", *LENGTHS})  # applied when the request's turn comes
 _OF_TEMPLATES = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
@@ -52,6 +53,10 @@ class Chats(_Checked, ChatCompletionHandler):
     """`/v1/chat/completions`."""
 
     fields = ChatFields
+
+    def _build_completion(self, request_id: str, content: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        """The answer, whose text the base class may have made of the tokens anew."""
+        return super()._build_completion(request_id, before_stop(content, CURRENT.get().stops), *arguments, **more)
 
 
 class Completions(_Checked, CompletionHandler):

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +26,7 @@ class RunningRequest:
         has_begun: whether its prompt was accepted for generation. has_run: whether the model has seen it.
         failure: what ended its generation, or None.
         generation: its work in the generating thread, or None before that was given.
+        on_cancel: called with the reason when it is given up, in any thread; None if `generate` notices by itself.
         prompt_tokens, generated_tokens: how many so far.
         ttft_s: from its arrival to the first token; None before it.
     """
@@ -36,6 +37,7 @@ class RunningRequest:
         self.has_begun = self.is_computing = self.has_run = False
         self.failure: Exception | None = None
         self.generation: Future[Any] | None = None
+        self.on_cancel: Callable[[str], None] | None = None
         self.prompt_tokens = self.generated_tokens = 0
         self.ttft_s: float | None = None
         self.token_times_s: list[float] = []  # between a token and the one before it
@@ -43,8 +45,16 @@ class RunningRequest:
         self._reason: str | None = None
 
     def cancel(self, reason: str) -> None:
-        """Give the request up: `generate` ends before its next layer."""
+        """Give the request up: `generate` ends before its next layer, a batch goes on without it."""
         self._reason = self._reason or reason
+        if self.on_cancel is not None:
+            self.on_cancel(self._reason)
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end its answer, and are no part of it."""
+        stop = self.options.get("stop") or []
+        return [stop] if isinstance(stop, str) else list(stop)
 
     @property
     def is_cancelled(self) -> bool:
@@ -78,7 +88,7 @@ class RunningRequests:
     """All requests that are waiting or computing. Methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self._lock, self._requests = threading.Lock(), set[RunningRequest]()
+        self._lock, self._requests = threading.RLock(), set[RunningRequest]()  # a signal may strike while its thread has it
         self._refusing: str | None = None
 
     @contextmanager

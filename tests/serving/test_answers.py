@@ -95,17 +95,6 @@ def test_no_temperature_is_greedy(live):
     assert answer.choices[0].text == live.expected(TEXTS[0], 8)
 
 
-def test_an_answer_ends_with_a_stop_sequence(live):
-    whole = live.expected(TEXTS[0], 9)
-    stop = whole.split()[1][:2]
-    expected = live.expected(TEXTS[0], 9, stop_strings=[stop])
-    with live.client() as client:
-        answer = client.completions.create(model=NAME, prompt=TEXTS[0], max_tokens=9, stop=[stop])
-    assert stop in expected
-    assert len(expected) < len(whole)
-    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (expected, "stop")
-
-
 def test_biased_tokens(live):
     token = live.tokenizer.encode(" wheel", add_special_tokens=False)[0]
     with live.client() as client:
