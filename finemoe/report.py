@@ -1,5 +1,6 @@
 """The counters and the report of a run, counted the same way by every executor (DESIGN 3, 4; docs/metrics.md defines them)."""
 
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from finemoe.draft_counts import NO_DRAFTS, DraftCounts
 from finemoe.report_rows import rows_of
 
+REQUESTS_KEPT = 10_000  # of an engine, about 1.2 KB each
 PREFETCHED, DEMANDED, WASTED, NUM_MOVED = range(4)  # indices into `Counters.moved`
 
 
@@ -42,7 +44,7 @@ class RequestReport:
 
 @dataclass
 class Counters:
-    """Running counters of one engine or replay; arrays are per MoE layer, [L].
+    """Running counters of one engine or replay; arrays are per MoE layer, [L]. They grow no further than REQUESTS_KEPT requests.
 
     Attributes:
         hits, late, misses: demanded experts by their state when the gate fired (DESIGN 4).
@@ -52,9 +54,10 @@ class Counters:
         stall_s: time that inference waited for weights.
         padding_accesses, padding_bytes: experts that only padding selected, and the bytes loaded for them.
         drafts: see Report. num_resets: how often the counters were reset.
-        ttft_s, tpot_s: durations of prefills and of decode steps, in order, for iterations known to be one or the other.
+        timed: summed durations and numbers of prefills and of decode steps, for iterations known to be one or the other.
         num_prefills, num_decode_steps, num_unknown_steps: see Report.
         skipped_iterations: iterations that the policy did not see because the matcher was too far behind.
+        num_earlier_requests: see Report.
     """
 
     num_layers: int
@@ -70,15 +73,14 @@ class Counters:
     padding_bytes: int = field(init=False)
     drafts: DraftCounts = field(init=False)
     num_resets: int = field(init=False, default=-1)
-    ttft_s: list[float] = field(init=False)
-    tpot_s: list[float] = field(init=False)
+    timed: dict[str, float] = field(init=False)
     num_prefills: int = field(init=False)
     num_decode_steps: int = field(init=False)
     num_unknown_steps: int = field(init=False)
     skipped_iterations: int = field(init=False)
-    _prefill_s: float = field(init=False, repr=False)
-    _decode_s: float = field(init=False, repr=False)
-    _requests: dict[int, dict[str, Any]] = field(init=False, repr=False)  # counts of each request that is not current
+    num_earlier_requests: int = field(init=False)
+    _prefills_s: deque[float] = field(init=False, repr=False)  # the last ones, which may still be corrected
+    _requests: dict[int, dict[str, Any]] = field(init=False, repr=False)  # counts of each request kept that is not current
     _current: int | None = field(init=False, repr=False)
     _mark: dict[str, Any] = field(init=False, repr=False)  # the totals when the current request was entered
 
@@ -94,8 +96,9 @@ class Counters:
         self.padding_accesses = self.padding_bytes = 0
         self.drafts, self.num_resets = NO_DRAFTS, self.num_resets + 1
         self.num_prefills = self.num_decode_steps = self.num_unknown_steps = 0
-        self.stall_s = self._prefill_s = self._decode_s = 0.0
-        self.ttft_s, self.tpot_s = [], []
+        self.stall_s, self.num_earlier_requests = 0.0, 0
+        self.timed = {"prefill_s": 0.0, "timed_prefills": 0, "decode_s": 0.0, "timed_steps": 0}
+        self._prefills_s = deque(maxlen=REQUESTS_KEPT)
         self._requests, self._current, self._mark = {}, None, {}
 
     def moved_by_device(self) -> np.ndarray:
@@ -127,40 +130,51 @@ class Counters:
         """Attribute all counts to this request until another one is entered; a request may be entered more than once."""
         if number != self._current:
             self._requests.update(self._running())
+            self._make_room(number)
             self._current, self._mark = number, self._totals()
 
     def count_prefill(self, duration_s: float) -> None:
         """Count a finished prefill."""
         self.num_prefills += 1
-        self.ttft_s.append(duration_s)
-        self._prefill_s += duration_s
+        self._time_prefill(duration_s)
 
     def correct_prefill(self, duration_s: float, by_s: float | None) -> None:
         """Extend a prefill that was counted with `duration_s` by `by_s`; None if its true duration is unknown."""
-        if duration_s not in self.ttft_s:
-            return  # another thread has just reset the counters
-        self.ttft_s.remove(duration_s)
-        self._prefill_s -= duration_s
+        if duration_s not in self._prefills_s:
+            return  # another thread has just reset the counters, or it is too long ago
+        self._prefills_s.remove(duration_s)
+        self.timed["prefill_s"] -= duration_s
+        self.timed["timed_prefills"] -= 1
         if by_s is None:
             self.num_unknown_steps += 1
         else:
-            self.ttft_s.append(duration_s + by_s)
-            self._prefill_s += duration_s + by_s
+            self._time_prefill(duration_s + by_s)
+
+    def _time_prefill(self, duration_s: float) -> None:
+        self._prefills_s.append(duration_s)
+        self.timed["prefill_s"] += duration_s
+        self.timed["timed_prefills"] += 1
 
     def count_decode_step(self, duration_s: float) -> None:
         """Count a finished decode step."""
         self.num_decode_steps += 1
-        self.tpot_s.append(duration_s)
-        self._decode_s += duration_s
+        self.timed["decode_s"] += duration_s
+        self.timed["timed_steps"] += 1
 
     def count_drafts(self, counts: DraftCounts) -> None:
         """Count drafts."""
         self.drafts = self.drafts.plus(counts)
 
     def requests(self) -> tuple[RequestReport, ...]:
-        """Every request since the last reset, by number."""
+        """The last requests since the last reset, at most REQUESTS_KEPT of them, by number."""
         counts = {**self._requests, **self._running()}
         return tuple(_request(counts[number]) for number in sorted(counts))
+
+    def _make_room(self, number: int) -> None:
+        """Leave out the earliest requests if there would be too many with this one."""
+        while len(self._requests) - (number in self._requests) >= REQUESTS_KEPT:
+            del self._requests[next(earlier for earlier in self._requests if earlier != number)]
+            self.num_earlier_requests += 1
 
     def _running(self) -> dict[int, dict[str, Any]]:
         """Counts of the current request so far, by its number."""
@@ -182,10 +196,7 @@ class Counters:
             "stall_s": self.stall_s,
             "padding_accesses": self.padding_accesses,
             "padding_bytes": self.padding_bytes,
-            "prefill_s": self._prefill_s,
-            "decode_s": self._decode_s,
-            "timed_prefills": len(self.ttft_s),
-            "timed_steps": len(self.tpot_s),
+            **self.timed,
             "num_decode_steps": self.num_decode_steps,
             "num_unknown_steps": self.num_unknown_steps,
             "drafts": self.drafts,
@@ -215,7 +226,10 @@ class Report:
         padding_accesses, padding_bytes: experts that only padding selected, and bytes loaded for them; no other count has them.
         drafts: what became of drafted tokens, and the experts that only rejected ones selected; no other count has these.
         skipped_iterations: iterations that the policy did not see because its matcher was too far behind.
-        layer_hits, layer_late, layer_misses: per MoE layer. requests: the same per request.
+        layer_hits, layer_late, layer_misses: per MoE layer.
+        requests: the same per request, for the last REQUESTS_KEPT of an engine and all of a replay. Other numbers count all.
+        num_earlier_requests: how many earlier requests are not in `requests`. One that goes on afterwards is there again, with
+            what it did since.
     """
 
     policy: str
@@ -241,6 +255,7 @@ class Report:
     padding_accesses: int = 0
     padding_bytes: int = 0
     drafts: DraftCounts = NO_DRAFTS
+    num_earlier_requests: int = 0
 
     @classmethod
     def of(
@@ -257,8 +272,8 @@ class Report:
             useful_bytes=counters.prefetched_bytes - counters.wasted_bytes - unused_resident_bytes,
             unused_resident_bytes=unused_resident_bytes,
             stall_s=counters.stall_s,
-            ttft_s=_ratio(sum(counters.ttft_s), len(counters.ttft_s)),
-            tpot_s=_ratio(sum(counters.tpot_s), len(counters.tpot_s)),
+            ttft_s=_ratio(counters.timed["prefill_s"], counters.timed["timed_prefills"]),
+            tpot_s=_ratio(counters.timed["decode_s"], counters.timed["timed_steps"]),
             num_prefills=counters.num_prefills,
             num_decode_steps=counters.num_decode_steps,
             skipped_iterations=counters.skipped_iterations,
@@ -270,6 +285,7 @@ class Report:
             padding_accesses=counters.padding_accesses,
             padding_bytes=counters.padding_bytes,
             drafts=counters.drafts,
+            num_earlier_requests=counters.num_earlier_requests,
         )
 
     @property

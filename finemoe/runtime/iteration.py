@@ -13,7 +13,7 @@ import torch
 from finemoe.draft_counts import DraftCounts
 from finemoe.errors import EngineError
 from finemoe.maps.expert_map import lookahead_width
-from finemoe.report import Counters
+from finemoe.report import REQUESTS_KEPT, Counters
 from finemoe.runtime.gates import GateOutput
 from finemoe.runtime.lookahead import AheadOutput, Choice
 from finemoe.runtime.phases import Forward, Phase
@@ -103,6 +103,8 @@ class Durations:
         if phase is Phase.PREFILL:
             counters.count_prefill(duration_s)
             self._prefills_s[request] = duration_s
+            if len(self._prefills_s) > REQUESTS_KEPT:
+                del self._prefills_s[next(iter(self._prefills_s))]
         elif phase is Phase.PIECE and prefill_s is not None:
             self._prefills_s[request] = prefill_s + duration_s
         elif phase is Phase.DECODE:
@@ -177,7 +179,7 @@ class Iterations:
         current = self.current
         # A forward that bypassed the embedding layer, or the first one after a failure before the first layer.
         if layer <= current.layer or not current.is_open or self._is_moving:
-            self._start_past_the_embedding(num_rows, observer)
+            self._start_past_the_embedding(layer, num_rows, observer)
         self.current.layer = layer
         self._is_moving = True
 
@@ -216,7 +218,8 @@ class Iterations:
         self._parts.matcher.check()
         self._parts.memories.check()
 
-    def _start(self, embeddings: torch.Tensor | None, forward: Forward, num_rows: int) -> None:
+    def _start(self, embeddings: torch.Tensor | None, forward: Forward, num_rows: int, is_whole: bool = True) -> None:
+        """Start an iteration; is_whole: it will run every layer, not only one that is called by itself."""
         self.recover()
         self._end_publishing()
         self.raise_failures()
@@ -229,7 +232,7 @@ class Iterations:
         # If every expert is resident there is nothing to prefetch, so do not search; nor for a batch that is all padding.
         is_idle = self._parts.memories.is_all_resident and not self._parts.probe.always_accounts
         iteration.is_published = self._parts.policy.needs_context and iteration.num_counting > 0 and not is_idle
-        is_streamed = not is_idle and self._is_streamed(iteration)
+        is_streamed = is_whole and not is_idle and self._is_streamed(iteration)
         if is_streamed:
             with self.moving():
                 self._parts.memories.start_iteration(iteration.number, True)
@@ -265,11 +268,11 @@ class Iterations:
             accepted = drafts.num_drafts - num_rejected
             counters.count_drafts(DraftCounts(num_open_steps=-1, num_drafts=drafts.num_drafts, num_accepted=accepted))
 
-    def _start_past_the_embedding(self, num_rows: int, observer: "Observer") -> None:
+    def _start_past_the_embedding(self, layer: int, num_rows: int, observer: "Observer") -> None:
         before, forward, is_inside = self.current, observer.forward, observer.is_inside
         goes_on = is_inside and before.is_open and not self._is_moving  # a forward that runs its layers again
         before.is_open = False
-        self._start(None, replace(forward, starts_request=False) if goes_on else forward, num_rows)
+        self._start(None, replace(forward, starts_request=False) if goes_on else forward, num_rows, is_inside and not layer)
         if goes_on:
             self.current.begin_s = before.begin_s
         self._parts.counters.num_unknown_steps += not is_inside  # a layer called by itself, whose end is never observed
