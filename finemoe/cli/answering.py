@@ -66,7 +66,7 @@ class Speaker:
         self._require_room(len(encoding["input_ids"]))
         stop, is_streamed = StopAsked(), (self.model.generation_config.num_beams or 1) == 1  # beams are known at the end only
         write = self.write if is_streamed else None
-        stream = TokenStream(self._response(), not self.is_chat, write, self.max_new_tokens, self.has_bar and is_streamed)
+        stream = TokenStream(self._response(encoding), not self.is_chat, write, self.max_new_tokens, self.has_bar and is_streamed)
         try:
             with stop.listening():
                 output = self._generate(encoding, stop, stream if is_streamed else None, cache)
@@ -78,11 +78,15 @@ class Speaker:
         tokens = sequences_of(output)[0].cpu().numpy()
         num_new = len(tokens) - len(encoding["input_ids"])
         ended = INTERRUPTED if stop.is_asked else LIMIT if num_new >= self.max_new_tokens else END
-        text = stream.text if is_streamed else text_of(self._response(), tokens[-num_new if self.is_chat else 0 :].tolist())
+        text = (
+            stream.text if is_streamed else text_of(self._response(encoding), tokens[-num_new if self.is_chat else 0 :].tolist())
+        )
         return Answer(text, tokens, num_new, ended, write is not None)
 
-    def _response(self) -> Any:
-        return response_of(self.tokenizer, self.shows_thoughts) if self.is_chat else PlainText(self.tokenizer)
+    def _response(self, encoding: Encoding) -> Any:
+        if not self.is_chat:
+            return PlainText(self.tokenizer)
+        return response_of(self.tokenizer, self.shows_thoughts, encoding["input_ids"].tolist())
 
     def _generate(self, encoding: Encoding, stop: StopAsked, stream: TokenStream | None, cache: Any) -> Any:
         pad_token_id = self.tokenizer.pad_token_id

@@ -1,6 +1,8 @@
 """The prompt of `finemoe run`: from the command line, a file or standard input, as a text or as a message of a chat."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,32 @@ def asked_of(prompt: str | None, file: Path | None, is_talk: bool, as_json: bool
     if (prompt is None) == (file is None):
         raise FinemoeError(f"there {'is no prompt' if prompt is None else 'are two prompts'}; {_ONE}")
     text = _read(file) if file is not None else str(prompt)
-    text = sys.stdin.read().rstrip("\n") if prompt == "-" else text
+    if prompt == "-":
+        with reading_input():
+            text = sys.stdin.read().rstrip("\n")
     if not text:
         raise FinemoeError(f"the prompt is empty; {_ONE}")
     return text
 
 
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Refuse standard input that is not text.
+
+    Raises:
+        FinemoeError: it is not in UTF-8.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise FinemoeError(f"standard input is not text in UTF-8 ({error.reason}); convert it") from error
+
+
 def _read(file: Path) -> str:
-    if not file.is_file():
+    if not file.exists() or file.is_dir():  # a shell gives the output of a command as a pipe
         raise FinemoeError(f"{file}: no such file; {_ONE}")
     try:
-        return file.read_text(encoding="utf-8").rstrip("\n")
+        return file.read_text(encoding="utf-8-sig").rstrip("\n")
     except UnicodeDecodeError as error:
         raise FinemoeError(f"{file}: is not text in UTF-8 ({error.reason} at byte {error.start}); convert it") from error
 

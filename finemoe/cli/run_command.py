@@ -197,8 +197,9 @@ def run(
         chosen = None if loaded_dtype == dtype else loaded_dtype
         written = profile if failure is None else None
         told.print_table(f"{model} at {expert_memory} expert memory", chosen, written, is_warm, timeline)
-    if failure is not None:
-        raise failure
+    for one in (turns.failure, failure):
+        if one is not None:
+            raise one
     told.leave()
 
 

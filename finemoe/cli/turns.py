@@ -4,10 +4,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import typer
 
 from finemoe.cli.answering import INTERRUPTED, Answer, Speaker
-from finemoe.cli.prompt_text import is_chat, messages_of
+from finemoe.cli.prompt_text import is_chat, messages_of, reading_input
 from finemoe.cli.token_stream import print_piece
 from finemoe.errors import FinemoeError
 from finemoe.runtime.decoding import Decoding
@@ -25,13 +26,14 @@ class Turns:
         tokenizer: the model's. asked: the prompt, or None for a chat over standard input.
         system: the system message. raw: leave the chat template out. template: arguments of the template.
     Attributes:
-        is_chat: whether prompts go through the chat template.
+        is_chat: whether prompts go through the chat template. failure: what ended a chat after its first answer.
     Raises:
         FinemoeError: the template is missing or refuses the prompt, or the tokenizer does.
     """
 
     def __init__(self, tokenizer: Any, asked: str | None, system: str | None, raw: bool, template: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
+        self.failure: FinemoeError | None = None
         self.is_chat = is_chat(tokenizer, raw, system)
         if asked is None and not self.is_chat:
             raise FinemoeError("--chat needs a chat template; this model's tokenizer has none, or --raw leaves it out")
@@ -41,7 +43,17 @@ class Turns:
 
     def answered(self, speaker: Speaker) -> list[Answer]:
         """Answer the prompt, or every line of standard input."""
-        return [speaker.answer(self._first)] if self._first is not None else list(self._talk(speaker))
+        if self._first is not None:
+            return [speaker.answer(self._first)]
+        answers: list[Answer] = []
+        try:
+            for answer in self._talk(speaker):
+                answers.append(answer)
+        except FinemoeError as error:
+            if not answers:
+                raise
+            self.failure = error  # what was answered keeps its counters
+        return answers
 
     def _talk(self, speaker: Speaker) -> Iterator[Answer]:
         cache = KeptCache(speaker.model)
@@ -50,8 +62,9 @@ class Turns:
             encoding = self._encoded(self._messages)
             answer = speaker.answer(encoding, cache.for_prompt(encoding["input_ids"]))
             cache.hold(answer.tokens)
-            new = answer.tokens[len(encoding["input_ids"]) :]
-            content = text_of(response_of(self.tokenizer, shows_thoughts=False), new.tolist())  # templates forget thoughts, too
+            prompt, new = np.split(answer.tokens, [len(encoding["input_ids"])])
+            response = response_of(self.tokenizer, shows_thoughts=False, prompt=prompt.tolist())  # templates forget thoughts, too
+            content = text_of(response, new.tolist())
             self._messages.append({"role": "assistant", "content": content})
             yield answer
             if answer.ended == INTERRUPTED and not sys.stdin.isatty():  # a person goes on with the next line
@@ -68,7 +81,8 @@ def _lines() -> Iterator[str]:
         if is_typed:
             typer.echo("> ", nl=False, err=True)
         try:
-            line = sys.stdin.readline()
+            with reading_input():
+                line = sys.stdin.readline()
         except KeyboardInterrupt:  # the chat ends as at its end, with its counters
             line = ""
         if not line:

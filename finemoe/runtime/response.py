@@ -5,7 +5,7 @@ channel before every message: thoughts are in "analysis" and the answer is in "f
 thoughts, </think>, a blank line, the answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
@@ -51,18 +51,22 @@ class ThinkText:
 
     Args:
         tokenizer: the model's. shows_thoughts: False leaves out the thoughts and the blank lines after them.
+        prompt: its tokens; some templates begin the thought at their end.
     """
 
-    def __init__(self, tokenizer: Any, shows_thoughts: bool) -> None:
+    def __init__(self, tokenizer: Any, shows_thoughts: bool, prompt: Sequence[int] = ()) -> None:
         self._tokenizer, self._shows_thoughts = tokenizer, shows_thoughts
         self._begin, self._end = (tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "</think>"))
         self._text = PlainText(tokenizer)
-        self._is_thought = self._follows_thought = False
+        has_begun = self._begins_in(prompt)
+        self._opening = "<think>\n" if has_begun else ""
+        self._is_thought, self._follows_thought = has_begun and not shows_thoughts, False
 
     def add(self, token: int) -> str:
         """Take a token; returns the text that it completes."""
         if self._shows_thoughts:
-            return self._text.add(token)
+            opening, self._opening = self._opening, ""
+            return opening + self._text.add(token)
         if token in (self._begin, self._end):
             rest, self._text = self._text.end(), PlainText(self._tokenizer)
             hidden, self._is_thought = self._is_thought, token == self._begin
@@ -73,6 +77,14 @@ class ThinkText:
     def end(self) -> str:
         """Return the text that is left."""
         return "" if self._is_thought else self._visible(self._text.end())
+
+    def _begins_in(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with an open thought."""
+        tokens = list(prompt)
+        if self._begin not in tokens:
+            return False
+        after = tokens[len(tokens) - tokens[::-1].index(self._begin) :]
+        return not self._tokenizer.decode(after).strip()
 
     def _visible(self, text: str) -> str:
         text = text.lstrip() if self._follows_thought else text
@@ -138,13 +150,13 @@ class ChannelText:
 Response = PlainText | ThinkText | ChannelText
 
 
-def response_of(tokenizer: Any, shows_thoughts: bool = True) -> Response:
-    """How the text of a chat model's answer is told, by the markers that its tokenizer has."""
+def response_of(tokenizer: Any, shows_thoughts: bool = True, prompt: Sequence[int] = ()) -> Response:
+    """How the text of a chat model's answer to a prompt, [n] tokens, is shown, by the markers that its tokenizer has."""
     vocabulary = tokenizer.get_vocab()
     if {"<|channel|>", "<|message|>", "<|start|>", "<|end|>"} <= vocabulary.keys():
         return ChannelText(tokenizer, shows_thoughts)
     if {"<think>", "</think>"} <= vocabulary.keys():
-        return ThinkText(tokenizer, shows_thoughts)
+        return ThinkText(tokenizer, shows_thoughts, prompt)
     return PlainText(tokenizer)
 
 

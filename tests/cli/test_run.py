@@ -169,6 +169,31 @@ def test_mistakes_are_one_line(arguments, message):
     assert message in refusal("-m", "mixtral-mini", *arguments)
 
 
+def test_input_that_is_not_text_is_one_line():
+    for arguments in (["-p", "-"], ["--prompt-file", "/dev/stdin"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "utf8=0", "-m", "finemoe", "run", "-m", "mixtral-mini", *arguments],
+            input=b"caf\xe9",
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"},
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert b"not text in UTF-8" in done.stderr
+
+
+def test_a_chat_that_cannot_go_on_keeps_its_counters_and_its_profile(qwen3, tmp_path):
+    """The second turn has more tokens than the model has positions."""
+    text, profile = f"Why?\n{'a b ' * 25_000}\nAnd then?\n", tmp_path / "a.profile"
+    done = run("-m", qwen3, "--chat", "--max-new-tokens", "2", "--profile", str(profile), text=text)
+    assert "2 tokens" in done.stdout
+    assert "hit rate" in done.stdout
+    assert profile.is_file()
+    assert isinstance(done.exception, FinemoeError)
+    assert "tokens, but this model has positions for 40,960" in str(done.exception)
+
+
 def test_random_weights_are_refused_at_once():
     line = refusal("-m", "random:data/models/configs/qwen1.5-moe-a2.7b.json", "-p", "x")
     assert "random weights write no text and have no tokenizer; name a checkpoint, or measure this size in Python" in line

@@ -99,3 +99,19 @@ def test_a_chat_goes_on_from_answers_without_their_thoughts(folders, monkeypatch
     earlier = "<|start|>user<|message|>Why?<|end|><|start|>assistant<|channel|>final<|message|>Rivers.<|end|>"
     assert prompts[1].endswith(f"{earlier}<|start|>user<|message|>And then?<|end|><|start|>assistant")
     assert "Old sea" not in prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown", "hidden"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>\nOld.\n</think>\n\nRivers.", "Rivers."),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "Old.\n</think>\n\nRivers.", "Old.\nRivers."),
+        ("<think> means what?<|im_end|>\n<|im_start|>assistant\n", "Old.\n</think>\n\nRivers.", "Old.\nRivers."),
+    ],
+)
+def test_a_thought_that_the_template_begins_is_a_thought(prompt, shown, hidden, folders):
+    """As the templates of models that always think do."""
+    tokenizer = load_tokenizer(str(folders["qwen3"]))
+    tokens, before = tokens_of(tokenizer, "Old.\n</think>\n\nRivers.<|im_end|>"), tokens_of(tokenizer, prompt)
+    assert text_of(response_of(tokenizer, prompt=before), tokens) == shown
+    assert text_of(response_of(tokenizer, shows_thoughts=False, prompt=before), tokens) == hidden
