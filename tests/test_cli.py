@@ -193,7 +193,11 @@ ROOM_OF_GPT_OSS = 49_783_680 + 128 + 2 * 256  # biases are as in the file, and t
     [
         (gpt_oss_20b, [], ("mxfp4", 13_236_480, 13_236_480 + ROOM_OF_GPT_OSS, 120 * 13_236_480 + ROOM_OF_GPT_OSS)),
         (qwen3_30b_a3b_fp8, [], ("fp8", 4_719_744, 4_719_744 + ROOM_OF_QWEN3, 480 * 4_719_744 + ROOM_OF_QWEN3)),
-        (qwen3_30b_a3b, ["--gguf", "Q4_K_M"], ("gguf Q4_K_M", 3_059_712, 3_059_712 + 18_874_368, 480 * 3_059_712 + 18_874_368)),
+        (
+            qwen3_30b_a3b,
+            ["--gguf", "Q4_K_M"],
+            ("gguf Q4_K_M", 3_059_712, 3_059_712 + ROOM_OF_QWEN3, 480 * 3_059_712 + ROOM_OF_QWEN3),
+        ),
         (qwen3_30b_a3b, [], ("bf16", 9_437_184, BF16_OF_QWEN3, 480 * BF16_OF_QWEN3)),
     ],
 )
@@ -222,11 +226,11 @@ def test_info_on_a_gguf_file(tmp_path):
     one = 256 * (2 * 144 + 210)  # rows of one block in each of three matrices
     assert found["layers"] == [{"layer": layer, "types": "Q4_K Q4_K Q6_K", "expert_bytes": one} for layer in range(2)]
     assert found["all_experts_bytes"] == 2 * found["num_experts"] * one
-    _, engine = finemoe.load(file, found["smallest_expert_memory_bytes"], "on-demand")
+    _, engine = finemoe.load(file, found["smallest_expert_memory_bytes"], "on-demand", dtype="bfloat16")
     with engine:
         assert engine.expert_memory_bytes == found["smallest_expert_memory_bytes"]
     with pytest.raises(FinemoeError, match="at least"):
-        finemoe.load(file, found["smallest_expert_memory_bytes"] - 1, "on-demand")
+        finemoe.load(file, found["smallest_expert_memory_bytes"] - 1, "on-demand", dtype="bfloat16")
 
 
 def test_info_refuses_what_cannot_be_loaded(tmp_path):

@@ -18,7 +18,6 @@ class ExpertMemory:
         slot_bytes: size of a record in its slot.
         room_bytes: size of an unpacked expert; 0 if experts are not packed.
         num_layers, num_experts, top_k: L, J, K.
-        unpacked_to: the type that experts are unpacked to.
     """
 
     slot_bytes: int
@@ -26,7 +25,6 @@ class ExpertMemory:
     num_layers: int
     num_experts: int
     top_k: int
-    unpacked_to: str = "bf16"
 
     @property
     def smallest_bytes(self) -> int:
@@ -56,7 +54,7 @@ class ExpertMemory:
     @property
     def _smallest_because(self) -> str:
         one = f"one expert in its slot ({format_bytes(self.slot_bytes)})"
-        room = f"the room where it is unpacked ({format_bytes(self.room_bytes)} in {self.unpacked_to})"
+        room = f"the room where it is unpacked ({format_bytes(self.room_bytes)} in bf16)"
         return f"{one}, and {room}" if self.room_bytes else one
 
     @property

@@ -33,7 +33,7 @@ def gguf_facts(path: Path) -> dict[str, Any]:
         config = config_of_gguf(file)
     model = model_on_meta(config)
     geometry = Geometry.of_model(model)
-    layers = find_moe_layers(model.float())  # the default type when a GGUF file is loaded
+    layers = find_moe_layers(model)  # bfloat16, as the command line loads such a file
     plain = [ExpertLayout.of(layer) for layer in layers]
     matrices = [GgufCheckpoint(file, torch.float32).matrices(layer) for layer in layers]
     layouts = [
@@ -53,7 +53,6 @@ def gguf_facts(path: Path) -> dict[str, Any]:
         num_layers=geometry.num_layers,
         num_experts=geometry.num_experts,
         top_k=geometry.experts_per_token,
-        unpacked_to="float32",
     )
     of_layers = [
         {"layer": layer.index, "types": " ".join(found), "expert_bytes": one.nbytes}
@@ -67,7 +66,7 @@ def _types(matrices: Sequence[Any] | None) -> list[str]:
     from finemoe.packing.codec import Plain
 
     if matrices is None:
-        return ["F32"] * 3
+        return ["bfloat16"] * 3
     codecs = [matrix.codec for matrix in matrices]
     return [
         str(codec.dtype).removeprefix("torch.") if isinstance(codec, Plain) else codec.format.removeprefix("gguf ")

@@ -33,7 +33,7 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
     model = model_on_meta(config)
     geometry = Geometry.of_model(model, mix)
     is_packed = geometry.expert_format != PLAIN
-    layers = find_moe_layers(model.float() if mix else model)  # the default type when a GGUF file is loaded
+    layers = find_moe_layers(model)
     unpacked = max(ExpertLayout.of(layer, None if mix else latest_phases(layer, is_packed)).nbytes for layer in layers)
     memory = ExpertMemory(
         slot_bytes=geometry.expert_bytes if is_packed else unpacked,
@@ -41,7 +41,6 @@ def model_facts(source: str, mix: str | None) -> dict[str, Any]:
         num_layers=geometry.num_layers,
         num_experts=geometry.num_experts,
         top_k=geometry.experts_per_token,
-        unpacked_to="float32" if mix else PLAIN,
     )
     return asdict(geometry) | _share(geometry.expert_bytes, geometry.unpacked_expert_bytes) | memory.facts()
 
@@ -54,7 +53,7 @@ def machine_facts(model: "LoadedModel", place: "Place", context: int, is_timed: 
     Returns:
         The fields of JSON. expert_memory_here_bytes is recommended: the least that is within two percent of the fastest.
     """
-    from finemoe.planning.choices import disk_bytes, room_bytes
+    from finemoe.planning.choices import disk_bytes, largest_context, room_bytes
 
     room = room_bytes(model, place, context)
     fits = room >= model.smallest_bytes
@@ -68,7 +67,7 @@ def machine_facts(model: "LoadedModel", place: "Place", context: int, is_timed: 
         "kv_cache_bytes": model.kv_bytes * context,
         "fits": fits,
         "largest_expert_memory_bytes": min(room, model.expert_memory_bytes(model.num_experts)) if fits else 0,
-        "largest_context": max(0, (room_bytes(model, place, 0) - model.smallest_bytes) // model.kv_bytes),
+        "largest_context": largest_context(model, place),
         "host_memory_bytes": place.host_bytes,
         "disk_bytes": disk_bytes(model, place),
     }

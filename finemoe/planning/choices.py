@@ -1,9 +1,12 @@
 """The ways to run one model in one format on a machine: every system on the least memory that is as fast as all of it."""
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from finemoe.models.published import HUB_IDS
 from finemoe.planning.loaded import LoadedModel
 from finemoe.planning.place import Place
 from finemoe.planning.prediction import Curve, Prepared, curves, prompt_s
@@ -67,6 +70,12 @@ def disk_bytes(model: LoadedModel, place: Place) -> int:
     return 0 if place.host_bytes is None else max(0, model.all_experts_bytes - place.host_bytes)
 
 
+def largest_context(model: LoadedModel, place: Place) -> int:
+    """Tokens whose keys and values fit in addition to one expert; 0 if none do, or if the model keeps nothing for a token."""
+    left = room_bytes(model, place, 0) - model.smallest_bytes
+    return left // model.kv_bytes if left > 0 and model.kv_bytes else 0
+
+
 def choices_of(model: LoadedModel, place: Place, context: int, prepared: Sequence[Prepared]) -> list[Choice]:
     """Every system with one format, on as much memory as it can use."""
     slots = min(model.num_experts, model.slots_in(room_bytes(model, place, context)) * place.testbed.devices)
@@ -102,13 +111,23 @@ def with_disk(model: LoadedModel, place: Place) -> Testbed:
 
 def command_of(model: LoadedModel, place: Place, system: System, eviction: str | None, slots: int) -> str:
     """The command line that runs a choice, with `slots` experts on every device."""
-    parts = [f"finemoe run -m {model.name}", f"--expert-memory {as_option(model.expert_memory_bytes(slots))}"]
+    parts = [f"finemoe run -m {shlex.quote(_to_run(model))}", f"--expert-memory {as_option(model.expert_memory_bytes(slots))}"]
     parts += [f"--expert-format {model.packed_at_load}"] if model.packed_at_load else []
     parts += [f"--host-memory {as_option(place.host_bytes, math.floor)}"] if place.host_bytes and disk_bytes(model, place) else []
     parts += [f"--policy {system.policy}"] + ([f"--eviction {eviction}"] if eviction else [])
     parts += [f"--devices {place.testbed.devices}"] if place.testbed.devices > 1 else []
     parts += [f"--link {place.link}"] if place.link else []
     return " ".join([*parts, '-p "Hello"'])
+
+
+def _to_run(model: LoadedModel) -> str:
+    """What `finemoe run` loads: a hub id instead of the name of an included configuration, and the folder of a configuration."""
+    if model.mix is not None:
+        return "FILE.gguf"
+    path = Path(model.name)
+    if path.suffix == ".json" and path.is_file():
+        return str(path.parent)
+    return next((hub_id for hub_id, name in HUB_IDS.items() if name == model.name), model.name)
 
 
 def as_option(num_bytes: int, rounding: Callable[[float], int] = math.ceil) -> str:

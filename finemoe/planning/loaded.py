@@ -25,6 +25,7 @@ class LoadedModel:
             packs them so, which is lossy; None if they stay as published. mix: the GGUF mix; None without one.
         slot_bytes: one expert in its slot. room_bytes: one unpacked expert, if experts are packed, otherwise 0.
         all_experts_bytes: all experts in host memory. other_bytes: all other weights. kv_bytes: keys and values of one token.
+        positions: the longest context that the model is made for; None if its configuration does not state one.
         size: the sizes that the simulator takes.
     """
 
@@ -38,6 +39,7 @@ class LoadedModel:
     all_experts_bytes: int
     other_bytes: int
     kv_bytes: int
+    positions: int | None
     size: ModelSize
 
     @property
@@ -152,18 +154,18 @@ def _with_format(
         all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
         other_bytes=other_bytes(model, layers),
         kv_bytes=_kv_bytes(size, model),
+        positions=_positions(model),
         size=replace(size, packed_bytes=room.slot_bytes),
     )
 
 
 def _in_mix(name: str, source: str, mix: str, model: Any, layers: "Sequence[MoELayer]", size: ModelSize) -> LoadedModel:
-    """Experts as in a GGUF file; everything else in float32, the type to which such a file is unpacked."""
+    """Experts as in a GGUF file; everything else in bfloat16, as the command line loads such a file."""
     from finemoe.models.packed_sizes import expert_records
     from finemoe.runtime.expert_layout import ExpertLayout
 
     records = expert_records(model, layers, None, mix)
     largest = max(records, key=lambda record: record.nbytes)
-    model = model.float()
     return LoadedModel(
         name=name,
         source=source,
@@ -175,6 +177,7 @@ def _in_mix(name: str, source: str, mix: str, model: Any, layers: "Sequence[MoEL
         all_experts_bytes=sum(record.count * record.nbytes for record in records),
         other_bytes=other_bytes(model, layers),
         kv_bytes=_kv_bytes(size, model),
+        positions=_positions(model),
         size=replace(size, packed_bytes=largest.nbytes),
     )
 
@@ -198,7 +201,7 @@ def _of_gguf(name: str, path: Path) -> LoadedModel:
     with in_one_line(f"{path}: of architecture {file.architecture!r}: "):
         config = config_of_gguf(file)
     size = ModelSize.from_config(config, name)
-    model = model_on_meta(config).float()
+    model = model_on_meta(config)  # bfloat16, as the command line loads such a file
     layers = find_moe_layers(model)
     plain = [ExpertLayout.of(layer) for layer in layers]
     matrices = [GgufCheckpoint(file, torch.float32).matrices(layer) for layer in layers]
@@ -217,6 +220,7 @@ def _of_gguf(name: str, path: Path) -> LoadedModel:
         all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
         other_bytes=other_bytes(model, layers),
         kv_bytes=_kv_bytes(size, model),
+        positions=_positions(model),
         size=replace(size, packed_bytes=room.slot_bytes),
     )
 
@@ -225,6 +229,11 @@ def other_bytes(model: Any, layers: "Sequence[MoELayer]") -> int:
     """All parameters except the routed experts, shared ones once."""
     experts = {id(one) for layer in layers for one in layer.expert_parameters().values()}
     return sum(one.numel() * one.element_size() for one in model.parameters() if id(one) not in experts)
+
+
+def _positions(model: Any) -> int | None:
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def _kv_bytes(size: ModelSize, model: Any) -> int:

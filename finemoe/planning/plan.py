@@ -9,11 +9,12 @@ from finemoe.cache.capacity import byte_count
 from finemoe.errors import FinemoeError
 from finemoe.models.published import config_source
 from finemoe.packing.formats import require_format
-from finemoe.planning.choices import DISK_BYTES_PER_S, SYSTEMS, Choice, choices_of, room_bytes
+from finemoe.planning.choices import DISK_BYTES_PER_S, SYSTEMS, Choice, choices_of, largest_context, room_bytes
 from finemoe.planning.loaded import PACKED_AT_LOAD, LoadedModel, loaded_models
 from finemoe.planning.place import Place, place_of
 from finemoe.planning.prediction import Prepared
 from finemoe.planning.routing import assumed_routings, recorded_routing, shipped_trace
+from finemoe.simulation.cost import ModelSize
 from finemoe.simulation.testbed import Testbed
 from finemoe.traces import RoutingTrace
 from finemoe.units import format_bytes
@@ -132,7 +133,7 @@ def plan(
         reserve_bytes=place.reserve_bytes(place.testbed.memory_bytes),
         choices=tuple(ordered[:_NUM_CHOICES]),
         misfits=misfits,
-        notes=_notes(first, place, ordered),
+        notes=_notes(first, place, context, ordered[0]),
     )
 
 
@@ -145,13 +146,14 @@ def prepare(model: LoadedModel, trace: RoutingTrace | None, seed: int) -> list[P
     size = model.size
     if trace is None:
         return [Prepared.of(one) for one in assumed_routings(size.num_layers, size.num_experts, size.top_k, seed)]
-    found, expected = (trace.num_layers, trace.num_experts), (size.num_layers, size.num_experts)
+    found, expected = _shape(trace), _shape(size)
     if found != expected:
-        raise FinemoeError(
-            f"the trace has {found[0]} layers x {found[1]} experts, {model.name} {expected[0]} x {expected[1]}; "
-            "give a trace of this model"
-        )
+        raise FinemoeError(f"the trace has {found}, {model.name} {expected}; give a trace of this model")
     return [Prepared.of(recorded_routing(trace, trace.model or "the trace", seed))]
+
+
+def _shape(one: RoutingTrace | ModelSize) -> str:
+    return f"{one.num_layers} layers x {one.num_experts} experts / {one.top_k}"
 
 
 def basis_of(trace: RoutingTrace | None, prepared: Sequence[Prepared]) -> str:
@@ -167,26 +169,39 @@ def basis_of(trace: RoutingTrace | None, prepared: Sequence[Prepared]) -> str:
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
     """The fastest first; but a choice that is not lossy before lossy ones that gain less than a quarter, and a simpler policy
-    before one that gains less than two percent. A choice that is not lossy is always among the first three."""
+    before one that gains less than two percent. A choice that is not lossy is always among the first three. The next ones differ
+    in format or in speed from those before them, as long as there are such."""
     complexity = {system.policy: place for place, system in enumerate(SYSTEMS.values())}
     ordered = sorted(choices, key=lambda one: one.tpot_s[1])
     exact = [one for one in ordered if not one.is_lossy]
     pool = exact if exact and exact[0].tpot_s[1] <= _EXACT_WITHIN * ordered[0].tpot_s[1] else ordered
     near = [one for one in pool if one.tpot_s[1] <= _SIMPLER_WITHIN * pool[0].tpot_s[1]]
-    first = min(near, key=lambda one: (one.is_lossy, complexity[one.policy], one.eviction is not None, one.tpot_s[1]))
-    rest = [one for one in ordered if one is not first]
+    first = min(near, key=lambda one: (-one.host_bytes, complexity[one.policy], one.eviction is not None, one.tpot_s[1]))
+    rest = _differing(first, [one for one in ordered if one is not first])
     if not first.is_lossy or not exact:
         return [first, *rest]
     others = [one for one in rest if one is not exact[0]]
     return sorted([first, *others[:1], exact[0]], key=lambda one: (one is not first, one.tpot_s[1])) + others[1:]
 
 
+def _differing(first: Choice, others: Sequence[Choice]) -> list[Choice]:
+    """The others, but first those that differ in format or in speed from all before them."""
+    kept, alike = [first], list[Choice]()
+    for one in others:
+        is_alike = any(one.expert_format == before.expert_format and _is_as_fast(one, before) for before in kept)
+        (alike if is_alike else kept).append(one)
+    return kept[1:] + alike
+
+
+def _is_as_fast(one: Choice, other: Choice) -> bool:
+    fast, slow = sorted((one.tpot_s[1], other.tpot_s[1]))
+    return slow <= _SIMPLER_WITHIN * fast
+
+
 def _misfit(model: LoadedModel, place: Place, context: int) -> Misfit:
     needed = model.smallest_bytes + model.other_bytes + model.kv_bytes * context
-    left = room_bytes(model, place, 0) - model.smallest_bytes
-    largest = left // model.kv_bytes if left > 0 and model.kv_bytes else None
     missing = model.smallest_bytes - room_bytes(model, place, context)
-    return Misfit(model.expert_format, needed, missing, largest or None)
+    return Misfit(model.expert_format, needed, missing, largest_context(model, place) or None)
 
 
 def _nothing_fits(name: str, place: Place, misfits: Sequence[Misfit], context: int) -> str:
@@ -199,15 +214,17 @@ def _nothing_fits(name: str, place: Place, misfits: Sequence[Misfit], context: i
     return f"{text}; the largest context that fits is {least.largest_context:,} tokens" if least.largest_context else text
 
 
-def _notes(model: LoadedModel, place: Place, ranked: Sequence[Choice]) -> tuple[str, ...]:
+def _notes(model: LoadedModel, place: Place, context: int, best: Choice) -> tuple[str, ...]:
     found = []
+    if model.positions is not None and context > model.positions:
+        found.append(f"keys and values are counted for {context:,} tokens, but this model has positions for {model.positions:,}")
     if place.host_bytes is None:
-        found.append(f"host memory is not known; all experts need {format_bytes(ranked[0].host_bytes)} of it (--host-memory)")
-    if ranked[0].disk_bytes:
+        found.append(f"host memory is not known; all experts need {format_bytes(best.host_bytes)} of it (--host-memory)")
+    if best.disk_bytes:
         found.append(
-            f"{format_bytes(ranked[0].disk_bytes)} of the experts are on disk, which is assumed to read "
+            f"{format_bytes(best.disk_bytes)} of the experts are on disk, which is assumed to read "
             f"{DISK_BYTES_PER_S / 1e9:g} GB/s"
         )
-    if ranked[0].is_lossy:
+    if best.is_lossy:
         found.append("packing experts at load is lossy: the model then generates the tokens of the packed model")
     return tuple(found)

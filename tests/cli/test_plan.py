@@ -30,7 +30,7 @@ def test_a_plan_in_words_and_as_json(trace):
     *lines, command = shown.splitlines()
     assert max(map(len, lines)) <= 80
     assert command == found["choices"][0]["command"]
-    assert shlex.split(command)[:4] == ["finemoe", "run", "-m", "gpt-oss-20b"]
+    assert shlex.split(command)[:4] == ["finemoe", "run", "-m", "openai/gpt-oss-20b"]
     best = found["choices"][0]
     assert f"{best['slots']:,} of 768 experts" in " ".join(shown.split())
     assert {one["expert_format"] for one in found["choices"]} == {"mxfp4"}

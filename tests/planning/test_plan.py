@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import typer
@@ -77,8 +78,12 @@ def test_assumed_routing_gives_a_range_and_a_trace_a_number(model, plans):
     low, high = plans[60].best.tokens_per_s
     assert low < high
     assert plans[60].basis.endswith("fitted to hit rates of gpt-oss-20b and gemma-4-26b")
-    with pytest.raises(FinemoeError, match="the trace has 5 layers x 16 experts"):
-        finemoe.plan(model, "60MiB", BED, trace=synthetic_trace(Recipe(0.2, 0.3, 0.3, 8), 5, 16, 2, 5, 5))
+    for layers, top_k in ((5, 2), (6, 4)):
+        other = synthetic_trace(Recipe(0.2, 0.3, 0.3, 8), layers, 16, top_k, 5, 5)
+        with pytest.raises(
+            FinemoeError, match=f"the trace has {layers} layers x 16 experts / {top_k}, .* 6 layers x 16 experts / "
+        ):
+            finemoe.plan(model, "60MiB", BED, trace=other)
 
 
 def test_the_result_is_plain_and_its_names_are_stable(plans):
@@ -168,3 +173,34 @@ def test_an_exact_choice_is_among_the_first_three():
     lossy = [made_up(0.5 + number / 100, is_lossy=True) for number in range(4)]
     first, second, third, *_ = ranked([*lossy, made_up(2.0)])
     assert (first.is_lossy, second.is_lossy, third.is_lossy) == (True, True, False)
+
+
+def test_the_next_best_choices_differ_in_format_or_in_speed():
+    alike = [made_up(0.5 + number / 1000, policy) for number, policy in enumerate(("on-demand", "finemoe-plus", "finemoe-plus"))]
+    slower, lossy = made_up(0.6, "on-demand"), made_up(0.8, is_lossy=True)
+    assert ranked([*alike, slower, lossy]) == [alike[0], slower, lossy, *alike[1:]]
+
+
+def test_of_formats_that_are_as_fast_the_more_precise_one_comes_first():
+    coarse, fine = made_up(0.5, is_lossy=True), replace(made_up(0.505, is_lossy=True), expert_format="fp8", host_bytes=9)
+    assert ranked([coarse, fine]) == [fine, coarse]
+
+
+def test_commands_name_what_can_be_run(model):
+    def named(name, **options):
+        words = shlex.split(finemoe.plan(name, "8GB", BED, context=100, formats=[], **options).best.command)
+        return words[words.index("-m") + 1]
+
+    assert named(model) == str(Path(model).parent)
+    assert named("gpt-oss-20b") == "openai/gpt-oss-20b"
+    assert named("olmoe-1b-7b", gguf="Q4_K_M") == "FILE.gguf"
+
+
+def test_a_context_beyond_the_models_positions_is_noted(model, tmp_path):
+    import json
+
+    short = tmp_path / "config.json"
+    short.write_text(json.dumps(FIELDS | {"max_position_embeddings": 50}), encoding="utf-8")
+    (note,) = (one for one in finemoe.plan(str(short), "60MiB", BED, context=100, formats=[]).notes if "positions" in one)
+    assert note == "keys and values are counted for 100 tokens, but this model has positions for 50"
+    assert not any("positions" in one for one in finemoe.plan(model, "60MiB", BED, context=100, formats=[]).notes)

@@ -18,7 +18,7 @@ from finemoe.simulation.testbed import Testbed
 LAYERS, EXPERTS, TOP_K = 6, 16, 2
 SIZE = ModelSize("small", LAYERS, EXPERTS, TOP_K, 64, 1_000_000, 200_000, 100_000, 100_000_000, 64, 256)
 BED = replace(Testbed.load("laptop-8gb"), hits_first=1, hand_over_s=0.0)
-MODEL = LoadedModel("small", "", "bf16", None, None, 2_000_000, 0, 192_000_000, 8_000_000, 1000, SIZE)
+MODEL = LoadedModel("small", "", "bf16", None, None, 2_000_000, 0, 192_000_000, 8_000_000, 1000, None, SIZE)
 
 
 @pytest.fixture(scope="module")
