@@ -244,17 +244,8 @@ def _access(machine, events, event, gate, counts):  # type: ignore[no-untyped-de
             counts[event, 1] += machine.found[index] == LOADING
             machine.ready[places[index]] = gate if machine.found[index] == RESIDENT else ABSENT_YET
         counts[event, 2] += load_missing(machine, d, base, mine, places)
-        if cache.counts[STREAMS] and _have_slots(machine, places):
+        if cache.counts[STREAMS]:
             stream_ahead(cache)
-
-
-@borrowing
-def _have_slots(machine, places):  # type: ignore[no-untyped-def]
-    """Whether a device's part of the demanded set fits into its cache."""
-    for place in places:  # noqa: SIM110 - no generators in compiled code
-        if machine.ready[place] == ABSENT_YET:
-            return False
-    return True
 
 
 @borrowing

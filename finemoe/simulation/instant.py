@@ -194,6 +194,7 @@ def _load_missing(cache, layer, experts, weigh):  # type: ignore[no-untyped-def]
         release(cache, layer, experts[:position])
         while not _load(cache, flat, False, weigh):
             _give_up_last(cache, base, experts[position + 1 :])
+        cache.running[flat] = True  # also if it had given up its slot: it stays until the layer is done
     return fits
 
 

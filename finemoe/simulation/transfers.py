@@ -138,6 +138,7 @@ def load_in_turn(machine, d, index, layer, now, experts):  # type: ignore[no-unt
     machine.link_s[d] = max(machine.link_s[d], now) + machine.load_s
     machine.ready[index] = machine.link_s[d]
     complete(cache, flat)
+    cache.running[flat] = True  # also if it had given up its slot: it stays until the layer is done
 
 
 @borrowing

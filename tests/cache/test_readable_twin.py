@@ -87,6 +87,7 @@ class Plain:
                 ahead = [e for e in experts[position + 1 :] if self.cache.state[layer, e] == RESIDENT]
                 self.cache.release(layer, np.array(ahead[-1:]))
                 assert self.load(layer, expert, False)
+            self.cache.need(layer, expert)
             self.demand_loads += 1
 
     def load(self, layer: int, expert: int, prefetched: bool) -> bool:

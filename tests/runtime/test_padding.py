@@ -13,7 +13,7 @@ from tests.runtime import families
 from tests.runtime.models import build
 
 STEPS = {"max_new_tokens": 6, "min_new_tokens": 6}
-LIVE = ("finemoe", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference", "on-demand")
+LIVE = ("finemoe", "finemoe-plus", "moe-infinity", "promoe", "mixtral-offloading", "deepspeed-inference", "on-demand")
 
 
 class Ready:

@@ -111,6 +111,10 @@ class ExpertCache:
         """Experts of the running set that have been used in this call and may now be victims."""
         self._running[layer, experts] = False
 
+    def need(self, layer: int, expert: int) -> None:
+        """An expert of the running set has come back into a slot: it stays until the layer is done."""
+        self._running[layer, expert] = True
+
     def admit(self, layer: int, expert: int, prefetched: bool) -> Admission | None:
         """Give an absent expert a slot, evicting if none is free; its state becomes LOADING.
 
