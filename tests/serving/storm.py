@@ -1,6 +1,6 @@
 """Many clients at once: answers, hang-ups, prompts that are too long, bodies that are no JSON.
 
-    python -m tests.serving.storm [requests] [clients]
+    python -m tests.serving.storm [requests] [clients] [--batched]
 
 serves a tiny random model in this process, sends the requests in rounds, and prints what each round left behind.
 """
@@ -127,8 +127,8 @@ def rss_mib() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def main(num_requests: int = 200, num_clients: int = 10, num_rounds: int = 5) -> None:
-    with served() as live:
+def main(num_requests: int = 200, num_clients: int = 10, num_rounds: int = 5, is_batched: bool = False) -> None:
+    with served(is_batched=is_batched) as live:
         storm = Storm(live)
         for number in range(num_rounds):
             storm.seed = number
@@ -140,4 +140,5 @@ def main(num_requests: int = 200, num_clients: int = 10, num_rounds: int = 5) ->
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--batched"]
+    main(*numbers, is_batched="--batched" in sys.argv)
