@@ -62,13 +62,14 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], registry: Colle
 class _EngineCollector(Collector):
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
+        self._highest: dict[str, float] = {}  # by counter
 
     def collect(self) -> Iterator[Metric]:
         """The totals of `engine.report()`, without what it says of each request, which takes longer the more there were."""
         is_up = not engine_failure(self._engine)
         yield GaugeMetricFamily(f"{_PREFIX}_engine_up", "Whether the engine can serve requests.", float(is_up))
         if is_up:
-            yield from _of_counters(self._engine.parts.counters)
+            yield from _of_counters(self._engine.parts.counters, self._highest)
             memory_bytes = self._engine.expert_memory_bytes
             yield GaugeMetricFamily(f"{_PREFIX}_expert_memory_bytes", "Size of expert memory.", memory_bytes)
 
@@ -88,7 +89,9 @@ class _RunningCollector(Collector):
         yield GaugeMetricFamily(f"{_PREFIX}_requests_waiting", "Requests that wait for their turn.", waiting)
 
 
-def _of_counters(counters: Counters) -> Iterator[Metric]:
+def _of_counters(counters: Counters, highest: dict[str, float]) -> Iterator[Metric]:
+    """The totals. What a rejected draft demanded is taken back later, but a counter may only grow: it then waits at its highest
+    value."""
     hits, late, misses = sum(counters.hits), sum(counters.late), sum(counters.misses)
     accesses = hits + late + misses
     totals = {
@@ -103,6 +106,7 @@ def _of_counters(counters: Counters) -> Iterator[Metric]:
         "decode_steps": ("Decode steps.", counters.num_decode_steps),
     }
     for name, (text, value) in totals.items():
-        yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value)
+        highest[name] = max(value, highest.get(name, 0))
+        yield CounterMetricFamily(f"{_PREFIX}_{name}", text, highest[name])
     ratio = hits / accesses if accesses else float("nan")
     yield GaugeMetricFamily(f"{_PREFIX}_expert_hit_ratio", "Hits / all demanded experts.", ratio)

@@ -3,8 +3,13 @@
 import threading
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+import finemoe
+from finemoe.serving.metrics import Metrics
+from finemoe.serving.running import RunningRequests
+from tests.runtime.models import build
 from tests.serving.served import CHAT, NAME, wait_until
 
 OF_THE_ENGINE = {
@@ -99,3 +104,24 @@ def test_reading_disturbs_nothing(live):
     assert after.num_decode_steps - before.num_decode_steps == 29
     assert after.accesses == after.hits + after.late + after.misses
     assert readings == sorted(readings)
+
+
+def test_counters_never_fall_when_drafts_are_rejected():
+    """What only rejected drafts demanded is taken out of the report one step later; Prometheus would take that for a restart."""
+    model, tokens = build("mixtral"), torch.tensor([[7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 8]])
+    seen: list[dict[str, float]] = []
+    with finemoe.offload(model, 0.3, "on-demand", asynchronous=False) as engine:
+        metrics = Metrics(engine, RunningRequests())
+
+        def scrape(*_) -> None:
+            families = text_string_to_metric_families(metrics.text().decode())
+            seen.append({one.name: one.value for family in families if family.type == "counter" for one in family.samples})
+
+        handle = model.model.layers[0].register_forward_pre_hook(scrape)
+        model.generate(tokens, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0, prompt_lookup_num_tokens=3)
+        handle.remove()
+        scrape()
+        assert engine.report().drafts.rejected_accesses > 0
+    for name in OF_THE_ENGINE.keys() & seen[0].keys():
+        values = [sample[name] for sample in seen]
+        assert values == sorted(values), name
