@@ -25,7 +25,6 @@ WAITING = ("mixtral-offloading", "moe-infinity", "deepspeed-inference")
 
 
 CASES = [(policy, *sizes) for policy in BESIDE + WAITING for sizes in ((0.7, 1), (0.1, 1), (0.6, 2))]
-CASES.remove(("finemoe-plus", 0.1, 1))  # sets larger than the cache: its gains are weighed at other moments, streamed or not
 
 
 @pytest.mark.parametrize(("policy", "share", "devices"), CASES)
@@ -231,3 +230,16 @@ def test_systems_that_wait_or_know_never_stream(name):
     policy = POLICIES[name](setup)
     assert policy.streams(1, True) == policy.streams(1, None) == (name in BESIDE)
     assert not policy.streams(1, False)
+
+
+def test_a_layer_called_by_itself_is_not_streamed():
+    """No other layer follows, so whatever is loaded for one is wasted."""
+    model = build("mixtral")
+    with finemoe.offload(model, 0.3, "on-demand", asynchronous=False, stream_prompts_from=8) as engine, torch.no_grad():
+        seen = note_streamed(engine)
+        for layer in (2, 0):
+            model.model.layers[layer].mlp(torch.randn(1, 20, 32))
+        assert seen == [False, False]
+        assert engine.report().prefetched_bytes == 0
+        model(inputs_embeds=torch.randn(1, 20, 32))
+        assert seen[2:] == [True]
