@@ -20,11 +20,14 @@ def require_fit(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: 
     Args:
         model: without its experts. layouts: record layout of every MoE layer. num_experts: of all layers together.
     Raises:
-        FinemoeError: it is.
+        FinemoeError: it is, or no expert memory fits at all.
     """
     room, count = Room.of(layouts, options.slots), len(options.devices)
     memory = 1.0 if policy_named(options.policy).holds_everything else options.expert_memory
     most_bytes = _most_bytes(model, layouts, num_experts, options)
+    least_bytes = room.slot_bytes + room.num_rooms(1, count) * room.room_bytes
+    if most_bytes is not None and most_bytes < least_bytes:
+        raise FinemoeError(_no_room(model, layouts, num_experts, options, least_bytes))
     limit = "" if most_bytes is None else f"; at most {_as_option(most_bytes)} fits here"
     try:
         slots = room.slots_per_device(memory, num_experts, count)
@@ -32,12 +35,24 @@ def require_fit(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: 
         raise FinemoeError(f"{error}{limit}") from error
     wanted_bytes = slots * room.slot_bytes + room.num_rooms(slots, count) * room.room_bytes
     if most_bytes is not None and wanted_bytes > most_bytes:
-        least_bytes = room.slot_bytes + room.num_rooms(1, count) * room.room_bytes
         raise FinemoeError(
             f"expert_memory is {options.expert_memory}, which takes {format_bytes(wanted_bytes)} on {options.devices[0]}; "
             f"from {_as_option(least_bytes, is_least=True)}, which holds one expert, to {_as_option(most_bytes)} fits here, and "
             "keys and values need some of that"
         )
+
+
+def _no_room(
+    model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: int, options: EngineOptions, least_bytes: int
+) -> str:
+    """Why not even one expert fits, and what to do."""
+    home = options.devices[0]
+    free = f"of the {format_bytes(free_bytes(home) or 0)} that are free on {home}"
+    if home.type == "cpu":
+        taken_bytes, remedy = _in_host_bytes(layouts, num_experts, options), "set host_memory to keep less there"
+        return f"the experts take {format_bytes(taken_bytes)} {free}, which leaves too little for expert memory; {remedy}"
+    rest = f"the other weights take {format_bytes(_rest_bytes(model, home))} {free}"
+    return f"{rest}, which leaves less than one expert needs ({format_bytes(least_bytes)}); free memory there"
 
 
 def _most_bytes(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: int, options: EngineOptions) -> int | None:
@@ -48,9 +63,13 @@ def _most_bytes(model: nn.Module, layouts: Sequence[ExpertLayout], num_experts: 
     least_bytes = min(one for one in free if one is not None)
     if home.type != "cpu":
         return max(min(least_bytes, (free[0] or 0) - _rest_bytes(model, home)), 0)
+    return max(least_bytes - _in_host_bytes(layouts, num_experts, options), 0) // len(options.devices)
+
+
+def _in_host_bytes(layouts: Sequence[ExpertLayout], num_experts: int, options: EngineOptions) -> int:
+    """Bytes of experts that wait in host memory, at most."""
     stored_bytes = num_experts * max(layout.nbytes for layout in layouts)
-    in_host_bytes = stored_bytes if options.host_bytes is None else min(stored_bytes, options.host_bytes)
-    return max(least_bytes - in_host_bytes, 0) // len(options.devices)
+    return stored_bytes if options.host_bytes is None else min(stored_bytes, options.host_bytes)
 
 
 def _rest_bytes(model: nn.Module, home: torch.device) -> int:

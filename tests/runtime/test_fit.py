@@ -52,3 +52,12 @@ def test_a_machine_that_reports_nothing_refuses_nothing(folder, monkeypatch):
     monkeypatch.setattr(fit, "free_bytes", lambda device: None)
     _, engine = finemoe.load(folder, 1.0, "on-demand")
     engine.close()
+
+
+def test_a_machine_without_room_for_the_experts_says_how_to_keep_less_there(folder, expert_bytes, monkeypatch):
+    monkeypatch.setattr(fit, "free_bytes", lambda device: 3 * expert_bytes)
+    with pytest.raises(FinemoeError, match=r"^the experts take .* that are free on cpu, .*; set host_memory to keep less there$"):
+        load(folder, 0.5, "on-demand")
+    _, engine = load(folder, 2 * expert_bytes, "on-demand", host_memory=expert_bytes)
+    with engine:
+        assert engine.memories.memories[0].cache.num_slots == 2
