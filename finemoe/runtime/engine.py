@@ -132,13 +132,14 @@ class Engine:
         """
         profile = Profile.load(path)
         profile.require_model(path, self.setup.model, (self.setup.num_layers, self.setup.num_experts))
-        with self._between_forwards(), self._attachment.iterations.moving():
+        with self._between_forwards():
             self.parts.matcher.flush()  # the policy is the matcher's until it has heard everything
             if learned := profile.learned.get(self.options.policy):
                 self.policy.restore(learned)
             before = sum(memory.cache.num_resident for memory in self.memories.memories)
-            for index, memory in enumerate(self.memories.memories):
-                memory.preload([key for key in profile.experts() if self.memories.owner(*key) == index])
+            with self._attachment.iterations.moving():
+                for index, memory in enumerate(self.memories.memories):
+                    memory.preload([key for key in profile.experts() if self.memories.owner(*key) == index])
             self._earlier = profile
             return sum(memory.cache.num_resident for memory in self.memories.memories) - before
 
