@@ -1,8 +1,9 @@
 """What a batch gains: the same requests to a server one by one, and to one with `--batched`.
 
-    python -m tests.serving.together [requests] [clients] [new tokens]
+    python -m tests.serving.together [requests] [clients] [new tokens] [--fp32]
 
-serves mixtral-mini with a quarter of its experts in memory, in this process, and prints seconds, demanded experts and answers that differ.
+serves mixtral-mini with a quarter of its experts in memory, in this process, and prints seconds, demanded experts and how many
+answers differ. In fp32 none should.
 """
 
 import sys
@@ -10,6 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import torch
+import transformers
 
 import finemoe
 from finemoe.runtime.loading import load_tokenizer
@@ -21,10 +24,12 @@ ASKED = ("Tell me about the {}.", "Why is the {} here?", "Where did the {} come 
 PROMPTS = [text.format(subject) for text in ASKED for subject in SUBJECTS]
 
 
-def measured(num_requests: int, num_clients: int, num_new: int, is_batched: bool) -> tuple[float, int, list[str]]:
+def measured(
+    num_requests: int, num_clients: int, num_new: int, is_batched: bool, dtype: torch.dtype
+) -> tuple[float, int, list[str]]:
     """Seconds, demanded experts and answers."""
     tokenizer = load_tokenizer("mixtral-mini")
-    model, engine = finemoe.load("mixtral-mini", 0.25)
+    model, engine = finemoe.load("mixtral-mini", 0.25, dtype=dtype)
     with (
         engine,
         Service(model, engine, tokenizer, "mixtral-mini", is_batched=is_batched) as service,
@@ -44,9 +49,11 @@ def measured(num_requests: int, num_clients: int, num_new: int, is_batched: bool
         return time.perf_counter() - begin_s, engine.report().accesses, answers
 
 
-def main(num_requests: int = 40, num_clients: int = 40, num_new: int = 24) -> None:
-    alone_s, alone, answers = measured(num_requests, num_clients, num_new, is_batched=False)
-    batch_s, batch, others = measured(num_requests, num_clients, num_new, is_batched=True)
+def main(num_requests: int = 40, num_clients: int = 40, num_new: int = 24, is_fp32: bool = False) -> None:
+    transformers.logging.set_verbosity_error()
+    dtype = torch.float32 if is_fp32 else torch.bfloat16
+    alone_s, alone, answers = measured(num_requests, num_clients, num_new, False, dtype)
+    batch_s, batch, others = measured(num_requests, num_clients, num_new, True, dtype)
     differ = sum(one != other for one, other in zip(answers, others, strict=True))
     print(f"one by one: {alone_s:.1f} s, {alone} demanded experts")
     print(f"batched:    {batch_s:.1f} s, {batch} demanded experts")
@@ -54,4 +61,5 @@ def main(num_requests: int = 40, num_clients: int = 40, num_new: int = 24) -> No
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--fp32"]
+    main(*numbers, is_fp32="--fp32" in sys.argv)
