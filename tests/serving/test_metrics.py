@@ -117,9 +117,10 @@ def test_counters_never_fall_when_drafts_are_rejected():
             families = text_string_to_metric_families(metrics.text().decode())
             seen.append({one.name: one.value for family in families if family.type == "counter" for one in family.samples})
 
-        handle = model.model.layers[0].register_forward_pre_hook(scrape)
+        handles = [model.model.layers[0].register_forward_pre_hook(scrape), model.register_forward_hook(scrape)]
         model.generate(tokens, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0, prompt_lookup_num_tokens=3)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         scrape()
         assert engine.report().drafts.rejected_accesses > 0
     for name in OF_THE_ENGINE.keys() & seen[0].keys():
