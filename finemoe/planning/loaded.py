@@ -25,7 +25,7 @@ class LoadedModel:
             packs them so, which is lossy; None if they stay as published. mix: the GGUF mix; None without one.
         slot_bytes: one expert in its slot. room_bytes: one unpacked expert, if experts are packed, otherwise 0.
         all_experts_bytes: all experts in host memory. other_bytes: all other weights. kv_bytes: keys and values of one token.
-        positions: the longest context that the model is made for; None if its configuration does not state one.
+        positions: the longest context that the model is made for; None if that is not known.
         size: the sizes that the simulator takes.
     """
 
@@ -154,7 +154,7 @@ def _with_format(
         all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
         other_bytes=other_bytes(model, layers),
         kv_bytes=_kv_bytes(size, model),
-        positions=_positions(model),
+        positions=_positions(source, model),
         size=replace(size, packed_bytes=room.slot_bytes),
     )
 
@@ -177,7 +177,7 @@ def _in_mix(name: str, source: str, mix: str, model: Any, layers: "Sequence[MoEL
         all_experts_bytes=sum(record.count * record.nbytes for record in records),
         other_bytes=other_bytes(model, layers),
         kv_bytes=_kv_bytes(size, model),
-        positions=_positions(model),
+        positions=_positions(source, model),
         size=replace(size, packed_bytes=largest.nbytes),
     )
 
@@ -220,7 +220,7 @@ def _of_gguf(name: str, path: Path) -> LoadedModel:
         all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
         other_bytes=other_bytes(model, layers),
         kv_bytes=_kv_bytes(size, model),
-        positions=_positions(model),
+        positions=_positions(str(path), model),
         size=replace(size, packed_bytes=room.slot_bytes),
     )
 
@@ -231,7 +231,10 @@ def other_bytes(model: Any, layers: "Sequence[MoELayer]") -> int:
     return sum(one.numel() * one.element_size() for one in model.parameters() if id(one) not in experts)
 
 
-def _positions(model: Any) -> int | None:
+def _positions(source: str, model: Any) -> int | None:
+    """Unknown for the included configurations, which state only what sizes follow from."""
+    if _is_included(source):
+        return None
     found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) else None
 
@@ -244,11 +247,15 @@ def _kv_bytes(size: ModelSize, model: Any) -> int:
 
 def _size_of(source: str, config: Any, name: str) -> ModelSize:
     """From the table of included configurations if it is one of them."""
-    from finemoe.paths import MODEL_CONFIGS
     from finemoe.simulation.cost import size_named
 
-    path = Path(source)
-    return size_named(path.stem) if path.parent == MODEL_CONFIGS else ModelSize.from_config(config, name)
+    return size_named(Path(source).stem) if _is_included(source) else ModelSize.from_config(config, name)
+
+
+def _is_included(source: str) -> bool:
+    from finemoe.paths import MODEL_CONFIGS
+
+    return Path(source).parent == MODEL_CONFIGS
 
 
 def _dtype_of(config: Any) -> Any:

@@ -5,6 +5,7 @@ import pytest
 import finemoe
 from finemoe.models.published import config_source
 from finemoe.planning.loaded import loaded_models
+from tests.packed.gguf_files import Type, qwen3moe
 
 EXPERT = 3 * 768 * 2048  # weights of an expert of Qwen3-30B-A3B
 OTHERS = 30_532_122_624 - 48 * 128 * EXPERT
@@ -43,6 +44,7 @@ def test_slots_and_bytes_are_inverses(qwen3):
 
 def test_what_is_published_packed_is_not_packed_again():
     (model,) = loaded_models("gpt-oss-20b", config_source("gpt-oss-20b"), [None, "fp8"])
+    assert model.positions is None  # the included configuration does not state them
     assert (model.expert_format, model.is_lossy, model.slot_bytes) == ("mxfp4", False, 13_236_480)
 
 
@@ -60,3 +62,16 @@ def test_a_loaded_miniature_takes_what_was_planned(expert_format):
         others = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in model.parameters()}
         found = engine.expert_memory_bytes + sum(others.values())
     assert found == pytest.approx(sizes.expert_memory_bytes(100) + sizes.other_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_K, Type.BF16, Type.F32])
+def test_a_loaded_gguf_file_takes_what_was_planned(kind, tmp_path):
+    """In bfloat16, as the command line loads it: experts of that type need no room, all others are unpacked or converted."""
+    file = str(qwen3moe(lambda name: kind if "_exps" in name else Type.F32).write(tmp_path))
+    (sizes,) = loaded_models(file, file)
+    model, engine = finemoe.load(file, sizes.expert_memory_bytes(3), "on-demand", dtype="bfloat16")
+    with engine:
+        assert engine.expert_memory_bytes == sizes.expert_memory_bytes(3)
+        assert engine.records.record_bytes == sizes.slot_bytes
+        others = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in model.parameters()}
+    assert sum(others.values()) == pytest.approx(sizes.other_bytes, rel=1e-3)
