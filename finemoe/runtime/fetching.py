@@ -125,6 +125,7 @@ def _serve(board):  # type: ignore[no-untyped-def]
     records, marks = int64_at(board[at.RECORDS], len(cache.presence)), int64_at(board[at.MARKS], at.MOST_IN_FLIGHT)
     ends, begins_ns = np.empty(at.MOST_IN_FLIGHT, dtype=np.int64), np.empty(at.MOST_IN_FLIGHT, dtype=np.int64)
     flat, slot, start, begin_ns, begun, over = np.int64(NOTHING), np.int64(0), np.int64(0), np.int64(0), 0, 0
+    free_ns = np.int64(0)  # when the previous expert had arrived
     while True:
         lock(board[at.MUTEX])
         while begun == over and not board[at.IS_CLOSED] and (board[at.DEMANDING] or (flat < 0 and not cache.counts[NUM_PENDING])):
@@ -156,7 +157,7 @@ def _serve(board):  # type: ignore[no-untyped-def]
             if found < 0:
                 return found
             if ends[place] >= 0:
-                _arrive(board, cache, ends[place], begins_ns[place])
+                free_ns = _arrive(board, cache, ends[place], max(begins_ns[place], free_ns))
             over += 1
         elif may_start and flat >= 0:
             return flat
@@ -173,18 +174,21 @@ def _start_chunk(board, cache, flat, slot, source, start, mark):  # type: ignore
 
 @njit(cache=True, nogil=True)
 def _arrive(board, cache, flat, begin_ns):  # type: ignore[no-untyped-def]
+    """An expert's last chunk has arrived; returns the time, in ns."""
+    end_ns = now_ns()
     lock(board[at.MUTEX])
     _settle(board, cache, flat)
-    _note(board, flat, begin_ns)
+    _note(board, flat, begin_ns, end_ns)
     unlock(board[at.MUTEX])
+    return end_ns
 
 
 @njit(cache=True, nogil=True)
-def _note(board, flat, begin_ns):  # type: ignore[no-untyped-def]
+def _note(board, flat, begin_ns, end_ns):  # type: ignore[no-untyped-def]
     place = board[at.SPAN]
     if place < board[at.NUM_SPANS]:
         span = int64_at(board[at.SPANS] + place * 24, 3)
-        span[0], span[1], span[2] = flat, begin_ns, now_ns()
+        span[0], span[1], span[2] = flat, begin_ns, end_ns
     board[at.SPAN] = place + 1
 
 

@@ -1,7 +1,9 @@
 """Scheduling on one link: priorities, chunks, overtaking, stale and merged prefetches; a scripted link instead of a clock."""
 
 import ctypes
+import json
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,25 @@ def test_chunks_follow_each_other_without_a_gap_and_all_are_awaited(fixture):
     assert one.cache.state[3, 0] == RESIDENT
     assert link.depths == [1] + [2] * (CHUNKS - 1)
     assert link.under_way == []
+
+
+def test_loads_follow_each_other_in_a_timeline(fixture, tmp_path):
+    """The next expert's first chunk is issued before the last one has arrived, but a track shows one after the other."""
+    one = fixture(slots=4)
+    one.memory.connect(link := DeepLink())
+    one.memory.timeline.start()
+    link.held = 2 * EXPERTS
+    one.post((2, 0, 0.9), (3, 0, 0.8), (4, 0, 0.7))
+    assert link.started.wait(10)
+    link.held = None
+    link.go_on.set()
+    one.settle()
+    one.memory.timeline.stop()
+    one.memory.timeline.save(tmp_path / "loads.json")
+    events = json.loads((tmp_path / "loads.json").read_text())["traceEvents"]
+    loads = [(event["ts"], event["ts"] + event["dur"]) for event in events if event["ph"] == "X"]
+    assert len(loads) == 3
+    assert all(end <= begin + 0.01 for (_, end), (begin, _) in pairwise(loads)), "times are rounded to 0.001 us"
 
 
 def test_an_expert_whose_prefetch_is_under_way_is_late_and_not_loaded_twice(fixture):
