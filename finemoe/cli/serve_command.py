@@ -69,7 +69,7 @@ def serve(
     ] = 1024,
     batched: Annotated[
         bool,
-        typer.Option("--batched", help="Compute all requests together; answers are greedy.", rich_help_panel=SERVER),
+        typer.Option("--batched", metavar="", help="Compute all requests together; answers are greedy.", rich_help_panel=SERVER),
     ] = False,
     batch_tokens: Annotated[
         int | None,
@@ -197,8 +197,10 @@ def _announce(name: str, address: str, engine: Any, service: Any) -> None:
     if not service.has_own_template:
         typer.echo(f"{name} has no chat template; a message becomes a line of text that starts with its role.")
     if service.batch_tokens:
-        room = f"up to {service.batch_tokens:,} tokens at once, {service.context_tokens:,} of them in one request"
-        typer.echo(f"Requests are batched: {room}. Answers are greedy, and rounded otherwise than alone.")
+        typer.echo(
+            f"Requests are batched, up to {service.batch_tokens:,} tokens at once. Answers are greedy, "
+            "and may differ by rounding from those to a request alone."
+        )
     typer.echo(f"{name} is ready at {address}/v1 with {memory} of expert memory; Ctrl-C stops it.")
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import ContinuousBatchingConfig
 from transformers.cli.serving.utils import BaseGenerateManager, CBStreamer, _StreamError
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
@@ -214,7 +215,7 @@ def _started(model: Any, batch_tokens: int, router: _Router) -> ContinuousBatchi
     try:
         batch = model.init_continuous_batching(generation_config=config, continuous_batching_config=memory)
     except (AttributeError, NotImplementedError, ValueError) as error:
-        raise _refusal(model, error) from error
+        raise _refusal(model, error, batch_tokens) from error
     batch.output_router = router
     kept = [one for one in batch.logit_processor.logits_processor if not getattr(one, "supports_continuous_batching", False)]
     if kept:
@@ -228,11 +229,12 @@ def _started(model: Any, batch_tokens: int, router: _Router) -> ContinuousBatchi
         time.sleep(0.005)
     if status.fatal_error is not None:
         batch.stop()
-        raise _refusal(model, status.fatal_error) from status.fatal_error
+        raise _refusal(model, status.fatal_error, batch_tokens) from status.fatal_error
     return batch
 
 
-def _refusal(model: Any, error: Exception) -> FinemoeError:
-    if isinstance(error, MemoryError):
-        return FinemoeError(f"--batched: {first_line(error)}; give fewer --batch-tokens")
+def _refusal(model: Any, error: Exception, batch_tokens: int) -> FinemoeError:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        needed = f"keys and values of {batch_tokens:,} tokens need more memory than is free"
+        return FinemoeError(f"--batched: {needed}; give fewer --batch-tokens, or less --expert-memory")
     return FinemoeError(f"--batched: {type(model).__name__} cannot generate in batches: {first_line(error)}; leave out --batched")

@@ -140,7 +140,7 @@ def require_greedy(options: dict[str, Any]) -> None:
         "stop": bool(options.get("stop")),
     }
     for name in (name for name, is_wanted in wanted.items() if is_wanted):
-        reason = f"answers of a server with --batched {BATCHED.get(name, 'are greedy')}"
+        reason = f"answers of a server with --batched {BATCHED.get(name, 'are greedy; leave it out')}"
         raise Refusal(f"{name} is not supported: {reason}", param=name, code="unsupported_parameter")
 
 

@@ -50,7 +50,7 @@ class Limits:
         room = self.context_tokens - num_prompt_tokens
         if room < 1:
             raise Refusal(
-                f"the prompt has {num_prompt_tokens} tokens, but the model's context is {self.context_tokens}, answer included; "
+                f"the prompt has {num_prompt_tokens} tokens, but the server's context is {self.context_tokens}, answer included; "
                 "shorten the prompt",
                 param="messages" if "messages" in request.options else "prompt",
                 code="context_length_exceeded",
@@ -62,7 +62,7 @@ class Limits:
             raise Refusal(f"{name} is {asked}, but this server generates at most {self.new_tokens} tokens", param=name)
         if asked > room:
             raise Refusal(
-                f"the prompt has {num_prompt_tokens} tokens and {name} is {asked}, but the model's context is "
+                f"the prompt has {num_prompt_tokens} tokens and {name} is {asked}, but the server's context is "
                 f"{self.context_tokens}; shorten the prompt, or ask for at most {room}",
                 param=name,
                 code="context_length_exceeded",
