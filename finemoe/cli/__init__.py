@@ -68,7 +68,7 @@ app.command(
     epilog=examples(
         "finemoe plan Qwen/Qwen3-30B-A3B --hardware laptop-8gb --host-memory 32GiB",
         "finemoe plan openai/gpt-oss-20b --memory 8GiB",
-        "finemoe plan mixtral-mini --memory 8MiB --link paced:20MB/s --trace routing.trace",
+        "finemoe plan mixtral-mini --memory 8MiB --context 512 --link paced:20MB/s --trace routing.trace",
     )
 )(plan)
 app.command(epilog=examples("finemoe serve mixtral-mini", "finemoe serve Qwen/Qwen3-30B-A3B --expert-memory 6GiB --port 8080"))(
