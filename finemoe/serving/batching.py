@@ -47,7 +47,8 @@ class InBatches(BaseGenerateManager):
     def __init__(self, model: "nn.Module", limits: Limits, batch_tokens: int) -> None:
         self._limits = limits
         self._answers: dict[str, _Answer] = {}  # of requests that are not over, by their id
-        self._batch = _started(model, batch_tokens, _Router(self._deliver))
+        self._batch = _started(model, batch_tokens, router := _Router())
+        router.deliver_to = self._deliver
         self._hook = model.register_forward_pre_hook(self._note_step)
 
     def generate_streaming(
@@ -181,24 +182,25 @@ class _Router(OutputRouter):
     """Gives every output of the batch to a function, in the generating thread.
 
     Transformers' own keeps something of each request that was cancelled.
+
+    Attributes:
+        deliver_to: the function.
     """
 
-    def __init__(self, deliver: Callable[[GenerationOutput], None]) -> None:
-        super().__init__()
-        self._deliver = deliver
+    deliver_to: Callable[[GenerationOutput], None]
 
     def deliver(self, output: GenerationOutput) -> None:
         """Pass on an output."""
-        self._deliver(output)
+        self.deliver_to(output)
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
         """Pass on the outputs of a step."""
         for output in outputs:
-            self._deliver(output)
+            self.deliver_to(output)
 
 
 def _started(model: Any, batch_tokens: int, router: _Router) -> ContinuousBatchingManager:
-    """A batch that waits for requests."""
+    """A batch that waits for requests, after a trial: some models run in batches only as long as nothing is asked."""
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, temperature=None, top_p=None, top_k=None, num_return_sequences=1)
     memory = ContinuousBatchingConfig(
@@ -230,6 +232,12 @@ def _started(model: Any, batch_tokens: int, router: _Router) -> ContinuousBatchi
     if status.fatal_error is not None:
         batch.stop()
         raise _refusal(model, status.fatal_error, batch_tokens) from status.fatal_error
+    trial = Future[GenerationOutput]()
+    router.deliver_to = trial.set_result
+    batch.add_request([0, 0], max_new_tokens=1)
+    if (failure := trial.result().error) is not None:
+        batch.stop(hard_stop=True)
+        raise _refusal(model, EngineError(failure), batch_tokens)
     return batch
 
 

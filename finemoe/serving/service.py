@@ -67,6 +67,7 @@ class Service:
         self._manager: InBatches | OneAtATime
         if is_batched:
             self._manager = InBatches(model, limits, self.batch_tokens)
+            engine.reset_counters()  # of its trial
         else:
             self._manager = OneAtATime(model, engine.layers, limits)
         self.app = make_app(self._served, self._manager, engine, self.running, api_key)

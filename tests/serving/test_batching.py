@@ -6,8 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+import finemoe
 from finemoe.errors import EngineError, FinemoeError
+from finemoe.serving.batching import InBatches
+from finemoe.serving.limits import Limits
 from finemoe.serving.service import Service
+from tests.runtime import families
 from tests.serving.served import CHAT, CONTEXT, MOST_NEW, NAME, served, wait_until
 from tests.serving.storm import Storm
 from tests.serving.test_failures import Fault
@@ -166,19 +170,11 @@ def test_a_prompt_that_is_too_long(batched):
 @pytest.mark.parametrize("error", [EngineError('the router returned "NaN"'), IndexError("of a bug")], ids=["engine", "bug"])
 def test_a_step_that_fails(batched, expected, error):
     """Its requests fail; the next ones are served."""
-    Fault(batched.model.model.layers[2].mlp, error, 3)
-    failures = []
-
-    def ask(is_stream: bool) -> None:
+    for is_stream in (False, True):
+        Fault(batched.model.model.layers[2].mlp, error, 3)
         with pytest.raises(openai.APIError) as failed:
             answer_to(batched, "sea", is_stream)
-        failures.append((failed.value.code, failed.value.body["message"]))
-
-    with ThreadPoolExecutor(1) as pool:
-        list(pool.map(ask, [False]))
-    Fault(batched.model.model.layers[2].mlp, error, 3)
-    ask(True)
-    assert failures == [("generation_failed", f"generation failed: {error}")] * 2
+        assert (failed.value.code, failed.value.body["message"]) == ("generation_failed", f"generation failed: {error}")
     assert answer_to(batched, "sea", False) == expected["sea"]
     assert batched.http.get("/health").json() == {"status": "ok"}
 
@@ -222,6 +218,18 @@ def test_a_storm(batched):
     storm.run(60, 10)
     assert storm.wrong == []
     wait_until(lambda: is_empty(batched))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "jamba"])  # one fails when a request comes, the other before
+def test_a_model_that_cannot_is_refused_at_the_start(family):
+    model = families.build(family)
+    attention = model.config._attn_implementation
+    with (
+        finemoe.offload(model, 0.5),
+        pytest.raises(FinemoeError, match=rf"--batched: {type(model).__name__} cannot .*; leave out --batched"),
+    ):
+        InBatches(model, Limits(64, 8, 0, 96), 128)
+    assert model.config._attn_implementation == attention
 
 
 def test_mistakes_are_one_line(live):
