@@ -12,7 +12,7 @@ def rows_of(report: Any) -> list[tuple[str, str]]:
     rows = [
         ("policy / eviction", f"{report.policy} / {report.eviction}"),
         ("expert memory", format_bytes(report.expert_memory_bytes)),
-        ("hit rate", f"{report.hit_rate:.1%}  ({report.hits} of {report.accesses} accesses)"),
+        ("hit rate", _hit_rate(report)),
         ("late / misses", f"{report.late} / {report.misses}"),
         ("recall at K", recall_text(report.recall_at_k)),
         ("loaded on demand", format_bytes(report.demand_bytes)),
@@ -27,6 +27,10 @@ def rows_of(report: Any) -> list[tuple[str, str]]:
         padding = f"{report.padding_accesses} accesses, {format_bytes(report.padding_bytes)} loaded, not counted above"
         rows.append(("padding alone", padding))
     return rows + _draft_rows(report)
+
+
+def _hit_rate(report: Any) -> str:
+    return f"{report.hit_rate:.1%}  ({report.hits} of {report.accesses} accesses)" if report.accesses else "no accesses"
 
 
 def recall_text(recall_at_k: float) -> str:

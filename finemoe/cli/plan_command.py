@@ -168,7 +168,8 @@ def _print_table(plan: "Plan") -> None:
 def _words(one: "Choice") -> str:
     from finemoe.units import format_bytes
 
-    lossy = f" (--expert-format {one.expert_format}, lossy)" if one.is_lossy and "gguf" not in one.expert_format else ""
+    is_packed_here = one.is_lossy and not one.expert_format.startswith("gguf")
+    lossy = f" (--expert-format {one.expert_format}, lossy)" if is_packed_here else " (lossy)" * one.is_lossy
     rule = f" with {one.eviction} eviction" if one.eviction else ""
     return (
         f"experts in {one.expert_format}{lossy}, {format_bytes(one.expert_memory_bytes)} of expert memory for "

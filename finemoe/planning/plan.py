@@ -226,5 +226,6 @@ def _notes(model: LoadedModel, place: Place, context: int, best: Choice) -> tupl
             f"{DISK_BYTES_PER_S / 1e9:g} GB/s"
         )
     if best.is_lossy:
-        found.append("packing experts at load is lossy: the model then generates the tokens of the packed model")
+        what = "packing experts at load" if model.mix is None else f"a GGUF file of mix {model.mix}"
+        found.append(f"{what} is lossy: the model then generates the tokens of the packed model")
     return tuple(found)

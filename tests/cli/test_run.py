@@ -194,6 +194,13 @@ def test_a_chat_that_cannot_go_on_keeps_its_counters_and_its_profile(qwen3, tmp_
     assert "tokens, but this model has positions for 40,960" in str(done.exception)
 
 
+def test_a_chat_without_turns_has_no_numbers(qwen3):
+    shown = run("-m", qwen3, "--chat", text="").stdout
+    assert "0 tokens in 0 answers" in shown
+    assert "no accesses" in shown
+    assert "nan" not in shown
+
+
 def test_random_weights_are_refused_at_once():
     line = refusal("-m", "random:data/models/configs/qwen1.5-moe-a2.7b.json", "-p", "x")
     assert "random weights write no text and have no tokenizer; name a checkpoint, or measure this size in Python" in line

@@ -194,6 +194,8 @@ def test_commands_name_what_can_be_run(model):
     assert named(model) == str(Path(model).parent)
     assert named("gpt-oss-20b") == "openai/gpt-oss-20b"
     assert named("olmoe-1b-7b", gguf="Q4_K_M") == "FILE.gguf"
+    notes = finemoe.plan("olmoe-1b-7b", "8GB", BED, context=100, gguf="Q4_K_M").notes
+    assert "a GGUF file of mix Q4_K_M is lossy: the model then generates the tokens of the packed model" in notes
 
 
 def test_a_context_beyond_the_models_positions_is_noted(model, tmp_path):
