@@ -120,11 +120,11 @@ def hidden_share(source: str, bytes_per_s: float, num_trials: int) -> Interval:
 
 
 def overtaking_s(source: str, bytes_per_s: float, num_trials: int) -> tuple[Interval, float]:
-    """How long an on-demand load waits behind a full queue of prefetches before its own transfer starts, and the time of one
-    chunk, in seconds."""
+    """How long an on-demand load waits behind a full queue of prefetches before its own transfer starts, and the time of what is
+    in flight at once, in seconds."""
     waits, chunk_s = [], 0.0
     for memory, record_s in _one_memory(source, bytes_per_s, num_trials):
-        chunk_s = memory.link.chunk_bytes / bytes_per_s
+        chunk_s = memory.link.chunk_bytes * memory.link.chunks_in_flight / bytes_per_s
         for layer in range(5, 9):
             post(memory, layer=layer, experts=4)
         time.sleep(1.3 * record_s)  # in the middle of the transfers
