@@ -1,5 +1,6 @@
 """Figure 11: request latency and service time, online."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,12 +22,13 @@ _QUANTITIES = {"latency_s": "latency from arrival (s)", "service_s": "service ti
 _MARK_SPACING = 0.14  # of an axis, between two marks of a curve
 
 
-def draw(requests: pd.DataFrame, testbed: str, expert_memory: float, online_rate: float) -> "Figure":
+def draw(requests: pd.DataFrame, testbed: str, expert_memory: float, online_rate: float, arrivals_file: str = "") -> "Figure":
     """Draw Figure 11.
 
     Args:
         requests: COLUMNS, as `analysis.online.online_table` has them, with the model.
         testbed, expert_memory, online_rate: for the line below the figure.
+        arrivals_file: the same; the trace that the requests were drawn from, empty if they were generated.
     """
     models = in_order(requests.model)
     fig, axes = grid(2, len(models), 2.9, 4.6, sharey=True)
@@ -37,7 +39,8 @@ def draw(requests: pd.DataFrame, testbed: str, expert_memory: float, online_rate
     for axis, model in zip(axes[0], models, strict=True):
         axis.set_title(panel_title(model))
     legend_above(fig, axes[0], ncols=4)
-    served = f"{requests.request.nunique()} requests at {online_rate:g}/s, one at a time"
+    source = f" of {Path(arrivals_file).stem}" if arrivals_file else ""
+    served = f"{requests.request.nunique()} requests{source} at {online_rate:g}/s, one at a time"
     provenance(fig, "simulated", Testbed.load(testbed).title, percent(expert_memory), served)
     return fig
 

@@ -249,3 +249,9 @@ def test_fewer_models_make_fewer_columns():
     assert "marks in pairs: questions, dialogues" in fig.get_supxlabel().replace("\n", " ")
     one = table[(table.model == "mixtral-mini") & (table.dataset == "questions")]
     assert "pairs" not in f10.draw(one, gains_of("f10"), "6x-rtx3090", 0.25).get_supxlabel()
+
+
+def test_figure_11_names_the_trace_that_its_requests_are_drawn_from():
+    fig = f11.draw(figure_table("f11"), "6x-rtx3090", 0.25, 2.91, "data/external/arrivals/azure2023_conv.csv")
+    below = " ".join(text.get_text() for text in fig.texts)
+    assert "requests of azure2023_conv at 2.91/s" in below
