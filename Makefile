@@ -33,6 +33,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Compiling kernels, which takes a minute or two ..."
 	@$(BIN)/python -m finemoe.simulation.warm_up
 	@touch $@
 

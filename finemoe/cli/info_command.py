@@ -56,7 +56,7 @@ def info(
         rows = [(_label(name), _text(name, value)) for name, value in facts.items()]
         print_json(facts) if as_json else print_table(what, rows)
         return
-    with stage("importing PyTorch and Transformers", is_shown), measuring_noted():
+    with stage("counting and predicting", is_shown), measuring_noted():
         facts = _of_model(what, file, gguf, hardware, context)
     print_json(facts) if as_json else print_model(what, facts)
 

@@ -191,11 +191,12 @@ def _modules() -> tuple[Any, Any, Any]:
 
 
 def _announce(name: str, address: str, engine: Any, service: Any) -> None:
+    from finemoe.runtime.plain_template import plain_template_note
     from finemoe.units import format_bytes
 
     memory = format_bytes(engine.expert_memory_bytes)
     if not service.has_own_template:
-        typer.echo(f"{name} has no chat template; a message becomes a line of text that starts with its role.")
+        typer.echo(plain_template_note(name))
     if service.batch_tokens:
         typer.echo(
             f"Requests are batched, up to {service.batch_tokens:,} tokens at once. Answers are greedy, "

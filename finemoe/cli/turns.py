@@ -13,6 +13,7 @@ from finemoe.cli.token_stream import print_piece
 from finemoe.errors import FinemoeError
 from finemoe.runtime.decoding import Decoding
 from finemoe.runtime.kept_cache import KeptCache
+from finemoe.runtime.plain_template import plain_template_note, with_template
 from finemoe.runtime.prompts import encode
 from finemoe.runtime.response import response_of, text_of
 
@@ -23,20 +24,23 @@ class Turns:
     """What the user asks.
 
     Args:
-        tokenizer: the model's. asked: the prompt, or None for a chat over standard input.
+        tokenizer: the model's; for a chat it gets a plain template if it has none.
+        asked: the prompt, or None for a chat over standard input.
         system: the system message. raw: leave the chat template out. template: arguments of the template.
     Attributes:
         is_chat: whether prompts go through the chat template. failure: what ended a chat after its first answer.
     Raises:
-        FinemoeError: the template is missing or refuses the prompt, or the tokenizer does.
+        FinemoeError: a chat is to leave its template out, or the template or the tokenizer refuses the prompt.
     """
 
     def __init__(self, tokenizer: Any, asked: str | None, system: str | None, raw: bool, template: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.failure: FinemoeError | None = None
+        if asked is None and raw:
+            raise FinemoeError("--chat talks through a chat template, which --raw leaves out; give one of the two")
+        if asked is None and not with_template(tokenizer):
+            typer.echo(plain_template_note("this model"), err=True)
         self.is_chat = is_chat(tokenizer, raw, system)
-        if asked is None and not self.is_chat:
-            raise FinemoeError("--chat needs a chat template; this model's tokenizer has none, or --raw leaves it out")
         self._asked, self._template = asked, template
         self._messages = [] if system is None or asked is not None else messages_of("", system)[:1]
         self._first = None if asked is None else self._encoded(messages_of(asked, system) if self.is_chat else asked)

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.cli.serving.model_manager import ModelManager
 
+from finemoe.runtime.plain_template import with_template
 from finemoe.serving.refusals import Refusal
 
 if TYPE_CHECKING:
     from torch import nn
-
-PLAIN_TEMPLATE = (
-    "{{ bos_token if starts_with_bos else '' }}"
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
 
 
 class ServedModel(ModelManager):
@@ -36,9 +31,7 @@ class ServedModel(ModelManager):
         self._names = {name, *aliases}
         self._model, self._tokenizer = model, tokenizer
         self._created = int(time.time())
-        self.has_own_template = tokenizer.chat_template is not None
-        if not self.has_own_template:
-            tokenizer.chat_template = plain_template(tokenizer)
+        self.has_own_template = with_template(tokenizer)
         accepted = inspect.signature(type(model).forward).parameters
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
 
@@ -71,9 +64,3 @@ def names_of(source: str) -> tuple[str, list[str]]:
     path = Path(source)
     name = path.name if path.exists() and path.name else source
     return name, [source]
-
-
-def plain_template(tokenizer: Any) -> str:
-    """A template for models that were not made for chats: a line per message, that starts with its role."""
-    starts_with_bos = bool(tokenizer.bos_token_id) and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return PLAIN_TEMPLATE.replace("bos_token if starts_with_bos else ''", "bos_token" if starts_with_bos else "''")

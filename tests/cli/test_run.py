@@ -58,6 +58,15 @@ def test_a_prompt_comes_from_a_file_or_standard_input_too(qwen3, tmp_path):
     assert texts.pop().startswith(PROMPT)
 
 
+def test_a_chat_with_a_model_without_a_template_has_lines_that_start_with_their_role():
+    of_miniature = ["-m", "mixtral-mini", "--max-new-tokens", "6"]
+    done = run(*of_miniature, "--chat", text="Why is the sea salty?\n")
+    assert done.exit_code == 0, done.exception
+    assert "this model has no chat template; a message becomes a line" in done.stderr
+    answer = told(*of_miniature, "-p", PROMPT, "--json")["text"].removeprefix(PROMPT)
+    assert answer.strip() in done.stdout
+
+
 def test_the_first_interrupt_ends_the_text_at_the_next_token_and_reports(qwen3, tmp_path, monkeypatch):
     """Counters, JSON and the profile are there. `generate` asks before it hands out a token, so that one more comes."""
     from finemoe.cli import token_stream
@@ -153,7 +162,7 @@ def test_other_weights_of_a_gguf_file_are_bfloat16_and_it_is_stated(tmp_path, mo
         (["--prompt-file", "none.txt"], "none.txt: no such file"),
         (["--chat", "-p", "x"], "--chat reads its turns from standard input; leave --prompt and --prompt-file out"),
         (["--chat", "--json"], "--chat prints answers as they come; leave --json out"),
-        (["--chat"], "--chat needs a chat template; this model's tokenizer has none"),
+        (["--chat", "--raw"], "--chat talks through a chat template, which --raw leaves out"),
         (["-p", "x", "--system", "y"], "--system is a message of a chat, but this model's tokenizer has no chat template"),
         (["-p", "x", "--template-option", "y"], "--template-option y: write NAME=VALUE"),
         (
