@@ -141,7 +141,8 @@ class LoadingStep:
         if not self._keeps_experts:
             self._require_no_distributed_shards()
         made = class_of(config)
-        unpacking = self._dequantizing(config)
+        with in_one_line(f"{self._source}: ", self._remedy):
+            unpacking = self._dequantizing(config)
         is_here = Path(self._source).is_dir() or constants.HF_HUB_OFFLINE
         quietly = without_progress() if is_here else nullcontext()  # a download keeps its bar
         silently = without_warnings() if unpacking else nullcontext()  # that all weights are unpacked, which experts are not
