@@ -64,7 +64,7 @@ def latency_table(
         prefetch_distance: d, in layers.
         store_capacity: C, in maps.
     Returns:
-        Rows (system, expert_memory, request, and the fields of RequestReport). Systems that need data missing from the trace, and
+        Rows (system, expert_memory, request, and the fields of RequestReport but drafts). Systems that need data missing from the trace, and
         sizes that do not fit on the testbed, are left out.
     Raises:
         FinemoeError: none of the sizes fits on the testbed.
@@ -136,8 +136,8 @@ def distance_table(
 
 
 def request_rows(report: Report, system: str, expert_memory: float | str) -> pd.DataFrame:
-    """A report's requests as rows."""
-    rows = pd.DataFrame([asdict(request) for request in report.requests])
+    """A report's requests as rows; nothing is drafted where these tables are made."""
+    rows = pd.DataFrame([asdict(request) for request in report.requests]).drop(columns="drafts")
     rows.insert(0, "system", system)
     rows.insert(1, "expert_memory", expert_memory)
     rows.insert(2, "request", np.arange(len(rows)))
