@@ -64,8 +64,8 @@ def latency_table(
         prefetch_distance: d, in layers.
         store_capacity: C, in maps.
     Returns:
-        Rows (system, expert_memory, request, and the fields of RequestReport but drafts). Systems that need data missing from the trace, and
-        sizes that do not fit on the testbed, are left out.
+        Rows (system, expert_memory, request, and the fields of RequestReport but drafts). Systems that need data missing from the
+        trace, and sizes that do not fit on the testbed, are left out.
     Raises:
         FinemoeError: none of the sizes fits on the testbed.
     """
