@@ -145,17 +145,12 @@ def _with_format(
     plain = str(next(iter(layers[0].expert_parameters().values())).dtype).removeprefix("torch.").replace("bfloat16", "bf16")
     return LoadedModel(
         name=name,
-        source=source,
         expert_format=expert_format or (published if any(one.packing for one in layouts) else plain),
         packed_at_load=expert_format,
         mix=None,
-        slot_bytes=room.slot_bytes,
         room_bytes=room.room_bytes,
         all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
-        other_bytes=other_bytes(model, layers),
-        kv_bytes=_kv_bytes(size, model),
-        positions=_positions(source, model),
-        size=replace(size, packed_bytes=room.slot_bytes),
+        **_shared(source, model, layers, size, room.slot_bytes),
     )
 
 
@@ -168,18 +163,25 @@ def _in_mix(name: str, source: str, mix: str, model: Any, layers: "Sequence[MoEL
     largest = max(records, key=lambda record: record.nbytes)
     return LoadedModel(
         name=name,
-        source=source,
         expert_format=largest.format,
         packed_at_load=None,
         mix=mix,
-        slot_bytes=largest.nbytes,
         room_bytes=max(ExpertLayout.of(layer, None).nbytes for layer in layers),
         all_experts_bytes=sum(record.count * record.nbytes for record in records),
-        other_bytes=other_bytes(model, layers),
-        kv_bytes=_kv_bytes(size, model),
-        positions=_positions(source, model),
-        size=replace(size, packed_bytes=largest.nbytes),
+        **_shared(source, model, layers, size, largest.nbytes),
     )
+
+
+def _shared(source: str, model: Any, layers: "Sequence[MoELayer]", size: ModelSize, slot_bytes: int) -> dict[str, Any]:
+    """The fields that follow from the model and the size of a slot, whatever its experts are packed in."""
+    return {
+        "source": source,
+        "slot_bytes": slot_bytes,
+        "other_bytes": other_bytes(model, layers),
+        "kv_bytes": _kv_bytes(size, model),
+        "positions": _positions(source, model),
+        "size": replace(size, packed_bytes=slot_bytes),
+    }
 
 
 def _of_gguf(name: str, path: Path) -> LoadedModel:
@@ -211,17 +213,12 @@ def _of_gguf(name: str, path: Path) -> LoadedModel:
     room = Room.of(layouts, "packed")
     return LoadedModel(
         name=name,
-        source=str(path),
         expert_format="gguf",
         packed_at_load=None,
         mix=None,
-        slot_bytes=room.slot_bytes,
         room_bytes=room.room_bytes,
         all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
-        other_bytes=other_bytes(model, layers),
-        kv_bytes=_kv_bytes(size, model),
-        positions=_positions(str(path), model),
-        size=replace(size, packed_bytes=room.slot_bytes),
+        **_shared(str(path), model, layers, size, room.slot_bytes),
     )
 
 
