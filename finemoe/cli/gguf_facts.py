@@ -14,38 +14,22 @@ def gguf_facts(path: Path) -> dict[str, Any]:
     Raises:
         FinemoeError: the file cannot be loaded.
     """
-    from finemoe.runtime.gguf_file import GgufFile, require_packages
+    from finemoe.runtime.gguf_file import require_packages
 
     require_packages(path)
-    import torch
-
-    from finemoe.models.geometry import Geometry, model_on_meta
-    from finemoe.models.layers import find_moe_layers
-    from finemoe.runtime.expert_layout import ExpertLayout
-    from finemoe.runtime.gguf_checkpoint import GgufCheckpoint
-    from finemoe.runtime.gguf_config import config_of_gguf
-    from finemoe.runtime.packing import Packing
-    from finemoe.runtime.pretrained import in_one_line
+    from finemoe.models.geometry import Geometry
+    from finemoe.runtime.gguf_layouts import gguf_layouts
     from finemoe.runtime.room import Room
 
-    file = GgufFile(path)
-    with in_one_line(f"{path}: of architecture {file.architecture!r}: "):
-        config = config_of_gguf(file)
-    model = model_on_meta(config)
-    geometry = Geometry.of_model(model)
-    layers = find_moe_layers(model)  # bfloat16, as the command line loads such a file
-    plain = [ExpertLayout.of(layer) for layer in layers]
-    matrices = [GgufCheckpoint(file, torch.float32).matrices(layer) for layer in layers]
-    layouts = [
-        one if found is None else ExpertLayout.packed(Packing(found, one)) for one, found in zip(plain, matrices, strict=True)
-    ]
-    types = [_types(found) for found in matrices]
-    room = Room.of(layouts, "packed")
+    found = gguf_layouts(path)
+    geometry = Geometry.of_model(found.model)
+    types = [_types(matrices) for matrices in found.matrices]
+    room = Room.of(found.layouts, "packed")
     geometry = replace(
         geometry,
-        expert_format="gguf " + ", ".join(sorted({name for found in types for name in found})),
+        expert_format="gguf " + ", ".join(sorted({name for names in types for name in names})),
         expert_bytes=room.slot_bytes,
-        all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
+        all_experts_bytes=found.all_experts_bytes,
     )
     memory = ExpertMemory(
         slot_bytes=room.slot_bytes,
@@ -55,10 +39,10 @@ def gguf_facts(path: Path) -> dict[str, Any]:
         top_k=geometry.experts_per_token,
     )
     of_layers = [
-        {"layer": layer.index, "types": " ".join(found), "expert_bytes": one.nbytes}
-        for layer, found, one in zip(layers, types, layouts, strict=True)
+        {"layer": layer.index, "types": " ".join(names), "expert_bytes": one.nbytes}
+        for layer, names, one in zip(found.layers, types, found.layouts, strict=True)
     ]
-    return {"architecture": file.architecture, **asdict(geometry), **memory.facts(), "layers": of_layers}
+    return {"architecture": found.architecture, **asdict(geometry), **memory.facts(), "layers": of_layers}
 
 
 def _types(matrices: Sequence[Any] | None) -> list[str]:

@@ -185,40 +185,22 @@ def _shared(source: str, model: Any, layers: "Sequence[MoELayer]", size: ModelSi
 
 
 def _of_gguf(name: str, path: Path) -> LoadedModel:
-    from finemoe.runtime.gguf_file import GgufFile, require_packages
+    from finemoe.runtime.gguf_file import require_packages
 
     require_packages(path)
-    import torch
-
-    from finemoe.models.geometry import model_on_meta
-    from finemoe.models.layers import find_moe_layers
-    from finemoe.runtime.expert_layout import ExpertLayout
-    from finemoe.runtime.gguf_checkpoint import GgufCheckpoint
-    from finemoe.runtime.gguf_config import config_of_gguf
-    from finemoe.runtime.packing import Packing
-    from finemoe.runtime.pretrained import in_one_line
+    from finemoe.runtime.gguf_layouts import gguf_layouts
     from finemoe.runtime.room import Room
 
-    file = GgufFile(path)
-    with in_one_line(f"{path}: of architecture {file.architecture!r}: "):
-        config = config_of_gguf(file)
-    size = ModelSize.from_config(config, name)
-    model = model_on_meta(config)  # bfloat16, as the command line loads such a file
-    layers = find_moe_layers(model)
-    plain = [ExpertLayout.of(layer) for layer in layers]
-    matrices = [GgufCheckpoint(file, torch.float32).matrices(layer) for layer in layers]
-    layouts = [
-        one if found is None else ExpertLayout.packed(Packing(found, one)) for one, found in zip(plain, matrices, strict=True)
-    ]
-    room = Room.of(layouts, "packed")
+    found = gguf_layouts(path)
+    size, room = ModelSize.from_config(found.config, name), Room.of(found.layouts, "packed")
     return LoadedModel(
         name=name,
         expert_format="gguf",
         packed_at_load=None,
         mix=None,
         room_bytes=room.room_bytes,
-        all_experts_bytes=sum(layer.num_experts * one.nbytes for layer, one in zip(layers, layouts, strict=True)),
-        **_shared(str(path), model, layers, size, room.slot_bytes),
+        all_experts_bytes=found.all_experts_bytes,
+        **_shared(str(path), found.model, found.layers, size, room.slot_bytes),
     )
 
 
